@@ -1,0 +1,1 @@
+"""The nbdkit front-end of zcache."""

@@ -1,0 +1,150 @@
+"""The plugin's parameters: `key=value` words to one frozen `Config`.
+
+Every refusal is one line: the key, what was given, what is wrong with it, and what may be given.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from zcache.codec import Codec, parse_codec
+from zcache.entry import FRAME_MASK, PAGE_BYTES
+from zcache.errors import BadInput
+
+ALLOCATORS: Final = ("zbud",)
+HARDENING: Final = ("require", "warn", "off")
+
+#: 64 pageframes: a request of 64 raw pages must find room, and the watermarks need a few frames to work with.
+MIN_BUDGET_BYTES: Final = 64 * PAGE_BYTES
+
+_SUFFIXES: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE: Final = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?)(b|[kmgt])?(?:ib)?", re.IGNORECASE)
+
+KEYS: Final = {
+    "size": "bytes of the device, with a suffix: 512M, 2G, 64G",
+    "budget": "bytes of RAM for pageframes, with a suffix, or a share of this machine's RAM: 160M, 25%",
+    "backing": "path of a regular file or block device that cold frames are written to; none: RAM only",
+    "codec": "lz4 (default), lz4:ACCELERATION, zstd:LEVEL",
+    "allocator": "zbud (default)",
+    "overcommit": "yes or no (default): may size exceed what budget and backing can surely hold",
+    "force": "yes or no (default): may a backing file that holds something else be overwritten",
+    "control": "path of the control socket that `zcache status` talks to; none: no such socket",
+    "hardening": "require, warn (default) or off: what to do when the server cannot be made safe to swap to itself",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a server is to do. Sizes are bytes and whole pages."""
+
+    size_bytes: int
+    budget_bytes: int
+    backing: Path | None
+    codec: Codec
+    allocator: str
+    overcommit: bool
+    force: bool
+    control: Path | None
+    hardening: str
+
+    @property
+    def backing_needed_bytes(self) -> int:
+        """What must be below so that every page of the device finds room even if nothing compresses."""
+        return 0 if self.overcommit else max(self.size_bytes - self.budget_bytes, 0)
+
+
+def parse_config(words: Iterable[tuple[str, str]]) -> Config:
+    """Raises `BadInput` for the first thing that is wrong."""
+    given: dict[str, str] = {}
+    for key, value in words:
+        if key not in KEYS:
+            raise BadInput(f"{key}={value}: unknown parameter; give {', '.join(KEYS)}")
+        if key in given:
+            raise BadInput(f"{key}={value}: given twice (first as {given[key]!r}); give it once")
+        given[key] = value
+    for key in ("size", "budget"):
+        if key not in given:
+            raise BadInput(f"{key}=: missing; give {KEYS[key]}")
+
+    size_bytes = parse_size("size", given["size"])
+    budget_bytes = parse_budget(given["budget"])
+    backing = Path(given["backing"]).absolute() if given.get("backing") else None
+    overcommit = _parse_choice("overcommit", given.get("overcommit", "no"), ("yes", "no")) == "yes"
+    if size_bytes // PAGE_BYTES > FRAME_MASK:
+        raise BadInput(f"size={given['size']}: more than {FRAME_MASK} pages; give at most 8T")
+    if "backing" in given and backing is None:
+        raise BadInput("backing=: empty; give a path, or leave the parameter away")
+    if backing is None and size_bytes > budget_bytes and not overcommit:
+        raise BadInput(
+            f"size={given['size']}: larger than budget={given['budget']} ({budget_bytes} bytes) and there is no backing; "
+            "give a smaller size, a larger budget, backing=PATH, or overcommit=yes"
+        )
+    return Config(
+        size_bytes=size_bytes,
+        budget_bytes=budget_bytes,
+        backing=backing,
+        codec=parse_codec(given.get("codec", "lz4")),
+        allocator=_parse_choice("allocator", given.get("allocator", "zbud"), ALLOCATORS),
+        overcommit=overcommit,
+        force=_parse_choice("force", given.get("force", "no"), ("yes", "no")) == "yes",
+        control=_parse_control(given.get("control")),
+        hardening=_parse_choice("hardening", given.get("hardening", "warn"), HARDENING),
+    )
+
+
+def parse_size(key: str, text: str) -> int:
+    """`4096`, `512M`, `1.5G`, `64GiB` -> bytes: positive and whole pages."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise BadInput(f"{key}={text}: not a number of bytes; give {KEYS.get(key, 'bytes with a suffix such as 512M')}")
+    exact = float(match[1]) if "." in match[1] else int(match[1])
+    size_bytes = math.floor(exact * _SUFFIXES[(match[2] or "").lower()])
+    if size_bytes <= 0:
+        raise BadInput(f"{key}={text}: must be more than zero; give {KEYS.get(key, 'bytes with a suffix such as 512M')}")
+    if size_bytes % PAGE_BYTES:
+        below = size_bytes // PAGE_BYTES * PAGE_BYTES
+        raise BadInput(f"{key}={text}: not whole pages; give a multiple of {PAGE_BYTES}, such as {below + PAGE_BYTES}")
+    return size_bytes
+
+
+def parse_budget(text: str) -> int:
+    """A size, or a percentage of the machine's RAM rounded down to whole pages."""
+    if text.strip().endswith("%"):
+        ram_bytes = psutil.virtual_memory().total
+        try:
+            share = float(text.strip()[:-1])
+        except ValueError:
+            share = math.nan
+        if not 0 < share <= 90:
+            raise BadInput(f"budget={text}: not a share of RAM; give more than 0% and at most 90%, or bytes such as 160M")
+        budget_bytes = int(ram_bytes * share / 100) // PAGE_BYTES * PAGE_BYTES
+    else:
+        budget_bytes = parse_size("budget", text)
+    if budget_bytes < MIN_BUDGET_BYTES:
+        raise BadInput(f"budget={text}: too small to work with; give at least {MIN_BUDGET_BYTES >> 10}K")
+    return budget_bytes
+
+
+def _parse_choice(key: str, text: str, choices: tuple[str, ...]) -> str:
+    if text not in choices:
+        raise BadInput(f"{key}={text}: no such choice; give {' or '.join(choices)}")
+    return text
+
+
+def _parse_control(text: str | None) -> Path | None:
+    if text is None:
+        return None
+    path = Path(text).absolute()
+    if not text or not path.parent.is_dir():
+        raise BadInput(f"control={text}: its folder does not exist; give a path in an existing folder")
+    if path.exists() and not path.is_socket():
+        raise BadInput(f"control={text}: something else is there; give a path that is free")
+    if len(os.fsencode(path)) > 107:
+        raise BadInput(f"control={text}: too long for a Unix socket; give a path of at most 107 bytes")
+    return path

@@ -1,0 +1,1 @@
+"""zcache: a compressed page store, and what it takes to swap to it."""

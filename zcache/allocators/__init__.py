@@ -1,0 +1,49 @@
+"""Allocators: where in which pageframe a zpage goes. The store picks one by name; all keep one contract.
+
+The contract, which every allocator's contract suite runs (the caller holds the store's lock throughout):
+
+- `place` takes a request's zpages together and writes their bytes into frames of the given kind of pool; zpages of different kinds
+  never share a frame. It appends an entry for each to `entries` and returns the index of the first that found no room; calling
+  again from there, after room was made, goes on. It takes frames from `PageFrames` and allocates none itself.
+- `release` drops the zpages that entries name. A frame whose last zpage goes is given back, unless it is in flight.
+- `retire` is told that a frame is on its way out and takes no more zpages. `evict` throws an ephemeral frame away, live
+  zpages and all, and says whose they were.
+- What a zpage's bytes were they stay, in place, until it is released.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from zcache.pageframes import PageFrames
+
+__all__ = ["Allocator"]
+
+
+class Allocator(Protocol):
+    """Places zpages in frames."""
+
+    name: str
+    max_zpage_bytes: int  # a longer zpage gains nothing over the raw page
+
+    def place(
+        self, kind: int, bodies: Sequence[bytes | None], tags: Sequence[int], entries: list[int], owner: int
+    ) -> int:
+        """Place `bodies[len(entries):]`; `owner` is the word that names the first body's page (see `evict`)."""
+
+    def release(self, entries: Sequence[int]) -> None:
+        """Drop zpages; each entry must be a live zpage's."""
+
+    def retire(self, frame: int) -> None:
+        """Offer no more room in a frame that is about to leave RAM."""
+
+    def evict(self, frame: int) -> list[int]:
+        """Throw away an ephemeral frame; returns the owners of what was alive in it."""
+
+    def check(self, live_zpages: dict[int, list[tuple[int, int]]]) -> None:
+        """Compare own books with the (offset, length) lists of all live zpages, by frame; raises `Imbalance`."""
+
+
+class ReleaseBelow(Protocol):
+    """Gives a slot of the tier below back (0: there is none)."""
+
+    def __call__(self, slot: int) -> None: ...

@@ -1,0 +1,217 @@
+"""zbud: at most two zpages in a pageframe, the "buddies", one justified to the left and one to the right.
+
+What it is: the allocator of the kernel's zcache (Dan Magenheimer, 2012; `mm/zbud.c` is its descendant). Sizes are counted in
+chunks of 64 bytes, and a buddy of zero chunks is a free buddy, so no flag says which is there. Frames with one buddy wait in
+"unbuddied" lists by how many chunks are occupied; a new zpage goes to the fullest frame that still fits it (best fit), and to a
+frame of its own if there is none.
+
+What it is not: dense. No frame ever holds more than two zpages, so it stores at most 2.0 pages a frame however well they compress.
+In return nothing is ever moved, holes never spread, and reclaiming a whole frame touches two pages at most.
+
+Guarantee: a frame holds zpages of one kind of pool only, because the unbuddied lists are kept by kind. A put succeeds while a partly
+filled frame has room, even when no frame is free.
+
+The lists are threaded through flat arrays by RAM slot, with heads beyond the slots, and one 64-bit word for each kind has a bit for each
+non-empty list: the best fit is a mask and a `bit_length`. Cost: 2 bytes a RAM slot for the sizes, 8 for the lists, 16 for the owners
+of ephemeral zpages (untouched, and so free, while there are none).
+"""
+
+from array import array
+from collections.abc import Sequence
+from typing import Final
+
+from zcache.allocators import ReleaseBelow
+from zcache.entry import FRAME_MASK, OFFSET_MASK, OFFSET_SHIFT, PAGE_BYTES
+from zcache.errors import Imbalance
+from zcache.image import FlatArray
+from zcache.pageframes import PageFrames, State
+
+CHUNK_SHIFT: Final = 6
+CHUNKS: Final = PAGE_BYTES >> CHUNK_SHIFT  # 64
+FRAME_BYTES: Final = PAGE_BYTES
+
+#: For a zpage of n chunks: the unbuddied lists (bit m: m chunks occupied) whose frames have room for it.
+_LISTS_THAT_FIT: Final = [((1 << (CHUNKS - n + 1)) - 1) & ~1 for n in range(CHUNKS + 1)]
+
+
+class Zbud:
+    """An `Allocator`; all methods are called under the store's lock."""
+
+    name = "zbud"
+    #: The original's limit: a zpage that leaves no chunk for a buddy gains nothing over the raw page.
+    max_zpage_bytes = (CHUNKS - 1) << CHUNK_SHIFT
+
+    def __init__(self, frames: PageFrames, release_below: ReleaseBelow) -> None:
+        assert frames.frame_bytes == FRAME_BYTES
+        self._frames = frames
+        self._release_below = release_below
+        slots = frames.slot_count
+        self._left = bytearray(slots)  # chunks of the left buddy; 0: free
+        self._right = bytearray(slots)
+        self._heads = [slots, slots + CHUNKS]  # by kind; the list of frames with m chunks occupied is at head + m
+        self._after = array("I", range(slots + 2 * CHUNKS))
+        self._before = array("I", range(slots + 2 * CHUNKS))
+        self._filled_lists = [0, 0]  # by kind: bit m is set while list m is not empty
+        self._owners = FlatArray("Q", 2 * slots).view  # left, right
+
+    def place(
+        self, kind: int, bodies: Sequence[bytes | None], tags: Sequence[int], entries: list[int], owner: int
+    ) -> int:
+        """See `Allocator.place`. A body of None is an entry complete in itself (its tag)."""
+        frames = self._frames
+        ram, home, frame_of = frames.ram, frames.home, frames.frame_of
+        state, live = frames.state, frames.live
+        left, right, after, before = self._left, self._right, self._after, self._before
+        heads = self._heads[kind]
+        filled = self._filled_lists[kind]
+        for index in range(len(entries), len(bodies)):
+            body = bodies[index]
+            if body is None:
+                entries.append(tags[index])
+                continue
+            length = len(body)
+            chunks = (length + 63) >> 6
+            fitting = filled & _LISTS_THAT_FIT[chunks]
+            if fitting:
+                occupied = fitting.bit_length() - 1
+                head = heads + occupied
+                slot = after[head]
+                follower = after[slot]
+                after[head] = follower
+                before[follower] = head
+                if follower == head:
+                    filled &= ~(1 << occupied)
+                frame = frame_of[slot]
+                live[frame] = 2
+                state[frame] = 2  # DIRTY
+                if left[slot]:
+                    right[slot] = chunks
+                    offset = (CHUNKS - chunks) << 6
+                else:
+                    left[slot] = chunks
+                    offset = 0
+            else:
+                frame = frames.take(kind)
+                if not frame:
+                    self._filled_lists[kind] = filled
+                    return index
+                slot = home[frame]
+                left[slot] = chunks
+                right[slot] = 0
+                offset = 0
+                live[frame] = 1
+                if chunks < CHUNKS:
+                    head = heads + chunks
+                    follower = after[head]
+                    after[head] = slot
+                    before[slot] = head
+                    after[slot] = follower
+                    before[follower] = slot
+                    filled |= 1 << chunks
+                else:
+                    state[frame] = 2  # DIRTY: a raw page fills the frame
+            start = (slot << 12) + offset
+            ram[start : start + length] = body
+            entries.append(tags[index] | offset << 31 | frame)
+            if kind:
+                self._owners[2 * slot + (offset != 0)] = owner + index
+        self._filled_lists[kind] = filled
+        return len(bodies)
+
+    def release(self, entries: Sequence[int]) -> None:
+        """See `Allocator.release`. A DIRTY frame that loses a buddy is ACTIVE again: its room is offered."""
+        frames = self._frames
+        state, live, home = frames.state, frames.live, frames.home
+        for entry in entries:
+            frame = entry & FRAME_MASK
+            remaining = live[frame] - 1
+            live[frame] = remaining
+            now = state[frame]
+            if now <= 2:  # ACTIVE or DIRTY
+                slot = home[frame]
+                if remaining:
+                    if entry >> OFFSET_SHIFT & OFFSET_MASK:
+                        self._right[slot] = 0
+                    else:
+                        self._left[slot] = 0
+                    state[frame] = 1  # ACTIVE
+                    self._offer(slot)
+                else:
+                    if now == 1:
+                        self._withdraw(slot)
+                    frames.give(frame)
+            elif not remaining and now != 3:  # CLEAN or COLD; a frame in flight is freed when it lands
+                self._release_below(frames.give(frame))
+
+    def retire(self, frame: int) -> None:
+        """See `Allocator.retire`. Called while the frame is still ACTIVE or DIRTY."""
+        if self._frames.state[frame] == State.ACTIVE:
+            self._withdraw(self._frames.home[frame])
+
+    def evict(self, frame: int) -> list[int]:
+        """See `Allocator.evict`."""
+        frames = self._frames
+        slot = frames.home[frame]
+        owners = self._owners
+        alive = []
+        if self._left[slot]:
+            alive.append(owners[2 * slot])
+        if self._right[slot]:
+            alive.append(owners[2 * slot + 1])
+        self.retire(frame)
+        frames.live[frame] = 0
+        frames.give(frame)
+        return alive
+
+    def check(self, live_zpages: dict[int, list[tuple[int, int]]]) -> None:
+        """See `Allocator.check`."""
+        frames = self._frames
+        offered = 0
+        for kind in (0, 1):
+            for occupied in range(1, CHUNKS):
+                head = self._heads[kind] + occupied
+                slot = self._after[head]
+                if (slot != head) != bool(self._filled_lists[kind] >> occupied & 1):
+                    raise Imbalance(f"zbud: list {occupied} of kind {kind} and its bit disagree")
+                while slot != head:
+                    offered += 1
+                    frame = frames.frame_of[slot]
+                    if frames.state[frame] != State.ACTIVE or frames.queue_of[slot] != kind:
+                        raise Imbalance(f"zbud: frame {frame} is offered but not an ACTIVE one of kind {kind}")
+                    if self._left[slot] + self._right[slot] != occupied:
+                        raise Imbalance(f"zbud: frame {frame} is in the list of {occupied} occupied chunks")
+                    slot = self._after[slot]
+        active = 0
+        for frame, zpages in live_zpages.items():
+            if frames.state[frame] == State.ACTIVE:
+                active += 1
+                [(offset, length)] = zpages
+                slot = frames.home[frame]
+                sizes = self._left[slot], self._right[slot]
+                chunks = (length + 63) >> CHUNK_SHIFT
+                if sizes != ((0, chunks) if offset else (chunks, 0)):
+                    raise Imbalance(f"zbud: frame {frame} has buddies of {sizes} chunks, its zpage {chunks}")
+        if active != offered:
+            raise Imbalance(f"zbud: {active} frames are ACTIVE, {offered} are offered")
+
+    def _offer(self, slot: int) -> None:
+        """Put a frame with one buddy at the front of the list that its occupied chunks name."""
+        kind = self._frames.queue_of[slot]
+        occupied = self._left[slot] + self._right[slot]
+        head = self._heads[kind] + occupied
+        after, before = self._after, self._before
+        follower = after[head]
+        after[head] = slot
+        before[slot] = head
+        after[slot] = follower
+        before[follower] = slot
+        self._filled_lists[kind] |= 1 << occupied
+
+    def _withdraw(self, slot: int) -> None:
+        """Take a frame out of its unbuddied list."""
+        kind = self._frames.queue_of[slot]
+        follower, predecessor = self._after[slot], self._before[slot]
+        self._after[predecessor] = follower
+        self._before[follower] = predecessor
+        if follower == predecessor:  # only the head is left
+            self._filled_lists[kind] &= ~(1 << (self._left[slot] + self._right[slot]))

@@ -1,0 +1,126 @@
+"""Codecs: a 4096-byte page to fewer bytes and back.
+
+An id is part of every page-table entry, so it never changes its meaning. Whatever codec puts are made with, `decoders` can
+read all of them: an entry says by itself how to read it.
+
+Guarantee: `compress` never asks the caller to hold a lock and may be called from several threads at once (the lz4 and zstandard
+packages release the GIL while they work). `decompress` either returns exactly one page or raises `PageDamaged`.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import zstandard
+from lz4 import block as lz4_block
+
+from zcache.entry import PAGE_BYTES
+from zcache.errors import BadInput, PageDamaged
+
+RAW: Final = 0
+WORD: Final = 1  # the page repeats one 64-bit word, and the zpage is that word
+LZ4: Final = 2
+ZSTD: Final = 3
+
+NAMES: Final = {RAW: "raw", WORD: "word", LZ4: "lz4", ZSTD: "zstd"}
+CHOICES: Final = "lz4, lz4:ACCELERATION (1 to 65537) or zstd:LEVEL (-7 to 19)"
+
+Compress = Callable[[memoryview], bytes]
+Decompress = Callable[[bytes], bytes]
+
+
+class Codec:
+    """What puts are made with: `id`, `name`, and `compress(page) -> bytes`."""
+
+    def __init__(self, codec_id: int, name: str, compress: Compress) -> None:
+        self.id = codec_id
+        self.name = name
+        self.compress = compress
+
+
+def parse_codec(text: str) -> Codec:
+    """`lz4`, `lz4:4`, `zstd`, `zstd:3` -> a codec; raises `BadInput`."""
+    name, colon, argument = text.partition(":")
+    try:
+        number = int(argument) if colon else 1
+    except ValueError:
+        raise BadInput(f"codec={text}: {argument!r} is not a number; give {CHOICES}") from None
+    if name == "lz4" and 1 <= number <= 65537:
+        return Codec(LZ4, f"lz4:{number}" if number > 1 else "lz4", _lz4_compress(number))
+    if name == "zstd" and -7 <= number <= 19 and number != 0:
+        return Codec(ZSTD, f"zstd:{number}", _zstd_compress(number))
+    raise BadInput(f"codec={text}: no such codec; give {CHOICES}")
+
+
+def _lz4_compress(acceleration: int) -> Compress:
+    block_compress = lz4_block.compress
+
+    def compress(page: memoryview) -> bytes:
+        # Positional: mode, store_size, acceleration.
+        return block_compress(page, "fast", False, acceleration)  # type: ignore[no-any-return]
+
+    return compress
+
+
+def _zstd_compress(level: int) -> Compress:
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level,
+        source_size=PAGE_BYTES,
+        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        write_content_size=False,
+        write_checksum=False,
+        write_dict_id=False,
+    )
+    idle: list[zstandard.ZstdCompressor] = []
+
+    def compress(page: memoryview) -> bytes:
+        try:
+            context = idle.pop()
+        except IndexError:
+            context = zstandard.ZstdCompressor(compression_params=parameters)
+        body = context.compress(page)
+        idle.append(context)
+        return body
+
+    return compress
+
+
+def _zstd_decompress() -> Decompress:
+    idle: list[zstandard.ZstdDecompressor] = []
+
+    def decompress(body: bytes) -> bytes:
+        try:
+            context = idle.pop()
+        except IndexError:
+            context = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+        page = context.decompress(body, PAGE_BYTES)
+        idle.append(context)
+        return page
+
+    return decompress
+
+
+def _lz4_decompress(body: bytes) -> bytes:
+    return lz4_block.decompress(body, PAGE_BYTES)  # type: ignore[no-any-return]
+
+
+def _word_decompress(body: bytes) -> bytes:
+    return body * (PAGE_BYTES // 8)
+
+
+def _raw_decompress(body: bytes) -> bytes:
+    return body
+
+
+#: Indexed by codec id. Errors are the packages' own; `decompress` translates them.
+decoders: Final[tuple[Decompress, ...]] = (_raw_decompress, _word_decompress, _lz4_decompress, _zstd_decompress())
+
+
+def decompress(codec_id: int, body: bytes) -> bytes:
+    """One page of 4096 bytes, or `PageDamaged`."""
+    try:
+        page = decoders[codec_id](body)
+    except (lz4_block.LZ4BlockError, zstandard.ZstdError, IndexError) as error:
+        raise PageDamaged(f"{NAMES.get(codec_id, codec_id)}: {error}") from None
+    if len(page) != PAGE_BYTES:
+        raise PageDamaged(f"{NAMES[codec_id]}: {len(page)} bytes instead of a page")
+    return page

@@ -1,0 +1,34 @@
+"""The three kinds of error, split by blame.
+
+`BadInput` is the caller's: one line that names the key, what was given and what may be given. `PageLost`, `PageDamaged`
+and `StoreFull` are answers to one request and end as an errno at the client. `EnvironmentProblem` is the machine's: it says
+what to do about it. Our own bugs are assertions and `Imbalance`.
+"""
+
+
+class ZcacheError(Exception):
+    """Anything that zcache raises on purpose."""
+
+
+class BadInput(ZcacheError):
+    """A parameter is wrong. The text is one line: `key=value: what is wrong; what may be given`."""
+
+
+class EnvironmentProblem(ZcacheError):
+    """The machine does not give what is needed; the text says what to do."""
+
+
+class PageLost(ZcacheError):
+    """The page's last put failed: its data exists nowhere. Writing or trimming it ends this state. (EIO)"""
+
+
+class PageDamaged(ZcacheError):
+    """The bytes that came back are not those that were stored: seal or codec says so. (EIO)"""
+
+
+class StoreFull(ZcacheError):
+    """No pageframe in RAM and none below could be had for a put. (ENOSPC)"""
+
+
+class Imbalance(ZcacheError):
+    """`check()` found that the store's books do not balance."""

@@ -1,0 +1,49 @@
+"""Flat arrays in memory of their own: what the page table and the frame table are made of.
+
+A `FlatArray` is zero until it is written and costs no memory where it was never touched: a page table for a huge device is
+mostly address space. That is at odds with the rule that the I/O path asks the system for nothing, so the memory is *faulted
+ahead*: `fault_ahead` is called off the I/O path and keeps `AHEAD_BYTES` beyond the highest index in use populated.
+
+Cost: one `mmap` for each array, never resized, never given back.
+"""
+
+import mmap
+from typing import Final
+
+#: `madvise(2)` advice: fault pages in for writing without changing what they hold. Linux 5.14; Python names it from 3.13 on.
+MADV_POPULATE_WRITE: Final = 23
+
+#: `mmap(2)` flag: address space is not accounted as memory. Python names it from 3.13 on.
+MAP_NORESERVE: Final = 0x4000
+
+#: How far beyond the highest used index an array stays populated: 2 MiB of 8-byte page-table entries covers a gigabyte of
+#: device, more than a kernel can swap out between two looks of the reclaimer.
+AHEAD_BYTES: Final = 2 << 20
+
+_ITEM_BYTES: Final = {"B": 1, "H": 2, "I": 4, "Q": 8}
+
+
+def anonymous_memory(size_bytes: int) -> mmap.mmap:
+    """Private zeroed memory that is not reserved until it is touched."""
+    return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+
+
+class FlatArray:
+    """`count` unsigned items of `typecode` (B, H, I or Q), all zero at first; read and written through `view`."""
+
+    def __init__(self, typecode: str, count: int) -> None:
+        self.count = count
+        self.item_bytes = _ITEM_BYTES[typecode]
+        self._memory = anonymous_memory(max(count * self.item_bytes, 1))
+        self.view = memoryview(self._memory)[: count * self.item_bytes].cast(typecode)
+        self._populated_bytes = 0
+
+    def fault_ahead(self, index: int) -> None:
+        """Populate everything up to `AHEAD_BYTES` beyond item `index`. Not for the I/O path; safe beside it."""
+        size_bytes = len(self._memory)
+        wanted = min(index * self.item_bytes + AHEAD_BYTES, size_bytes)
+        if wanted <= self._populated_bytes or self._populated_bytes >= size_bytes:
+            return
+        start = self._populated_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+        self._memory.madvise(MADV_POPULATE_WRITE, start, wanted - start)
+        self._populated_bytes = wanted

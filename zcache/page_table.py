@@ -1,0 +1,62 @@
+"""The page table: one 64-bit entry for each page of an object, flat. It is the only truth: what it does not name does not exist.
+
+Beside the entries there is one byte for each block of 512 entries (a memory page of the table) that says whether any of them was
+ever written: scans of a huge and mostly empty device skip whole blocks by `bytearray.find`, and do not touch their memory.
+"""
+
+import sys
+from array import array
+from collections.abc import Iterator
+from typing import Final
+
+from zcache.entry import EMPTY, LOST
+from zcache.image import FlatArray
+
+BLOCK_SHIFT: Final = 9
+BLOCK_ENTRIES: Final = 1 << BLOCK_SHIFT
+
+#: A request is worked on in runs of at most this many pages (256 KiB): bounds the memory and the time under the lock that one
+#: request can take, whatever its size. The kernel's swap client sends at most 32 pages.
+MAX_RUN_PAGES: Final = 64
+
+LOST_RUN: Final = memoryview(array("Q", [LOST]) * MAX_RUN_PAGES)
+EMPTY_BLOCK: Final = memoryview(array("Q", [EMPTY]) * BLOCK_ENTRIES)
+
+assert sys.byteorder == "little" and array("Q").itemsize == 8
+
+
+class PageTable:
+    """`page_count` entries; the caller holds the store's lock except for `fault_ahead`."""
+
+    def __init__(self, page_count: int) -> None:
+        self.page_count = page_count
+        self._array = FlatArray("Q", page_count)
+        self.entries = self._array.view
+        self.touched = bytearray((page_count + BLOCK_ENTRIES - 1) >> BLOCK_SHIFT)
+        self._highest_touched = 0
+
+    def touch(self, first: int, last: int) -> None:
+        """Note that entries `first` to `last` (inclusive) are about to be written."""
+        touched = self.touched
+        for block in range(first >> BLOCK_SHIFT, (last >> BLOCK_SHIFT) + 1):
+            touched[block] = 1
+        if last > self._highest_touched:
+            self._highest_touched = last
+
+    def touched_runs(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
+        """The parts of `first` to `stop` (exclusive) in touched blocks, each at most a block: all else is EMPTY."""
+        block = first >> BLOCK_SHIFT
+        last_block = (stop - 1) >> BLOCK_SHIFT
+        while (block := self.touched.find(1, block, last_block + 1)) >= 0:
+            yield max(first, block << BLOCK_SHIFT), min(stop, (block + 1) << BLOCK_SHIFT)
+            block += 1
+
+    def clear_block(self, first: int, stop: int) -> None:
+        """Make a run of entries EMPTY; if it is a whole block, its memory need not be looked at again."""
+        self.entries[first:stop] = EMPTY_BLOCK[: stop - first]
+        if stop - first == BLOCK_ENTRIES:
+            self.touched[first >> BLOCK_SHIFT] = 0
+
+    def fault_ahead(self) -> None:
+        """Keep the table populated beyond the highest entry in use. Not for the I/O path."""
+        self._array.fault_ahead(self._highest_touched)

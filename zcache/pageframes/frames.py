@@ -1,0 +1,316 @@
+"""The frame table, the RAM slots and the queues in which frames wait to leave RAM.
+
+A pageframe has an id that does not depend on where its bytes are. `home` names its RAM slot and `below` its slot on the tier
+below; 0 means that it has none there, so RAM slot 0 and frame id 0 are never handed out (the tier's slot 0 is its header).
+Everything about LRU belongs to a RAM slot, not to a frame: only what is in RAM can leave it.
+
+Queues are circular doubly-linked lists threaded through two flat arrays, one for each `Queue`; a queue's head is an extra
+index beyond the RAM slots, so that linking and unlinking have no special cases. The oldest frame comes first. A get
+does not move its frame (six array writes): it sets `referenced`, and reclaim gives such a frame one more round: the
+second-chance approximation of LRU that the kernel uses for its own pages.
+
+This module hands frames out and takes them back. It does not know what is in them, who reads a tier, or why a frame must go.
+
+Locking: every method and every array is protected by the store's lock, which the caller holds.
+Cost: 23 bytes a frame id ever used, 13 a RAM slot. Nothing is allocated after construction.
+"""
+
+import mmap
+from array import array
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Final
+
+from zcache.errors import BadInput
+from zcache.image import FlatArray, anonymous_memory
+from zcache.pageframes.states import ALLOWED, State
+
+#: RAM slots beside the budget that cold frames are read into: as many as reads of cold frames that can run at once.
+FETCH_SLOTS: Final = 32
+
+NONE: Final = 0
+
+
+class Queue(IntEnum):
+    """Where a frame in RAM waits. Frames in flight wait nowhere."""
+
+    PERSISTENT = 0  # ACTIVE and DIRTY frames of persistent pools: to be written back
+    EPHEMERAL = 1  # frames of ephemeral pools: can be eaten, their pages are then misses
+    CLEAN = 2  # CLEAN frames of persistent pools: can be dropped, their bytes are below
+
+
+class PageFrames:
+    """`budget_frames` RAM slots of `frame_bytes`, and the ids of all frames that can exist in RAM and below."""
+
+    def __init__(self, budget_frames: int, below_frames: int, frame_bytes: int) -> None:
+        if frame_bytes % mmap.PAGESIZE:
+            raise BadInput(f"frame of {frame_bytes} bytes: give whole pages")
+        self.budget_frames = budget_frames
+        self.frame_bytes = frame_bytes
+        self.frame_count = budget_frames + below_frames
+
+        ids = self.frame_count + 1
+        self.state_table = FlatArray("B", ids)
+        self.live_table = FlatArray("H", ids)
+        self.home_table = FlatArray("I", ids)
+        self.below_table = FlatArray("I", ids)
+        self.seal_table = FlatArray("I", ids)
+        self.birth_table = FlatArray("Q", ids)
+        self.state, self.live = self.state_table.view, self.live_table.view
+        self.home, self.below = self.home_table.view, self.below_table.view
+        self.seal, self.birth = self.seal_table.view, self.birth_table.view
+
+        slots = budget_frames + FETCH_SLOTS + 1
+        self.slot_count = slots
+        self.ram = anonymous_memory(slots * frame_bytes)
+        self.ram_view = memoryview(self.ram)
+        self.frame_of = array("I", bytes(4 * slots))
+        self.referenced = bytearray(slots)
+        self.queue_of = bytearray(slots)  # which queue the slot's frame is in, or was in before its flight
+        heads = len(Queue)
+        self.newer = array("I", bytes(4 * (slots + heads)))
+        self.older = array("I", bytes(4 * (slots + heads)))
+        for queue in Queue:
+            self.newer[slots + queue] = self.older[slots + queue] = slots + queue
+        self.queue_length = [0] * heads
+
+        self._free_slots = array("I", range(budget_frames, 0, -1))
+        self.free_slot_count = budget_frames
+        self._fetch_slots = array("I", range(budget_frames + 1, slots))
+        self.fetch_slot_count = FETCH_SLOTS
+        self._free_ids_table = FlatArray("I", ids)
+        self._free_ids = self._free_ids_table.view
+        self.free_id_count = 0
+        self.fresh_id = 1  # the lowest id that was never used: ids stay dense, and tables are touched from the front
+        self.sequence = 0  # birth sequence of the youngest frame
+        self.in_flight = 0  # frames in WRITEBACK
+        self.cold = 0  # frames in COLD
+        self.dropped_clean = 0  # CLEAN -> COLD, ever
+
+    # -- handing out and taking back (hot) --------------------------------------------------------------------------
+
+    def take(self, queue: int) -> int:
+        """A new ACTIVE frame with a RAM slot, youngest of its queue; 0 when no slot is free and no CLEAN frame is left.
+
+        A persistent frame may take the slot of the oldest CLEAN frame, which costs nothing. An ephemeral one may not.
+        """
+        if self.free_slot_count:
+            self.free_slot_count = top = self.free_slot_count - 1
+            slot = self._free_slots[top]
+        elif queue == Queue.PERSISTENT and self.queue_length[Queue.CLEAN]:
+            slot = self._drop_oldest_clean()
+        else:
+            return NONE
+        if self.free_id_count:
+            self.free_id_count = top = self.free_id_count - 1
+            frame = self._free_ids[top]
+        else:
+            frame = self.fresh_id
+            self.fresh_id = frame + 1
+        self.sequence = sequence = self.sequence + 1
+        self.birth[frame] = sequence
+        self.state[frame] = 1  # ACTIVE
+        self.home[frame] = slot
+        self.frame_of[slot] = frame
+        self._link_youngest(slot, queue)
+        return frame
+
+    def give(self, frame: int) -> int:
+        """Take back a frame that has no live zpage and is not in flight; returns its slot below (0: none) to be freed."""
+        slot = self.home[frame]
+        if slot:
+            self._unlink(slot)
+            self.home[frame] = NONE
+            self._put_free_slot(slot)
+        else:
+            self.cold -= 1
+        below = self.below[frame]
+        self.below[frame] = NONE
+        self.state[frame] = 0  # FREE
+        self._free_ids[self.free_id_count] = frame
+        self.free_id_count += 1
+        return below
+
+    # -- leaving RAM and coming back --------------------------------------------------------------------------------
+
+    def isolate_oldest(self, limit: int, retire: Callable[[int], None]) -> list[int]:
+        """Take up to `limit` of the oldest persistent frames off their queue and mark them WRITEBACK.
+
+        `retire(frame)` is called just before. A frame referenced since it was last looked at goes to the young end instead; a call
+        looks at `2 * limit` frames at most, so that a queue of referenced frames costs bounded work and still yields.
+        """
+        chosen: list[int] = []
+        head = self.slot_count + Queue.PERSISTENT
+        second_chances = limit
+        while len(chosen) < limit:
+            slot = self.newer[head]
+            if slot == head:
+                break
+            self._unlink(slot)
+            if self.referenced[slot] and second_chances:
+                second_chances -= 1
+                self._link_youngest(slot, Queue.PERSISTENT)
+                continue
+            frame = self.frame_of[slot]
+            retire(frame)
+            self.move(frame, State.WRITEBACK)
+            chosen.append(frame)
+        self.in_flight += len(chosen)
+        return chosen
+
+    def land(self, frame: int, below: int, seal: int) -> int:
+        """End of a flight that arrived: CLEAN, or FREE if nothing in it is alive any more.
+
+        Returns the slot below to be freed (0: none)."""
+        self.in_flight -= 1
+        self.below[frame] = below
+        self.seal[frame] = seal
+        self.move(frame, State.CLEAN)
+        slot = self.home[frame]
+        self._link_youngest(slot, Queue.CLEAN)
+        return self.give(frame) if not self.live[frame] else NONE
+
+    def abort(self, frame: int) -> None:
+        """End of a flight that failed: the frame is the oldest of the DIRTY ones again (FREE if nothing in it is alive)."""
+        self.in_flight -= 1
+        self.move(frame, State.DIRTY)
+        slot = self.home[frame]
+        self._link_oldest(slot, Queue.PERSISTENT)
+        if not self.live[frame]:
+            self.give(frame)
+
+    def take_fetch_slot(self) -> int:
+        """A RAM slot beside the budget to read a cold frame into; 0 when all are in use."""
+        if not self.fetch_slot_count:
+            return NONE
+        self.fetch_slot_count -= 1
+        return self._fetch_slots[self.fetch_slot_count]
+
+    def give_fetch_slot(self, slot: int) -> None:
+        """Take a slot back that is not (or no longer) a frame's home."""
+        self._fetch_slots[self.fetch_slot_count] = slot
+        self.fetch_slot_count += 1
+
+    def adopt(self, frame: int, slot: int) -> int:
+        """Make the fetch slot `slot`, filled with the COLD `frame`, its home: COLD -> CLEAN.
+
+        Returns the slot that takes the other's place beside the budget: a free one or the oldest CLEAN frame's. Without
+        either there is no room, nothing changes and `slot` itself is returned.
+        """
+        if self.free_slot_count:
+            self.free_slot_count -= 1
+            spare = self._free_slots[self.free_slot_count]
+        elif self.queue_length[Queue.CLEAN]:
+            spare = self._drop_oldest_clean()
+        else:
+            return slot
+        self.move(frame, State.CLEAN)
+        self.cold -= 1
+        self.home[frame] = slot
+        self.frame_of[slot] = frame
+        self._link_youngest(slot, Queue.CLEAN)
+        return spare
+
+    def oldest(self, queue: int) -> int:
+        """The frame that has waited longest in a queue; 0 if it is empty."""
+        slot = self.newer[self.slot_count + queue]
+        return self.frame_of[slot] if slot < self.slot_count else NONE
+
+    def move(self, frame: int, state: State) -> None:
+        """Change a frame's state; a transition that the table does not allow is our own bug."""
+        old = State(self.state[frame])
+        assert state in ALLOWED[old], f"frame {frame}: {old.name} -> {state.name}"
+        self.state[frame] = state
+
+    # -- figures and upkeep -----------------------------------------------------------------------------------------
+
+    @property
+    def available(self) -> int:
+        """Frames that a persistent put can have at once, without waiting for anything."""
+        return self.free_slot_count + self.queue_length[Queue.CLEAN]
+
+    @property
+    def resident(self) -> int:
+        """Frames that hold a RAM slot of the budget."""
+        return self.budget_frames - self.free_slot_count
+
+    def free_ids(self) -> list[int]:
+        """The ids on the free stack (for `check`)."""
+        return self._free_ids[: self.free_id_count].tolist()
+
+    def free_slots(self) -> list[int]:
+        """Free RAM slots of the budget (for `check`)."""
+        return self._free_slots[: self.free_slot_count].tolist()
+
+    def fetch_slots(self) -> list[int]:
+        """RAM slots beside the budget that nothing is being read into (for `check`)."""
+        return self._fetch_slots[: self.fetch_slot_count].tolist()
+
+    def slots_waiting(self, queue: int) -> list[int]:
+        """The RAM slots in a queue, oldest first (for `check`)."""
+        slots, head = [], self.slot_count + queue
+        slot = self.newer[head]
+        while slot != head:
+            slots.append(slot)
+            slot = self.newer[slot]
+        return slots
+
+    def fault_ahead(self) -> None:
+        """Keep the tables populated beyond the ids in use. Not for the I/O path."""
+        for table in (
+            self.state_table,
+            self.live_table,
+            self.home_table,
+            self.below_table,
+            self.seal_table,
+            self.birth_table,
+            self._free_ids_table,
+        ):
+            table.fault_ahead(self.fresh_id)
+
+    # -- linked lists -----------------------------------------------------------------------------------------------
+
+    def _unlink(self, slot: int) -> None:
+        newer, older = self.newer, self.older
+        after, before = newer[slot], older[slot]
+        newer[before] = after
+        older[after] = before
+        self.queue_length[self.queue_of[slot]] -= 1
+
+    def _link_youngest(self, slot: int, queue: int) -> None:
+        head = self.slot_count + queue
+        newer, older = self.newer, self.older
+        before = older[head]
+        newer[before] = slot
+        older[slot] = before
+        newer[slot] = head
+        older[head] = slot
+        self.queue_of[slot] = queue
+        self.referenced[slot] = 0
+        self.queue_length[queue] += 1
+
+    def _link_oldest(self, slot: int, queue: int) -> None:
+        head = self.slot_count + queue
+        newer, older = self.newer, self.older
+        after = newer[head]
+        older[after] = slot
+        newer[slot] = after
+        older[slot] = head
+        newer[head] = slot
+        self.queue_of[slot] = queue
+        self.queue_length[queue] += 1
+
+    def _put_free_slot(self, slot: int) -> None:
+        self._free_slots[self.free_slot_count] = slot
+        self.free_slot_count += 1
+
+    def _drop_oldest_clean(self) -> int:
+        """CLEAN -> COLD for the frame that has been clean longest; returns the RAM slot it leaves."""
+        slot = self.newer[self.slot_count + Queue.CLEAN]
+        self._unlink(slot)
+        frame = self.frame_of[slot]
+        self.move(frame, State.COLD)
+        self.home[frame] = NONE
+        self.cold += 1
+        self.dropped_clean += 1
+        return slot

@@ -1,0 +1,74 @@
+"""Counters: one surface for everything that the store counts.
+
+The first group is amounts held now; all others only grow. They are plain integers changed under the store's lock, so that a
+snapshot taken under the lock balances.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Final
+
+HELD_NOW: Final = (
+    "stored_pages",
+    "same_filled_pages",
+    "raw_pages",
+    "compressed_bytes",
+    "lost_pages",
+    "ephemeral_pages",
+    "ephemeral_bytes",
+)
+
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What the store counts; figures that other objects hold are added by `Store.status`."""
+
+    # held now
+    stored_pages: int = 0  # all pages with data: zpages, raw and same-filled
+    same_filled_pages: int = 0
+    raw_pages: int = 0
+    compressed_bytes: int = 0  # of all zpages, raw ones included
+    lost_pages: int = 0
+    ephemeral_pages: int = 0  # of all pages, those with a zpage in an ephemeral pool
+    ephemeral_bytes: int = 0
+
+    # requests, in pages
+    puts: int = 0
+    gets: int = 0
+    get_misses: int = 0
+    flushes: int = 0
+    failed_puts: int = 0
+    ignored_puts: int = 0  # ephemeral puts that were not admitted
+    read_bytes: int = 0
+    write_bytes: int = 0
+    partial_writes: int = 0  # requests' unaligned ends: read, modified, written
+
+    # why a page was not stored compressed, or not stored
+    reject_compress_poor: int = 0  # the zpage is longer than the allocator takes: stored raw (persistent)
+    reject_mean_poor: int = 0  # ephemeral: the mean is poor, and this page makes it worse
+    reject_no_frame: int = 0  # no frame could be had in RAM or below
+
+    # reclaim, in frames
+    reclaim_background: int = 0
+    reclaim_sync: int = 0
+    writeback_batches: int = 0
+    fetched_frames: int = 0  # read back from the tier below
+    readopted_frames: int = 0  # of these, taken back into RAM
+    evicted_ephemeral_frames: int = 0
+    evicted_ephemeral_pages: int = 0
+
+    # damage
+    checksum_errors: int = 0
+    decode_errors: int = 0
+    writeback_errors: int = 0
+    fetch_errors: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Every counter by name."""
+        return asdict(self)
+
+    def reset_events(self) -> None:
+        """Forget what was only counted; what is held now stays."""
+        for field in fields(self):
+            if field.name not in HELD_NOW:
+                setattr(self, field.name, 0)

@@ -1,0 +1,451 @@
+"""The store: the policy of put, get and flush over pages of tmem objects.
+
+A request is the unit of work. A put first tests all its pages for being same-filled and compresses the rest, without the lock; then, under
+one lock, drops what the pages held, places all zpages and publishes all entries. A get copies the zpages out under the lock and
+decompresses them without it. So the lock is never held while a codec or the tier works, and the codec (which releases the GIL)
+can use a second core.
+
+No stale data, by construction: a put clears its pages' entries (to LOST) before it stores, and publishes new ones after. A put that fails
+leaves its persistent pages LOST (a get is an error until they are written or flushed), never old and never zeros.
+
+Locking: `lock` protects the page tables, frames, allocator, tier bookkeeping and statistics. It is the only lock of the store; conditions
+(`Reclaimer.landed`, the fetcher's) are built on it. Nothing under it waits, does I/O, or calls out. `_modify_lock` comes before it.
+
+Pages are 4096 bytes; indexes count pages of an object.
+"""
+
+import threading
+from array import array
+from collections.abc import Iterator
+from typing import Final
+
+from zcache.allocators import Allocator
+from zcache.allocators.zbud import FRAME_BYTES, Zbud
+from zcache.codec import RAW, WORD, Codec, decoders, decompress
+from zcache.entry import LENGTH_SHIFT, LOST, PAGE_BYTES, SAME_FILLED, zpage_tag
+from zcache.errors import PageDamaged, PageLost, StoreFull
+from zcache.fetch import Fetcher
+from zcache.page_table import LOST_RUN, MAX_RUN_PAGES
+from zcache.pageframes import PageFrames
+from zcache.reclaim import Reclaimer
+from zcache.statistics import Statistics
+from zcache.tiers import Tier
+from zcache.tmem import Kind, Pool, Tmem, TmemObject
+
+ZERO_PAGE: Final = bytes(PAGE_BYTES)
+
+#: The original's `zv_max_mean_zsize`: with a mean beyond 5/8 of a page, an ephemeral page that is worse still is not worth its room.
+MAX_MEAN_ZPAGE_BYTES: Final = PAGE_BYTES * 5 // 8
+
+_RAW_TAG: Final = zpage_tag(RAW, PAGE_BYTES)
+_WORD_TAG: Final = zpage_tag(WORD, 8)
+
+
+class Store:
+    """Compressed pages in at most `budget_bytes` of pageframes, and below them in `tier`."""
+
+    def __init__(self, *, budget_bytes: int, codec: Codec, tier: Tier | None = None) -> None:
+        self.codec = codec
+        self.tier = tier
+        self.lock = threading.Lock()
+        self.statistics = Statistics()
+        self.tmem = Tmem()
+        self.frames = PageFrames(budget_bytes // FRAME_BYTES, tier.slot_count if tier else 0, FRAME_BYTES)
+        self.allocator: Allocator = Zbud(self.frames, self._release_below)
+        self.reclaimer = Reclaimer(
+            self.frames, self.allocator, tier, self.lock, self.statistics, self._forget, self.fault_ahead
+        )
+        self._fetcher = Fetcher(self.frames, tier, self.lock, self.statistics) if tier else None
+        self._modify_lock = threading.Lock()
+        self._modifying: tuple[TmemObject, int] | None = None  # the page that `modify` works on
+        self._modify_broken = False  # that page was put or flushed by somebody else meanwhile
+        self._waiting_puts = 0  # puts that wait for room, with pages LOST for the time being
+
+    # -- put (hot) --------------------------------------------------------------------------------------------------
+
+    def put(self, thing: TmemObject, first: int, data: memoryview) -> None:
+        """Store whole pages: `data` (format B, a multiple of 4096 bytes) becomes pages `first` and following.
+
+        Raises `StoreFull` (persistent pools only); pages that found no room are then lost, those before them are stored.
+        """
+        size_bytes = len(data)
+        if size_bytes <= MAX_RUN_PAGES * PAGE_BYTES:
+            self._put_run(thing, first, data)
+            return
+        for start in range(0, size_bytes, MAX_RUN_PAGES * PAGE_BYTES):
+            run = data[start : start + MAX_RUN_PAGES * PAGE_BYTES]
+            self._put_run(thing, first + (start >> 12), run)
+
+    def _put_run(self, thing: TmemObject, first: int, data: memoryview, modifier: bool = False) -> bool:
+        """One run. False, and nothing is done, if the caller is `modify` and its page was written meanwhile."""
+        kind = thing.kind
+        bodies: list[bytes | None] = []
+        tags: list[int] = []
+        compress = self.codec.compress
+        tag_base = zpage_tag(self.codec.id, 1) - (1 << LENGTH_SHIFT)
+        max_zpage_bytes = self.allocator.max_zpage_bytes
+        words = data.cast("Q")
+        same_filled = raw = compressed_bytes = word = 0
+        for start in range(0, len(data), 4096):
+            if words[word] == words[word + 511]:
+                page = bytes(data[start : start + 4096])
+                pattern = page[:8]
+                if page == pattern * 512:
+                    if pattern[:4] == pattern[4:]:
+                        bodies.append(None)
+                        tags.append(SAME_FILLED | int.from_bytes(pattern[:4], "little"))
+                    else:
+                        bodies.append(pattern)
+                        tags.append(_WORD_TAG)
+                        compressed_bytes += 8
+                    same_filled += 1
+                    word += 512
+                    continue
+            word += 512
+            body = compress(data[start : start + 4096])
+            length = len(body)
+            if length <= max_zpage_bytes:
+                tags.append(tag_base + (length << LENGTH_SHIFT))
+                compressed_bytes += length
+            else:
+                body = bytes(data[start : start + 4096])
+                tags.append(_RAW_TAG)
+                compressed_bytes += 4096
+                raw += 1
+            bodies.append(body)
+        if kind:
+            self._reject_poor(bodies, tags)
+
+        count = len(bodies)
+        last = first + count
+        table = thing.table
+        placed: list[int] = []
+        self.lock.acquire()
+        try:
+            if self._modifying and not self._modify_agrees(thing, first, last, modifier):
+                return False
+            table.touch(first, last - 1)
+            entries = table.entries
+            old = entries[first:last].tolist()
+            entries[first:last] = LOST_RUN[:count]
+            if any(old):
+                self._drop(old, kind)
+            done = self.allocator.place(kind, bodies, tags, placed, thing.owner_base + first)
+            entries[first : first + done] = array("Q", placed)
+            statistics = self.statistics
+            statistics.puts += count
+            statistics.write_bytes += count << 12
+            if done == count and not kind:
+                statistics.stored_pages += count
+                statistics.compressed_bytes += compressed_bytes
+                statistics.raw_pages += raw
+                statistics.reject_compress_poor += raw
+                statistics.same_filled_pages += same_filled
+            else:
+                self._settle(thing, first, placed, 0, count)
+        finally:
+            self.lock.release()
+        if done < count and not self._put_slowly(thing, first, bodies, tags, placed, modifier):
+            return False
+        if self.frames.free_slot_count < self.reclaimer.low_watermark:
+            self.reclaimer.wake_if_low()
+        return True
+
+    # -- get (hot) --------------------------------------------------------------------------------------------------
+
+    def get(self, thing: TmemObject, first: int, out: memoryview) -> int:
+        """Fill `out` (format B, a multiple of 4096 bytes) with pages `first` and following; returns how many were misses.
+
+        A miss reads as zeros. Raises `PageLost` or `PageDamaged` if any page cannot be had; `out` is then undefined.
+        """
+        size_bytes = len(out)
+        if size_bytes <= MAX_RUN_PAGES * PAGE_BYTES:
+            return self._get_run(thing, first, out)
+        misses = 0
+        for start in range(0, size_bytes, MAX_RUN_PAGES * PAGE_BYTES):
+            run = out[start : start + MAX_RUN_PAGES * PAGE_BYTES]
+            misses += self._get_run(thing, first + (start >> 12), run)
+        return misses
+
+    def _get_run(self, thing: TmemObject, first: int, out: memoryview) -> int:
+        frames = self.frames
+        ram, home, referenced = frames.ram, frames.home, frames.referenced
+        count = len(out) >> 12
+        bodies: list[bytes] = []
+        cold: list[int] | None = None
+        lost = False
+        self.lock.acquire()
+        try:
+            entries = thing.table.entries[first : first + count].tolist()
+            for entry in entries:
+                if 0 < entry < SAME_FILLED:
+                    slot = home[entry & 0x7FFFFFFF]
+                    if slot:
+                        start = (slot << 12) + (entry >> 31 & 0xFFFF)
+                        bodies.append(ram[start : start + (entry >> 47 & 0xFFF) + 1])
+                        referenced[slot] = 1
+                        continue
+                    if cold is None:
+                        cold = []
+                    cold.append(len(bodies))
+                elif entry >= LOST:
+                    lost = True
+                bodies.append(b"")
+            misses = entries.count(0)
+            statistics = self.statistics
+            statistics.gets += count
+            statistics.get_misses += misses
+            statistics.read_bytes += count << 12
+        finally:
+            self.lock.release()
+        if lost:
+            self._wait_for_lost(thing, first, count)
+            return self._get_run(thing, first, out)
+        if cold:
+            assert self._fetcher
+            self._fetcher.fetch(thing.table.entries, first, cold, entries, bodies)
+
+        start = 0
+        for entry, body in zip(entries, bodies, strict=True):
+            if body:
+                try:
+                    out[start : start + 4096] = decoders[entry >> 59 & 7](body)
+                except Exception:
+                    self._decode_failed(entry, body)
+            elif entry >= LOST:  # while the cold pages of this run were being fetched
+                raise PageLost("its last write failed")
+            elif entry:
+                out[start : start + 4096] = (entry & 0xFFFFFFFF).to_bytes(4, "little") * 1024
+            else:
+                out[start : start + 4096] = ZERO_PAGE
+            start += 4096
+        return misses
+
+    # -- flush ------------------------------------------------------------------------------------------------------
+
+    def flush(self, thing: TmemObject, first: int, count: int) -> None:
+        """Drop pages: gets of them are misses from now on. Costs nothing for what was never written.
+
+        The lock is given up after each block of 512 pages.
+        """
+        table = thing.table
+        for start, stop in table.touched_runs(first, first + count):
+            with self.lock:
+                if self._modifying:
+                    self._modify_agrees(thing, start, stop, False)
+                old = table.entries[start:stop].tolist()
+                table.clear_block(start, stop)
+                if any(old):
+                    held = len(old) - old.count(0)
+                    self._drop(old, thing.kind)
+                    self.statistics.flushes += held
+
+    def flush_object(self, thing: TmemObject) -> None:
+        """Drop all pages of an object, and the object."""
+        self.flush(thing, 0, thing.page_count)
+        with self.lock:
+            self.tmem.drop_object(thing)
+
+    def flush_pool(self, pool: Pool) -> None:
+        """Drop all objects of a pool, and the pool."""
+        for thing in list(pool.objects.values()):
+            self.flush_object(thing)
+        with self.lock:
+            self.tmem.drop_pool(pool)
+
+    # -- parts of pages ---------------------------------------------------------------------------------------------
+
+    def modify(self, thing: TmemObject, index: int, offset: int, data: memoryview) -> None:
+        """Change `len(data)` bytes from `offset` in one page, and no others, whoever else writes the page meanwhile.
+
+        Reads, changes and puts the page; if somebody put or flushed it in between, that is done again with what they left.
+        One page at a time is modified: no swap client does this in earnest.
+        """
+        page = bytearray(PAGE_BYTES)
+        with self._modify_lock, memoryview(page) as view:
+            while True:
+                with self.lock:
+                    self._modifying = (thing, index)
+                    self._modify_broken = False
+                try:
+                    self.get(thing, index, view)
+                    view[offset : offset + len(data)] = data
+                    if self._put_run(thing, index, view, modifier=True):
+                        self.statistics.partial_writes += 1
+                        return
+                finally:
+                    with self.lock:
+                        self._modifying = None
+
+    # -- what is where ----------------------------------------------------------------------------------------------
+
+    def extents(self, thing: TmemObject, first: int, count: int) -> Iterator[tuple[int, int, bool]]:
+        """Runs of pages from `first` as (first, count, reads as zeros), merged, in order, without gaps."""
+        run_start, run_zero = first, True
+        end = position = first
+        stop_all = first + count
+        for start, stop in thing.table.touched_runs(first, stop_all):
+            if start > position and not run_zero:
+                yield run_start, position - run_start, False
+                run_start, run_zero = position, True
+            with self.lock:
+                entries = thing.table.entries[start:stop].tolist()
+            for end, entry in enumerate(entries, start):
+                zero = not entry or entry == SAME_FILLED
+                if zero != run_zero:
+                    if end > run_start:
+                        yield run_start, end - run_start, run_zero
+                    run_start, run_zero = end, zero
+            position = stop
+        if position < stop_all and not run_zero:
+            yield run_start, position - run_start, False
+            run_start, run_zero = position, True
+        if stop_all > run_start:
+            yield run_start, stop_all - run_start, run_zero
+
+    def fault_ahead(self) -> None:
+        """Keep all tables populated beyond what is in use. Not for the I/O path."""
+        self.frames.fault_ahead()
+        for thing in self.tmem.objects():
+            thing.table.fault_ahead()
+
+    def close(self) -> None:
+        """End background reclaim and let go of the tier."""
+        self.reclaimer.stop()
+        if self.tier:
+            self.tier.close()
+
+    # -- slow paths and bookkeeping ---------------------------------------------------------------------------------
+
+    def _put_slowly(
+        self,
+        thing: TmemObject,
+        first: int,
+        bodies: list[bytes | None],
+        tags: list[int],
+        placed: list[int],
+        modifier: bool,
+    ) -> bool:
+        """Finish a put whose frames ran out: make room and place, until all are placed or no room can be made."""
+        table, count = thing.table, len(bodies)
+        with self.lock:
+            self._waiting_puts += 1
+        try:
+            while len(placed) < count:
+                room = self.reclaimer.make_room(thing.kind)
+                with self.lock:
+                    start = first + len(placed)
+                    if self._modifying and not self._modify_agrees(thing, start, first + count, modifier):
+                        return False
+                    if not room:
+                        self.statistics.reject_no_frame += count - len(placed)
+                        if thing.kind is Kind.EPHEMERAL:
+                            self.statistics.ignored_puts += count - len(placed)
+                            return True
+                        self.statistics.failed_puts += count - len(placed)
+                        raise StoreFull(f"no frame for {count - len(placed)} of {count} pages")
+                    old = table.entries[start : first + count].tolist()
+                    table.entries[start : first + count] = LOST_RUN[: count - len(placed)]
+                    self._drop(old, thing.kind)
+                    before = len(placed)
+                    self.allocator.place(thing.kind, bodies, tags, placed, thing.owner_base + first)
+                    table.entries[start : first + len(placed)] = array("Q", placed[before:])
+                    self._settle(thing, first, placed, before, count)
+            return True
+        finally:
+            with self.lock:
+                self._waiting_puts -= 1
+                self.reclaimer.landed.notify_all()
+
+    def _settle(self, thing: TmemObject, first: int, placed: list[int], start: int, count: int) -> None:
+        """Under the lock: account for what was placed from `start` on, and for the rest, which is absent now."""
+        self._account(placed[start:], thing.kind, 1)
+        missing = count - len(placed)
+        if thing.kind is Kind.EPHEMERAL:
+            for index in range(first + len(placed), first + count):
+                thing.table.entries[index] = 0
+        else:
+            self.statistics.lost_pages += missing
+
+    def _drop(self, old: list[int], kind: Kind) -> None:
+        """Under the lock: pages' former entries, which no table holds any more, die."""
+        self._account(old, kind, -1)
+        self.allocator.release([entry for entry in old if 0 < entry < SAME_FILLED])
+
+    def _account(self, entries: list[int], kind: Kind, sign: int) -> None:
+        """Under the lock: add or subtract pages from what is held now."""
+        same_filled = raw = lost = size_bytes = zpages = 0
+        for entry in entries:
+            if entry < SAME_FILLED:
+                if entry:
+                    length = (entry >> 47 & 0xFFF) + 1
+                    size_bytes += length
+                    zpages += 1
+                    if length == 4096:
+                        raw += 1
+                    elif entry >> 59 & 7 == WORD:
+                        same_filled += 1
+            elif entry < LOST:
+                same_filled += 1
+                zpages += 1
+            else:
+                lost += 1
+        statistics = self.statistics
+        statistics.stored_pages += sign * zpages
+        statistics.same_filled_pages += sign * same_filled
+        statistics.raw_pages += sign * raw
+        statistics.compressed_bytes += sign * size_bytes
+        statistics.lost_pages += sign * lost
+        if sign > 0:
+            statistics.reject_compress_poor += raw
+        if kind:
+            statistics.ephemeral_pages += sign * zpages
+            statistics.ephemeral_bytes += sign * size_bytes
+
+    def _reject_poor(self, bodies: list[bytes | None], tags: list[int]) -> None:
+        """Ephemeral pages that compress poorly are not stored: their entry will be EMPTY. Each reason is counted."""
+        statistics = self.statistics
+        with self.lock:
+            mean = statistics.ephemeral_bytes / statistics.ephemeral_pages if statistics.ephemeral_pages else 0
+            for index, body in enumerate(bodies):
+                if body is None:
+                    continue
+                if len(body) == PAGE_BYTES:
+                    statistics.reject_compress_poor += 1
+                elif mean > MAX_MEAN_ZPAGE_BYTES and len(body) > mean:
+                    statistics.reject_mean_poor += 1
+                else:
+                    continue
+                statistics.ignored_puts += 1
+                bodies[index], tags[index] = None, 0
+
+    def _modify_agrees(self, thing: TmemObject, first: int, last: int, modifier: bool) -> bool:
+        """Under the lock, before pages `first` to `last` (exclusive) change: may they, as far as `modify` is concerned?"""
+        if modifier:
+            return not self._modify_broken
+        assert self._modifying
+        modified, index = self._modifying
+        if modified is thing and first <= index < last:
+            self._modify_broken = True
+        return True
+
+    def _wait_for_lost(self, thing: TmemObject, first: int, count: int) -> None:
+        """Return once none of the pages is lost only because its put still waits for room; `PageLost` if one is for good."""
+        with self.lock:
+            while any(entry >= LOST for entry in thing.table.entries[first : first + count].tolist()):
+                if not self._waiting_puts:
+                    raise PageLost(f"page {first} or one of {count} from there: its last write failed")
+                self.reclaimer.landed.wait()
+
+    def _decode_failed(self, entry: int, body: bytes) -> None:
+        with self.lock:
+            self.statistics.decode_errors += 1
+        decompress(entry >> 59 & 7, body)
+        raise PageDamaged("a zpage's bytes are damaged")
+
+    def _release_below(self, slot: int) -> None:
+        self.reclaimer.release_below(slot)
+
+    def _forget(self, owner: int) -> None:
+        """Under the lock: an ephemeral page went with its frame."""
+        self._account([self.tmem.forget(owner)], Kind.EPHEMERAL, -1)

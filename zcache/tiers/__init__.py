@@ -1,0 +1,41 @@
+"""Tiers below RAM: places that hold whole frames, sealed, until they are asked for again.
+
+The contract, which every tier's contract suite runs:
+
+- Slots are numbered from 1; slot 0 is the tier's own. `reserve` and `release` are bookkeeping: they are called under the store's
+  lock, never block and never touch the medium.
+- `write` and `read` move whole frames between consecutive slots and buffers in RAM. They are called without any lock, may
+  take long, and raise `OSError` when the medium fails; a short transfer is a failure. What a failed write leaves in its slots is
+  undefined; all other slots keep what they held.
+- `read` gives back what the last `write` to a slot put there. Proving it is the caller's seal's work, not the tier's.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+__all__ = ["Tier"]
+
+
+class Tier(Protocol):
+    """Room for `slot_count` frames below RAM."""
+
+    slot_count: int
+    used_slots: int
+
+    def reserve(self, count: int) -> tuple[int, int]:
+        """Reserve up to `count` consecutive free slots; returns the first and how many (0: the tier is full)."""
+
+    def release(self, slot: int) -> None:
+        """Give one slot back."""
+
+    def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        """Write frames to consecutive slots."""
+
+    def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        """Fill buffers from consecutive slots."""
+
+    def used(self) -> list[int]:
+        """The reserved slots, ascending (for `check`)."""
+
+    def close(self) -> None:
+        """Let go of the medium."""

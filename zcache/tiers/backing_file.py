@@ -1,0 +1,178 @@
+"""The tier that is a regular file or a block device: slot n is the n-th frame-sized block of it.
+
+Block 0 is the header: it says that what follows is zcache's, so that a later start may overwrite it, and nothing else. Nothing below
+outlives the server: swap does not survive a reboot, so writes are never synced and the header holds no state.
+
+O_DIRECT is used where the file allows it: the page cache would keep a second copy of every frame, in the memory that this program is
+there to save, and would need memory to write. Frames are written straight from their RAM slots (`pwritev`), which
+are page-aligned, so that no bounce buffer is needed and each batch is one system call.
+
+Safety: a file or device is never overwritten unless it is blank (all zero), holds our header, or `force` was given; it is locked
+(`flock`; a block device also `O_EXCL`, which the kernel refuses while it is mounted or swapped on) for as long as we live.
+"""
+
+import errno
+import fcntl
+import mmap
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from zcache.errors import BadInput
+from zcache.tiers.slot_map import SlotMap
+
+HEADER: Final = b"zcache backing file, format 1: compressed swap, worthless once its server has ended\n"
+
+#: How much is read at once while looking for foreign content: large enough for a disk's full speed.
+SCAN_BYTES: Final = 1 << 20
+
+GIVE: Final = "give a block device, or a regular file in an existing folder"
+
+
+class BackingFile(SlotMap):
+    """A `Tier` over one file descriptor. Opening it may take seconds: the file is checked to be blank, and allocated."""
+
+    def __init__(self, descriptor: int, path: Path, slot_count: int, frame_bytes: int, direct: bool) -> None:
+        super().__init__(slot_count)
+        self.path = path
+        self.frame_bytes = frame_bytes
+        self.direct = direct
+        self._descriptor = descriptor
+
+    @classmethod
+    def open(cls, path: Path, *, needed_bytes: int, frame_bytes: int, force: bool) -> "BackingFile":
+        """Open, lock, check and allocate `path`.
+
+        A file that is new or empty is made `needed_bytes` large, and its header; one that is not must have that much
+        already. Raises `BadInput` with the whole reason. `needed_bytes` may be 0 (overcommit): then any size will do.
+        """
+        descriptor = _open_locked(path)
+        try:
+            size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
+            if size_bytes == 0 and stat.S_ISREG(os.fstat(descriptor).st_mode):
+                size_bytes = _allocate(descriptor, path, max(needed_bytes, 16 * frame_bytes) + frame_bytes)
+            elif size_bytes < needed_bytes + frame_bytes or size_bytes < 2 * frame_bytes:
+                wanted = max(needed_bytes, frame_bytes) + frame_bytes
+                raise BadInput(
+                    f"backing={path}: too small: {size_bytes} bytes; size - budget and a header need {wanted}. "
+                    "Give a larger one, an empty file, or overcommit=yes"
+                )
+            elif not force:
+                _refuse_foreign_content(descriptor, path, size_bytes)
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                _allocate(descriptor, path, size_bytes)
+            os.pwrite(descriptor, HEADER.ljust(frame_bytes, b"\0"), 0)
+            direct = _try_direct(descriptor, frame_bytes)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(descriptor, path, size_bytes // frame_bytes - 1, frame_bytes, direct)
+
+    def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        """One sequential write of all frames."""
+        done = os.pwritev(self._descriptor, frames, first_slot * self.frame_bytes)
+        if done != len(frames) * self.frame_bytes:
+            raise OSError(errno.EIO, f"short write: {done} bytes of {len(frames) * self.frame_bytes}")
+
+    def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        """One sequential read into all frames."""
+        done = os.preadv(self._descriptor, frames, first_slot * self.frame_bytes)
+        if done != len(frames) * self.frame_bytes:
+            raise OSError(errno.EIO, f"short read: {done} bytes of {len(frames) * self.frame_bytes}")
+
+    def close(self) -> None:
+        """Close the file and so give up its lock."""
+        os.close(self._descriptor)
+
+
+def _open_locked(path: Path) -> int:
+    try:
+        is_device = path.is_block_device()
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if is_device else os.O_CREAT)
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise BadInput(f"backing={path}: {_why_not_opened(error)}; {GIVE}") from None
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        os.close(descriptor)
+        raise BadInput(f"backing={path}: neither a regular file nor a block device; {GIVE}")
+    if not is_device:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise BadInput(f"backing={path}: held by another server; give each server a backing file of its own") from None
+    return descriptor
+
+
+def _why_not_opened(error: OSError) -> str:
+    match error.errno:
+        case errno.EISDIR:
+            return "is a directory"
+        case errno.ENOENT | errno.ENOTDIR:
+            return "its folder does not exist"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return "cannot be written (read-only, or no permission)"
+        case errno.EBUSY:
+            return "in use: mounted, swapped on, or held by another server"
+        case _:
+            return os.strerror(error.errno or 0)
+
+
+def _allocate(descriptor: int, path: Path, size_bytes: int) -> int:
+    """Allocate every block now, so that a full file system is an error at the start and not in the middle of a swap-out."""
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        raise BadInput(
+            f"backing={path}: no room for {size_bytes} bytes: {os.strerror(error.errno or 0)}; "
+            "give a file system with that much free, or a smaller size="
+        ) from None
+    return size_bytes
+
+
+def _refuse_foreign_content(descriptor: int, path: Path, size_bytes: int) -> None:
+    """Raise `BadInput` if anything that is not ours and not zero is in the file."""
+    if os.pread(descriptor, len(HEADER), 0) == HEADER:
+        return
+    blank = bytes(SCAN_BYTES)
+    for start, stop in _data_extents(descriptor, size_bytes):
+        for offset in range(start, stop, SCAN_BYTES):
+            block = os.pread(descriptor, min(SCAN_BYTES, stop - offset), offset)
+            if block != blank[: len(block)]:
+                inside = len(block) - len(block.lstrip(b"\0"))
+                raise BadInput(
+                    f"backing={path}: holds something that is not zcache's (at byte {offset + inside}); "
+                    "give another, or force=yes to overwrite all of it"
+                )
+
+
+def _data_extents(descriptor: int, size_bytes: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file that are not holes; all of it where the file cannot tell (a block device)."""
+    start = 0
+    while start < size_bytes:
+        try:
+            start = os.lseek(descriptor, start, os.SEEK_DATA)
+            stop = os.lseek(descriptor, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                return
+            stop = size_bytes
+        yield start, min(stop, size_bytes)
+        start = stop
+
+
+def _try_direct(descriptor: int, frame_bytes: int) -> bool:
+    """Switch to O_DIRECT if a frame can be read and written that way. tmpfs, for one, may refuse."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
+        with mmap.mmap(-1, frame_bytes) as page, memoryview(page) as view:
+            if os.preadv(descriptor, [view], 0) == frame_bytes and os.pwritev(descriptor, [view], 0) == frame_bytes:
+                return True
+    except OSError:
+        pass
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+    return False
