@@ -2,12 +2,14 @@
 
 A `FlatArray` is zero until it is written and costs no memory where it was never touched: a page table for a huge device is
 mostly address space. That is at odds with the rule that the I/O path asks the system for nothing, so the memory is *faulted
-ahead*: `fault_ahead` is called off the I/O path and keeps `AHEAD_BYTES` beyond the highest index in use populated.
+ahead*: `fault_ahead` is called off the I/O path and populates some way beyond the highest index in use.
 
 Cost: one `mmap` for each array, never resized, never given back.
 """
 
+import ctypes
 import mmap
+import os
 from typing import Final
 
 #: `madvise(2)` advice: fault pages in for writing without changing what they hold. Linux 5.14; Python names it from 3.13 on.
@@ -16,16 +18,24 @@ MADV_POPULATE_WRITE: Final = 23
 #: `mmap(2)` flag: address space is not accounted as memory. Python names it from 3.13 on.
 MAP_NORESERVE: Final = 0x4000
 
-#: How far beyond the highest used index an array stays populated: 2 MiB of 8-byte page-table entries covers a gigabyte of
-#: device, more than a kernel can swap out between two looks of the reclaimer.
-AHEAD_BYTES: Final = 2 << 20
-
 _ITEM_BYTES: Final = {"B": 1, "H": 2, "I": 4, "Q": 8}
 
 
 def anonymous_memory(size_bytes: int) -> mmap.mmap:
     """Private zeroed memory that is not reserved until it is touched."""
     return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+
+
+def resident_share(memory: memoryview) -> float:
+    """Which share of page-aligned memory is in RAM, by mincore(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pages = (len(memory) + mmap.PAGESIZE - 1) // mmap.PAGESIZE
+    resident = ctypes.create_string_buffer(pages)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    if libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(memory)), resident) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return sum(page & 1 for page in resident.raw) / pages
 
 
 class FlatArray:
@@ -38,11 +48,10 @@ class FlatArray:
         self.view = memoryview(self._memory)[: count * self.item_bytes].cast(typecode)
         self._populated_bytes = 0
 
-    def fault_ahead(self, index: int) -> None:
-        """Populate everything up to `AHEAD_BYTES` beyond item `index`. Not for the I/O path; safe beside it."""
-        size_bytes = len(self._memory)
-        wanted = min(index * self.item_bytes + AHEAD_BYTES, size_bytes)
-        if wanted <= self._populated_bytes or self._populated_bytes >= size_bytes:
+    def fault_ahead(self, stop: int) -> None:
+        """Populate all items before index `stop`. Not for the I/O path; safe beside it."""
+        wanted = min(stop * self.item_bytes, len(self._memory))
+        if wanted <= self._populated_bytes:
             return
         start = self._populated_bytes // mmap.PAGESIZE * mmap.PAGESIZE
         self._memory.madvise(MADV_POPULATE_WRITE, start, wanted - start)

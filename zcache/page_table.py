@@ -19,6 +19,10 @@ BLOCK_ENTRIES: Final = 1 << BLOCK_SHIFT
 #: request can take, whatever its size. The kernel's swap client sends at most 32 pages.
 MAX_RUN_PAGES: Final = 64
 
+#: How far the table is populated beyond the highest entry in use: 1 GiB of device (2 MiB of entries), more than a kernel swaps out
+#: between two looks of the reclaimer.
+AHEAD_ENTRIES: Final = 1 << 18
+
 LOST_RUN: Final = memoryview(array("Q", [LOST]) * MAX_RUN_PAGES)
 EMPTY_BLOCK: Final = memoryview(array("Q", [EMPTY]) * BLOCK_ENTRIES)
 
@@ -59,4 +63,4 @@ class PageTable:
 
     def fault_ahead(self) -> None:
         """Keep the table populated beyond the highest entry in use. Not for the I/O path."""
-        self._array.fault_ahead(self._highest_touched)
+        self._array.fault_ahead(self._highest_touched + AHEAD_ENTRIES)

@@ -309,6 +309,15 @@ class Store:
         for thing in self.tmem.objects():
             thing.table.fault_ahead()
 
+    def populate(self) -> None:
+        """Fault in everything that puts and gets touch: the RAM slots, and the tables as far as `fault_ahead` goes."""
+        self.frames.populate()
+        self.fault_ahead()
+
+    def is_populated(self) -> bool:
+        """Whether all RAM slots are in memory, asked of the kernel."""
+        return self.frames.is_populated()
+
     def close(self) -> None:
         """End background reclaim and let go of the tier."""
         self.reclaimer.stop()

@@ -22,11 +22,14 @@ from enum import IntEnum
 from typing import Final
 
 from zcache.errors import BadInput
-from zcache.image import FlatArray, anonymous_memory
+from zcache.image import MADV_POPULATE_WRITE, FlatArray, anonymous_memory, resident_share
 from zcache.pageframes.states import ALLOWED, State
 
 #: RAM slots beside the budget that cold frames are read into: as many as reads of cold frames that can run at once.
 FETCH_SLOTS: Final = 32
+
+#: How far the tables are populated beyond the ids in use: 256 MiB of frames, 1.5 MiB of tables.
+AHEAD_FRAMES: Final = 1 << 16
 
 NONE: Final = 0
 
@@ -255,6 +258,14 @@ class PageFrames:
             slot = self.newer[slot]
         return slots
 
+    def populate(self) -> None:
+        """Fault in all RAM slots; raises `OSError` when there is not that much memory."""
+        self.ram.madvise(MADV_POPULATE_WRITE)
+
+    def is_populated(self) -> bool:
+        """Whether all RAM slots are in memory, asked of the kernel."""
+        return resident_share(self.ram_view) == 1.0
+
     def fault_ahead(self) -> None:
         """Keep the tables populated beyond the ids in use. Not for the I/O path."""
         for table in (
@@ -266,7 +277,7 @@ class PageFrames:
             self.birth_table,
             self._free_ids_table,
         ):
-            table.fault_ahead(self.fresh_id)
+            table.fault_ahead(self.fresh_id + AHEAD_FRAMES)
 
     # -- linked lists -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,84 @@
+"""The block device: byte ranges of the export to pages of a tmem object. NBD's rules about ranges live here and nowhere else.
+
+Whole pages go straight through. The unaligned ends of a write are read, modified and written, atomically for each page; a trim
+keeps pages that it covers only in part, as a trim may; a zero writes zeros there, as it must.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from zcache.entry import PAGE_BYTES, PAGE_SHIFT
+from zcache.store import Store
+from zcache.tmem import TmemObject
+
+_PAGE_MASK: Final = PAGE_BYTES - 1
+_ZEROS: Final = memoryview(bytes(PAGE_BYTES))
+
+
+class Device:
+    """`size_bytes` (whole pages) of a persistent object; all offsets and lengths are bytes within it."""
+
+    def __init__(self, store: Store, pages: TmemObject) -> None:
+        self.store = store
+        self.pages = pages
+        self.size_bytes = pages.page_count << PAGE_SHIFT
+
+    def read(self, offset: int, out: memoryview) -> None:
+        """Fill `out` from `offset`; what was never written reads as zeros."""
+        if not (offset | len(out)) & _PAGE_MASK:
+            self.store.get(self.pages, offset >> PAGE_SHIFT, out)
+            return
+        for start in range(0, len(out), 64 * PAGE_BYTES):
+            part = out[start : start + 64 * PAGE_BYTES]
+            first = (offset + start) >> PAGE_SHIFT
+            count = ((offset + start + len(part) + _PAGE_MASK) >> PAGE_SHIFT) - first
+            covering = bytearray(count << PAGE_SHIFT)
+            with memoryview(covering) as view:
+                self.store.get(self.pages, first, view)
+                inside = (offset + start) & _PAGE_MASK
+                part[:] = view[inside : inside + len(part)]
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write `data` at `offset`."""
+        if not (offset | len(data)) & _PAGE_MASK:
+            self.store.put(self.pages, offset >> PAGE_SHIFT, data)
+            return
+        head, body = _split(offset, len(data))
+        if head:
+            self._modify(offset, data[:head])
+        if body:
+            self.store.put(self.pages, (offset + head) >> PAGE_SHIFT, data[head : head + body])
+        if head + body < len(data):
+            self._modify(offset + head + body, data[head + body :])
+
+    def trim(self, offset: int, length: int) -> None:
+        """Drop the whole pages in a range; they read as zeros."""
+        head, body = _split(offset, length)
+        if body:
+            self.store.flush(self.pages, (offset + head) >> PAGE_SHIFT, body >> PAGE_SHIFT)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros."""
+        head, body = _split(offset, length)
+        if head:
+            self._modify(offset, _ZEROS[:head])
+        self.trim(offset + head, body)
+        tail = length - head - body
+        if tail:
+            self._modify(offset + head + body, _ZEROS[:tail])
+
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """Runs (offset, length, reads as zeros) that cover the range, page by page; the first may begin before it."""
+        first = offset >> PAGE_SHIFT
+        count = ((offset + length + _PAGE_MASK) >> PAGE_SHIFT) - first
+        for start, pages, zero in self.store.extents(self.pages, first, count):
+            yield start << PAGE_SHIFT, pages << PAGE_SHIFT, zero
+
+    def _modify(self, offset: int, data: memoryview) -> None:
+        self.store.modify(self.pages, offset >> PAGE_SHIFT, offset & _PAGE_MASK, data)
+
+
+def _split(offset: int, length: int) -> tuple[int, int]:
+    """The bytes before the first page boundary in a range, and those of the whole pages that follow."""
+    head = min(-offset & _PAGE_MASK, length)
+    return head, (length - head) & ~_PAGE_MASK

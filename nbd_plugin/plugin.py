@@ -1,0 +1,160 @@
+"""The nbdkit callbacks (Python plugin API version 2): what nbdkit runs as `script=`. They translate, and do nothing else.
+
+Life: `config` and `config_complete` gather parameters; `get_ready` opens everything that can be refused, before a socket exists;
+`after_fork` makes the process safe and starts the server; requests; `cleanup`. On the request path nothing is raised but for a
+request that failed: nbdkit 1.32 leaks each exception, and prints it.
+"""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import nbdkit
+
+from nbd_plugin.config import parse_config
+from nbd_plugin.server import Server
+from zcache.errors import BadInput, EnvironmentProblem, StoreFull, ZcacheError
+from zcache.hardening import keep_thread
+
+API_VERSION = 2
+
+#: More extents than this are not gathered for one request; the client asks again from where they end.
+MAX_EXTENTS = 1024
+
+_words: list[tuple[str, str]] = []
+_server: Server
+
+
+def _refuse(error: ZcacheError) -> None:
+    """End nbdkit with one line instead of a traceback. Nothing exists yet that would have to be undone."""
+    sys.stderr.write(f"zcache: {error}\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def config(key: str, value: str) -> None:
+    _words.append((key, value))
+
+
+def config_complete() -> None:
+    global _server
+    try:
+        _server = Server(parse_config(_words))
+    except (BadInput, EnvironmentProblem) as error:
+        _refuse(error)
+
+
+def thread_model() -> int:
+    return int(nbdkit.THREAD_MODEL_PARALLEL)
+
+
+def get_ready() -> None:
+    try:
+        _server.get_ready()
+    except (BadInput, EnvironmentProblem) as error:
+        _refuse(error)
+
+
+def after_fork() -> None:
+    try:
+        _server.start()
+    except EnvironmentProblem as error:
+        _refuse(error)
+    _warm_up_callbacks()
+
+
+def cleanup() -> None:
+    _server.stop()
+
+
+def open(readonly: bool) -> int:  # noqa: A001, ARG001 (nbdkit's names)
+    return 1
+
+
+def get_size(handle: Any) -> int:  # noqa: ARG001
+    return _server.device.size_bytes
+
+
+def block_size(handle: Any) -> tuple[int, int, int]:  # noqa: ARG001
+    """Any size works (QEMU and blkid send 512 bytes whatever is said here); whole pages are what we are made for."""
+    return 1, 4096, 32 << 20
+
+
+def can_multi_conn(handle: Any) -> bool:  # noqa: ARG001
+    return True
+
+
+def can_fast_zero(handle: Any) -> bool:  # noqa: ARG001
+    return True
+
+
+def pread(handle: Any, buf: memoryview, offset: int, flags: int) -> None:  # noqa: ARG001
+    keep_thread()
+    try:
+        _server.device.read(offset, buf)
+    except Exception as error:
+        _fail(error)
+
+
+def pwrite(handle: Any, buf: memoryview, offset: int, flags: int) -> None:  # noqa: ARG001
+    keep_thread()
+    try:
+        _server.device.write(offset, buf)
+    except Exception as error:
+        _fail(error)
+
+
+def flush(handle: Any, flags: int) -> None:  # noqa: ARG001
+    """Swap does not outlive the server, so there is nothing to make durable: what was written can be read."""
+
+
+def trim(handle: Any, count: int, offset: int, flags: int) -> None:  # noqa: ARG001
+    keep_thread()
+    try:
+        _server.device.trim(offset, count)
+    except Exception as error:
+        _fail(error)
+
+
+def zero(handle: Any, count: int, offset: int, flags: int) -> None:  # noqa: ARG001
+    keep_thread()
+    try:
+        _server.device.zero(offset, count)
+    except Exception as error:
+        _fail(error)
+
+
+def extents(handle: Any, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:  # noqa: ARG001
+    keep_thread()
+    found = []
+    hole = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
+    for start, length, zeros in _server.device.extents(offset, count):
+        found.append((start, length, hole if zeros else 0))
+        if len(found) == MAX_EXTENTS or flags & nbdkit.FLAG_REQ_ONE:
+            break
+    return found
+
+
+def _fail(error: Exception) -> None:
+    """Say why in the client's terms, and fail the callback."""
+    nbdkit.set_error(errno.ENOSPC if isinstance(error, StoreFull) else errno.EIO)
+    raise error
+
+
+def _warm_up_callbacks() -> None:
+    """Run each request callback once, so that none of its code is read from disk when memory is short."""
+    page = memoryview(bytearray(b"zcache" * 683)[:4096])
+    device = _server.device
+    for offset, data in ((0, page), (1, page[:100])):
+        pwrite(1, data, offset, 0)
+        pread(1, data, offset, 0)
+    zero(1, 4000, 96, 0)
+    extents(1, min(device.size_bytes, 1 << 20), 0, 0)
+    trim(1, 8192, 0, 0)
+    zero(1, 4096, 0, 0)
+    with device.store.lock:
+        device.store.statistics.reset_events()

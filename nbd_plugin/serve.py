@@ -1,0 +1,55 @@
+"""scripts/serve: becomes nbdkit in the foreground, with the plugin, in the environment that both need.
+
+- nbdkit's options come first, then `key=value` parameters. `-f` is given (a daemon logs to syslog, whose reader may be swapped out).
+- Few threads: they only take turns under the GIL, and each has a stack and buffers to keep in memory.
+- A small thread stack: nbdkit sets no stack size, so RLIMIT_STACK is what every thread gets.
+"""
+
+import os
+import resource
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Final
+
+THREADS: Final = 4
+STACK_BYTES: Final = 512 << 10
+
+#: nbdkit's options whose argument is a word of its own.
+_WITH_ARGUMENT: Final = frozenset(
+    "-D -e -g -i -p -P -t -U -u --debug --export --export-name --exportname --filter --group --ip-addr --ipaddr --log "
+    "--mask-handshake --pid-file --pidfile --port --run --selinux-label --threads --tls --tls-certificates --tls-psk "
+    "--unix --user".split()
+)
+
+
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """nbdkit's options, and the parameters after them."""
+    position = 0
+    while position < len(words) and words[position].startswith("-"):
+        position += 2 if words[position] in _WITH_ARGUMENT else 1
+    return words[:position], words[position:]
+
+
+def command_line(words: list[str]) -> list[str]:
+    """What to execute for the words given to scripts/serve."""
+    options, parameters = split_words(words)
+    threads = [] if any(word.startswith(("-t", "--threads")) for word in options) else ["-t", str(THREADS)]
+    plugin = Path(__file__).resolve().with_name("plugin.py")
+    return ["nbdkit", "-f", *threads, *options, "python", str(plugin), *parameters]
+
+
+def main() -> None:
+    """Does not return."""
+    root = Path(__file__).resolve().parent.parent
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(root), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, hard))
+    try:
+        os.execvp("nbdkit", command_line(sys.argv[1:]))
+    except OSError as error:
+        sys.exit(f"serve: cannot run nbdkit: {error.strerror}; run scripts/setup")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The server: puts the pieces together for one `Config`, in the order that safety asks for.
+
+`get_ready` (before nbdkit has a socket, in the process that may still fork): everything that can be refused. `start` (in the process that
+stays, with one thread): the store, the protections, the warm-up, and only then threads. `stop`: the reverse.
+"""
+
+import os
+import sys
+
+import psutil
+
+from nbd_plugin.config import Config
+from nbd_plugin.device import Device
+from zcache.allocators.zbud import FRAME_BYTES
+from zcache.control import ControlSocket
+from zcache.errors import BadInput, EnvironmentProblem
+from zcache.hardening import Hardening, harden
+from zcache.status import gather_status
+from zcache.store import Store
+from zcache.tiers.backing_file import BackingFile
+from zcache.tmem import Kind
+from zcache.warm_up import warm_up
+
+
+class Server:
+    """One export: a device of `config.size_bytes` over one store."""
+
+    device: Device
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._tier: BackingFile | None = None
+        self._control: ControlSocket | None = None
+        self._hardening = Hardening()
+
+    def get_ready(self) -> None:
+        """Open and check what was configured; raises `BadInput` or `EnvironmentProblem`."""
+        config = self.config
+        ram_bytes = psutil.virtual_memory().total
+        if config.budget_bytes >= ram_bytes:
+            raise BadInput(f"budget={config.budget_bytes}: this machine has {ram_bytes} bytes of RAM; give less, or a share: 25%")
+        if config.control:
+            self._control = ControlSocket(config.control)
+        if config.backing:
+            self._tier = BackingFile.open(
+                config.backing, needed_bytes=config.backing_needed_bytes, frame_bytes=FRAME_BYTES, force=config.force
+            )
+
+    def start(self) -> None:
+        """Be ready for requests; raises `EnvironmentProblem` with `hardening=require` when the process is not safe."""
+        config = self.config
+        store = Store(budget_bytes=config.budget_bytes, codec=config.codec, tier=self._tier)
+        pages = store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, config.size_bytes // 4096)
+        self.device = Device(store, pages)
+        if config.hardening == "off":
+            _say("hardening=off: NOT safe to swap to itself")
+            warm_up(config.codec, self._tier)
+        else:
+            without = [name for name in os.environ.get("ZCACHE_WITHOUT", "").split(",") if name]
+            self._hardening = harden(store.populate, store.is_populated, without)
+            warm_up(config.codec, self._tier)
+            verdict = self._hardening.verdict()
+            if config.hardening == "require" and not self._hardening.complete:
+                self._hardening.close()
+                raise EnvironmentProblem(f"hardening=require: {verdict}")
+            self._hardening.start()
+            _say(verdict)
+        store.reclaimer.start()
+        if self._control:
+            self._control.start(store, lambda: gather_status(store, pages, self._hardening))
+
+    def stop(self) -> None:
+        """Let flights land and close everything. nbdkit has ended all connections."""
+        if self._control:
+            self._control.close()
+        self.device.store.close()
+        self._hardening.close()
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"zcache: {line}\n")
+    sys.stderr.flush()

@@ -1,0 +1,87 @@
+"""The `zcache` command: what a running server says about itself."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from zcache.control import ask
+from zcache.errors import ZcacheError
+
+DEFAULT_CONTROL: Final = Path("/run/zcache/control")
+
+
+def main() -> int:
+    """Exit status: 0; 1 when the books do not balance; 2 when there is no answer."""
+    parser = argparse.ArgumentParser(prog="zcache", description="Ask a running zcache server.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("status", "what it stores and how well"), ("check", "walk the whole store: do its books balance?")):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--control", type=Path, default=DEFAULT_CONTROL, help="control socket (default: %(default)s)")
+        command.add_argument("--json", action="store_true", help="every figure, as JSON")
+    arguments = parser.parse_args()
+    try:
+        answer = ask(arguments.control, arguments.command)
+    except ZcacheError as error:
+        print(f"zcache: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps(answer, indent=2))
+    elif arguments.command == "status":
+        _print_status(answer)
+    elif answer["balanced"]:
+        print(f"balanced: {answer['stored_pages']} pages stored, {answer['lost_pages']} lost")
+    else:
+        print(f"NOT balanced: {answer['imbalance']}")
+    return 0 if answer.get("balanced", True) else 1
+
+
+def _print_status(status: dict[str, Any]) -> None:
+    """A table in the manner of zramctl, and what needs attention below it."""
+    table = Table(box=None, pad_edge=False)
+    stored_bytes = status["stored_pages"] * 4096
+    columns = {
+        "DISKSIZE": _human(status["size_bytes"]),
+        "CODEC": status["codec"],
+        "ALLOC": status["allocator"],
+        "DATA": _human(stored_bytes),
+        "COMPR": _human(status["compressed_bytes"]),
+        "RATIO": status["ratio"] or "-",
+        "SAME": str(status["same_filled_pages"]),
+        "RAM": f"{_human(status['resident_frames'] * status['frame_bytes'])}/{_human(status['budget_bytes'])}",
+        "CLEAN": _human(status["clean_frames"] * status["frame_bytes"]),
+        "BACKING": f"{_human(status['backing_frames'] * status['frame_bytes'])}"
+        f"/{_human(status['backing_capacity_frames'] * status['frame_bytes'])}",
+        "WRITTEN-BACK": _human(status["written_back_frames"] * status["frame_bytes"]),
+        "RSS": _human(status["rss_bytes"]),
+        "LOCKED": _human(status["locked_bytes"]),
+    }
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row(*map(str, columns.values()))
+    console = Console(width=max(120, Console().width))
+    console.print(table)
+    troubles = [
+        f"{status[name]} {name.replace('_', ' ')}"
+        for name in ("lost_pages", "failed_puts", "checksum_errors", "decode_errors", "writeback_errors", "fetch_errors")
+        if status[name]
+    ]
+    troubles += [f"not protected: {name}" for name, holds in status["hardening"].items() if not holds]
+    if troubles:
+        console.print("attention: " + "; ".join(troubles))
+
+
+def _human(size_bytes: float) -> str:
+    for suffix in ("B", "K", "M", "G"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f}{suffix}" if suffix == "B" else f"{size_bytes:.1f}{suffix}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f}T"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

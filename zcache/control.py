@@ -1,0 +1,110 @@
+"""The control socket: one line in (`status` or `check`), one line of JSON out, and the connection ends.
+
+One connection at a time, each with a deadline and a limit on what it may send, served by a thread of its own that takes the store's lock
+only for a snapshot. Nothing that a client does here can hold up a page.
+"""
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from zcache.check import check
+from zcache.errors import BadInput, EnvironmentProblem, Imbalance
+from zcache.store import Store
+
+REQUEST_BYTES: Final = 256
+DEADLINE_SECONDS: Final = 5.0
+
+
+class ControlSocket:
+    """Listens on `path` from construction on (mode 0600), answers from `start` on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        if path.is_socket():
+            if _is_alive(path):
+                raise BadInput(f"control={path}: another server answers there; give each server a path of its own")
+            path.unlink()
+        mask = os.umask(0o177)
+        try:
+            self._listener.bind(str(path))
+        except OSError as error:
+            raise BadInput(f"control={path}: {error.strerror}; give a path in a folder that can be written") from None
+        finally:
+            os.umask(mask)
+        self._listener.listen(4)
+        self._thread: threading.Thread | None = None
+        self._closing = False
+
+    def start(self, store: Store, status: Callable[[], dict[str, Any]]) -> None:
+        """Answer from a thread. The answers are tried once before, so that their code is in memory."""
+
+        def audit() -> dict[str, Any]:
+            try:
+                return {"balanced": True, **check(store)}
+            except Imbalance as imbalance:
+                return {"balanced": False, "imbalance": str(imbalance)}
+
+        commands = {"status": status, "check": audit}
+        for command in commands:
+            _answer(commands, command)
+        self._thread = threading.Thread(target=self._serve, args=(commands,), name="zcache-control", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering and remove the path."""
+        self._closing = True
+        self._path.unlink(missing_ok=True)
+        self._listener.shutdown(socket.SHUT_RDWR)
+        if self._thread:
+            self._thread.join(timeout=DEADLINE_SECONDS)
+        self._listener.close()
+
+    def _serve(self, commands: dict[str, Callable[[], dict[str, Any]]]) -> None:
+        while not self._closing:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                continue
+            with connection:
+                try:
+                    connection.settimeout(DEADLINE_SECONDS)
+                    request = connection.recv(REQUEST_BYTES)
+                    connection.sendall(_answer(commands, request.decode("ascii", "replace").strip()))
+                except OSError:
+                    pass  # a client that went away, or is too slow
+
+
+def _answer(commands: dict[str, Callable[[], dict[str, Any]]], request: str) -> bytes:
+    command = commands.get(request)
+    answer = command() if command else {"error": f"unknown command; there are {', '.join(commands)}"}
+    return json.dumps(answer).encode() + b"\n"
+
+
+def _is_alive(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def ask(path: Path, command: str) -> dict[str, Any]:
+    """Client: send one command; raises `EnvironmentProblem` if nobody answers."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(60)
+        try:
+            connection.connect(str(path))
+            connection.sendall(command.encode() + b"\n")
+            connection.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+            decoded: dict[str, Any] = json.loads(answer)
+        except (OSError, ValueError) as error:
+            raise EnvironmentProblem(f"no server answers at {path}: {error}; start one with control={path}") from None
+    return decoded

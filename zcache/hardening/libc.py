@@ -1,0 +1,93 @@
+"""The C library and kernel calls that Python does not offer: prctl, mlockall, mallopt, madvise, a thread's own stack."""
+
+import ctypes
+import os
+from typing import Final
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+PR_SET_IO_FLUSHER: Final = 57
+PR_GET_IO_FLUSHER: Final = 58
+MCL_CURRENT: Final = 1
+MCL_FUTURE: Final = 2
+MCL_ONFAULT: Final = 4
+MADV_POPULATE_WRITE: Final = 23
+M_TRIM_THRESHOLD: Final = -1
+M_TOP_PAD: Final = -2
+M_MMAP_MAX: Final = -4
+M_ARENA_MAX: Final = -8
+
+_libc.malloc.restype = ctypes.c_void_p
+_libc.malloc.argtypes = [ctypes.c_size_t]
+_libc.free.argtypes = [ctypes.c_void_p]
+_libc.sbrk.restype = ctypes.c_void_p
+_libc.sbrk.argtypes = [ctypes.c_ssize_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.pthread_self.restype = ctypes.c_ulong
+_libc.pthread_getattr_np.argtypes = [ctypes.c_ulong, ctypes.c_void_p]
+_libc.pthread_attr_getstack.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+_libc.pthread_attr_destroy.argtypes = [ctypes.c_void_p]
+_PTHREAD_ATTR_BYTES: Final = 64  # pthread_attr_t is 56 bytes on x86-64
+
+
+def _raise_errno() -> None:
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number))
+
+
+def prctl(option: int, argument: int) -> int:
+    """prctl(2); the kernel wants the unused arguments to be zero words."""
+    result: int = _libc.prctl(option, *(ctypes.c_ulong(word) for word in (argument, 0, 0, 0)))
+    if result < 0:
+        _raise_errno()
+    return result
+
+
+def mlockall(flags: int) -> None:
+    """mlockall(2)."""
+    if _libc.mlockall(flags) < 0:
+        _raise_errno()
+
+
+def mallopt(option: int, value: int) -> None:
+    """mallopt(3)."""
+    if not _libc.mallopt(option, value):
+        raise OSError(0, f"mallopt({option}, {value}) was refused")
+
+
+def malloc(size_bytes: int) -> int:
+    """malloc(3): an address that must be given to `free`."""
+    address: int | None = _libc.malloc(size_bytes)
+    if address is None:
+        raise MemoryError
+    return address
+
+
+def free(address: int) -> None:
+    """free(3)."""
+    _libc.free(address)
+
+
+def program_break() -> int:
+    """The end of the heap: sbrk(0)."""
+    address: int = _libc.sbrk(0)
+    return address
+
+
+def fill(address: int, size_bytes: int) -> None:
+    """Touch memory by writing zeros."""
+    ctypes.memset(address, 0, size_bytes)
+
+
+def populate_stack(size_bytes: int) -> None:
+    """Fault in the calling thread's stack, from its top, for `size_bytes` (or all that there is)."""
+    attributes = ctypes.create_string_buffer(_PTHREAD_ATTR_BYTES)
+    if _libc.pthread_getattr_np(_libc.pthread_self(), attributes):
+        return
+    lowest, length = ctypes.c_size_t(), ctypes.c_size_t()
+    _libc.pthread_attr_getstack(attributes, ctypes.byref(lowest), ctypes.byref(length))
+    _libc.pthread_attr_destroy(attributes)
+    top = lowest.value + length.value
+    start = max(lowest.value, top - size_bytes) & ~4095
+    if _libc.madvise(start, top - start, MADV_POPULATE_WRITE) < 0:
+        _raise_errno()

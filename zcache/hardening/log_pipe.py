@@ -1,0 +1,55 @@
+"""stderr that can neither block nor be swapped out: a pipe of one page that does not wait, and a thread that empties it.
+
+nbdkit prints to stderr whenever a callback fails, with the GIL held. If that write waits (a full pipe, a terminal that is stopped, a tmpfs
+file whose page is out on the very device that we serve), the server waits with it. So file descriptor 2 becomes a non-blocking pipe
+with room for one page: once its page has been used, the kernel keeps it with the pipe, so writing needs no memory. What does not fit is
+dropped; a message is worth less than the machine. A thread passes on what arrives to the original stderr, and may block there as it likes.
+"""
+
+import fcntl
+import os
+import threading
+from typing import Final
+
+PIPE_BYTES: Final = 4096
+
+
+class LogPipe:
+    """Takes file descriptor 2 over; `close` gives it back after passing on what is left."""
+
+    def __init__(self) -> None:
+        self._original = os.dup(2)
+        self._reader, writer = os.pipe2(os.O_CLOEXEC)
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        os.set_blocking(writer, False)
+        os.write(writer, b"\n")
+        os.read(self._reader, PIPE_BYTES)  # the pipe has its page from here on
+        os.dup2(writer, 2, inheritable=False)
+        os.close(writer)
+        self._thread = threading.Thread(target=self._pass_on, name="zcache-log", daemon=True)
+
+    def start(self) -> None:
+        """Start passing on. A thread, so it comes after everything that must be set before threads are."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Give file descriptor 2 back."""
+        os.dup2(self._original, 2)  # closes the last writer: the thread sees the end
+        if self._thread.is_alive():
+            self._thread.join(timeout=1)
+
+    def _pass_on(self) -> None:
+        while message := os.read(self._reader, PIPE_BYTES):
+            try:
+                os.write(self._original, message)
+            except OSError:
+                pass  # nobody listens; that is theirs to decide
+
+
+def is_log_pipe(descriptor: int) -> bool:
+    """Whether a descriptor is a pipe of one page that does not block: read back from the kernel."""
+    try:
+        size_bytes = fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
+    except OSError:
+        return False
+    return size_bytes == PIPE_BYTES and not os.get_blocking(descriptor)

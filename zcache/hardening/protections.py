@@ -1,0 +1,154 @@
+"""The protections, in the order in which they are applied, and the self-check that reads each back.
+
+Everything is applied in `after_fork`, while the process has one thread: IO_FLUSHER is inherited by threads made later, memory locks do not
+survive a fork, and malloc's arenas are handed out to threads. Each protection says what it is against; what happened without each is in
+ARCHITECTURE.md ("Ablation").
+"""
+
+import gc
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from zcache.errors import EnvironmentProblem
+from zcache.hardening import heap, libc, log_pipe
+
+OOM_SCORE_ADJ: Final = Path("/proc/self/oom_score_adj")
+MIN_OOM_SCORE_ADJ: Final = -1000
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """One protection: `apply` may raise `OSError`; `holds` asks the kernel (or libc) and not our memory of having asked for it."""
+
+    name: str
+    remedy: str  # what to do about it where it does not hold
+    apply: Callable[[], None]
+    holds: Callable[[], bool]
+
+
+class Hardening:
+    """What was applied, and what the self-check found: name to whether it holds."""
+
+    def __init__(self) -> None:
+        self.log_pipe: log_pipe.LogPipe | None = None
+        self.results: dict[str, bool] = {}
+        self.remedies: dict[str, str] = {}
+
+    def verdict(self) -> str:
+        """The self-check in one line."""
+        holding = ", ".join(name for name, holds in self.results.items() if holds) or "nothing"
+        failing = ", ".join(f"{name} ({self.remedies[name]})" for name, holds in self.results.items() if not holds)
+        if not failing:
+            return f"safe to swap to itself: {holding}; {locked_bytes() >> 20} MiB locked"
+        return f"WARNING: NOT safe to swap to itself: without {failing}; has {holding}"
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything holds."""
+        return all(self.results.values())
+
+    def start(self) -> None:
+        """Start what needs a thread; after everything else."""
+        if self.log_pipe:
+            self.log_pipe.start()
+
+    def close(self) -> None:
+        """Give stderr back."""
+        if self.log_pipe:
+            self.log_pipe.close()
+
+
+def harden(populate: Callable[[], None], populated: Callable[[], bool], without: Iterable[str] = ()) -> Hardening:
+    """Apply every protection but those named in `without`, then check all of them.
+
+    `populate` faults in all memory that the I/O path will touch; `populated` tells whether it is there.
+    """
+    hardening = Hardening()
+
+    def divert_stderr() -> None:
+        hardening.log_pipe = log_pipe.LogPipe()
+
+    protections = [
+        Protection("io_flusher", "needs CAP_SYS_RESOURCE", _set_io_flusher, _is_io_flusher),
+        Protection("heap", "needs glibc", heap.fix_heap, heap.heap_is_fixed),
+        Protection("memory_lock", "needs CAP_IPC_LOCK or a memlock limit beyond the budget", _lock, _is_locked),
+        Protection("prefault", "needs Linux 5.14 and free memory for the budget", populate, populated),
+        Protection("oom_score", "needs CAP_SYS_RESOURCE", _set_oom_score, _is_oom_exempt),
+        Protection("gc_off", "a bug", _stop_gc, lambda: not gc.isenabled() and gc.get_freeze_count() > 0),
+        Protection("stderr", "a bug", divert_stderr, lambda: log_pipe.is_log_pipe(2)),
+    ]
+    names = [protection.name for protection in protections]
+    unknown = set(without) - set(names)
+    if unknown:
+        raise EnvironmentProblem(f"no protection is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    for protection in protections:
+        hardening.remedies[protection.name] = protection.remedy
+        if protection.name in without:
+            hardening.remedies[protection.name] = "left out on request"
+            continue
+        try:
+            protection.apply()
+        except OSError as error:
+            hardening.remedies[protection.name] = f"{protection.remedy}: {error.strerror}"
+    for protection in protections:
+        try:
+            hardening.results[protection.name] = protection.holds()
+        except OSError:
+            hardening.results[protection.name] = False
+    return hardening
+
+
+def locked_bytes() -> int:
+    """Memory of this process that is both resident and locked. (`VmLck` also counts what was never touched.)"""
+    return _smaps_rollup_bytes("Locked")
+
+
+def resident_bytes() -> int:
+    """This process's RSS."""
+    return _smaps_rollup_bytes("Rss")
+
+
+def _smaps_rollup_bytes(field: str) -> int:
+    with Path("/proc/self/smaps_rollup").open() as lines:
+        for line in lines:
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+def _set_io_flusher() -> None:
+    """Our allocations do no I/O to reclaim memory (they would wait for ourselves), and we are not throttled as a writer."""
+    libc.prctl(libc.PR_SET_IO_FLUSHER, 1)
+
+
+def _is_io_flusher() -> bool:
+    return libc.prctl(libc.PR_GET_IO_FLUSHER, 0) == 1
+
+
+def _lock() -> None:
+    """Nothing that we touched is ever swapped out or, if it is code, dropped. On fault: nbdkit's 192 MiB of BSS stay untouched."""
+    libc.mlockall(libc.MCL_CURRENT | libc.MCL_FUTURE | libc.MCL_ONFAULT)
+
+
+def _is_locked() -> bool:
+    # Locked is counted as Pss is: a shared page by its share. Some of the code may be unlocked for an instant while it faults.
+    return locked_bytes() > _smaps_rollup_bytes("Pss") * 9 // 10
+
+
+def _set_oom_score() -> None:
+    """Killing us frees less than it destroys: everything that is swapped out."""
+    OOM_SCORE_ADJ.write_text(str(MIN_OOM_SCORE_ADJ))
+
+
+def _is_oom_exempt() -> bool:
+    return int(OOM_SCORE_ADJ.read_text()) == MIN_OOM_SCORE_ADJ
+
+
+def _stop_gc() -> None:
+    """A collection touches every object there is. We make no cycles on the I/O path, so nothing is lost by never collecting."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+

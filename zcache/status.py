@@ -1,0 +1,56 @@
+"""Status: every figure about a running server, as one flat dictionary. Names ending in `_pages`, `_frames` and `_bytes` say their unit."""
+
+import os
+from typing import Any
+
+from zcache.hardening import Hardening
+from zcache.hardening.protections import locked_bytes, resident_bytes
+from zcache.hardening.threads import kept_threads
+from zcache.pageframes.frames import Queue
+from zcache.store import Store
+from zcache.tmem import TmemObject
+
+__all__ = ["gather_status"]
+
+
+def gather_status(store: Store, pages: TmemObject, hardening: Hardening) -> dict[str, Any]:
+    """A snapshot. The store's own figures are taken under its lock and so agree with each other."""
+    frames, reclaimer, tier = store.frames, store.reclaimer, store.tier
+    frame_bytes = frames.frame_bytes
+    with store.lock:
+        status: dict[str, Any] = store.statistics.as_dict()
+        status |= {
+            "resident_frames": frames.resident,
+            "budget_frames": frames.budget_frames,
+            "free_frames": frames.free_slot_count,
+            "clean_frames": frames.queue_length[Queue.CLEAN],
+            "dirty_frames": frames.queue_length[Queue.PERSISTENT],
+            "ephemeral_frames": frames.queue_length[Queue.EPHEMERAL],
+            "in_flight_frames": frames.in_flight,
+            "cold_frames": frames.cold,
+            "dropped_clean": frames.dropped_clean,
+            "backing_frames": tier.used_slots if tier else 0,
+            "backing_capacity_frames": tier.slot_count if tier else 0,
+        }
+    status["written_back_frames"] = status["reclaim_background"] + status["reclaim_sync"]
+    zpages = status["stored_pages"] - status["same_filled_pages"]
+    used_frames = status["resident_frames"] + status["cold_frames"]
+    return {
+        "size_bytes": pages.page_count * 4096,
+        "budget_bytes": frames.budget_frames * frame_bytes,
+        "frame_bytes": frame_bytes,
+        "codec": store.codec.name,
+        "allocator": store.allocator.name,
+        "backing": str(getattr(tier, "path", "")) if tier else None,
+        "backing_direct_io": getattr(tier, "direct", None),
+        "low_watermark_frames": reclaimer.low_watermark,
+        "high_watermark_frames": reclaimer.high_watermark,
+        **status,
+        "codec_ratio": round(zpages * 4096 / status["compressed_bytes"], 3) if status["compressed_bytes"] else None,
+        "ratio": round(status["stored_pages"] * 4096 / (used_frames * frame_bytes), 3) if used_frames else None,
+        "rss_bytes": resident_bytes(),
+        "locked_bytes": locked_bytes(),
+        "pid": os.getpid(),
+        "kept_threads": len(kept_threads),
+        "hardening": hardening.results,
+    }
