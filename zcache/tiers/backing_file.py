@@ -122,10 +122,21 @@ def _why_not_opened(error: OSError) -> str:
 
 
 def _allocate(descriptor: int, path: Path, size_bytes: int) -> int:
-    """Allocate every block now, so that a full file system is an error at the start and not in the middle of a swap-out."""
+    """Allocate every block now, so that a full file system is an error at the start and not in the middle of a swap-out.
+
+    What cannot work is not begun: a file system is never filled up just to find out that it is too small.
+    """
+    status = os.fstat(descriptor)
+    file_system = os.fstatvfs(descriptor)
+    missing_bytes = size_bytes - status.st_blocks * 512
     try:
+        if missing_bytes > file_system.f_bavail * file_system.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.posix_fallocate(descriptor, 0, size_bytes)
     except OSError as error:
+        os.ftruncate(descriptor, status.st_size)
+        if status.st_size == 0:
+            path.unlink()
         raise BadInput(
             f"backing={path}: no room for {size_bytes} bytes: {os.strerror(error.errno or 0)}; "
             "give a file system with that much free, or a smaller size="

@@ -1,0 +1,35 @@
+"""Stores for tests, and shorthands to talk to them in bytes."""
+
+from tests.support.tiers import MemoryTier
+from zcache.codec import parse_codec
+from zcache.store import Store
+from zcache.tmem import Kind, TmemObject
+
+PAGE_BYTES = 4096
+
+
+def small_store(budget_frames: int = 8, below_frames: int = 0, codec: str = "lz4") -> Store:
+    """A store without threads: background reclaim happens when the test calls `store.reclaimer.clean_some()`."""
+    tier = MemoryTier(below_frames) if below_frames else None
+    return Store(budget_bytes=budget_frames * PAGE_BYTES, codec=parse_codec(codec), tier=tier)
+
+
+def new_object(store: Store, page_count: int, kind: Kind = Kind.PERSISTENT) -> TmemObject:
+    """An object in a pool of its own."""
+    return store.tmem.new_object(store.tmem.new_pool(kind), 0, page_count)
+
+
+def put(store: Store, thing: TmemObject, first: int, *pages: bytes) -> None:
+    store.put(thing, first, memoryview(b"".join(pages)))
+
+
+def get(store: Store, thing: TmemObject, first: int, count: int = 1) -> bytes:
+    out = bytearray(count * PAGE_BYTES)
+    with memoryview(out) as view:
+        store.get(thing, first, view)
+    return bytes(out)
+
+
+def is_miss(store: Store, thing: TmemObject, index: int) -> bool:
+    with memoryview(bytearray(PAGE_BYTES)) as view:
+        return store.get(thing, index, view) == 1

@@ -1,0 +1,138 @@
+"""What may be used as a backing file, and what is refused: nothing that is not ours is ever overwritten."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zcache.errors import BadInput
+from zcache.tiers.backing_file import HEADER, BackingFile
+
+FRAME_BYTES = 4096
+NEEDED = 32 * FRAME_BYTES
+
+
+def open_backing(path: Path, needed_bytes: int = NEEDED, force: bool = False) -> BackingFile:
+    return BackingFile.open(path, needed_bytes=needed_bytes, frame_bytes=FRAME_BYTES, force=force)
+
+
+def refusal(path: Path, needed_bytes: int = NEEDED) -> str:
+    with pytest.raises(BadInput) as caught:
+        open_backing(path, needed_bytes)
+    text = str(caught.value)
+    assert text.startswith(f"backing={path}: ") and "\n" not in text
+    return text
+
+
+def test_a_new_file_is_made_large_enough_and_allocated(tmp_path: Path) -> None:
+    backing = open_backing(tmp_path / "new")
+    assert backing.slot_count == 32
+    status = (tmp_path / "new").stat()
+    assert status.st_size == 33 * FRAME_BYTES and status.st_blocks * 512 >= status.st_size
+    assert status.st_mode & 0o777 == 0o600
+    backing.close()
+
+
+def test_an_empty_file_is_like_a_new_one_and_ours_can_be_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "empty"
+    path.touch()
+    open_backing(path).close()
+    assert path.read_bytes().startswith(HEADER)
+    with path.open("r+b") as file:
+        file.seek(5 * FRAME_BYTES)
+        file.write(b"an old frame")
+    backing = open_backing(path)
+    assert backing.slot_count == 32
+    backing.close()
+
+
+def test_a_blank_file_of_the_right_size_is_used_whole(tmp_path: Path) -> None:
+    path = tmp_path / "blank"
+    path.write_bytes(bytes(64 * FRAME_BYTES))
+    backing = open_backing(path)
+    assert backing.slot_count == 63
+    backing.close()
+
+
+@pytest.mark.parametrize("where", [0, 1024, 40 * FRAME_BYTES + 17, 64 * FRAME_BYTES - 1])
+def test_foreign_content_anywhere_is_refused_and_kept(tmp_path: Path, where: int) -> None:
+    path = tmp_path / "foreign"
+    content = bytearray(64 * FRAME_BYTES)
+    content[where] = 1
+    path.write_bytes(content)
+    text = refusal(path)
+    assert "not zcache's" in text and "force=yes" in text and f"byte {where})" in text
+    assert path.read_bytes() == content
+
+
+def test_foreign_content_in_a_sparse_file_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+        file.seek(700 << 20)
+        file.write(b"precious")
+    assert f"byte {700 << 20})" in refusal(path)
+
+
+def test_force_overwrites(tmp_path: Path) -> None:
+    path = tmp_path / "foreign"
+    path.write_bytes(b"\x01" * 64 * FRAME_BYTES)
+    backing = open_backing(path, force=True)
+    backing.close()
+    assert path.read_bytes().startswith(HEADER)
+
+
+def test_real_file_systems_and_partition_tables_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ext2"
+    with path.open("wb") as file:
+        file.truncate(4 << 20)
+    subprocess.run(["/sbin/mke2fs", "-q", "-F", str(path)], check=True)
+    before = path.read_bytes()
+    assert "not zcache's" in refusal(path)
+    assert path.read_bytes() == before
+    table = tmp_path / "mbr"
+    table.write_bytes(bytes(510) + b"\x55\xaa" + bytes(4 << 20))
+    assert "byte 510)" in refusal(table)
+
+
+def test_what_cannot_be_a_backing_file(tmp_path: Path) -> None:
+    assert "is a directory" in refusal(tmp_path)
+    assert "folder does not exist" in refusal(tmp_path / "no" / "file")
+    assert "neither a regular file nor a block device" in refusal(Path("/dev/null"))
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    assert "neither a regular file nor a block device" in refusal(fifo)
+
+
+def test_too_small_says_how_much_is_needed(tmp_path: Path) -> None:
+    path = tmp_path / "small"
+    path.write_bytes(bytes(8 * FRAME_BYTES))
+    assert f"header need {33 * FRAME_BYTES}" in refusal(path)
+    assert path.stat().st_size == 8 * FRAME_BYTES
+    backing = open_backing(path, needed_bytes=0)  # overcommit
+    assert backing.slot_count == 7
+    backing.close()
+
+
+def test_a_full_file_system_is_found_at_the_start_and_not_filled(tmp_path: Path) -> None:
+    path = tmp_path / "huge"
+    free_bytes = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    text = refusal(path, needed_bytes=(free_bytes + (1 << 40)) // FRAME_BYTES * FRAME_BYTES)
+    assert "no room" in text
+    assert not path.exists()
+    assert os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize > free_bytes // 2
+
+
+def test_held_by_another_server(tmp_path: Path) -> None:
+    path = tmp_path / "held"
+    script = (
+        "import sys; from pathlib import Path; from zcache.tiers.backing_file import BackingFile as B\n"
+        f"b = B.open(Path({str(path)!r}), needed_bytes={NEEDED}, frame_bytes={FRAME_BYTES}, force=False)\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline() == b"held\n"
+        assert "held by another server" in refusal(path)
+    open_backing(path).close()

@@ -1,0 +1,80 @@
+"""The tier contract, for every tier."""
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiers import MemoryTier
+from zcache.tiers import Tier
+from zcache.tiers.backing_file import BackingFile
+
+FRAME_BYTES = 4096
+
+
+@pytest.fixture(params=["memory", "file"])
+def tier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tier]:
+    made: Tier
+    if request.param == "memory":
+        made = MemoryTier(64)
+    else:
+        made = BackingFile.open(tmp_path / "b", needed_bytes=64 * FRAME_BYTES, frame_bytes=FRAME_BYTES, force=False)
+    yield made
+    made.close()
+
+
+def buffers(count: int, fill: int = 0) -> list[memoryview]:
+    """Page-aligned, as RAM slots are."""
+    memory = memoryview(mmap.mmap(-1, count * FRAME_BYTES))
+    for index in range(count * FRAME_BYTES):
+        memory[index] = (fill + index // FRAME_BYTES) & 0xFF if fill else 0
+    return [memory[start : start + FRAME_BYTES] for start in range(0, len(memory), FRAME_BYTES)]
+
+
+def test_slots_start_at_one_and_run_out(tier: Tier) -> None:
+    assert tier.slot_count == 64
+    assert tier.reserve(64) == (1, 64)
+    assert tier.reserve(1) == (0, 0)
+    assert tier.used() == list(range(1, 65))
+    tier.release(17)
+    assert tier.reserve(8) == (17, 1)
+
+
+def test_a_shorter_run_is_given_when_free_slots_are_scattered(tier: Tier) -> None:
+    tier.reserve(64)
+    for slot in (3, 10, 11, 12, 40):
+        tier.release(slot)
+    first, count = tier.reserve(5)
+    assert count == 2 and first in (10, 11)
+    assert tier.used_slots == 61
+
+
+def test_what_was_written_is_read(tier: Tier) -> None:
+    first, count = tier.reserve(8)
+    assert count == 8
+    tier.write(first, buffers(8, fill=1))
+    other, _ = tier.reserve(1)
+    tier.write(other, buffers(1, fill=200))
+    into = buffers(8)
+    tier.read(first, into)
+    assert [frame[0] for frame in into] == list(range(1, 9)) and all(frame[4095] == frame[0] for frame in into)
+    single = buffers(1)
+    tier.read(first + 5, single)
+    assert single[0][100] == 6
+
+
+def test_overwriting_a_slot_leaves_its_neighbours(tier: Tier) -> None:
+    first, _ = tier.reserve(3)
+    tier.write(first, buffers(3, fill=1))
+    tier.write(first + 1, buffers(1, fill=99))
+    into = buffers(3)
+    tier.read(first, into)
+    assert [frame[0] for frame in into] == [1, 99, 3]
+
+
+def test_releasing_twice_is_our_own_bug(tier: Tier) -> None:
+    first, _ = tier.reserve(1)
+    tier.release(first)
+    with pytest.raises(AssertionError):
+        tier.release(first)

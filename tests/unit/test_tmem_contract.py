@@ -1,0 +1,154 @@
+"""tmem's coherency contract, for both kinds of pool, in RAM and below."""
+
+import random
+
+import pytest
+
+from tests.support.pages import page_with_zpage_of, raw_page
+from tests.support.stores import get, is_miss, new_object, put, small_store
+from zcache.check import check
+from zcache.errors import PageLost, StoreFull
+from zcache.tmem import Kind
+
+KINDS = [Kind.PERSISTENT, Kind.EPHEMERAL]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_put_get(kind: Kind, rng: random.Random) -> None:
+    store = small_store()
+    thing = new_object(store, 4, kind)
+    page = page_with_zpage_of(rng, 1000)
+    put(store, thing, 1, page)
+    assert get(store, thing, 1) == page
+    assert is_miss(store, thing, 0)
+    check(store)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_put_put_get_never_returns_the_first_data(kind: Kind, rng: random.Random) -> None:
+    store = small_store()
+    thing = new_object(store, 1, kind)
+    first, second = page_with_zpage_of(rng, 1000), page_with_zpage_of(rng, 1000)
+    put(store, thing, 0, first)
+    put(store, thing, 0, second)
+    assert get(store, thing, 0) == second
+    check(store)
+
+
+def test_a_failed_duplicate_put_invalidates_a_persistent_page(rng: random.Random) -> None:
+    store = small_store(budget_frames=2)
+    thing = new_object(store, 4)
+    small = page_with_zpage_of(rng, 100)
+    put(store, thing, 0, small, small)  # buddies in one frame: dropping one frees no frame
+    put(store, thing, 2, raw_page(rng))
+    with pytest.raises(StoreFull):
+        put(store, thing, 0, raw_page(rng))
+    with pytest.raises(PageLost):
+        get(store, thing, 0)
+    assert get(store, thing, 1) == small
+    assert store.statistics.failed_puts == store.statistics.lost_pages == store.statistics.reject_no_frame == 1
+    check(store)
+
+
+def test_a_failed_duplicate_put_invalidates_an_ephemeral_page(rng: random.Random) -> None:
+    store = small_store()
+    thing = new_object(store, 1, Kind.EPHEMERAL)
+    put(store, thing, 0, page_with_zpage_of(rng, 100))
+    put(store, thing, 0, raw_page(rng))  # compresses poorly: not admitted
+    assert is_miss(store, thing, 0)
+    assert store.statistics.reject_compress_poor == store.statistics.ignored_puts == 1
+    check(store)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_a_failed_get_gets_fail_until_the_next_put(kind: Kind, rng: random.Random) -> None:
+    store = small_store()
+    thing = new_object(store, 1, kind)
+    assert is_miss(store, thing, 0) and is_miss(store, thing, 0)
+    put(store, thing, 0, page_with_zpage_of(rng, 100))
+    assert not is_miss(store, thing, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_flush_page_object_and_pool(kind: Kind, rng: random.Random) -> None:
+    store = small_store(16)
+    pool = store.tmem.new_pool(kind)
+    one, other = store.tmem.new_object(pool, 1, 8), store.tmem.new_object(pool, 2, 8)
+    pages = [page_with_zpage_of(rng, 1000) for _ in range(8)]
+    put(store, one, 0, *pages)
+    put(store, other, 0, *pages)
+    store.flush(one, 3, 1)
+    assert is_miss(store, one, 3) and get(store, one, 4) == pages[4]
+    store.flush_object(one)
+    assert get(store, other, 3) == pages[3]
+    again = store.tmem.new_object(pool, 1, 8)
+    assert all(is_miss(store, again, index) for index in range(8))
+    check(store)
+    store.flush_pool(pool)
+    check(store)
+    assert store.statistics.stored_pages == store.frames.resident == 0
+
+
+def test_kinds_never_share_a_frame(rng: random.Random) -> None:
+    store = small_store(8)
+    persistent, ephemeral = new_object(store, 4), new_object(store, 4, Kind.EPHEMERAL)
+    for index in range(3):
+        put(store, persistent, index, page_with_zpage_of(rng, 500))
+        put(store, ephemeral, index, page_with_zpage_of(rng, 500))
+    assert store.frames.queue_length == [2, 2, 0]
+    check(store)
+
+
+def test_a_persistent_get_never_fails_however_often_its_frame_moves(rng: random.Random) -> None:
+    store = small_store(budget_frames=4, below_frames=32)
+    thing = new_object(store, 32)
+    pages = [page_with_zpage_of(rng, 3000) for _ in range(32)]
+    for index, page in enumerate(pages):
+        put(store, thing, index, page)
+    for _ in range(300):
+        index = rng.randrange(32)
+        assert get(store, thing, index) == pages[index]
+        store.reclaimer.clean_some()
+    check(store)
+
+
+def test_ouroboros_a_persistent_put_eats_the_oldest_ephemeral_frame(rng: random.Random) -> None:
+    store = small_store(budget_frames=4)
+    clean, swap = new_object(store, 8, Kind.EPHEMERAL), new_object(store, 8)
+    put(store, clean, 0, *(page_with_zpage_of(rng, 1500) for _ in range(8)))  # two to a frame
+    put(store, swap, 0, raw_page(rng))
+    assert [is_miss(store, clean, index) for index in range(8)] == [True, True] + 6 * [False]
+    assert store.statistics.evicted_ephemeral_frames == 1 and store.statistics.evicted_ephemeral_pages == 2
+    check(store)
+
+
+def test_an_ephemeral_put_eats_its_own_tail_and_nothing_persistent(rng: random.Random) -> None:
+    store = small_store(budget_frames=4, below_frames=8)
+    clean, swap = new_object(store, 8, Kind.EPHEMERAL), new_object(store, 8)
+    held = [raw_page(rng) for _ in range(3)]
+    put(store, swap, 0, *held)
+    for index in range(8):
+        put(store, clean, index, page_with_zpage_of(rng, 3500))
+    assert [index for index in range(8) if not is_miss(store, clean, index)] == [7]
+    assert get(store, swap, 0, 3) == b"".join(held) and store.statistics.reclaim_sync == 0
+    check(store)
+
+
+def test_an_ephemeral_put_is_ignored_when_persistent_pages_hold_all_frames(rng: random.Random) -> None:
+    store = small_store(budget_frames=4)
+    clean, swap = new_object(store, 1, Kind.EPHEMERAL), new_object(store, 4)
+    put(store, swap, 0, *(raw_page(rng) for _ in range(4)))
+    put(store, clean, 0, page_with_zpage_of(rng, 100))
+    assert is_miss(store, clean, 0) and store.statistics.ignored_puts == 1
+    check(store)
+
+
+def test_with_a_poor_mean_a_worse_ephemeral_page_is_not_admitted(rng: random.Random) -> None:
+    store = small_store(budget_frames=16)
+    thing = new_object(store, 8, Kind.EPHEMERAL)
+    put(store, thing, 0, *(page_with_zpage_of(rng, 3000) for _ in range(4)))
+    put(store, thing, 4, page_with_zpage_of(rng, 3800))
+    put(store, thing, 5, page_with_zpage_of(rng, 1000))
+    assert is_miss(store, thing, 4) and not is_miss(store, thing, 5)
+    assert store.statistics.reject_mean_poor == 1
+    check(store)
