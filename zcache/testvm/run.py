@@ -1,0 +1,133 @@
+"""scripts/run: see it work. A stock kernel in a small guest swaps to zcache inside that guest while stress-ng overcommits its memory.
+
+Exit status 0 only if stress-ng verified its memory, the kernel log has nothing to complain of, the store's books balance, and pages
+were in fact swapped out, in and written back.
+"""
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from zcache.errors import ZcacheError
+from zcache.testvm import VmConfig, VmResult
+from zcache.testvm.vm import run_in_vm
+
+#: What a kernel writes when swap, or the machine, is in trouble.
+TROUBLE: Final = re.compile(
+    r"I/O error|[Ee]rror on swap-device|blocked for more than|hung_task|Kernel panic|Oops|BUG:|WARNING:|soft lockup|"
+    r"Bad swap|swap_info_get|nbd\d+: (?:Connection timed out|Dead connection)|Out of memory|oom-kill"
+)
+
+PARAMETERS: Final = ("size=1536M", "budget=160M", "codec=lz4", "hardening=require")
+#: The backing disk: size - budget and a header.
+DISK_BYTES: Final = (1536 - 160 + 1) << 20
+
+
+def main() -> int:
+    """Prints the report."""
+    parser = argparse.ArgumentParser(prog="scripts/run", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--seconds", type=int, default=90, help="how long stress-ng runs (default: %(default)s)")
+    parser.add_argument("--memory", default="900M", help="the guest's memory (default: %(default)s)")
+    parser.add_argument("--stress-bytes", default="1100M", help="memory that stress-ng uses (default: %(default)s)")
+    parser.add_argument("--timeout", type=int, default=900, help="seconds until the guest is given up (default: %(default)s)")
+    parser.add_argument("parameters", nargs="*", help=f"server parameters besides {' '.join(PARAMETERS)} backing=DISK")
+    arguments = parser.parse_args()
+    keys = {word.partition("=")[0] for word in arguments.parameters}
+    defaults = [word for word in PARAMETERS if word.partition("=")[0] not in keys]
+    backing = "backing=/dev/disk/by-id/virtio-vmdisk0"
+    load = ["--vm", "2", "--vm-bytes", arguments.stress_bytes, "--vm-method", "all", "--vm-keep", "--verify"]
+    load += ["--timeout", f"{arguments.seconds}s", "--metrics-brief"]
+
+    with tempfile.TemporaryDirectory(prefix="zcache-run-") as folder:
+        disk, report_path = Path(folder) / "disk", Path(folder) / "share" / "report.json"
+        report_path.parent.mkdir()
+        with disk.open("wb") as file:
+            file.truncate(DISK_BYTES)
+        config = VmConfig(
+            memory=arguments.memory, disks=(disk,), share=report_path.parent, timeout_seconds=arguments.timeout
+        )
+        command = [sys.executable, "-m", "zcache.testvm.swap_run", str(report_path)]
+        command += [*defaults, backing, *arguments.parameters, "--", *load]
+        try:
+            result = run_in_vm(config, command)
+        except ZcacheError as error:
+            print(f"run: {error}", file=sys.stderr)
+            return 125
+        report = json.loads(report_path.read_text()) if report_path.exists() else None
+    failures = judge(result, report)
+    if report:
+        print_report(report, result)
+    for failure in failures:
+        print(f"FAILED: {failure}", file=sys.stderr)
+    if failures:
+        print(f"the guest's kernel log is kept in {result.kernel_log}", file=sys.stderr)
+        return 1
+    result.kernel_log.unlink()
+    print("OK: every page came back as it was")
+    return 0
+
+
+def kernel_troubles(log: str) -> list[str]:
+    """The lines of a kernel log that tell of trouble."""
+    return [line for line in log.splitlines() if TROUBLE.search(line)]
+
+
+def judge(result: VmResult, report: dict[str, Any] | None) -> list[str]:
+    """Everything that keeps a run from being a success."""
+    failures = []
+    if result.exit_status != 0:
+        failures.append(result.failure or f"the run in the guest ended with exit status {result.exit_status}")
+    troubles = kernel_troubles(result.kernel_log.read_text(errors="replace"))
+    failures += [f"kernel log: {line}" for line in troubles[:10]]
+    if not report:
+        return [*failures, "the guest left no report"]
+    if report["stress_exit_status"] != 0:
+        failures.append(f"stress-ng ended with {report['stress_exit_status']}:\n{report['stress_output']}")
+    if not report["check"]["balanced"]:
+        failures.append(f"the books do not balance: {report['check']['imbalance']}")
+    status = report["status"]
+    for name in ("lost_pages", "failed_puts", "checksum_errors", "decode_errors", "writeback_errors", "fetch_errors"):
+        if status[name]:
+            failures.append(f"{name} is {status[name]}")
+    for name in ("pages_out", "pages_in"):
+        if not report[name]:
+            failures.append(f"nothing was swapped ({name} is 0): the load is too small")
+    if not status["written_back_frames"]:
+        failures.append("no frame was written back: the budget was not exhausted")
+    return failures
+
+
+def print_report(report: dict[str, Any], result: VmResult) -> None:
+    """What was seen, as a table."""
+    status = report["status"]
+    verdict = "verified" if report["stress_exit_status"] == 0 else f"exit status {report['stress_exit_status']}"
+    mebibytes = {name: f"{status[name] / (1 << 20):.1f} MiB" for name in ("rss_bytes", "locked_bytes", "compressed_bytes")}
+    rows = {
+        "pages swapped out, in (/proc/vmstat)": f"{report['pages_out']}, {report['pages_in']}",
+        "pages stored": f"{status['stored_pages']} ({status['same_filled_pages']} same-filled, {status['raw_pages']} raw)",
+        "compressed to": f"{mebibytes['compressed_bytes']} (codec ratio {status['codec_ratio']}, frame ratio {status['ratio']})",
+        "frames in RAM": f"{status['resident_frames']} of {status['budget_frames']} ({status['clean_frames']} clean)",
+        "frames written back": f"{status['written_back_frames']} ({status['backing_frames']} below now)",
+        "frames read back": str(status["fetched_frames"]),
+        "reclaimed in the background, by a put": f"{status['reclaim_background']}, {status['reclaim_sync']}",
+        "server RSS, locked": f"{mebibytes['rss_bytes']}, {mebibytes['locked_bytes']}",
+        "protections that do not hold": ", ".join(k for k, holds in status["hardening"].items() if not holds) or "none",
+        "time: load, swapoff, all": f"{report['load_seconds']} s, {report['swap_off_seconds']} s, {result.seconds:.0f} s",
+        "stress-ng": verdict,
+        "books": "balanced" if report["check"]["balanced"] else "NOT balanced",
+    }
+    table = Table(box=None, show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
