@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import nbdkit
 
 from nbd_plugin.config import parse_config
+from nbd_plugin.ending import end_on_signals, hold_signals
 from nbd_plugin.server import Server
 from zcache.errors import BadInput, EnvironmentProblem, StoreFull, ZcacheError
 from zcache.hardening import keep_thread
@@ -60,11 +61,13 @@ def get_ready() -> None:
 
 
 def after_fork() -> None:
+    hold_signals()
     try:
         _server.start()
     except EnvironmentProblem as error:
         _refuse(error)
     _warm_up_callbacks()
+    end_on_signals(nbdkit.shutdown)
 
 
 def cleanup() -> None:

@@ -7,6 +7,7 @@
 
 import os
 import resource
+import socket
 import sys
 import sysconfig
 from pathlib import Path
@@ -39,8 +40,25 @@ def command_line(words: list[str]) -> list[str]:
     return ["nbdkit", "-f", *threads, *options, "python", str(plugin), *parameters]
 
 
+def remove_dead_socket(options: list[str]) -> None:
+    """nbdkit leaves its Unix socket behind when it ends, and then refuses to start on it. Removed if nobody answers there."""
+    for position, word in enumerate(options):
+        name, _, path = word.partition("=")
+        if word in ("-U", "--unix") and position + 1 < len(options):
+            path = options[position + 1]
+        elif name != "--unix":
+            continue
+        if Path(path).is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                try:
+                    probe.connect(path)
+                except ConnectionRefusedError:
+                    Path(path).unlink()
+
+
 def main() -> None:
     """Does not return."""
+    remove_dead_socket(split_words(sys.argv[1:])[0])
     root = Path(__file__).resolve().parent.parent
     os.environ["PYTHONPATH"] = os.pathsep.join([str(root), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)

@@ -209,6 +209,9 @@ class Store:
         if cold:
             assert self._fetcher
             self._fetcher.fetch(thing.table.entries, first, cold, entries, bodies)
+            if max(entries) >= LOST:
+                self._wait_for_lost(thing, first, count)
+                return self._get_run(thing, first, out)
 
         start = 0
         for entry, body in zip(entries, bodies, strict=True):
@@ -220,8 +223,6 @@ class Store:
                         out[start : start + 4096] = decoders[entry >> 59 & 7](body)
                 except Exception:
                     self._decode_failed(entry, body)
-            elif entry >= LOST:  # while the cold pages of this run were being fetched
-                raise PageLost("its last write failed")
             elif entry:
                 out[start : start + 4096] = (entry & 0xFFFFFFFF).to_bytes(4, "little") * 1024
             else:

@@ -13,7 +13,7 @@ from typing import Final
 from zcache.hardening import libc
 
 #: Room for requests: nbdkit's buffers and our copies for 16 threads of 128 KiB requests come to 8 MiB; measured use is below 2 MiB.
-HEAP_BYTES: Final = 6 << 20
+HEAP_BYTES: Final = 3 << 20
 
 #: Small objects of steady serving live in well under 1 MiB; twice that is kept.
 PYTHON_ARENAS: Final = 2

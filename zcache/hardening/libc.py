@@ -79,15 +79,17 @@ def fill(address: int, size_bytes: int) -> None:
     ctypes.memset(address, 0, size_bytes)
 
 
-def populate_stack(size_bytes: int) -> None:
-    """Fault in the calling thread's stack, from its top, for `size_bytes` (or all that there is)."""
+def populate_stack(size_bytes: int) -> bool:
+    """Fault in the calling thread's stack, from its top, for `size_bytes` or all that there is. False where that cannot be.
+
+    It cannot for a process's first thread, whose stack grows as it is used.
+    """
     attributes = ctypes.create_string_buffer(_PTHREAD_ATTR_BYTES)
     if _libc.pthread_getattr_np(_libc.pthread_self(), attributes):
-        return
+        return False
     lowest, length = ctypes.c_size_t(), ctypes.c_size_t()
     _libc.pthread_attr_getstack(attributes, ctypes.byref(lowest), ctypes.byref(length))
     _libc.pthread_attr_destroy(attributes)
     top = lowest.value + length.value
     start = max(lowest.value, top - size_bytes) & ~4095
-    if _libc.madvise(start, top - start, MADV_POPULATE_WRITE) < 0:
-        _raise_errno()
+    return not _libc.madvise(start, top - start, MADV_POPULATE_WRITE)

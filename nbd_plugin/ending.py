@@ -1,0 +1,50 @@
+"""Ending on a signal, with clients connected.
+
+nbdkit 1.32 stops accepting when it is told to end, and then waits until every client has gone; a client that is idle holds it up for
+ever. So its termination signals are blocked in every thread but one of ours, which waits for them, tells nbdkit, and then tells
+each connection that no more requests will be read. Requests under way are answered first.
+"""
+
+import os
+import signal
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+#: The signals by which nbdkit ends.
+SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP})
+
+#: A connection that was being accepted when the signal came is found at the next look.
+LOOK_SECONDS: Final = 0.05
+
+
+def hold_signals() -> None:
+    """Call in the process's only thread: threads made later inherit the blocked signals."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def end_on_signals(tell_nbdkit: Callable[[], None]) -> None:
+    """Act on the signals from here on, those that came since `hold_signals` included."""
+    threading.Thread(target=_wait_and_end, args=(tell_nbdkit,), name="zcache-end", daemon=True).start()
+
+
+def _wait_and_end(tell_nbdkit: Callable[[], None]) -> None:
+    signal.sigwait(SIGNALS)
+    tell_nbdkit()
+    while True:  # until the process has ended
+        for name in os.listdir("/proc/self/fd"):
+            _stop_reading(int(name))
+        time.sleep(LOOK_SECONDS)
+
+
+def _stop_reading(descriptor: int) -> None:
+    """If it is a connected socket: its reader sees the end, its writer may finish."""
+    try:
+        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            with socket.socket(fileno=os.dup(descriptor)) as connection:
+                connection.shutdown(socket.SHUT_RD)
+    except OSError:
+        pass  # a listening socket, or gone

@@ -1,0 +1,106 @@
+"""Several connections at once: parallel requests to the same pages, and partial writes that must not undo each other."""
+
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.nbd.conftest import RunningServer, Serve
+
+PAGES = 200
+
+
+def in_parallel(server: RunningServer, *workers: Callable[[Any], None]) -> None:
+    """Run each worker in a thread with a connection of its own; the first failure is raised."""
+    failures: list[BaseException] = []
+
+    def run(worker: Callable[[Any], None]) -> None:
+        client = server.connect()
+        try:
+            worker(client)
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            client.shutdown()
+
+    threads = [threading.Thread(target=run, args=(worker,)) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def test_two_connections_to_the_same_pages(serve: Serve, seed: int, tmp_path: Path) -> None:
+    """Each page always holds what one of the writers wrote, whole; never a mixture, never zeros, never an error."""
+    server = serve("size=1M", "budget=256K", f"backing={tmp_path}/b")
+
+    def page_of(writer: int, number: int, rng: random.Random) -> bytes:
+        head = f"{writer}:{number}:".encode()
+        body = rng.randbytes(rng.choice([0, 100, 1500, 4000]))
+        return (head + body).ljust(4096 - len(head), b"\0") + head
+
+    def writer(which: int) -> Callable[[Any], None]:
+        def work(client: Any) -> None:
+            rng = random.Random(seed + which)
+            for number in range(1500):
+                count = rng.choice([1, 1, 2, 8, 32])
+                first = rng.randrange(PAGES - count + 1)
+                pages = b"".join(page_of(which, number, rng) for _ in range(count))
+                client.pwrite(pages, first * 4096)
+
+        return work
+
+    def reader(client: Any) -> None:
+        rng = random.Random(seed + 100)
+        for _ in range(3000):
+            page = client.pread(4096, rng.randrange(PAGES) * 4096)
+            if page != bytes(4096):
+                head = page.split(b":")
+                mark = b":".join(head[:2]) + b":"
+                assert page.startswith(mark) and page.endswith(mark)
+
+    client = server.connect()
+    rng = random.Random(seed)
+    client.pwrite(b"".join(page_of(9, 0, rng) for _ in range(PAGES)), 0)
+    client.shutdown()
+    in_parallel(server, writer(1), writer(2), reader, reader)
+    assert server.status()["written_back_frames"] > 0
+
+
+def test_partial_writes_to_one_page_do_not_undo_each_other(serve: Serve) -> None:
+    """Two connections each own every other 512-byte sector of the same pages."""
+    server = serve("size=1M", "budget=256K", "overcommit=yes")
+
+    def owner(parity: int) -> Callable[[Any], None]:
+        def work(client: Any) -> None:
+            for number in range(200):
+                for sector in range(parity, 16, 2):
+                    mark = bytes([parity + 1, number % 256]) * 256
+                    client.pwrite(mark, sector * 512)
+                for sector in range(parity, 16, 2):
+                    mark = bytes([parity + 1, number % 256]) * 256
+                    assert client.pread(512, sector * 512) == mark
+
+        return work
+
+    in_parallel(server, owner(0), owner(1))
+
+
+def test_a_partial_write_does_not_undo_a_whole_one(serve: Serve) -> None:
+    """One connection writes the second half of a page with the rest of its pages; another writes sectors of the first half."""
+    server = serve("size=1M", "budget=256K", "overcommit=yes")
+
+    def sectors(client: Any) -> None:
+        for number in range(600):
+            client.pwrite(bytes([number % 256]) * 512, 4096)
+
+    def rest(client: Any) -> None:
+        for number in range(600):
+            mark = bytes([number % 251]) * 3584
+            client.pwrite(mark + bytes([number % 251]) * 8192, 4096 + 512)
+            assert client.pread(3584, 4096 + 512) == mark
+
+    in_parallel(server, sectors, rest)

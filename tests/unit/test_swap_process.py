@@ -1,0 +1,50 @@
+"""The identity of processes and how they are ended, with real children."""
+
+import subprocess
+from pathlib import Path
+
+from zcache.swap import process
+from zcache.swap.process import ProcessIdentity
+
+
+def test_stat_of_a_command_with_brackets_and_blanks() -> None:
+    fields = " ".join(str(number) for number in range(4, 53))
+    assert process.parse_stat(f"7 (a) b) (c) S {fields}") == ("S", 22)
+
+
+def test_a_reused_pid_is_not_taken_for_the_old_process(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    stat = tmp_path / "7" / "stat"
+    stat.write_text("7 (nbdkit) S " + " ".join(str(number) for number in range(4, 53)))
+    old = process.identify(7, tmp_path)
+    assert old == ProcessIdentity(7, 22)
+    assert process.is_running(old, tmp_path)
+    stat.write_text("7 (sshd) S " + " ".join(str(number + 1) for number in range(4, 53)))
+    assert not process.is_running(old, tmp_path)
+
+
+def test_a_zombie_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "stat").write_text("7 (nbdkit) Z " + " ".join(str(number) for number in range(4, 53)))
+    assert process.identify(7, tmp_path) is None
+
+
+def test_stop_never_signals_a_process_with_another_start_time() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        identity = process.identify(child.pid)
+        assert identity is not None
+        impostor = ProcessIdentity(identity.pid, identity.start_time_ticks - 1)
+        assert process.stop(impostor, term_seconds=1) == "gone"
+        assert child.poll() is None
+        assert process.stop(identity, term_seconds=10) == "ended"
+        assert not process.is_running(identity)
+
+
+def test_stop_kills_what_does_not_end() -> None:
+    stubborn = "trap '' TERM; echo ready; while :; do sleep 1; done"
+    with subprocess.Popen(["sh", "-c", stubborn], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        identity = process.identify(child.pid)
+        assert identity is not None
+        assert process.stop(identity, term_seconds=0.1) == "killed"

@@ -1,0 +1,94 @@
+"""Starting a server and hearing what it says, with small shell scripts for servers."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zcache.swap import process, server
+from zcache.swap.error import SwapError
+from zcache.swap.server import Server
+from zcache.swap.state import StateFolder
+
+GOOD = 'echo warming up; touch "$SOCKET"; echo $$ > "$PIDFILE"; exec sleep 60'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StateFolder:
+    return StateFolder(tmp_path)
+
+
+@pytest.fixture
+def started(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Server]]:
+    monkeypatch.setenv("SOCKET", str(folder.socket))
+    monkeypatch.setenv("PIDFILE", str(folder.pidfile))
+    servers: list[Server] = []
+    yield servers
+    for each in servers:
+        each.stop(term_seconds=5)
+
+
+def start(started: list[Server], script: str) -> Server:
+    started.append(Server(["sh", "-c", script]))
+    return started[-1]
+
+
+def test_ready_then_sealed(folder: StateFolder, started: list[Server]) -> None:
+    talker = GOOD.replace("exec sleep 60", "while sleep 0.05; do echo more; done")
+    each = start(started, talker)
+    each.wait_until_ready(folder, timeout_seconds=10)
+    assert each.keep_log(folder.log).startswith("warming up\n")
+    after = each.log()
+    assert folder.log.read_text() in after
+    with pytest.raises(PermissionError):
+        os.write(each._log_fd, b"late words")
+    assert process.is_running(each.identity)
+    assert os.getsid(each.identity.pid) == each.identity.pid
+
+
+def test_one_that_ends_at_its_start_says_why(folder: StateFolder, started: list[Server]) -> None:
+    each = start(started, "echo nbdkit: debug: hello; echo nbdkit: error: size= is missing >&2; exit 1")
+    with pytest.raises(SwapError, match="size= is missing") as caught:
+        each.wait_until_ready(folder, timeout_seconds=10)
+    assert "hello" not in str(caught.value)
+
+
+def test_one_that_ends_in_silence(folder: StateFolder, started: list[Server]) -> None:
+    with pytest.raises(SwapError, match="exit status 3"):
+        start(started, "exit 3").wait_until_ready(folder, timeout_seconds=10)
+
+
+def test_one_that_is_never_ready(folder: StateFolder, started: list[Server]) -> None:
+    with pytest.raises(SwapError, match="not ready after 0 s"):
+        start(started, "exec sleep 60").wait_until_ready(folder, timeout_seconds=0.2)
+
+
+def test_one_that_forks_away_is_refused(folder: StateFolder, started: list[Server]) -> None:
+    script = 'touch "$SOCKET"; echo 1 > "$PIDFILE"; exec sleep 60'
+    with pytest.raises(SwapError, match="runs as pid 1"):
+        start(started, script).wait_until_ready(folder, timeout_seconds=10)
+
+
+def test_no_such_program() -> None:
+    with pytest.raises(SwapError, match="cannot start /nonexistent: No such file"):
+        Server(["/nonexistent"])
+
+
+def test_error_lines() -> None:
+    assert server.error_lines("") == []
+    assert server.error_lines("a\n\nb  \n") == ["a", "b"]
+    assert server.error_lines("a\nnbdkit: error: b\nValueError: c\n") == ["nbdkit: error: b", "ValueError: c"]
+    assert len(server.error_lines("error\n" * 99)) == 8
+
+
+def test_command(folder: StateFolder) -> None:
+    command = server.command(Path("/serve"), folder, ["size=1G"])
+    assert command[:5] == ["/serve", "-U", str(folder.socket), "-P", str(folder.pidfile)]
+    assert command[5:] == [f"control={folder.control}", "size=1G"]
+
+
+@pytest.mark.parametrize("parameter", ["size", "=1G", "-U=x", "control=/x"])
+def test_wrong_parameters(parameter: str) -> None:
+    with pytest.raises(SwapError, match=parameter.split("=")[0] or "key=value"):
+        server.check_parameters(["size=1G", parameter])

@@ -1,0 +1,295 @@
+"""The order of steps up and down, with a machine that only remembers, and fails where it is told to."""
+
+import os
+import signal
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from zcache.swap import up
+from zcache.swap.down import Teardown, is_live, take_down
+from zcache.swap.error import StillSwappingError, SwapError
+from zcache.swap.handshake import Export
+from zcache.swap.interruption import Interrupted, Interruption
+from zcache.swap.nbd_device import request_timeout_seconds
+from zcache.swap.process import ProcessIdentity
+from zcache.swap.state import StateFolder, SwapState
+from zcache.swap.up import Buildup, Options, bring_up
+
+SERVER = ProcessIdentity(7, 22)
+DEVICE = "/dev/nbd0"
+ATTACHED_BY_PID = 99
+STEPS = ["load_driver", "start_server", "wait_for_server", "attach", "warm_up", "make_swap", "swap_on"]
+
+
+class FakeMachine:
+    """Both halves of the machine, and what is true of it."""
+
+    def __init__(self, failing: str = "", error: BaseException | None = None) -> None:
+        self.calls: list[str] = []
+        self.failing, self.error = failing, error or SwapError("no such luck")
+        self.running = self.attached = self.swapping = False
+
+    def _do(self, step: str) -> None:
+        self.calls.append(step)
+        if step == self.failing:
+            raise self.error
+
+    def load_driver(self) -> None:
+        self._do("load_driver")
+
+    def start_server(self) -> ProcessIdentity:
+        self._do("start_server")
+        self.running = True
+        return SERVER
+
+    def wait_for_server(self) -> None:
+        self._do("wait_for_server")
+
+    def attach(self) -> tuple[str, int]:
+        self._do("attach")
+        self.attached = True
+        return DEVICE, ATTACHED_BY_PID
+
+    def warm_up(self, _device: str) -> None:
+        self._do("warm_up")
+
+    def make_swap(self, _device: str) -> None:
+        self._do("make_swap")
+
+    def swap_on(self, _device: str) -> None:
+        self._do("swap_on")
+        self.swapping = True
+
+    def finish(self) -> None:
+        self._do("finish")
+
+    def is_swapping(self, _device: str) -> bool:
+        return self.swapping
+
+    def is_running(self, _server: ProcessIdentity) -> bool:
+        return self.running
+
+    def attached_by_pid(self, _device: str) -> int | None:
+        return ATTACHED_BY_PID if self.attached else None
+
+    def swap_off(self, _device: str) -> None:
+        self._do("swap_off")
+        self.swapping = False
+
+    def detach(self, _device: str) -> None:
+        assert not self.swapping
+        self._do("detach")
+        self.attached = False
+
+    def stop_server(self, _server: ProcessIdentity = SERVER) -> str:
+        assert not self.swapping
+        assert not self.attached
+        self._do("stop_server")
+        self.running = False
+        return "ended"
+
+    def bring_up(self, folder: StateFolder) -> SwapState:
+        return bring_up(folder, cast(Buildup, self))
+
+    def take_down(self, state: SwapState, folder: StateFolder) -> None:
+        take_down(state, folder, cast(Teardown, self), report=lambda _line: None)
+
+    def is_live(self, state: SwapState) -> bool:
+        return is_live(state, cast(Teardown, self))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StateFolder:
+    folder = StateFolder(tmp_path / "zcache")
+    folder.create()
+    return folder
+
+
+def test_up_then_down(folder: StateFolder) -> None:
+    machine = FakeMachine()
+    state = machine.bring_up(folder)
+    assert machine.calls == [*STEPS, "finish"]
+    assert (
+        folder.load()
+        == state
+        == SwapState(SERVER, str(folder.socket), str(folder.control), DEVICE, ATTACHED_BY_PID)
+    )
+    machine.calls.clear()
+    machine.take_down(state, folder)
+    assert machine.calls == ["swap_off", "detach", "stop_server"]
+    assert not folder.path.exists()
+
+
+@pytest.mark.parametrize("error", [SwapError("no such luck"), Interrupted(signal.SIGINT)])
+@pytest.mark.parametrize("failing", STEPS)
+def test_each_failing_step_is_undone(folder: StateFolder, failing: str, error: BaseException) -> None:
+    machine = FakeMachine(failing, error)
+    with pytest.raises(type(error)):
+        machine.bring_up(folder)
+    done = STEPS[: STEPS.index(failing)]
+    undone = [undo for do, undo in (("attach", "detach"), ("start_server", "stop_server")) if do in done]
+    assert machine.calls == [*done, failing, *undone]
+    assert not (machine.running or machine.attached or folder.path.exists())
+
+
+def test_a_failing_undo_does_not_stop_the_others(folder: StateFolder) -> None:
+    class Stuck(FakeMachine):
+        def detach(self, _device: str) -> None:
+            self.attached = False
+            raise SwapError("still attached")
+
+    machine = Stuck("make_swap")
+    with pytest.raises(SwapError, match="still attached"):
+        machine.bring_up(folder)
+    assert machine.calls[-1] == "stop_server"
+    assert not folder.path.exists()
+
+
+class WrongPriority(FakeMachine):
+    def swap_on(self, device: str) -> None:
+        super().swap_on(device)
+        raise SwapError("wrong priority")
+
+
+def test_a_swap_that_is_on_and_wrong_is_turned_off_first(folder: StateFolder) -> None:
+    machine = WrongPriority()
+    with pytest.raises(SwapError, match="wrong priority"):
+        machine.bring_up(folder)
+    assert machine.calls[-3:] == ["swap_off", "detach", "stop_server"]
+    assert not folder.path.exists()
+
+
+def test_a_swap_that_stays_on_keeps_its_server_whatever_failed(folder: StateFolder) -> None:
+    machine = WrongPriority("swap_off", StillSwappingError("no memory"))
+    with pytest.raises(StillSwappingError):
+        machine.bring_up(folder)
+    assert machine.swapping
+    assert machine.running
+    state = folder.load()
+    assert state is not None
+    machine.failing = ""
+    machine.take_down(state, folder)
+    assert not folder.path.exists()
+
+
+def up_machine(folder: StateFolder, failing: str) -> tuple[FakeMachine, SwapState]:
+    machine = FakeMachine(failing)
+    return machine, machine.bring_up(folder)
+
+
+@pytest.mark.parametrize("failing", ["swap_off", "detach"])
+def test_down_never_ends_the_server_before_the_rest_is_gone(folder: StateFolder, failing: str) -> None:
+    machine, state = up_machine(folder, failing)
+    with pytest.raises(SwapError):
+        machine.take_down(state, folder)
+    assert machine.running
+    assert folder.load() == state
+    machine.failing = ""
+    machine.take_down(state, folder)
+    assert not folder.path.exists()
+
+
+def test_down_does_not_believe_swapoff_but_the_kernel(folder: StateFolder) -> None:
+    class Liar(FakeMachine):
+        def swap_off(self, _device: str) -> None:
+            pass
+
+    machine = Liar()
+    state = machine.bring_up(folder)
+    with pytest.raises(StillSwappingError):
+        machine.take_down(state, folder)
+    assert machine.running
+
+
+def test_down_leaves_a_device_that_someone_else_attached(folder: StateFolder) -> None:
+    machine, state = up_machine(folder, "")
+    machine.swapping = machine.attached = False
+
+    class ReusedDevice(FakeMachine):
+        def attached_by_pid(self, _device: str) -> int | None:
+            return ATTACHED_BY_PID + 1
+
+    later = ReusedDevice()
+    assert not later.is_live(state)
+    later.take_down(state, folder)
+    assert later.calls == ["stop_server"]
+
+
+def test_what_counts_as_up(folder: StateFolder) -> None:
+    machine, state = up_machine(folder, "")
+    assert machine.is_live(state)
+    machine.running = False
+    assert machine.is_live(state)
+    machine.swapping = False
+    assert machine.is_live(state)
+    machine.attached = False
+    assert not machine.is_live(state)
+    assert not machine.is_live(SwapState(SERVER, "", ""))
+
+
+def test_a_held_signal_waits_and_only_the_first_counts() -> None:
+    with Interruption() as interruption:
+        with pytest.raises(Interrupted), interruption.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached = True
+        assert reached
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_free_signal_comes_at_once() -> None:
+    with Interruption(), pytest.raises(Interrupted) as caught:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert caught.value.exit_status == 130
+
+
+@pytest.mark.parametrize(
+    "export, words",
+    [
+        (Export(1 << 30, 0b11), "read-only"),
+        (Export(4096, 1), "too small"),
+        (Export(1 << 30, 1), "--connections"),
+        (Export(1 << 30, 1 | 1 << 8), "--discard"),
+    ],
+)
+def test_an_export_that_will_not_do(export: Export, words: str) -> None:
+    with pytest.raises(SwapError, match=words):
+        export.check(connection_count=2, discard=True)
+
+
+def test_request_timeout() -> None:
+    assert request_timeout_seconds(None, connection_count=1) == 0
+    assert request_timeout_seconds(None, connection_count=2) == 120
+    assert request_timeout_seconds(5, connection_count=2) == 5
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (Options(parameters=("size",)), "key=value"),
+        (Options(priority=-1), "--priority"),
+        (Options(connection_count=0), "--connections"),
+        (Options(timeout_seconds=-1), "--timeout-seconds"),
+        (Options(serve=Path("/nonexistent")), "--serve"),
+    ],
+)
+def test_options_are_checked_before_anything_is_done(options: Options, words: str) -> None:
+    with pytest.raises(SwapError, match=words):
+        up.check(options)
+
+
+def test_parse_allows_options_between_parameters() -> None:
+    options = up.parse(["size=1G", "--priority", "5", "codec=lz4", "--discard"])
+    assert options.parameters == ("size=1G", "codec=lz4")
+    assert options.priority == 5
+    assert options.discard
+
+
+def test_not_root_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert up.main(["--serve", "/bin/true", "--state-folder", str(tmp_path / "absent")]) == 1
+    assert capsys.readouterr().err == "swap-up: error: only root can do this\n"
+    assert not (tmp_path / "absent").exists()

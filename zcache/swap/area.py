@@ -1,0 +1,45 @@
+"""The swap area on the device: made and turned on by util-linux, which knows the format and the kernel's
+flags.
+
+Memory is not yet short here, so programs are started freely.  Turning the area off is another matter:
+swapoff.py.
+"""
+
+import subprocess
+from collections.abc import Callable, Sequence
+
+from zcache.swap.error import SwapError
+from zcache.swap.proc_swaps import ProcSwaps, SwapEntry
+
+LABEL = "zcache"
+Runner = Callable[[Sequence[str]], None]
+
+
+def run(command: Sequence[str]) -> None:
+    """Run a tool to its end; when it fails, its own last line says why."""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise SwapError(f"{command[0]} is not installed or not on PATH") from error
+    if done.returncode != 0:
+        lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
+        raise SwapError(f"{command[0]} failed: {lines[-1]}")
+
+
+def make_swap(device: str, runner: Runner = run) -> None:
+    # Without --check and without a wipe of old signatures: the device is new and nothing but ours.
+    runner(["mkswap", "--label", LABEL, device])
+
+
+def swap_on(device: str, priority: int, discard: bool, runner: Runner = run) -> None:
+    # --discard is both kinds: the whole area once, now, and each cluster as it falls free.
+    runner(["swapon", "--priority", str(priority), *(["--discard"] if discard else []), device])
+
+
+def verify_on(device: str, priority: int, swaps: ProcSwaps) -> SwapEntry:
+    entry = swaps.find(device)
+    if entry is None:
+        raise SwapError(f"swapon reported success, but {device} is not in /proc/swaps")
+    if entry.priority != priority:
+        raise SwapError(f"{device} swaps with priority {entry.priority} instead of {priority}")
+    return entry

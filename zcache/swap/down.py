@@ -1,0 +1,147 @@
+"""swap-down: swap area, device, server, in that order, each only once the one before it is certainly gone.
+
+The server is what the kernel's pages live in.  So it is not signalled before /proc/swaps no longer names
+its device and sysfs no longer shows the device attached; until then any failure leaves everything running,
+says so, and can be tried again.  That also makes it idempotent: what is already gone is passed over, and
+with nothing up at all it says so and succeeds.
+
+It runs when memory is short.  Until the swap is off it imports only what swapping off needs (no
+pyroute2, no subprocess), locks its memory, and forks once (why: swapoff.py).
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from zcache.swap import process, swapoff
+from zcache.swap.error import StillSwappingError, SwapError
+from zcache.swap.interruption import Interrupted, Interruption
+from zcache.swap.nbd_device import NbdDevice
+from zcache.swap.proc_swaps import ProcSwaps
+from zcache.swap.state import DEFAULT_FOLDER, StateFolder, SwapState
+
+# The server may have a whole pool to unlock and unmap.
+TERM_SECONDS = 30.0
+DETACH_SECONDS = 30.0
+Report = Callable[[str], None]
+
+
+class Teardown:
+    """What take_down does to the machine, one method a step; the fake of the unit tests has the same ones."""
+
+    def __init__(self, report: Report, interval_seconds: float = 5.0) -> None:
+        self._report = report
+        self._interval_seconds = interval_seconds
+        self._swaps = ProcSwaps()
+
+    def is_swapping(self, device: str) -> bool:
+        return self._swaps.find(device) is not None
+
+    def swap_off(self, device: str) -> None:
+        def progress() -> None:
+            entry = self._swaps.find(device)
+            if entry is not None:
+                self._report(f"{device}: {entry.used_kib} KiB still out")
+
+        progress()
+        swapoff.swap_off(device, progress, self._interval_seconds)
+
+    def attached_by_pid(self, device: str) -> int | None:
+        return NbdDevice(device).attached_by_pid()
+
+    def detach(self, device: str) -> None:
+        NbdDevice(device).detach(DETACH_SECONDS)
+
+    def is_running(self, server: process.ProcessIdentity) -> bool:
+        return process.is_running(server)
+
+    def stop_server(self, server: process.ProcessIdentity) -> str:
+        return process.stop(server, TERM_SECONDS)
+
+    def close(self) -> None:
+        self._swaps.close()
+
+
+def is_live(state: SwapState, machine: Teardown) -> bool:
+    """Whether anything that the state names is still there."""
+    if machine.is_running(state.server):
+        return True
+    return state.device is not None and (machine.is_swapping(state.device) or is_ours(state, machine))
+
+
+def is_ours(state: SwapState, machine: Teardown) -> bool:
+    """Whether the device is attached, and by us rather than by someone who got the same name later."""
+    if state.device is None or state.attached_by_pid is None:
+        return False
+    return machine.attached_by_pid(state.device) == state.attached_by_pid
+
+
+def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: Report = print) -> None:
+    """Everything that the state names goes, or StillSwappingError says why the swap stays on."""
+    device = state.device
+    if device is not None:
+        if machine.is_swapping(device):
+            if not machine.is_running(state.server):
+                report(f"warning: the server (pid {state.server.pid}) is gone; its pages may be lost")
+            machine.swap_off(device)
+            if machine.is_swapping(device):
+                raise StillSwappingError(f"swapoff reported success, but {device} is still in /proc/swaps")
+            report(f"{device}: swap is off")
+        if is_ours(state, machine):
+            machine.detach(device)
+            report(f"{device}: detached")
+    outcome = machine.stop_server(state.server)
+    if outcome == "stuck":
+        raise SwapError(f"the server (pid {state.server.pid}) does not end, not even by SIGKILL; see dmesg")
+    report(f"server (pid {state.server.pid}): {outcome}")
+    folder.remove()
+
+
+def run(folder: StateFolder, report: Report, interval_seconds: float) -> None:
+    if not folder.path.is_dir():
+        report("nothing is up")
+        return
+    with folder.locked():
+        state = folder.load()
+        if state is None:
+            # Only the lock's holder makes one, so nobody is about to.
+            folder.remove()
+            report("nothing is up")
+            return
+        machine = Teardown(report, interval_seconds)
+        try:
+            take_down(state, folder, machine, report)
+        finally:
+            machine.close()
+
+
+def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
+    """`swap-down [STATE-FOLDER]`.  Status: 0 all is down, 1 it is not and a line says why, 128+n a signal."""
+    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
+        print("usage: swap-down [STATE-FOLDER]   (turn zcache swap off; default folder /run/zcache)")
+        return 0 if list(arguments) in (["-h"], ["--help"]) else 2
+    if os.geteuid() != 0:
+        print("swap-down: only root can do this", file=sys.stderr)
+        return 1
+
+    def report(line: str) -> None:
+        print(f"swap-down: {line}", flush=True)
+
+    if not swapoff.lock_memory():
+        report("warning: memory cannot be locked, so this may be slow when memory is short")
+    folder = StateFolder(Path(arguments[0]) if arguments else DEFAULT_FOLDER)
+    try:
+        with Interruption():
+            run(folder, report, interval_seconds=1.0 if sys.stdout.isatty() else 5.0)
+    except SwapError as error:
+        print(f"swap-down: error: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as interrupted:
+        print(f"swap-down: {interrupted}: not finished; run it again", file=sys.stderr)
+        return interrupted.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

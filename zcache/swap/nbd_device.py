@@ -1,0 +1,143 @@
+"""/dev/nbdN: attached to a server's connections, watched through sysfs, warmed up, detached.
+
+The two timeouts, after drivers/block/nbd.c, and why they are what they are:
+
+  * A request's timeout (NBD_ATTR_TIMEOUT).  When it is set and runs out, the kernel declares the request's
+    *connection* dead and sends its requests again on another one.  A dead connection never comes back by
+    itself, so a slow server loses its connections one by one, and after the last one every request waits
+    for a reconnection and then fails.  For swap that means killed tasks.  Zero means, with one connection,
+    that the kernel only logs "Possible stuck request" every 30 s and goes on waiting: slowness stays
+    slowness.  A server that *died* is noticed at once all the same, for its socket closes.  So zero is the
+    default.  With several connections the kernel takes zero for its 30 s and does kill connections: there a
+    long timeout is asked for outright. What was unanswered when a server died is sent again when this timer
+    next fires: after 30 s at most for zero.
+  * The dead connection's timeout (NBD_ATTR_DEAD_CONN_TIMEOUT).  With no live connection, requests wait this
+    long for a `reconnect` before they fail.  Zero would turn the death of the server into I/O errors in
+    that instant.
+
+Queue settings are left as the driver has them, which is what swap wants: not rotational (so the kernel
+allocates swap slots by clusters), no seek penalty, requests of 128 KiB at most.
+"""
+
+import mmap
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from zcache.swap.error import SwapError
+
+BLOCK_SIZE_BYTES = 4096
+# Two minutes: the kernel's own measure of a hung task.  Not measured; a healthy server answers within 0.4 s.
+MULTI_CONNECTION_TIMEOUT_SECONDS = 120
+# Time for a supervisor, or a human at a console, to replace the server.  Not measured.
+DEAD_CONNECTION_SECONDS = 300
+
+_WARM_UP_BYTES = 64 << 20
+_WARM_UP_READ_BYTES = 1 << 20
+# 1 MiB makes eight requests, so 64 are under way at once: four times nbdkit's 16 threads.
+_WARM_UP_THREAD_COUNT = 8
+
+
+def request_timeout_seconds(asked_seconds: int | None, connection_count: int) -> int:
+    if asked_seconds is not None:
+        return asked_seconds
+    return MULTI_CONNECTION_TIMEOUT_SECONDS if connection_count > 1 else 0
+
+
+class NbdDevice:
+    def __init__(self, path: str, sysfs: Path = Path("/sys/block")) -> None:
+        self.path = path
+        self.index = int(path.removeprefix("/dev/nbd"))
+        self._sysfs = sysfs / f"nbd{self.index}"
+
+    @classmethod
+    def of_index(cls, index: int) -> "NbdDevice":
+        return cls(f"/dev/nbd{index}")
+
+    def attached_by_pid(self) -> int | None:
+        """Who attached it; None when it is not attached."""
+        return self._read("pid")
+
+    def size_bytes(self) -> int:
+        return (self._read("size") or 0) * 512
+
+    def _read(self, name: str) -> int | None:
+        try:
+            return int((self._sysfs / name).read_text())
+        except OSError:
+            return None
+
+    def detach(self, timeout_seconds: float) -> None:
+        """Disconnect and wait until the kernel has let go.  The caller vouches that no swap is on it."""
+        from zcache.swap import nbd_netlink  # late: see its header
+
+        nbd_netlink.disconnect(self.index)
+        self.wait_until_detached(timeout_seconds)
+
+    def wait_until_detached(self, timeout_seconds: float) -> None:
+        """The last opener (udev looks at each new device) may hold it a moment longer."""
+        deadline_seconds = time.monotonic() + timeout_seconds
+        while self.attached_by_pid() is not None or self.size_bytes():
+            if time.monotonic() > deadline_seconds:
+                raise SwapError(f"{self.path} is still attached after {timeout_seconds:.0f} s: who holds it?")
+            time.sleep(0.05)
+
+    def warm_up(self, length_bytes: int = _WARM_UP_BYTES) -> int:
+        """Read the start of the device, many requests at once, past the page cache; the bytes read.
+
+        A server's thread that serves its first request while memory is already short allocates its Python
+        thread state, its stack's pages and its malloc arena at the worst moment, and waits for memory that
+        only it can free.  So each thread is made to serve some now.
+        """
+        length_bytes = min(length_bytes, self.size_bytes())
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            starts = range(0, length_bytes, _WARM_UP_READ_BYTES)
+            with ThreadPoolExecutor(_WARM_UP_THREAD_COUNT) as threads:
+                reads = [threads.submit(_read_direct, fd, start, length_bytes) for start in starts]
+                return sum(read.result() for read in reads)
+        except OSError as error:
+            raise SwapError(f"reading {self.path} failed: {error.strerror}; see dmesg") from error
+        finally:
+            os.close(fd)
+
+
+def _read_direct(fd: int, start: int, end: int) -> int:
+    length_bytes = min(_WARM_UP_READ_BYTES, end - start)
+    # O_DIRECT wants an aligned buffer, and an anonymous mapping is one.
+    with mmap.mmap(-1, length_bytes) as buffer:
+        return os.preadv(fd, [buffer], start)
+
+
+def attach(
+    socket: Path,
+    connection_count: int,
+    discard: bool,
+    timeout_seconds: int,
+    dead_connection_seconds: int = DEAD_CONNECTION_SECONDS,
+) -> NbdDevice:
+    """Shake hands with the server behind the socket and give the connections to the kernel."""
+    from zcache.swap import handshake, nbd_netlink  # late: see nbd_netlink's header
+
+    with handshake.connections(socket, connection_count) as (export, socket_fds):
+        export.check(connection_count, discard)
+        request = nbd_netlink.ConnectRequest(
+            # The kernel would round down by itself, but only in what it shows.
+            size_bytes=export.size_bytes // BLOCK_SIZE_BYTES * BLOCK_SIZE_BYTES,
+            block_size_bytes=BLOCK_SIZE_BYTES,
+            server_flags=export.flags,
+            timeout_seconds=timeout_seconds,
+            dead_connection_seconds=dead_connection_seconds,
+        )
+        return NbdDevice.of_index(nbd_netlink.connect(request, socket_fds))
+
+
+def reconnect(device: NbdDevice, socket: Path, connection_count: int) -> None:
+    """Put a new server behind a live device whose old one has died; its requests are waiting."""
+    from zcache.swap import handshake, nbd_netlink  # late: see nbd_netlink's header
+
+    with handshake.connections(socket, connection_count) as (export, socket_fds):
+        if export.size_bytes // BLOCK_SIZE_BYTES * BLOCK_SIZE_BYTES != device.size_bytes():
+            raise SwapError(f"the new server's size, {export.size_bytes} bytes, is not that of {device.path}")
+        nbd_netlink.reconfigure(device.index, socket_fds)

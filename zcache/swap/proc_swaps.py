@@ -1,0 +1,42 @@
+"""/proc/swaps, the kernel's own word on what is swapped to: this is believed, and no exit status."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class SwapEntry:
+    path: str
+    size_kib: int
+    used_kib: int
+    priority: int
+
+
+def parse_swaps(text: str) -> list[SwapEntry]:
+    """The table without its heading; the kernel writes blanks in names as octal escapes."""
+    entries = []
+    for line in text.splitlines()[1:]:
+        # From the right, for a deleted swap file's name is followed by a bare " (deleted)".
+        path, _kind, size_kib, used_kib, priority = line.rsplit(maxsplit=4)
+        path = _OCTAL.sub(lambda match: chr(int(match[1], 8)), path)
+        entries.append(SwapEntry(path, int(size_kib), int(used_kib), int(priority)))
+    return entries
+
+
+class ProcSwaps:
+    """The file held open, so that reading it again while memory is short costs no path look-up."""
+
+    def __init__(self, path: Path = Path("/proc/swaps")) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def find(self, device: str | None) -> SwapEntry | None:
+        # One page holds some fifty swap areas; the kernel allows 32 at most.
+        text = os.pread(self._fd, 4096, 0).decode()
+        return next((entry for entry in parse_swaps(text) if entry.path == device), None)

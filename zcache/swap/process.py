@@ -1,0 +1,90 @@
+"""A process named so that a reused pid can never be taken for it.
+
+A pid alone names whatever runs under it today.  A pid with the start time the kernel recorded for it (field
+22 of /proc/PID/stat, in clock ticks since boot) names one process for ever.  Signals go through a pidfd
+which is opened before the start time is compared, so nothing can slip in between the comparison and the
+signal.
+"""
+
+import contextlib
+import os
+import select
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    pid: int
+    start_time_ticks: int
+
+
+def parse_stat(text: str) -> tuple[str, int]:
+    """State and start time in ticks from /proc/PID/stat; a command's name may hold blanks and brackets."""
+    fields = text.rpartition(")")[2].split()
+    # After the name comes field 3, the state; field 22 is therefore the twentieth from here.
+    return fields[0], int(fields[19])
+
+
+def identify(pid: int, proc: Path = _PROC) -> ProcessIdentity | None:
+    """The running process under this pid, or None; a zombie has ended and counts as gone."""
+    try:
+        text = (proc / str(pid) / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, start_time_ticks = parse_stat(text)
+    return None if state in "ZX" else ProcessIdentity(pid, start_time_ticks)
+
+
+def is_running(process: ProcessIdentity, proc: Path = _PROC) -> bool:
+    return identify(process.pid, proc) == process
+
+
+@contextlib.contextmanager
+def opened(process: ProcessIdentity) -> Iterator[int | None]:
+    """A pidfd for this very process, or None when it has ended."""
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        yield None
+        return
+    try:
+        yield pidfd if is_running(process) else None
+    finally:
+        os.close(pidfd)
+
+
+def wait_for_end(pidfd: int, timeout_seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(timeout_seconds * 1000))
+
+
+def stop(process: ProcessIdentity, term_seconds: float, kill_seconds: float = 10) -> str:
+    """Ask the process to end, then make it; says how it went: "gone", "ended", "killed" or "stuck".
+
+    The caller vouches that nothing depends on the process any more.
+    """
+    with opened(process) as pidfd:
+        if pidfd is None:
+            return "gone"
+        for signum, seconds, outcome in (
+            (signal.SIGTERM, term_seconds, "ended"),
+            (signal.SIGKILL, kill_seconds, "killed"),
+        ):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signum)
+            if wait_for_end(pidfd, seconds):
+                _reap(process.pid)
+                return outcome
+    return "stuck"
+
+
+def _reap(pid: int) -> None:
+    """Collect the exit status when the process is our child; when it is not, its own parent does."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)

@@ -1,0 +1,109 @@
+"""The server process: started from a clean place, waited for, and its words kept.
+
+Its output goes to a memfd, not to a file.  Whatever the server prints to must never make it wait for swap
+(a file in /run is tmpfs, and swappable: to the server itself) and must not block.  So while the server
+starts, a memfd takes all it says; before swap is on, that is copied to server.log in the state folder and
+the memfd is sealed.  From then on a write to it fails at once (EPERM) without touching a page.  What the
+server has to say after that it says through its counters; the kernel logs each failed request besides.
+"""
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from zcache.swap import process
+from zcache.swap.error import SwapError
+from zcache.swap.process import ProcessIdentity
+from zcache.swap.state import StateFolder
+
+DEFAULT_SERVE = Path(__file__).resolve().parents[2] / "scripts" / "serve"
+_ERROR_LINE_COUNT = 8
+
+
+def command(serve: Path, folder: StateFolder, parameters: Sequence[str]) -> list[str]:
+    options = ["-U", str(folder.socket), "-P", str(folder.pidfile)]
+    return [str(serve), *options, f"control={folder.control}", *parameters]
+
+
+def check_parameters(parameters: Sequence[str]) -> None:
+    for parameter in parameters:
+        key, equals, _ = parameter.partition("=")
+        if not equals or not key or key.startswith("-"):
+            raise SwapError(f"{parameter!r} is not of the form key=value")
+        if key == "control":
+            raise SwapError("control= is chosen by swap-up: it lies in the state folder")
+
+
+def error_lines(text: str) -> list[str]:
+    """The lines in which the server says what is wrong; its last words when none is marked as an error."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    marked = [line for line in lines if "error" in line.lower()]
+    return (marked or lines)[-_ERROR_LINE_COUNT:]
+
+
+class Server:
+    """A server that this process has started and watches; `give_away` ends the watch, not the server."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        self._log_fd = os.memfd_create("zcache-server-log", flags)
+        try:
+            self._process = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=self._log_fd,
+                stderr=self._log_fd,
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(self._log_fd)
+            raise SwapError(f"cannot start {arguments[0]}: {error.strerror}") from error
+        identity = process.identify(self._process.pid)
+        # Already over: a zombie has a pid, which stays its own until we collect it.
+        self.identity = identity or ProcessIdentity(self._process.pid, 0)
+
+    def log(self) -> str:
+        return os.pread(self._log_fd, 1 << 20, 0).decode(errors="replace")
+
+    def wait_until_ready(self, folder: StateFolder, timeout_seconds: float) -> None:
+        """nbdkit writes its pid file when it listens; one that ends before that says why itself."""
+        deadline_seconds = time.monotonic() + timeout_seconds
+        while True:
+            status = self._process.poll()
+            if status is not None:
+                said = error_lines(self.log()) or [f"nothing (exit status {status})"]
+                raise SwapError("the server ended at its start; it said:\n  " + "\n  ".join(said))
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                pid = int(folder.pidfile.read_text())
+                if folder.socket.exists():
+                    break
+            if time.monotonic() > deadline_seconds:
+                raise SwapError(f"the server is not ready after {timeout_seconds:.0f} s (--start-seconds)")
+            time.sleep(0.05)
+        if pid != self._process.pid:
+            raise SwapError(f"the server runs as pid {pid}, not {self._process.pid}: it must stay in front")
+
+    def keep_log(self, path: Path) -> str:
+        """Copy what was said so far to the file, then seal the memfd; what was said."""
+        text = self.log()
+        path.write_text(text)
+        fcntl.fcntl(self._log_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+        return text
+
+    def stop(self, term_seconds: float) -> str:
+        """End it, and collect it; the caller vouches that nothing swaps to it."""
+        outcome = process.stop(self.identity, term_seconds)
+        self.give_away()
+        return outcome
+
+    def give_away(self) -> None:
+        os.close(self._log_fd)
+        # It outlives us on purpose: tell Popen not to complain that it still runs.
+        self._process.poll()
+        if self._process.returncode is None:
+            self._process.returncode = 0

@@ -1,0 +1,106 @@
+"""What swap-up leaves for swap-down: one JSON file in a folder that only root can enter.
+
+The file is written as soon as there is anything to undo (the server) and again when there is more (the
+device), so that even a swap-up that was killed outright can be taken down.  It is replaced whole, by
+rename.  /run is emptied at boot, as the device and the server are, so a state never outlives the kernel
+that it speaks of.
+
+An advisory lock on the folder keeps two swap-ups or swap-downs from working on it at the same time.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from zcache.swap.error import SwapError
+from zcache.swap.process import ProcessIdentity
+
+DEFAULT_FOLDER = Path("/run/zcache")
+
+
+@dataclass(frozen=True)
+class SwapState:
+    server: ProcessIdentity
+    socket: str
+    control: str
+    # None until the kernel has been given the connection.
+    device: str | None = None
+    # /sys/block/nbdN/pid while it is ours: the process that attached it.  A device of the same name which
+    # someone else attached later shows another pid.
+    attached_by_pid: int | None = None
+
+    def with_device(self, device: str, attached_by_pid: int) -> "SwapState":
+        return replace(self, device=device, attached_by_pid=attached_by_pid)
+
+    def with_server(self, server: ProcessIdentity) -> "SwapState":
+        """For whoever replaces the server under a live device: swap-down must end the new one."""
+        return replace(self, server=server)
+
+
+def encode(state: SwapState) -> str:
+    return json.dumps(asdict(state), indent=2) + "\n"
+
+
+def decode(text: str) -> SwapState:
+    fields = json.loads(text)
+    return SwapState(**{**fields, "server": ProcessIdentity(**fields["server"])})
+
+
+class StateFolder:
+    """The files of one swap area, by name; whatever else lies in the folder is not ours and is left alone."""
+
+    def __init__(self, path: Path = DEFAULT_FOLDER) -> None:
+        self.path = path
+        self.state = path / "swap.json"
+        self.socket = path / "nbd.sock"
+        self.pidfile = path / "server.pid"
+        self.control = path / "control"
+        self.log = path / "server.log"
+
+    def create(self) -> None:
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def load(self) -> SwapState | None:
+        try:
+            return decode(self.state.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise SwapError(f"{self.state} is damaged ({error}); look at /proc/swaps") from error
+
+    def save(self, state: SwapState) -> None:
+        part = self.state.with_suffix(".part")
+        part.write_text(encode(state))
+        part.chmod(0o600)
+        part.replace(self.state)
+
+    def clear(self) -> None:
+        part = self.state.with_suffix(".part")
+        for name in (self.state, part, self.socket, self.pidfile, self.control, self.log):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                name.unlink()
+
+    def remove(self) -> None:
+        self.clear()
+        # Not empty: something of the user's is in there.
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the existing folder; the lock ends with the process, or with the folder."""
+        folder_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(folder_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SwapError(f"another swap-up or swap-down is at work in {self.path}") from error
+            if not self.path.exists() or not os.path.samestat(os.fstat(folder_fd), self.path.stat()):
+                raise SwapError(f"{self.path} was taken down at this moment; run the command again")
+            yield
+        finally:
+            os.close(folder_fd)

@@ -1,0 +1,276 @@
+"""swap-up: server, device, swap area, in that order, with each step's undo registered as it is done.
+
+Whatever fails, and wherever Ctrl-C or SIGTERM falls, the undos run in reverse and nothing is left: no
+server, no socket, no attached device, no state folder.  One thing outranks that: while /proc/swaps names
+the device, its server and device stay, whatever else went wrong, and swap-down is left to try again.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from zcache.swap import area, nbd_device, swapoff
+from zcache.swap import server as server_module
+from zcache.swap.down import Report, Teardown, is_live, take_down
+from zcache.swap.error import SwapError
+from zcache.swap.interruption import Hold, Interrupted, Interruption
+from zcache.swap.nbd_device import NbdDevice
+from zcache.swap.proc_swaps import ProcSwaps
+from zcache.swap.process import ProcessIdentity
+from zcache.swap.server import DEFAULT_SERVE, Server
+from zcache.swap.state import DEFAULT_FOLDER, StateFolder, SwapState
+
+
+@dataclass(frozen=True)
+class Options:
+    # key=value, as the server takes them.
+    parameters: tuple[str, ...] = ()
+    priority: int = 100
+    discard: bool = False
+    connection_count: int = 1
+    # None: the right one for the number of connections (nbd_device.py).
+    timeout_seconds: int | None = None
+    dead_connection_seconds: int = nbd_device.DEAD_CONNECTION_SECONDS
+    # It locks and touches its whole pool and tests itself before it listens.
+    start_seconds: float = 120.0
+    serve: Path = DEFAULT_SERVE
+    folder: Path = DEFAULT_FOLDER
+
+
+class Buildup:
+    """What bring_up does to the machine, one method a step; the fake of the unit tests has the same ones."""
+
+    def __init__(self, options: Options, folder: StateFolder, report: Report) -> None:
+        self._options = options
+        self._folder = folder
+        self._report = report
+        self._server: Server | None = None
+
+    def load_driver(self) -> None:
+        area.run(["modprobe", "nbd"])
+
+    def start_server(self) -> ProcessIdentity:
+        options = self._options
+        self._server = Server(server_module.command(options.serve, self._folder, options.parameters))
+        return self._server.identity
+
+    def wait_for_server(self) -> None:
+        assert self._server is not None
+        self._server.wait_until_ready(self._folder, self._options.start_seconds)
+
+    def stop_server(self) -> None:
+        assert self._server is not None
+        self._server.stop(term_seconds=10)
+
+    def attach(self) -> tuple[str, int]:
+        """The device, and the pid that sysfs shows for it while it is ours."""
+        options = self._options
+        count = options.connection_count
+        device = nbd_device.attach(
+            self._folder.socket,
+            count,
+            options.discard,
+            nbd_device.request_timeout_seconds(options.timeout_seconds, count),
+            options.dead_connection_seconds,
+        )
+        return device.path, device.attached_by_pid() or os.getpid()
+
+    def detach(self, device: str) -> None:
+        NbdDevice(device).detach(timeout_seconds=10)
+
+    def warm_up(self, device: str) -> None:
+        NbdDevice(device).warm_up()
+
+    def make_swap(self, device: str) -> None:
+        area.make_swap(device)
+
+    def swap_on(self, device: str) -> None:
+        """The server's last chance to say something: it is shown and kept before anything can be swapped."""
+        assert self._server is not None
+        for line in self._server.keep_log(self._folder.log).splitlines():
+            self._report(f"server: {line}")
+        area.swap_on(device, self._options.priority, self._options.discard)
+        with contextlib.closing(ProcSwaps()) as swaps:
+            entry = area.verify_on(device, self._options.priority, swaps)
+        self._report(f"{device}: swap is on, {entry.size_kib} KiB, priority {entry.priority}")
+
+    def swap_off(self, device: str) -> None:
+        swapoff.swap_off(device, progress=lambda: None, interval_seconds=5)
+
+    def is_swapping(self, device: str) -> bool:
+        with contextlib.closing(ProcSwaps()) as swaps:
+            return swaps.find(device) is not None
+
+    def finish(self) -> None:
+        assert self._server is not None
+        self._server.give_away()
+
+
+def bring_up(
+    folder: StateFolder,
+    machine: Buildup,
+    hold: Hold = contextlib.nullcontext,
+) -> SwapState:
+    """Turn the swap on, or leave nothing behind; the folder exists and is locked.
+
+    `hold` puts off signals while a step and its undo are made one.
+    """
+    undo = ExitStack()
+    try:
+        state = _steps(folder, machine, hold, undo)
+    except BaseException:
+        with hold():
+            undo.close()
+        raise
+    return state
+
+
+def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack) -> SwapState:
+    undo.callback(folder.remove)
+    machine.load_driver()
+    with hold():
+        identity = machine.start_server()
+        undo.callback(machine.stop_server)
+        state = SwapState(identity, str(folder.socket), str(folder.control))
+        folder.save(state)
+    machine.wait_for_server()
+    with hold():
+        device, attached_by_pid = machine.attach()
+        undo.callback(machine.detach, device)
+        state = state.with_device(device, attached_by_pid)
+        folder.save(state)
+    with hold():
+        # A descriptor lost to a signal between open and close would keep the device attached (seen).
+        machine.warm_up(device)
+    machine.make_swap(device)
+    with hold():
+        # Before the step, unlike the others: swapon may fail with the swap on.
+        undo.callback(_swap_off_or_keep, machine, device, undo)
+        machine.swap_on(device)
+    undo.pop_all()
+    machine.finish()
+    return state
+
+
+def _swap_off_or_keep(machine: Buildup, device: str, undo: ExitStack) -> None:
+    """The first undo; when the swap will not go off, the undos after it must not run either."""
+    try:
+        if machine.is_swapping(device):
+            machine.swap_off(device)
+    except SwapError:
+        undo.pop_all()
+        raise
+
+
+def check(options: Options) -> None:
+    """What can be said before anything is done."""
+    server_module.check_parameters(options.parameters)
+    if not 0 <= options.priority <= 32767:
+        raise SwapError("--priority is 0 to 32767")
+    if not 1 <= options.connection_count <= 16:
+        raise SwapError("--connections is 1 to 16")
+    for name, seconds in (
+        ("--timeout-seconds", options.timeout_seconds),
+        ("--dead-server-seconds", options.dead_connection_seconds),
+    ):
+        if seconds is not None and not 0 <= seconds <= 86400:
+            raise SwapError(f"{name} is 0 to 86400")
+    if not os.access(options.serve, os.X_OK):
+        raise SwapError(f"{options.serve} is not a program (--serve)")
+    if os.geteuid() != 0:
+        raise SwapError("only root can do this")
+
+
+def run(options: Options, report: Report = print, hold: Hold = contextlib.nullcontext) -> SwapState:
+    """Check, lock, clean up after an earlier life, and bring up."""
+    check(options)
+    folder = StateFolder(options.folder)
+    folder.create()
+    with folder.locked():
+        refuse_if_up(folder, report)
+        return bring_up(folder, Buildup(options, folder, report), hold)
+
+
+def refuse_if_up(folder: StateFolder, report: Report) -> None:
+    state = folder.load()
+    if state is None:
+        return
+    with contextlib.closing(Teardown(report)) as machine:
+        if is_live(state, machine):
+            what = state.device or f"a server, pid {state.server.pid}"
+            raise SwapError(f"already up, wholly or in part ({what}): run swap-down first")
+    report(f"{folder.path} speaks of things that are gone: cleaning up")
+    # The folder itself stays: we hold its lock.
+    folder.clear()
+
+
+@contextlib.contextmanager
+def swap_area(options: Options, report: Report = print) -> Iterator[SwapState]:
+    """Swap for the length of a block, for scripts and tests; its end may raise StillSwappingError."""
+    state = run(options, report)
+    folder = StateFolder(options.folder)
+    try:
+        yield state
+    finally:
+        with folder.locked(), contextlib.closing(Teardown(report)) as machine:
+            # Read again: someone may have replaced the server.
+            take_down(folder.load() or state, folder, machine, report)
+
+
+def parse(arguments: Sequence[str] | None) -> Options:
+    parser = argparse.ArgumentParser(prog="swap-up", description="Turn zcache swap on.  Root only.")
+    option: Callable[..., object] = parser.add_argument
+    default = Options()
+    option("parameters", nargs="*", metavar="key=value", help="for the server, as scripts/serve takes them")
+    option("--priority", type=int, default=default.priority, help="0 to 32767 (%(default)s)")
+    option("--discard", action="store_true", help="tell the server of freed clusters (a trim each)")
+    option("--connections", type=int, default=default.connection_count, help="to the server (%(default)s)")
+    option("--timeout-seconds", type=int, help="of a request; 0 is for ever (0; 120 with more connections)")
+    option(
+        "--dead-server-seconds",
+        type=int,
+        default=default.dead_connection_seconds,
+        help="how long requests wait for a new server when theirs has died (%(default)s)",
+    )
+    option("--start-seconds", type=float, default=default.start_seconds, help="for its start (%(default)s)")
+    option("--serve", type=Path, default=default.serve, help="the server's program (%(default)s)")
+    option("--state-folder", type=Path, default=default.folder, help="one for each swap area (%(default)s)")
+    chosen = parser.parse_intermixed_args(arguments)
+    return Options(
+        parameters=tuple(chosen.parameters),
+        priority=chosen.priority,
+        discard=chosen.discard,
+        connection_count=chosen.connections,
+        timeout_seconds=chosen.timeout_seconds,
+        dead_connection_seconds=chosen.dead_server_seconds,
+        start_seconds=chosen.start_seconds,
+        # Both absolute: the server starts in /.
+        serve=chosen.serve.absolute(),
+        folder=chosen.state_folder.absolute(),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 the swap is on, 1 it is not and a line says why, 2 wrong usage, 128+n a signal."""
+    options = parse(arguments)
+    try:
+        with Interruption() as interruption:
+            run(options, lambda line: print(f"swap-up: {line}", flush=True), interruption.held)
+    except SwapError as error:
+        print(f"swap-up: error: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as interrupted:
+        is_on = StateFolder(options.folder).state.exists()
+        outcome = "too late: the swap is on (swap-down ends it)" if is_on else "undone, nothing is left"
+        print(f"swap-up: {interrupted}: {outcome}", file=sys.stderr)
+        return interrupted.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
