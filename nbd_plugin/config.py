@@ -82,7 +82,7 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
         raise BadInput("backing=: empty; give a path, or leave the parameter away")
     if backing is None and size_bytes > budget_bytes and not overcommit:
         raise BadInput(
-            f"size={given['size']}: larger than budget={given['budget']} ({budget_bytes} bytes) and there is no backing; "
+            f"size={given['size']}: larger than budget={given['budget']} ({budget_bytes} bytes), and no backing; "
             "give a smaller size, a larger budget, backing=PATH, or overcommit=yes"
         )
     return Config(
@@ -106,7 +106,9 @@ def parse_size(key: str, text: str) -> int:
     exact = float(match[1]) if "." in match[1] else int(match[1])
     size_bytes = math.floor(exact * _SUFFIXES[(match[2] or "").lower()])
     if size_bytes <= 0:
-        raise BadInput(f"{key}={text}: must be more than zero; give {KEYS.get(key, 'bytes with a suffix such as 512M')}")
+        raise BadInput(
+            f"{key}={text}: must be more than zero; give {KEYS.get(key, 'bytes with a suffix such as 512M')}"
+        )
     if size_bytes % PAGE_BYTES:
         below = size_bytes // PAGE_BYTES * PAGE_BYTES
         raise BadInput(f"{key}={text}: not whole pages; give a multiple of {PAGE_BYTES}, such as {below + PAGE_BYTES}")
@@ -122,7 +124,9 @@ def parse_budget(text: str) -> int:
         except ValueError:
             share = math.nan
         if not 0 < share <= 90:
-            raise BadInput(f"budget={text}: not a share of RAM; give more than 0% and at most 90%, or bytes such as 160M")
+            raise BadInput(
+                f"budget={text}: not a share of RAM; give more than 0% and at most 90%, or bytes such as 160M"
+            )
         budget_bytes = int(ram_bytes * share / 100) // PAGE_BYTES * PAGE_BYTES
     else:
         budget_bytes = parse_size("budget", text)

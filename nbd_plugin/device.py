@@ -1,7 +1,8 @@
-"""The block device: byte ranges of the export to pages of a tmem object. NBD's rules about ranges live here and nowhere else.
+"""The block device: byte ranges of the export to pages of a tmem object. NBD's rules about ranges live here and
+nowhere else.
 
-Whole pages go straight through. The unaligned ends of a write are read, modified and written, atomically for each page; a trim
-keeps pages that it covers only in part, as a trim may; a zero writes zeros there, as it must.
+Whole pages go straight through. The unaligned ends of a write are read, modified and written, atomically for each
+page; a trim keeps pages that it covers only in part, as a trim may; a zero writes zeros there, as it must.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,9 @@
 """Ending on a signal, with clients connected.
 
-nbdkit 1.32 stops accepting when it is told to end, and then waits until every client has gone; a client that is idle holds it up for
-ever. So its termination signals are blocked in every thread but one of ours, which waits for them, tells nbdkit, and then tells
-each connection that no more requests will be read. Requests under way are answered first.
+nbdkit 1.32 stops accepting when it is told to end, and then waits until every client has gone; a client that is idle
+holds it up for ever. So its termination signals are blocked in every thread but one of ours, which waits for them,
+tells nbdkit, and then tells each connection that no more requests will be read. Requests under way are answered
+first.
 """
 
 import os
@@ -12,6 +13,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 #: The signals by which nbdkit ends.
@@ -35,8 +37,8 @@ def _wait_and_end(tell_nbdkit: Callable[[], None]) -> None:
     signal.sigwait(SIGNALS)
     tell_nbdkit()
     while True:  # until the process has ended
-        for name in os.listdir("/proc/self/fd"):
-            _stop_reading(int(name))
+        for entry in Path("/proc/self/fd").iterdir():
+            _stop_reading(int(entry.name))
         time.sleep(LOOK_SECONDS)
 
 

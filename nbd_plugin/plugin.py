@@ -1,8 +1,9 @@
-"""The nbdkit callbacks (Python plugin API version 2): what nbdkit runs as `script=`. They translate, and do nothing else.
+"""The nbdkit callbacks (Python plugin API version 2): what nbdkit runs as `script=`. They translate, and do nothing
+else.
 
-Life: `config` and `config_complete` gather parameters; `get_ready` opens everything that can be refused, before a socket exists;
-`after_fork` makes the process safe and starts the server; requests; `cleanup`. On the request path nothing is raised but for a
-request that failed: nbdkit 1.32 leaks each exception, and prints it.
+Life: `config` and `config_complete` gather parameters; `get_ready` opens everything that can be refused, before a
+socket exists; `after_fork` makes the process safe and starts the server; requests; `cleanup`. On the request path
+nothing is raised but for a request that failed: nbdkit 1.32 leaks each exception, and prints it.
 """
 
 import errno
@@ -74,7 +75,7 @@ def cleanup() -> None:
     _server.stop()
 
 
-def open(readonly: bool) -> int:  # noqa: A001, ARG001 (nbdkit's names)
+def open(readonly: bool) -> int:  # noqa: ARG001
     return 1
 
 
@@ -111,7 +112,7 @@ def pwrite(handle: Any, buf: memoryview, offset: int, flags: int) -> None:  # no
         _fail(error)
 
 
-def flush(handle: Any, flags: int) -> None:  # noqa: ARG001
+def flush(handle: Any, flags: int) -> None:
     """Swap does not outlive the server, so there is nothing to make durable: what was written can be read."""
 
 

@@ -1,6 +1,7 @@
 """scripts/serve: becomes nbdkit in the foreground, with the plugin, in the environment that both need.
 
-- nbdkit's options come first, then `key=value` parameters. `-f` is given (a daemon logs to syslog, whose reader may be swapped out).
+- nbdkit's options come first, then `key=value` parameters. `-f` is given (a daemon logs to syslog, whose reader may
+  be swapped out).
 - Few threads: they only take turns under the GIL, and each has a stack and buffers to keep in memory.
 - A small thread stack: nbdkit sets no stack size, so RLIMIT_STACK is what every thread gets.
 """
@@ -18,9 +19,9 @@ STACK_BYTES: Final = 512 << 10
 
 #: nbdkit's options whose argument is a word of its own.
 _WITH_ARGUMENT: Final = frozenset(
-    "-D -e -g -i -p -P -t -U -u --debug --export --export-name --exportname --filter --group --ip-addr --ipaddr --log "
-    "--mask-handshake --pid-file --pidfile --port --run --selinux-label --threads --tls --tls-certificates --tls-psk "
-    "--unix --user".split()
+    """-D -e -g -i -p -P -t -U -u --debug --export --export-name --exportname --filter --group --ip-addr --ipaddr
+    --log --mask-handshake --pid-file --pidfile --port --run --selinux-label --threads --tls --tls-certificates
+    --tls-psk --unix --user""".split()  # noqa: SIM905 (a list of 30 would be 30 lines)
 )
 
 
@@ -41,7 +42,8 @@ def command_line(words: list[str]) -> list[str]:
 
 
 def remove_dead_socket(options: list[str]) -> None:
-    """nbdkit leaves its Unix socket behind when it ends, and then refuses to start on it. Removed if nobody answers there."""
+    """nbdkit leaves its Unix socket behind when it ends, and then refuses to start on it. Removed if nobody answers
+    there."""
     for position, word in enumerate(options):
         name, _, path = word.partition("=")
         if word in ("-U", "--unix") and position + 1 < len(options):
@@ -60,7 +62,9 @@ def main() -> None:
     """Does not return."""
     remove_dead_socket(split_words(sys.argv[1:])[0])
     root = Path(__file__).resolve().parent.parent
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(root), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(root), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    )
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, hard))
     try:

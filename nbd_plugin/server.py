@@ -1,7 +1,8 @@
 """The server: puts the pieces together for one `Config`, in the order that safety asks for.
 
-`get_ready` (before nbdkit has a socket, in the process that may still fork): everything that can be refused. `start` (in the process that
-stays, with one thread): the store, the protections, the warm-up, and only then threads. `stop`: the reverse.
+`get_ready` (before nbdkit has a socket, in the process that may still fork): everything that can be refused. `start`
+(in the process that stays, with one thread): the store, the protections, the warm-up, and only then threads. `stop`:
+the reverse.
 """
 
 import os
@@ -38,12 +39,18 @@ class Server:
         config = self.config
         ram_bytes = psutil.virtual_memory().total
         if config.budget_bytes >= ram_bytes:
-            raise BadInput(f"budget={config.budget_bytes}: this machine has {ram_bytes} bytes of RAM; give less, or a share: 25%")
+            raise BadInput(
+                f"budget={config.budget_bytes}: this machine has {ram_bytes} bytes of RAM; give less, or a share: 25%"
+            )
         if config.control:
             self._control = ControlSocket(config.control)
         if config.backing:
             self._tier = BackingFile.open(
-                config.backing, needed_bytes=config.backing_needed_bytes, frame_bytes=FRAME_BYTES, force=config.force
+                config.backing,
+                needed_bytes=config.backing_needed_bytes,
+                frame_bytes=FRAME_BYTES,
+                force=config.force,
+                report=_say,
             )
 
     def start(self) -> None:

@@ -1,8 +1,8 @@
 """check: walks the whole store and verifies that its books balance.
 
-It holds the store's lock for as long as it takes (about a second for a million pages), so on a live swap device it is a tool for
-diagnosis. Everything that is derived (live counts, queues, free stacks, slot maps, statistics) is computed anew from the page tables
-and the frame table, and compared.
+It holds the store's lock for as long as it takes (about a second for a million pages), so on a live swap device it is
+a tool for diagnosis. Everything that is derived (live counts, queues, free stacks, slot maps, statistics) is computed
+anew from the page tables and the frame table, and compared.
 """
 
 from collections import Counter
@@ -12,6 +12,7 @@ from zcache.entry import LOST, SAME_FILLED, decode_zpage
 from zcache.errors import Imbalance
 from zcache.pageframes import State
 from zcache.pageframes.frames import FETCH_SLOTS, Queue
+from zcache.statistics import HELD_NOW
 from zcache.store import Store
 from zcache.tmem import Kind
 
@@ -62,9 +63,7 @@ def _walk_tables(store: Store) -> tuple[dict[int, list[tuple[int, int]]], dict[s
                 if store.frames.home[zpage.frame] and kind != ephemeral:
                     raise Imbalance(f"frame {zpage.frame} holds a page of the other kind of pool")
                 live.setdefault(zpage.frame, []).append((zpage.offset, zpage.length))
-    names = ("stored_pages", "same_filled_pages", "raw_pages", "compressed_bytes", "lost_pages")
-    names += ("ephemeral_pages", "ephemeral_bytes")
-    return live, {name: counted[name] for name in names}
+    return live, {name: counted[name] for name in HELD_NOW}
 
 
 def _check_zpages(store: Store, live_zpages: dict[int, list[tuple[int, int]]]) -> None:

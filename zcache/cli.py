@@ -19,9 +19,14 @@ def main() -> int:
     """Exit status: 0; 1 when the books do not balance; 2 when there is no answer."""
     parser = argparse.ArgumentParser(prog="zcache", description="Ask a running zcache server.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("status", "what it stores and how well"), ("check", "walk the whole store: do its books balance?")):
+    for name, text in (
+        ("status", "what it stores and how well"),
+        ("check", "walk the whole store: do its books balance?"),
+    ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--control", type=Path, default=DEFAULT_CONTROL, help="control socket (default: %(default)s)")
+        command.add_argument(
+            "--control", type=Path, default=DEFAULT_CONTROL, help="control socket (default: %(default)s)"
+        )
         command.add_argument("--json", action="store_true", help="every figure, as JSON")
     arguments = parser.parse_args()
     try:
@@ -67,7 +72,14 @@ def _print_status(status: dict[str, Any]) -> None:
     console.print(table)
     troubles = [
         f"{status[name]} {name.replace('_', ' ')}"
-        for name in ("lost_pages", "failed_puts", "checksum_errors", "decode_errors", "writeback_errors", "fetch_errors")
+        for name in (
+            "lost_pages",
+            "failed_puts",
+            "checksum_errors",
+            "decode_errors",
+            "writeback_errors",
+            "fetch_errors",
+        )
         if status[name]
     ]
     troubles += [f"not protected: {name}" for name, holds in status["hardening"].items() if not holds]

@@ -1,10 +1,11 @@
 """Codecs: a 4096-byte page to fewer bytes and back.
 
-An id is part of every page-table entry, so it never changes its meaning. Whatever codec puts are made with, `decoders` can
-read all of them: an entry says by itself how to read it.
+An id is part of every page-table entry, so it never changes its meaning. Whatever codec puts are made with,
+`decoders` can read all of them: an entry says by itself how to read it.
 
-Guarantee: `compress` never asks the caller to hold a lock and may be called from several threads at once (the lz4 and zstandard
-packages release the GIL while they work). `decompress` either returns exactly one page or raises `PageDamaged`.
+Guarantee: `compress` never asks the caller to hold a lock and may be called from several threads at once (the lz4 and
+zstandard packages release the GIL while they work). `decompress` either returns exactly one page or raises
+`PageDamaged`.
 """
 
 from collections.abc import Callable

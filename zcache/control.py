@@ -1,7 +1,7 @@
 """The control socket: one line in (`status` or `check`), one line of JSON out, and the connection ends.
 
-One connection at a time, each with a deadline and a limit on what it may send, served by a thread of its own that takes the store's lock
-only for a snapshot. Nothing that a client does here can hold up a page.
+One connection at a time, each with a deadline and a limit on what it may send, served by a thread of its own that
+takes the store's lock only for a snapshot. Nothing that a client does here can hold up a page.
 """
 
 import json

@@ -9,9 +9,10 @@
     same-filled:
     bit 31..0   the 32-bit word that the page repeats
 
-Kinds are ordered so that comparisons do for a decoder: `not e` is empty, `e < SAME_FILLED` a zpage, `e < LOST` same-filled.
-A page that repeats a 64-bit word whose halves differ does not fit here; the word itself is then a zpage of 8 bytes.
-The hot paths of the store and the allocators spell these shifts out in line; tests hold the two spellings together.
+Kinds are ordered so that comparisons do for a decoder: `not e` is empty, `e < SAME_FILLED` a zpage, `e < LOST`
+same-filled. A page that repeats a 64-bit word whose halves differ does not fit here; the word itself is then a zpage
+of 8 bytes. The hot paths of the store and the allocators spell these shifts out in line; tests hold the two spellings
+together.
 """
 
 from typing import Final, NamedTuple

@@ -1,8 +1,8 @@
 """The three kinds of error, split by blame.
 
 `BadInput` is the caller's: one line that names the key, what was given and what may be given. `PageLost`, `PageDamaged`
-and `StoreFull` are answers to one request and end as an errno at the client. `EnvironmentProblem` is the machine's: it says
-what to do about it. Our own bugs are assertions and `Imbalance`.
+and `StoreFull` are answers to one request and end as an errno at the client. `EnvironmentProblem` is the machine's:
+it says what to do about it. Our own bugs are assertions and `Imbalance`.
 """
 
 

@@ -1,13 +1,14 @@
 """Fetch: brings zpages back from frames that are below only (COLD).
 
-A read of the medium takes long and is done without the lock, so nothing that was known before it is believed after it: the page's
-entry and the frame's birth are looked up again. If both are what they were, the bytes read are the page's, and the seal proves it;
-if not, the page was overwritten, trimmed or moved meanwhile, and is looked for anew. That is why no frame is ever pinned, and why
-a slot below may be reused under a reader: what it then reads is thrown away.
+A read of the medium takes long and is done without the lock, so nothing that was known before it is believed after
+it: the page's entry and the frame's birth are looked up again. If both are what they were, the bytes read are the
+page's, and the seal proves it; if not, the page was overwritten, trimmed or moved meanwhile, and is looked for anew.
+That is why no frame is ever pinned, and why a slot below may be reused under a reader: what it then reads is thrown
+away.
 
-A frame is read into a RAM slot beside the budget. If the budget has a free slot, or a CLEAN frame to drop for it, the slot becomes the frame's
-home and the other takes its place (COLD -> CLEAN, no copy): its neighbours will be found in RAM. It never costs a DIRTY frame
-its place.
+A frame is read into a RAM slot beside the budget. If the budget has a free slot, or a CLEAN frame to drop for it, the
+slot becomes the frame's home and the other takes its place (COLD -> CLEAN, no copy): its neighbours will be found in
+RAM. It never costs a DIRTY frame its place.
 """
 
 import threading
@@ -138,5 +139,3 @@ class Fetcher:
 def _body(frames: PageFrames, slot: int, entry: int) -> bytes:
     start = slot * frames.frame_bytes + (entry >> OFFSET_SHIFT & OFFSET_MASK)
     return frames.ram[start : start + (entry >> LENGTH_SHIFT & LENGTH_MASK) + 1]
-
-

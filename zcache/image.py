@@ -1,8 +1,9 @@
 """Flat arrays in memory of their own: what the page table and the frame table are made of.
 
-A `FlatArray` is zero until it is written and costs no memory where it was never touched: a page table for a huge device is
-mostly address space. That is at odds with the rule that the I/O path asks the system for nothing, so the memory is *faulted
-ahead*: `fault_ahead` is called off the I/O path and populates some way beyond the highest index in use.
+A `FlatArray` is zero until it is written and costs no memory where it was never touched: a page table for a huge
+device is mostly address space. That is at odds with the rule that the I/O path asks the system for nothing, so the
+memory is *faulted ahead*: `fault_ahead` is called off the I/O path and populates some way beyond the highest index in
+use.
 
 Cost: one `mmap` for each array, never resized, never given back.
 """
@@ -10,15 +11,17 @@ Cost: one `mmap` for each array, never resized, never given back.
 import ctypes
 import mmap
 import os
-from typing import Final
+from typing import Final, Literal
 
-#: `madvise(2)` advice: fault pages in for writing without changing what they hold. Linux 5.14; Python names it from 3.13 on.
+#: `madvise(2)` advice: fault pages in for writing without changing what they hold. Linux 5.14; Python names it from
+#: 3.13 on.
 MADV_POPULATE_WRITE: Final = 23
 
 #: `mmap(2)` flag: address space is not accounted as memory. Python names it from 3.13 on.
 MAP_NORESERVE: Final = 0x4000
 
-_ITEM_BYTES: Final = {"B": 1, "H": 2, "I": 4, "Q": 8}
+Typecode = Literal["B", "H", "I", "Q"]
+_ITEM_BYTES: Final[dict[Typecode, int]] = {"B": 1, "H": 2, "I": 4, "Q": 8}
 
 
 def anonymous_memory(size_bytes: int) -> mmap.mmap:
@@ -41,7 +44,7 @@ def resident_share(memory: memoryview) -> float:
 class FlatArray:
     """`count` unsigned items of `typecode` (B, H, I or Q), all zero at first; read and written through `view`."""
 
-    def __init__(self, typecode: str, count: int) -> None:
+    def __init__(self, typecode: Typecode, count: int) -> None:
         self.count = count
         self.item_bytes = _ITEM_BYTES[typecode]
         self._memory = anonymous_memory(max(count * self.item_bytes, 1))

@@ -1,7 +1,9 @@
-"""The page table: one 64-bit entry for each page of an object, flat. It is the only truth: what it does not name does not exist.
+"""The page table: one 64-bit entry for each page of an object, flat. It is the only truth: what it does not name does
+not exist.
 
-Beside the entries there is one byte for each block of 512 entries (a memory page of the table) that says whether any of them was
-ever written: scans of a huge and mostly empty device skip whole blocks by `bytearray.find`, and do not touch their memory.
+Beside the entries there is one byte for each block of 512 entries (a memory page of the table) that says whether any
+of them was ever written: scans of a huge and mostly empty device skip whole blocks by `bytearray.find`, and do not
+touch their memory.
 """
 
 import sys
@@ -15,12 +17,12 @@ from zcache.image import FlatArray
 BLOCK_SHIFT: Final = 9
 BLOCK_ENTRIES: Final = 1 << BLOCK_SHIFT
 
-#: A request is worked on in runs of at most this many pages (256 KiB): bounds the memory and the time under the lock that one
-#: request can take, whatever its size. The kernel's swap client sends at most 32 pages.
+#: A request is worked on in runs of at most this many pages (256 KiB): bounds the memory and the time under the lock
+#: that one request can take, whatever its size. The kernel's swap client sends at most 32 pages.
 MAX_RUN_PAGES: Final = 64
 
-#: How far the table is populated beyond the highest entry in use: 1 GiB of device (2 MiB of entries), more than a kernel swaps out
-#: between two looks of the reclaimer.
+#: How far the table is populated beyond the highest entry in use: 1 GiB of device (2 MiB of entries), more than a
+#: kernel swaps out between two looks of the reclaimer.
 AHEAD_ENTRIES: Final = 1 << 18
 
 LOST_RUN: Final = memoryview(array("Q", [LOST]) * MAX_RUN_PAGES)

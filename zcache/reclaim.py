@@ -1,15 +1,17 @@
 """Reclaim: keeps frames available for puts by writing the oldest ones below before they are needed.
 
-A frame is *available* when a put can have it at once: its RAM slot is free, or it is CLEAN and can be dropped at no cost. Background
-reclaim (a kswapd) sleeps until fewer than `low_watermark` frames are available, then cleans the LRU tail, a batch at a time, until
-`high_watermark` are. A put that finds none reclaims by itself, a small batch, so that it waits for one short write and not for a long
-one. Frames are written as they are: nothing is decompressed, and no page-table entry changes.
+A frame is *available* when a put can have it at once: its RAM slot is free, or it is CLEAN and can be dropped at no
+cost. Background reclaim (a kswapd) sleeps until fewer than `low_watermark` frames are available, then cleans the LRU
+tail, a batch at a time, until `high_watermark` are. A put that finds none reclaims by itself, a small batch, so that
+it waits for one short write and not for a long one. Frames are written as they are: nothing is decompressed, and no
+page-table entry changes.
 
-One flight: under the lock, reserve a run of slots below and isolate as many of the oldest frames (they are WRITEBACK now: nobody
-changes their bytes or reuses their RAM); without the lock, seal and write them; under the lock, they land as CLEAN, or go straight
-to FREE if all their pages died meanwhile. A write that fails puts them back as the oldest.
+One flight: under the lock, reserve a run of slots below and isolate as many of the oldest frames (they are WRITEBACK
+now: nobody changes their bytes or reuses their RAM); without the lock, seal and write them; under the lock, they land
+as CLEAN, or go straight to FREE if all their pages died meanwhile. A write that fails puts them back as the oldest.
 
-Law: work between two looks at the lock is bounded by the batch. Nothing here waits for anything but the tier and other flights.
+Law: work between two looks at the lock is bounded by the batch. Nothing here waits for anything but the tier and
+other flights.
 """
 
 import threading
@@ -23,7 +25,8 @@ from zcache.pageframes.frames import Queue
 from zcache.statistics import Statistics
 from zcache.tiers import Tier
 
-#: Frames in one background flight: 512 KiB of zbud frames in one sequential write, which takes a disk of 500 MB/s one millisecond.
+#: Frames in one background flight: 512 KiB of zbud frames in one sequential write, which takes a disk of 500 MB/s one
+#: millisecond.
 BATCH_FRAMES: Final = 128
 #: Frames in one synchronous flight: its put waits for the whole of it.
 SYNC_BATCH_FRAMES: Final = 32
@@ -35,7 +38,8 @@ UPKEEP_SECONDS: Final = 0.5
 
 
 def seal_of(frame_bytes: memoryview, birth: int) -> int:
-    """The checksum under which a frame leaves RAM: CRC-32, seeded with its birth so that another frame's bytes do not pass."""
+    """The checksum under which a frame leaves RAM: CRC-32, seeded with its birth so that another frame's bytes do not
+    pass."""
     return zlib.crc32(frame_bytes, birth & 0xFFFFFFFF)
 
 
@@ -59,7 +63,8 @@ class Reclaimer:
         self._statistics = statistics
         self._forget = forget
         self._upkeep = upkeep
-        # Between 1/32 and 1/16 of the budget: at 160 MiB, 5 MiB of frames are ready before reclaim wakes, and 10 MiB when it rests.
+        # Between 1/32 and 1/16 of the budget: at 160 MiB, 5 MiB of frames are ready before reclaim wakes, and 10 MiB
+        # when it rests.
         self.low_watermark = max(frames.budget_frames // 32, 1)
         self.high_watermark = max(frames.budget_frames // 16, 2)
         self.landed = threading.Condition(lock)
@@ -143,7 +148,8 @@ class Reclaimer:
         return first_slot, batch
 
     def _fly(self, first_slot: int, batch: list[int]) -> bool:
-        """Without the lock: seal and write; then land the frames. False: the tier failed, and the frames are DIRTY again."""
+        """Without the lock: seal and write; then land the frames. False: the tier failed, and the frames are DIRTY
+        again."""
         frames, tier = self._frames, self._tier
         assert tier
         size = frames.frame_bytes

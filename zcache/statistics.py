@@ -1,7 +1,7 @@
 """Counters: one surface for everything that the store counts.
 
-The first group is amounts held now; all others only grow. They are plain integers changed under the store's lock, so that a
-snapshot taken under the lock balances.
+The first group is amounts held now; all others only grow. They are plain integers changed under the store's lock, so
+that a snapshot taken under the lock balances.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -16,7 +16,6 @@ HELD_NOW: Final = (
     "ephemeral_pages",
     "ephemeral_bytes",
 )
-
 
 
 @dataclass(slots=True)

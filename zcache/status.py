@@ -1,4 +1,5 @@
-"""Status: every figure about a running server, as one flat dictionary. Names ending in `_pages`, `_frames` and `_bytes` say their unit."""
+"""Status: every figure about a running server, as one flat dictionary. Names ending in `_pages`, `_frames` and
+`_bytes` say their unit."""
 
 import os
 from typing import Any

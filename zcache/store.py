@@ -1,15 +1,17 @@
 """The store: the policy of put, get and flush over pages of tmem objects.
 
-A request is the unit of work. A put first tests all its pages for being same-filled and compresses the rest, without the lock; then, under
-one lock, drops what the pages held, places all zpages and publishes all entries. A get copies the zpages out under the lock and
-decompresses them without it. So the lock is never held while a codec or the tier works, and the codec (which releases the GIL)
-can use a second core.
+A request is the unit of work. A put first tests all its pages for being same-filled and compresses the rest, without
+the lock; then, under one lock, drops what the pages held, places all zpages and publishes all entries. A get copies
+the zpages out under the lock and decompresses them without it. So the lock is never held while a codec or the tier
+works, and the codec (which releases the GIL) can use a second core.
 
-No stale data, by construction: a put clears its pages' entries (to LOST) before it stores, and publishes new ones after. A put that fails
-leaves its persistent pages LOST (a get is an error until they are written or flushed), never old and never zeros.
+No stale data, by construction: a put clears its pages' entries (to LOST) before it stores, and publishes new ones
+after. A put that fails leaves its persistent pages LOST (a get is an error until they are written or flushed), never
+old and never zeros.
 
-Locking: `lock` protects the page tables, frames, allocator, tier bookkeeping and statistics. It is the only lock of the store; conditions
-(`Reclaimer.landed`, the fetcher's) are built on it. Nothing under it waits, does I/O, or calls out. `_modify_lock` comes before it.
+Locking: `lock` protects the page tables, frames, allocator, tier bookkeeping and statistics. It is the only lock of
+the store; conditions (`Reclaimer.landed`, the fetcher's) are built on it. Nothing under it waits, does I/O, or calls
+out. `_modify_lock` comes before it.
 
 Pages are 4096 bytes; indexes count pages of an object.
 """
@@ -36,7 +38,8 @@ from zcache.tmem import Kind, Pool, Tmem, TmemObject
 
 ZERO_PAGE: Final = bytes(PAGE_BYTES)
 
-#: The original's `zv_max_mean_zsize`: with a mean beyond 5/8 of a page, an ephemeral page that is worse still is not worth its room.
+#: The original's `zv_max_mean_zsize`: with a mean beyond 5/8 of a page, an ephemeral page that is worse still is not
+#: worth its room.
 MAX_MEAN_ZPAGE_BYTES: Final = PAGE_BYTES * 5 // 8
 
 #: The top five bits of an lz4 zpage's entry: the decoder that is worth a branch of its own (0.1 us a page).
@@ -71,7 +74,8 @@ class Store:
     def put(self, thing: TmemObject, first: int, data: memoryview) -> None:
         """Store whole pages: `data` (format B, a multiple of 4096 bytes) becomes pages `first` and following.
 
-        Raises `StoreFull` (persistent pools only); pages that found no room are then lost, those before them are stored.
+        Raises `StoreFull` (persistent pools only); pages that found no room are then lost, those before them are
+        stored.
         """
         size_bytes = len(data)
         if size_bytes <= MAX_RUN_PAGES * PAGE_BYTES:
@@ -159,7 +163,8 @@ class Store:
     # -- get (hot) --------------------------------------------------------------------------------------------------
 
     def get(self, thing: TmemObject, first: int, out: memoryview) -> int:
-        """Fill `out` (format B, a multiple of 4096 bytes) with pages `first` and following; returns how many were misses.
+        """Fill `out` (format B, a multiple of 4096 bytes) with pages `first` and following; returns how many were
+        misses.
 
         A miss reads as zeros. Raises `PageLost` or `PageDamaged` if any page cannot be had; `out` is then undefined.
         """
@@ -267,8 +272,8 @@ class Store:
     def modify(self, thing: TmemObject, index: int, offset: int, data: memoryview) -> None:
         """Change `len(data)` bytes from `offset` in one page, and no others, whoever else writes the page meanwhile.
 
-        Reads, changes and puts the page; if somebody put or flushed it in between, that is done again with what they left.
-        One page at a time is modified: no swap client does this in earnest.
+        Reads, changes and puts the page; if somebody put or flushed it in between, that is done again with what they
+        left. One page at a time is modified: no swap client does this in earnest.
         """
         page = bytearray(PAGE_BYTES)
         with self._modify_lock, memoryview(page) as view:
@@ -438,7 +443,8 @@ class Store:
                 bodies[index], tags[index] = None, 0
 
     def _modify_agrees(self, thing: TmemObject, first: int, last: int, modifier: bool) -> bool:
-        """Under the lock, before pages `first` to `last` (exclusive) change: may they, as far as `modify` is concerned?"""
+        """Under the lock, before pages `first` to `last` (exclusive) change: may they, as far as `modify` is
+        concerned?"""
         if modifier:
             return not self._modify_broken
         assert self._modifying
@@ -448,7 +454,8 @@ class Store:
         return True
 
     def _wait_for_lost(self, thing: TmemObject, first: int, count: int) -> None:
-        """Return once none of the pages is lost only because its put still waits for room; `PageLost` if one is for good."""
+        """Return once none of the pages is lost only because its put still waits for room; `PageLost` if one is for
+        good."""
         with self.lock:
             while any(entry >= LOST for entry in thing.table.entries[first : first + count].tolist()):
                 if not self._waiting_puts:

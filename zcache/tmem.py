@@ -1,8 +1,8 @@
 """tmem: who a page belongs to. Pools of two kinds hold objects; an object is a table of pages by index.
 
-Transcendent memory (Magenheimer, 2009-2012) names a page by a key of three parts: pool, object, index. A pool is persistent or
-ephemeral, and that decides what a get may answer. Here an object has a fixed number of pages and its handles lie in a flat page
-table; a swap device is one object of one persistent pool.
+Transcendent memory (Magenheimer, 2009-2012) names a page by a key of three parts: pool, object, index. A pool is
+persistent or ephemeral, and that decides what a get may answer. Here an object has a fixed number of pages and its
+handles lie in a flat page table; a swap device is one object of one persistent pool.
 
 The coherency contract, which `tests/unit/test_tmem_contract.py` holds the store to for both kinds:
 

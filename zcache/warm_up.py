@@ -1,10 +1,11 @@
 """Warm-up: runs every hot path of the store once, on a small store of its own, before the first request.
 
-What it is for: memory locked on fault is locked only once it was touched, and code is read from disk the first time that it runs. When
-memory is short it is too late for either. The scratch store shares nothing with the real one but code, codec and tier; its pages
-go through every state that a frame can be in, and its books must balance at the end.
+What it is for: memory locked on fault is locked only once it was touched, and code is read from disk the first time
+that it runs. When memory is short it is too late for either. The scratch store shares nothing with the real one but
+code, codec and tier; its pages go through every state that a frame can be in, and its books must balance at the end.
 """
 
+import contextlib
 import random
 from typing import Final
 
@@ -47,11 +48,9 @@ def warm_up(codec: Codec, tier: Tier | None) -> None:
                 pass  # without a tier, or with a small one
             store.reclaimer.clean_some()
         for page in range(0, 4 * FRAMES, 8):
-            try:
+            with contextlib.suppress(PageLost):
                 store.get(pages, page, out[: 8 * PAGE_BYTES])
-            except PageLost:
-                pass
         store.flush(pages, 1, FRAMES)
-        check(store)
+    check(store)
     store.flush_pool(pool)
     check(store)

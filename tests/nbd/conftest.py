@@ -67,7 +67,8 @@ Serve = Callable[..., RunningServer]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """`serve("size=64M", "budget=16M", …)`; each server ends with the test, by SIGTERM, with status 0 and balanced books."""
+    """`serve("size=64M", "budget=16M", …)`; each server ends with the test, by SIGTERM, with status 0 and balanced
+    books."""
     servers: list[RunningServer] = []
 
     def start(*words: str, options: tuple[str, ...] = ()) -> RunningServer:

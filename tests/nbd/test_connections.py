@@ -1,4 +1,5 @@
-"""Several connections at once: parallel requests to the same pages, and partial writes that must not undo each other."""
+"""Several connections at once: parallel requests to the same pages, and partial writes that must not undo each
+other."""
 
 import random
 import threading
@@ -90,7 +91,8 @@ def test_partial_writes_to_one_page_do_not_undo_each_other(serve: Serve) -> None
 
 
 def test_a_partial_write_does_not_undo_a_whole_one(serve: Serve) -> None:
-    """One connection writes the second half of a page with the rest of its pages; another writes sectors of the first half."""
+    """One connection writes the second half of a page with the rest of its pages; another writes sectors of the first
+    half."""
     server = serve("size=1M", "budget=256K", "overcommit=yes")
 
     def sectors(client: Any) -> None:

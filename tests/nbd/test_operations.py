@@ -1,6 +1,7 @@
 """Every NBD operation on a real nbdkit, against a plain bytearray: any offset, any length."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import nbd
@@ -13,8 +14,8 @@ MIB = 1 << 20
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd:1"])
-def test_any_operation_at_any_alignment(serve: Serve, rng: random.Random, codec: str) -> None:
-    server = serve("size=4M", "budget=1M", "backing=" + str(serve_folder(serve)), f"codec={codec}")
+def test_any_operation_at_any_alignment(serve: Serve, rng: random.Random, codec: str, tmp_path: Path) -> None:
+    server = serve("size=4M", "budget=1M", f"backing={tmp_path}/b", f"codec={codec}")
     client = server.connect()
     size = client.get_size()
     model = bytearray(size)
@@ -40,13 +41,6 @@ def test_any_operation_at_any_alignment(serve: Serve, rng: random.Random, codec:
     assert client.pread(size, 0) == model
     assert server.status()["written_back_frames"] > 0
     client.shutdown()
-
-
-def serve_folder(serve: Serve) -> str:
-    """A path for a backing file that does not exist yet."""
-    import tempfile
-
-    return tempfile.mkdtemp(prefix="zcache-nbd-") + "/backing"
 
 
 def random_range(rng: random.Random, size: int) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """The whole store against a plain dict, with budgets so small that every state of a frame is visited.
 
-Three objects share one budget: a persistent one that always fits (budget + below >= pages), and two ephemeral ones that take what is
-left. Rules run in one thread, so a failure shrinks; background reclaim is a rule like any other. `check` is an invariant.
+Three objects share one budget: a persistent one that always fits (budget + below >= pages), and two ephemeral ones
+that take what is left. Rules run in one thread, so a failure shrinks; background reclaim is a rule like any other.
+`check` is an invariant.
 """
 
 import random

@@ -1,4 +1,5 @@
-"""A tier in memory. It fails when told to, and notices misuse: writes to slots that are not reserved, reads of what was never written."""
+"""A tier in memory. It fails when told to, and notices misuse: writes to slots that are not reserved, reads of what
+was never written."""
 
 import errno
 from collections.abc import Callable, Sequence

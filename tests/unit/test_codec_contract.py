@@ -66,7 +66,9 @@ def test_raw_and_word_decoders() -> None:
     assert decoders[1](b"12345678") == b"12345678" * 512
 
 
-@pytest.mark.parametrize("name", ["", "lzo", "lz4:0", "lz4:65538", "lz4:fast", "zstd:0", "zstd:20", "zstd:-8", "zstd:", "LZ4"])
+@pytest.mark.parametrize(
+    "name", ["", "lzo", "lz4:0", "lz4:65538", "lz4:fast", "zstd:0", "zstd:20", "zstd:-8", "zstd:", "LZ4"]
+)
 def test_refusals_name_the_key_and_the_choices(name: str) -> None:
     with pytest.raises(BadInput) as refusal:
         parse_codec(name)

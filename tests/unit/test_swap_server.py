@@ -55,7 +55,7 @@ def test_one_that_ends_at_its_start_says_why(folder: StateFolder, started: list[
 
 
 def test_one_that_ends_in_silence(folder: StateFolder, started: list[Server]) -> None:
-    with pytest.raises(SwapError, match="exit status 3"):
+    with pytest.raises(SwapError, match="it said:\n  nothing"):
         start(started, "exit 3").wait_until_ready(folder, timeout_seconds=10)
 
 
@@ -70,9 +70,19 @@ def test_one_that_forks_away_is_refused(folder: StateFolder, started: list[Serve
         start(started, script).wait_until_ready(folder, timeout_seconds=10)
 
 
-def test_no_such_program() -> None:
-    with pytest.raises(SwapError, match="cannot start /nonexistent: No such file"):
-        Server(["/nonexistent"])
+def test_no_such_program(folder: StateFolder, started: list[Server]) -> None:
+    started.append(Server(["/nonexistent"]))
+    with pytest.raises(SwapError, match="/nonexistent: not found"):
+        started[-1].wait_until_ready(folder, timeout_seconds=10)
+
+
+def test_it_does_not_end_with_its_starter(folder: StateFolder, started: list[Server]) -> None:
+    """nbdkit asks for SIGTERM at its parent's death, so its parent must not be the one that started it."""
+    each = start(started, GOOD)
+    each.wait_until_ready(folder, timeout_seconds=10)
+    stat = Path(f"/proc/{each.identity.pid}/stat").read_text()
+    parent_pid = int(stat.rpartition(")")[2].split()[1])
+    assert parent_pid not in (os.getpid(), each.identity.pid)
 
 
 def test_error_lines() -> None:

@@ -111,11 +111,7 @@ def test_up_then_down(folder: StateFolder) -> None:
     machine = FakeMachine()
     state = machine.bring_up(folder)
     assert machine.calls == [*STEPS, "finish"]
-    assert (
-        folder.load()
-        == state
-        == SwapState(SERVER, str(folder.socket), str(folder.control), DEVICE, ATTACHED_BY_PID)
-    )
+    assert folder.load() == state == SwapState(SERVER, str(folder.socket), str(folder.control), DEVICE, ATTACHED_BY_PID)
     machine.calls.clear()
     machine.take_down(state, folder)
     assert machine.calls == ["swap_off", "detach", "stop_server"]

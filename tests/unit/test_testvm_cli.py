@@ -107,9 +107,7 @@ def test_exit_status_of_the_script(result: VmResult, status: int) -> None:
         (VmConfig(disks=(Path("/no/such.img"),)), ["true"], "/no/such.img: no such disk image"),
     ],
 )
-def test_the_impossible_is_refused_before_anything_starts(
-    config: VmConfig, command: list[str], reason: str
-) -> None:
+def test_the_impossible_is_refused_before_anything_starts(config: VmConfig, command: list[str], reason: str) -> None:
     with pytest.raises(BadInput, match=reason):
         run_in_vm(config, command)
 

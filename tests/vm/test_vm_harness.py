@@ -44,9 +44,7 @@ def share(tmp_path: Path) -> Path:
     return folder
 
 
-def test_command_words_status_streams_and_swap(
-    tmp_path: Path, share: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_words_status_streams_and_swap(tmp_path: Path, share: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exact words and status, streams apart, a disk, a writable share, and swap on a server on the host."""
 
     def memory_server(socket_path: Path, _words: list[str]) -> list[str]:

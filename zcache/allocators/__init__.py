@@ -2,9 +2,10 @@
 
 The contract, which every allocator's contract suite runs (the caller holds the store's lock throughout):
 
-- `place` takes a request's zpages together and writes their bytes into frames of the given kind of pool; zpages of different kinds
-  never share a frame. It appends an entry for each to `entries` and returns the index of the first that found no room; calling
-  again from there, after room was made, goes on. It takes frames from `PageFrames` and allocates none itself.
+- `place` takes a request's zpages together and writes their bytes into frames of the given kind of pool; zpages of
+  different kinds never share a frame. It appends an entry for each to `entries` and returns the index of the first
+  that found no room; calling again from there, after room was made, goes on. It takes frames from `PageFrames` and
+  allocates none itself.
 - `release` drops the zpages that entries name. A frame whose last zpage goes is given back, unless it is in flight.
 - `retire` is told that a frame is on its way out and takes no more zpages. `evict` throws an ephemeral frame away, live
   zpages and all, and says whose they were.
@@ -13,8 +14,6 @@ The contract, which every allocator's contract suite runs (the caller holds the 
 
 from collections.abc import Sequence
 from typing import Protocol
-
-from zcache.pageframes import PageFrames
 
 __all__ = ["Allocator"]
 

@@ -1,19 +1,20 @@
 """zbud: at most two zpages in a pageframe, the "buddies", one justified to the left and one to the right.
 
-What it is: the allocator of the kernel's zcache (Dan Magenheimer, 2012; `mm/zbud.c` is its descendant). Sizes are counted in
-chunks of 64 bytes, and a buddy of zero chunks is a free buddy, so no flag says which is there. Frames with one buddy wait in
-"unbuddied" lists by how many chunks are occupied; a new zpage goes to the fullest frame that still fits it (best fit), and to a
-frame of its own if there is none.
+What it is: the allocator of the kernel's zcache (Dan Magenheimer, 2012; `mm/zbud.c` is its descendant). Sizes are
+counted in chunks of 64 bytes, and a buddy of zero chunks is a free buddy, so no flag says which is there. Frames with
+one buddy wait in "unbuddied" lists by how many chunks are occupied; a new zpage goes to the fullest frame that still
+fits it (best fit), and to a frame of its own if there is none.
 
-What it is not: dense. No frame ever holds more than two zpages, so it stores at most 2.0 pages a frame however well they compress.
-In return nothing is ever moved, holes never spread, and reclaiming a whole frame touches two pages at most.
+What it is not: dense. No frame ever holds more than two zpages, so it stores at most 2.0 pages a frame however well
+they compress. In return nothing is ever moved, holes never spread, and reclaiming a whole frame touches two pages at
+most.
 
-Guarantee: a frame holds zpages of one kind of pool only, because the unbuddied lists are kept by kind. A put succeeds while a partly
-filled frame has room, even when no frame is free.
+Guarantee: a frame holds zpages of one kind of pool only, because the unbuddied lists are kept by kind. A put succeeds
+while a partly filled frame has room, even when no frame is free.
 
-The lists are threaded through flat arrays by RAM slot, with heads beyond the slots, and one 64-bit word for each kind has a bit for each
-non-empty list: the best fit is a mask and a `bit_length`. Cost: 2 bytes a RAM slot for the sizes, 8 for the lists, 16 for the owners
-of ephemeral zpages (untouched, and so free, while there are none).
+The lists are threaded through flat arrays by RAM slot, with heads beyond the slots, and one 64-bit word for each kind
+has a bit for each non-empty list: the best fit is a mask and a `bit_length`. Cost: 2 bytes a RAM slot for the sizes,
+8 for the lists, 16 for the owners of ephemeral zpages (untouched, and so free, while there are none).
 """
 
 from array import array

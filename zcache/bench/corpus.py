@@ -1,7 +1,8 @@
 """Real pages to measure with: the heap of a program that is started for it, read through /proc.
 
-A figure measured on made-up pages says nothing: both codecs and allocators live from how real heaps are built. Nothing is shipped; the
-corpus is gathered anew at each run, and described by its own statistics, since it differs between machines.
+A figure measured on made-up pages says nothing: both codecs and allocators live from how real heaps are built.
+Nothing is shipped; the corpus is gathered anew at each run, and described by its own statistics, since it differs
+between machines.
 """
 
 import os
@@ -13,7 +14,8 @@ from typing import Final
 
 PAGE_BYTES: Final = 4096
 
-#: A CPython that parses its own library and keeps the trees, and has dictionaries of small objects: a typical interpreter heap.
+#: A CPython that parses its own library and keeps the trees, and has dictionaries of small objects: a typical
+#: interpreter heap.
 _PROGRAM: Final = """
 import ast, json, pathlib, sys, sysconfig
 library = pathlib.Path(sysconfig.get_path("stdlib"))
@@ -43,7 +45,8 @@ class Corpus:
 
 
 def python_heap(limit_pages: int) -> Corpus:
-    """Up to `limit_pages` pages of a CPython heap, untouched (all-zero) ones left out as the kernel would not swap them."""
+    """Up to `limit_pages` pages of a CPython heap, untouched (all-zero) ones left out as the kernel would not swap
+    them."""
     with subprocess.Popen(
         [sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:

@@ -1,7 +1,7 @@
 """`scripts/bench store`: what a put and a get cost in process, beside what the codec alone costs for the same pages.
 
-The codec called through the same package, page by page, is the limit; the ratio to it is what the store adds. Measured turn about in one run,
-in CPU time and as the median over rounds, because the machine is never quiet.
+The codec called through the same package, page by page, is the limit; the ratio to it is what the store adds.
+Measured turn about in one run, in CPU time and as the median over rounds, because the machine is never quiet.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from zcache.bench.corpus import PAGE_BYTES, Corpus, python_heap
 from zcache.check import check
 from zcache.codec import decoders, parse_codec
 from zcache.store import Store
-from zcache.tmem import Kind, TmemObject
+from zcache.tmem import Kind
 
 
 def main(words: Sequence[str]) -> int:
@@ -70,7 +70,9 @@ def _measure(corpus: Corpus, codec_name: str, pages_per_request: int, rounds: in
         for body in compressed:
             decompress(body)
 
-    times: dict[Callable[[], None], list[float]] = {work: [] for work in (put_all, compress_all, get_all, decompress_all)}
+    times: dict[Callable[[], None], list[float]] = {
+        work: [] for work in (put_all, compress_all, get_all, decompress_all)
+    }
     for _ in range(rounds + 1):  # the first is for warming up
         store.flush(thing, 0, count)
         for work, taken in times.items():

@@ -1,18 +1,19 @@
 """The heap: made large enough once, and then kept from growing, trimming, and using mmap.
 
-By default malloc maps each block of 128 KiB and more afresh (a request's buffer is one) and gives the top of the heap back when it is
-free: system calls for memory on each request. Several arenas would multiply all that by the threads. So: one arena, no mmap,
-no trimming, and a heap that has room for what requests need before the first one comes.
+By default malloc maps each block of 128 KiB and more afresh (a request's buffer is one) and gives the top of the heap
+back when it is free: system calls for memory on each request. Several arenas would multiply all that by the threads.
+So: one arena, no mmap, no trimming, and a heap that has room for what requests need before the first one comes.
 
-CPython's own allocator for small objects takes arenas of 1 MiB with mmap and gives an arena back as soon as it is empty. A small
-object kept alive in each of a few arenas ("ballast") keeps them all.
+CPython's own allocator for small objects takes arenas of 1 MiB with mmap and gives an arena back as soon as it is
+empty. A small object kept alive in each of a few arenas ("ballast") keeps them all.
 """
 
 from typing import Final
 
 from zcache.hardening import libc
 
-#: Room for requests: nbdkit's buffers and our copies for 16 threads of 128 KiB requests come to 8 MiB; measured use is below 2 MiB.
+#: Room for requests: nbdkit's buffers and our copies for 16 threads of 128 KiB requests come to 8 MiB; measured use
+#: is below 2 MiB.
 HEAP_BYTES: Final = 3 << 20
 
 #: Small objects of steady serving live in well under 1 MiB; twice that is kept.

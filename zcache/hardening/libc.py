@@ -1,4 +1,5 @@
-"""The C library and kernel calls that Python does not offer: prctl, mlockall, mallopt, madvise, a thread's own stack."""
+"""The C library and kernel calls that Python does not offer: prctl, mlockall, mallopt, madvise, a thread's own
+stack."""
 
 import ctypes
 import os
@@ -6,6 +7,8 @@ from typing import Final
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
+PR_SET_THP_DISABLE: Final = 41
+PR_GET_THP_DISABLE: Final = 42
 PR_SET_IO_FLUSHER: Final = 57
 PR_GET_IO_FLUSHER: Final = 58
 MCL_CURRENT: Final = 1
@@ -80,7 +83,8 @@ def fill(address: int, size_bytes: int) -> None:
 
 
 def populate_stack(size_bytes: int) -> bool:
-    """Fault in the calling thread's stack, from its top, for `size_bytes` or all that there is. False where that cannot be.
+    """Fault in the calling thread's stack, from its top, for `size_bytes` or all that there is. False where that
+    cannot be.
 
     It cannot for a process's first thread, whose stack grows as it is used.
     """

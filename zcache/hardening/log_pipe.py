@@ -1,11 +1,14 @@
-"""stderr that can neither block nor be swapped out: a pipe of one page that does not wait, and a thread that empties it.
+"""stderr that can neither block nor be swapped out: a pipe of one page that does not wait, and a thread that empties
+it.
 
-nbdkit prints to stderr whenever a callback fails, with the GIL held. If that write waits (a full pipe, a terminal that is stopped, a tmpfs
-file whose page is out on the very device that we serve), the server waits with it. So file descriptor 2 becomes a non-blocking pipe
-with room for one page: once its page has been used, the kernel keeps it with the pipe, so writing needs no memory. What does not fit is
-dropped; a message is worth less than the machine. A thread passes on what arrives to the original stderr, and may block there as it likes.
+nbdkit prints to stderr whenever a callback fails, with the GIL held. If that write waits (a full pipe, a terminal
+that is stopped, a tmpfs file whose page is out on the very device that we serve), the server waits with it. So file
+descriptor 2 becomes a non-blocking pipe with room for one page: once its page has been used, the kernel keeps it with
+the pipe, so writing needs no memory. What does not fit is dropped; a message is worth less than the machine. A thread
+passes on what arrives to the original stderr, and may block there as it likes.
 """
 
+import contextlib
 import fcntl
 import os
 import threading
@@ -40,10 +43,8 @@ class LogPipe:
 
     def _pass_on(self) -> None:
         while message := os.read(self._reader, PIPE_BYTES):
-            try:
+            with contextlib.suppress(OSError):  # nobody listens: that is theirs to decide
                 os.write(self._original, message)
-            except OSError:
-                pass  # nobody listens; that is theirs to decide
 
 
 def is_log_pipe(descriptor: int) -> bool:

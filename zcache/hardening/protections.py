@@ -1,8 +1,8 @@
 """The protections, in the order in which they are applied, and the self-check that reads each back.
 
-Everything is applied in `after_fork`, while the process has one thread: IO_FLUSHER is inherited by threads made later, memory locks do not
-survive a fork, and malloc's arenas are handed out to threads. Each protection says what it is against; what happened without each is in
-ARCHITECTURE.md ("Ablation").
+Everything is applied in `after_fork`, while the process has one thread: IO_FLUSHER is inherited by threads made
+later, memory locks do not survive a fork, and malloc's arenas are handed out to threads. Each protection says what it
+is against; what happened without each is in ARCHITECTURE.md ("Ablation").
 """
 
 import gc
@@ -20,7 +20,8 @@ MIN_OOM_SCORE_ADJ: Final = -1000
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """One protection: `apply` may raise `OSError`; `holds` asks the kernel (or libc) and not our memory of having asked for it."""
+    """One protection: `apply` may raise `OSError`; `holds` asks the kernel (or libc) and not our memory of having
+    asked for it."""
 
     name: str
     remedy: str  # what to do about it where it does not hold
@@ -72,6 +73,7 @@ def harden(populate: Callable[[], None], populated: Callable[[], bool], without:
 
     protections = [
         Protection("io_flusher", "needs CAP_SYS_RESOURCE", _set_io_flusher, _is_io_flusher),
+        Protection("small_pages", "a bug", _refuse_huge_pages, _has_small_pages),
         Protection("heap", "needs glibc", heap.fix_heap, heap.heap_is_fixed),
         Protection("memory_lock", "needs CAP_IPC_LOCK or a memlock limit beyond the budget", _lock, _is_locked),
         Protection("prefault", "needs Linux 5.14 and free memory for the budget", populate, populated),
@@ -119,7 +121,8 @@ def _smaps_rollup_bytes(field: str) -> int:
 
 
 def _set_io_flusher() -> None:
-    """Our allocations do no I/O to reclaim memory (they would wait for ourselves), and we are not throttled as a writer."""
+    """Our allocations do no I/O to reclaim memory (they would wait for ourselves), and we are not throttled as a
+    writer."""
     libc.prctl(libc.PR_SET_IO_FLUSHER, 1)
 
 
@@ -127,13 +130,25 @@ def _is_io_flusher() -> bool:
     return libc.prctl(libc.PR_GET_IO_FLUSHER, 0) == 1
 
 
+def _refuse_huge_pages() -> None:
+    """Where huge pages are on for all, touching one byte of a sparse table would lock 2 MiB (20 MiB more for a budget of
+    160), and khugepaged would hold our address space while it looks for memory."""
+    libc.prctl(libc.PR_SET_THP_DISABLE, 1)
+
+
+def _has_small_pages() -> bool:
+    return libc.prctl(libc.PR_GET_THP_DISABLE, 0) == 1
+
+
 def _lock() -> None:
-    """Nothing that we touched is ever swapped out or, if it is code, dropped. On fault: nbdkit's 192 MiB of BSS stay untouched."""
+    """Nothing that we touched is ever swapped out or, if it is code, dropped. On fault: nbdkit's 192 MiB of BSS stay
+    untouched."""
     libc.mlockall(libc.MCL_CURRENT | libc.MCL_FUTURE | libc.MCL_ONFAULT)
 
 
 def _is_locked() -> bool:
-    # Locked is counted as Pss is: a shared page by its share. Some of the code may be unlocked for an instant while it faults.
+    # Locked is counted as Pss is: a shared page by its share. Some of the code may be unlocked for an instant while
+    # it faults.
     return locked_bytes() > _smaps_rollup_bytes("Pss") * 9 // 10
 
 
@@ -147,8 +162,8 @@ def _is_oom_exempt() -> bool:
 
 
 def _stop_gc() -> None:
-    """A collection touches every object there is. We make no cycles on the I/O path, so nothing is lost by never collecting."""
+    """A collection touches every object there is. We make no cycles on the I/O path, so nothing is lost by never
+    collecting."""
     gc.collect()
     gc.freeze()
     gc.disable()
-

@@ -1,8 +1,9 @@
-"""What a thread needs once before it serves requests under memory pressure: a Python thread state that stays, and a stack that is there.
+"""What a thread needs once before it serves requests under memory pressure: a Python thread state that stays, and a
+stack that is there.
 
-CPython makes a thread state at each callback on a thread that it did not create, and destroys it afterwards: one `mmap` and one
-`munmap` for each request, in the swap path. One extra `PyGILState_Ensure` keeps the state alive until the thread ends.
-The mark that it was done lives in a `threading.local`, which dies with the state, so it cannot lie.
+CPython makes a thread state at each callback on a thread that it did not create, and destroys it afterwards: one
+`mmap` and one `munmap` for each request, in the swap path. One extra `PyGILState_Ensure` keeps the state alive until
+the thread ends. The mark that it was done lives in a `threading.local`, which dies with the state, so it cannot lie.
 """
 
 import ctypes
@@ -11,7 +12,8 @@ from typing import Final
 
 from zcache.hardening import libc
 
-#: Measured with all operations, errors and their tracebacks included: 30 to 60 KiB of a thread's stack are ever touched.
+#: Measured with all operations, errors and their tracebacks included: 30 to 60 KiB of a thread's stack are ever
+#: touched.
 STACK_BYTES: Final = 128 << 10
 
 _ensure: Final = ctypes.PyDLL(None).PyGILState_Ensure

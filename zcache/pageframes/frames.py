@@ -1,15 +1,16 @@
 """The frame table, the RAM slots and the queues in which frames wait to leave RAM.
 
-A pageframe has an id that does not depend on where its bytes are. `home` names its RAM slot and `below` its slot on the tier
-below; 0 means that it has none there, so RAM slot 0 and frame id 0 are never handed out (the tier's slot 0 is its header).
-Everything about LRU belongs to a RAM slot, not to a frame: only what is in RAM can leave it.
+A pageframe has an id that does not depend on where its bytes are. `home` names its RAM slot and `below` its slot on
+the tier below; 0 means that it has none there, so RAM slot 0 and frame id 0 are never handed out (the tier's slot 0
+is its header). Everything about LRU belongs to a RAM slot, not to a frame: only what is in RAM can leave it.
 
-Queues are circular doubly-linked lists threaded through two flat arrays, one for each `Queue`; a queue's head is an extra
-index beyond the RAM slots, so that linking and unlinking have no special cases. The oldest frame comes first. A get
-does not move its frame (six array writes): it sets `referenced`, and reclaim gives such a frame one more round: the
-second-chance approximation of LRU that the kernel uses for its own pages.
+Queues are circular doubly-linked lists threaded through two flat arrays, one for each `Queue`; a queue's head is an
+extra index beyond the RAM slots, so that linking and unlinking have no special cases. The oldest frame comes first. A
+get does not move its frame (six array writes): it sets `referenced`, and reclaim gives such a frame one more round:
+the second-chance approximation of LRU that the kernel uses for its own pages.
 
-This module hands frames out and takes them back. It does not know what is in them, who reads a tier, or why a frame must go.
+This module hands frames out and takes them back. It does not know what is in them, who reads a tier, or why a frame
+must go.
 
 Locking: every method and every array is protected by the store's lock, which the caller holds.
 Cost: 23 bytes a frame id ever used, 13 a RAM slot. Nothing is allocated after construction.
@@ -119,7 +120,8 @@ class PageFrames:
         return frame
 
     def give(self, frame: int) -> int:
-        """Take back a frame that has no live zpage and is not in flight; returns its slot below (0: none) to be freed."""
+        """Take back a frame that has no live zpage and is not in flight; returns its slot below (0: none) to be
+        freed."""
         slot = self.home[frame]
         if slot:
             self._unlink(slot)
@@ -139,8 +141,9 @@ class PageFrames:
     def isolate_oldest(self, limit: int, retire: Callable[[int], None]) -> list[int]:
         """Take up to `limit` of the oldest persistent frames off their queue and mark them WRITEBACK.
 
-        `retire(frame)` is called just before. A frame referenced since it was last looked at goes to the young end instead; a call
-        looks at `2 * limit` frames at most, so that a queue of referenced frames costs bounded work and still yields.
+        `retire(frame)` is called just before. A frame referenced since it was last looked at goes to the young end
+        instead; a call looks at `2 * limit` frames at most, so that a queue of referenced frames costs bounded work
+        and still yields.
         """
         chosen: list[int] = []
         head = self.slot_count + Queue.PERSISTENT
@@ -174,7 +177,8 @@ class PageFrames:
         return self.give(frame) if not self.live[frame] else NONE
 
     def abort(self, frame: int) -> None:
-        """End of a flight that failed: the frame is the oldest of the DIRTY ones again (FREE if nothing in it is alive)."""
+        """End of a flight that failed: the frame is the oldest of the DIRTY ones again (FREE if nothing in it is
+        alive)."""
         self.in_flight -= 1
         self.move(frame, State.DIRTY)
         slot = self.home[frame]

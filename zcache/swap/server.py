@@ -5,6 +5,10 @@ Its output goes to a memfd, not to a file.  Whatever the server prints to must n
 starts, a memfd takes all it says; before swap is on, that is copied to server.log in the state folder and
 the memfd is sealed.  From then on a write to it fails at once (EPERM) without touching a page.  What the
 server has to say after that it says through its counters; the kernel logs each failed request besides.
+
+It is started as nobody's child.  Debian 12's nbdkit 1.32.5 asks for SIGTERM at its parent's death (prctl
+PR_SET_PDEATHSIG) even without --exit-with-parent: a server that is swap-up's own child ends with swap-up,
+at the first request after it, with the swap on (seen).  An orphan's parent is init.
 """
 
 import contextlib
@@ -49,23 +53,14 @@ class Server:
     """A server that this process has started and watches; `give_away` ends the watch, not the server."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-        self._log_fd = os.memfd_create("zcache-server-log", flags)
+        self._log_fd = os.memfd_create("zcache-server-log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            self._process = subprocess.Popen(
-                arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=self._log_fd,
-                stderr=self._log_fd,
-                cwd="/",
-                start_new_session=True,
-            )
-        except OSError as error:
+            pid = _start_orphan(arguments, self._log_fd)
+        except BaseException:
             os.close(self._log_fd)
-            raise SwapError(f"cannot start {arguments[0]}: {error.strerror}") from error
-        identity = process.identify(self._process.pid)
-        # Already over: a zombie has a pid, which stays its own until we collect it.
-        self.identity = identity or ProcessIdentity(self._process.pid, 0)
+            raise
+        # One that is over already is a zombie, or gone: no process ever started in tick 0.
+        self.identity = process.identify(pid) or ProcessIdentity(pid, 0)
 
     def log(self) -> str:
         return os.pread(self._log_fd, 1 << 20, 0).decode(errors="replace")
@@ -74,9 +69,8 @@ class Server:
         """nbdkit writes its pid file when it listens; one that ends before that says why itself."""
         deadline_seconds = time.monotonic() + timeout_seconds
         while True:
-            status = self._process.poll()
-            if status is not None:
-                said = error_lines(self.log()) or [f"nothing (exit status {status})"]
+            if not process.is_running(self.identity):
+                said = error_lines(self.log()) or ["nothing"]
                 raise SwapError("the server ended at its start; it said:\n  " + "\n  ".join(said))
             with contextlib.suppress(FileNotFoundError, ValueError):
                 pid = int(folder.pidfile.read_text())
@@ -85,8 +79,8 @@ class Server:
             if time.monotonic() > deadline_seconds:
                 raise SwapError(f"the server is not ready after {timeout_seconds:.0f} s (--start-seconds)")
             time.sleep(0.05)
-        if pid != self._process.pid:
-            raise SwapError(f"the server runs as pid {pid}, not {self._process.pid}: it must stay in front")
+        if pid != self.identity.pid:
+            raise SwapError(f"the server runs as pid {pid}, not {self.identity.pid}: it must stay in front")
 
     def keep_log(self, path: Path) -> str:
         """Copy what was said so far to the file, then seal the memfd; what was said."""
@@ -103,7 +97,26 @@ class Server:
 
     def give_away(self) -> None:
         os.close(self._log_fd)
-        # It outlives us on purpose: tell Popen not to complain that it still runs.
-        self._process.poll()
-        if self._process.returncode is None:
-            self._process.returncode = 0
+
+
+def _start_orphan(arguments: Sequence[str], log_fd: int) -> int:
+    """The pid of the server, which is nobody's child by the time it runs.
+
+    Setsid's parent half has ended and been collected before the shell is told to go on, so the order is certain.
+    """
+    read_fd, write_fd = os.pipe()
+    with os.fdopen(read_fd), os.fdopen(write_fd, "w", buffering=1) as go:
+        script = 'echo "$$"; read -r _ && exec "$@" </dev/null >&2'
+        with subprocess.Popen(
+            ["setsid", "--fork", "sh", "-c", script, "serve", *arguments],
+            stdin=read_fd,
+            stdout=subprocess.PIPE,
+            stderr=log_fd,
+            cwd="/",
+            text=True,
+        ) as setsid:
+            assert setsid.stdout is not None
+            pid = int(setsid.stdout.readline())
+            setsid.wait()
+            go.write("\n")
+    return pid

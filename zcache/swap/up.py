@@ -199,6 +199,8 @@ def run(options: Options, report: Report = print, hold: Hold = contextlib.nullco
 def refuse_if_up(folder: StateFolder, report: Report) -> None:
     state = folder.load()
     if state is None:
+        # A pid file from an earlier life would be believed.
+        folder.clear()
         return
     with contextlib.closing(Teardown(report)) as machine:
         if is_live(state, machine):

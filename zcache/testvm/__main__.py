@@ -73,9 +73,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         with ExitStack() as cleanup:
-            disks = tuple(
-                disk if isinstance(disk, Path) else _sparse_image(disk, cleanup) for disk in line.disks
-            )
+            disks = tuple(disk if isinstance(disk, Path) else _sparse_image(disk, cleanup) for disk in line.disks)
             result = run_in_vm(line.config(disks), line.command)
     except ZcacheError as error:
         print(f"vm: {error}", file=sys.stderr)

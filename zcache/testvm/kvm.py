@@ -27,9 +27,7 @@ def newest_kernel(boot: Path = Path("/boot")) -> Path:
     """Debian's stock kernel of the highest version; not the host's running one, which may be anything."""
     kernels = list(boot.glob("vmlinuz-*-amd64"))
     if not kernels:
-        raise EnvironmentProblem(
-            f"no {boot}/vmlinuz-*-amd64: run scripts/setup, it installs linux-image-amd64"
-        )
+        raise EnvironmentProblem(f"no {boot}/vmlinuz-*-amd64: run scripts/setup, it installs linux-image-amd64")
     return max(kernels, key=lambda kernel: [int(digits) for digits in re.findall(r"\d+", kernel.name)])
 
 

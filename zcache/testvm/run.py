@@ -1,7 +1,8 @@
-"""scripts/run: see it work. A stock kernel in a small guest swaps to zcache inside that guest while stress-ng overcommits its memory.
+"""scripts/run: see it work. A stock kernel in a small guest swaps to zcache inside that guest while stress-ng
+overcommits its memory.
 
-Exit status 0 only if stress-ng verified its memory, the kernel log has nothing to complain of, the store's books balance, and pages
-were in fact swapped out, in and written back.
+Exit status 0 only if stress-ng verified its memory, the kernel log has nothing to complain of, the store's books
+balance, and pages were in fact swapped out, in and written back.
 """
 
 import argparse
@@ -36,7 +37,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=90, help="how long stress-ng runs (default: %(default)s)")
     parser.add_argument("--memory", default="900M", help="the guest's memory (default: %(default)s)")
     parser.add_argument("--stress-bytes", default="1100M", help="memory that stress-ng uses (default: %(default)s)")
-    parser.add_argument("--timeout", type=int, default=900, help="seconds until the guest is given up (default: %(default)s)")
+    parser.add_argument(
+        "--timeout", type=int, default=900, help="seconds until the guest is given up (default: %(default)s)"
+    )
     parser.add_argument("parameters", nargs="*", help=f"server parameters besides {' '.join(PARAMETERS)} backing=DISK")
     arguments = parser.parse_args()
     keys = {word.partition("=")[0] for word in arguments.parameters}
@@ -108,18 +111,22 @@ def print_report(report: dict[str, Any], result: VmResult) -> None:
     """What was seen, as a table."""
     status = report["status"]
     verdict = "verified" if report["stress_exit_status"] == 0 else f"exit status {report['stress_exit_status']}"
-    mebibytes = {name: f"{status[name] / (1 << 20):.1f} MiB" for name in ("rss_bytes", "locked_bytes", "compressed_bytes")}
+    mebibytes = {
+        name: f"{status[name] / (1 << 20):.1f} MiB" for name in ("rss_bytes", "locked_bytes", "compressed_bytes")
+    }
     rows = {
         "pages swapped out, in (/proc/vmstat)": f"{report['pages_out']}, {report['pages_in']}",
-        "pages stored": f"{status['stored_pages']} ({status['same_filled_pages']} same-filled, {status['raw_pages']} raw)",
-        "compressed to": f"{mebibytes['compressed_bytes']} (codec ratio {status['codec_ratio']}, frame ratio {status['ratio']})",
+        "pages stored": str(status["stored_pages"]),
+        "same-filled, raw": f"{status['same_filled_pages']}, {status['raw_pages']}",
+        "compressed to": f"{mebibytes['compressed_bytes']}: codec's ratio {status['codec_ratio']}",
+        "ratio, pages to frames": str(status["ratio"]),
         "frames in RAM": f"{status['resident_frames']} of {status['budget_frames']} ({status['clean_frames']} clean)",
         "frames written back": f"{status['written_back_frames']} ({status['backing_frames']} below now)",
         "frames read back": str(status["fetched_frames"]),
         "reclaimed in the background, by a put": f"{status['reclaim_background']}, {status['reclaim_sync']}",
         "server RSS, locked": f"{mebibytes['rss_bytes']}, {mebibytes['locked_bytes']}",
         "protections that do not hold": ", ".join(k for k, holds in status["hardening"].items() if not holds) or "none",
-        "time: load, swapoff, all": f"{report['load_seconds']} s, {report['swap_off_seconds']} s, {result.seconds:.0f} s",
+        "seconds: load, swapoff, all": f"{report['load_seconds']}, {report['swap_off_seconds']}, {result.seconds:.0f}",
         "stress-ng": verdict,
         "books": "balanced" if report["check"]["balanced"] else "NOT balanced",
     }

@@ -1,7 +1,8 @@
 """The guest's half of scripts/run: real swap on /dev/nbdN, served from inside, under stress-ng; the outcome as JSON.
 
-Called as `python -m zcache.testvm.swap_run REPORT KEY=VALUE… -- STRESS-NG-ARGUMENTS`. Measures what the kernel says (/proc/vmstat) and what the
-server says, checks the store's books while the pages are still out, then takes the swap off.
+Called as `python -m zcache.testvm.swap_run REPORT KEY=VALUE… -- STRESS-NG-ARGUMENTS`. Measures what the kernel says
+(/proc/vmstat) and what the server says, checks the store's books while the pages are still out, then takes the swap
+off.
 """
 
 import json

@@ -87,9 +87,7 @@ def run_in_vm(
         panicked = PANIC_LINE.search(kernel_log.read_bytes()) is not None
         status, failure = _verdict(config, job, qemu_status, panicked, server_exit_status)
     seconds = time.monotonic() - start
-    return VmResult(
-        status, timed_out, panicked, kernel_log, seconds, failure, server_status, server_exit_status
-    )
+    return VmResult(status, timed_out, panicked, kernel_log, seconds, failure, server_status, server_exit_status)
 
 
 def _verdict(

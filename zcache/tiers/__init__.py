@@ -2,11 +2,11 @@
 
 The contract, which every tier's contract suite runs:
 
-- Slots are numbered from 1; slot 0 is the tier's own. `reserve` and `release` are bookkeeping: they are called under the store's
-  lock, never block and never touch the medium.
-- `write` and `read` move whole frames between consecutive slots and buffers in RAM. They are called without any lock, may
-  take long, and raise `OSError` when the medium fails; a short transfer is a failure. What a failed write leaves in its slots is
-  undefined; all other slots keep what they held.
+- Slots are numbered from 1; slot 0 is the tier's own. `reserve` and `release` are bookkeeping: they are called under
+  the store's lock, never block and never touch the medium.
+- `write` and `read` move whole frames between consecutive slots and buffers in RAM. They are called without any lock,
+  may take long, and raise `OSError` when the medium fails; a short transfer is a failure. What a failed write leaves
+  in its slots is undefined; all other slots keep what they held.
 - `read` gives back what the last `write` to a slot put there. Proving it is the caller's seal's work, not the tier's.
 """
 

@@ -1,14 +1,16 @@
 """The tier that is a regular file or a block device: slot n is the n-th frame-sized block of it.
 
-Block 0 is the header: it says that what follows is zcache's, so that a later start may overwrite it, and nothing else. Nothing below
-outlives the server: swap does not survive a reboot, so writes are never synced and the header holds no state.
+Block 0 is the header: it says that what follows is zcache's, so that a later start may overwrite it, and nothing
+else. Nothing below outlives the server: swap does not survive a reboot, so writes are never synced and the header
+holds no state.
 
-O_DIRECT is used where the file allows it: the page cache would keep a second copy of every frame, in the memory that this program is
-there to save, and would need memory to write. Frames are written straight from their RAM slots (`pwritev`), which
-are page-aligned, so that no bounce buffer is needed and each batch is one system call.
+O_DIRECT is used where the file allows it: the page cache would keep a second copy of every frame, in the memory that
+this program is there to save, and would need memory to write. Frames are written straight from their RAM slots
+(`pwritev`), which are page-aligned, so that no bounce buffer is needed and each batch is one system call.
 
-Safety: a file or device is never overwritten unless it is blank (all zero), holds our header, or `force` was given; it is locked
-(`flock`; a block device also `O_EXCL`, which the kernel refuses while it is mounted or swapped on) for as long as we live.
+Safety: a file or device is never overwritten unless it is blank (all zero), holds our header, or `force` was given;
+it is locked (`flock`; a block device also `O_EXCL`, which the kernel refuses while it is mounted or swapped on) for
+as long as we live.
 """
 
 import errno
@@ -16,7 +18,8 @@ import fcntl
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,11 +31,15 @@ HEADER: Final = b"zcache backing file, format 1: compressed swap, worthless once
 #: How much is read at once while looking for foreign content: large enough for a disk's full speed.
 SCAN_BYTES: Final = 1 << 20
 
+#: How often a long check says how far it has got.
+REPORT_SECONDS: Final = 5.0
+
 GIVE: Final = "give a block device, or a regular file in an existing folder"
 
 
 class BackingFile(SlotMap):
-    """A `Tier` over one file descriptor. Opening it may take seconds: the file is checked to be blank, and allocated."""
+    """A `Tier` over one file descriptor. Opening it may take seconds: the file is checked to be blank, and
+    allocated."""
 
     def __init__(self, descriptor: int, path: Path, slot_count: int, frame_bytes: int, direct: bool) -> None:
         super().__init__(slot_count)
@@ -42,11 +49,13 @@ class BackingFile(SlotMap):
         self._descriptor = descriptor
 
     @classmethod
-    def open(cls, path: Path, *, needed_bytes: int, frame_bytes: int, force: bool) -> "BackingFile":
+    def open(
+        cls, path: Path, *, needed_bytes: int, frame_bytes: int, force: bool, report: Callable[[str], None] = print
+    ) -> "BackingFile":
         """Open, lock, check and allocate `path`.
 
         A file that is new or empty is made `needed_bytes` large, and its header; one that is not must have that much
-        already. Raises `BadInput` with the whole reason. `needed_bytes` may be 0 (overcommit): then any size will do.
+        already. `report` is told how far a long check has got. Raises `BadInput` with the whole reason. `needed_bytes` may be 0 (overcommit): then any size will do.
         """
         descriptor = _open_locked(path)
         try:
@@ -60,7 +69,7 @@ class BackingFile(SlotMap):
                     "Give a larger one, an empty file, or overcommit=yes"
                 )
             elif not force:
-                _refuse_foreign_content(descriptor, path, size_bytes)
+                _refuse_foreign_content(descriptor, path, size_bytes, report)
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
                 _allocate(descriptor, path, size_bytes)
             os.pwrite(descriptor, HEADER.ljust(frame_bytes, b"\0"), 0)
@@ -103,7 +112,9 @@ def _open_locked(path: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(descriptor)
-            raise BadInput(f"backing={path}: held by another server; give each server a backing file of its own") from None
+            raise BadInput(
+                f"backing={path}: held by another server; give each server a backing file of its own"
+            ) from None
     return descriptor
 
 
@@ -122,7 +133,8 @@ def _why_not_opened(error: OSError) -> str:
 
 
 def _allocate(descriptor: int, path: Path, size_bytes: int) -> int:
-    """Allocate every block now, so that a full file system is an error at the start and not in the middle of a swap-out.
+    """Allocate every block now, so that a full file system is an error at the start and not in the middle of a
+    swap-out.
 
     What cannot work is not begun: a file system is never filled up just to find out that it is too small.
     """
@@ -144,11 +156,12 @@ def _allocate(descriptor: int, path: Path, size_bytes: int) -> int:
     return size_bytes
 
 
-def _refuse_foreign_content(descriptor: int, path: Path, size_bytes: int) -> None:
+def _refuse_foreign_content(descriptor: int, path: Path, size_bytes: int, report: Callable[[str], None]) -> None:
     """Raise `BadInput` if anything that is not ours and not zero is in the file."""
     if os.pread(descriptor, len(HEADER), 0) == HEADER:
         return
     blank = bytes(SCAN_BYTES)
+    said = time.monotonic()
     for start, stop in _data_extents(descriptor, size_bytes):
         for offset in range(start, stop, SCAN_BYTES):
             block = os.pread(descriptor, min(SCAN_BYTES, stop - offset), offset)
@@ -158,6 +171,9 @@ def _refuse_foreign_content(descriptor: int, path: Path, size_bytes: int) -> Non
                     f"backing={path}: holds something that is not zcache's (at byte {offset + inside}); "
                     "give another, or force=yes to overwrite all of it"
                 )
+            if time.monotonic() > said + REPORT_SECONDS:
+                said = time.monotonic()
+                report(f"backing={path}: {offset * 100 // size_bytes}% looked at, blank so far")
 
 
 def _data_extents(descriptor: int, size_bytes: int) -> Iterator[tuple[int, int]]:

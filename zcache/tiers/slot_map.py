@@ -1,8 +1,8 @@
 """Which slots of a tier are in use: one byte each, handed out next-fit in runs.
 
-A run of free slots is what makes writeback one large sequential write, so `reserve` looks for a whole run first, from where
-the last one ended, then from the start, then for half of it, and so on down to a single slot. `bytearray.find` does the looking in
-C. Cost: a byte a slot.
+A run of free slots is what makes writeback one large sequential write, so `reserve` looks for a whole run first, from
+where the last one ended, then from the start, then for half of it, and so on down to a single slot. `bytearray.find`
+does the looking in C. Cost: a byte a slot.
 """
 
 
@@ -40,4 +40,4 @@ class SlotMap:
 
     def used(self) -> list[int]:
         """The slots in use, ascending."""
-        return [slot for slot, used in enumerate(self._used) if used and slot]
+        return [slot for slot, used in enumerate(self._used) if used and slot] if self.used_slots else []
