@@ -128,7 +128,7 @@ def test_an_ephemeral_put_eats_its_own_tail_and_nothing_persistent(rng: random.R
     held = [raw_page(rng) for _ in range(3)]
     put(store, swap, 0, *held)
     for index in range(8):
-        put(store, clean, index, page_with_zpage_of(rng, 3500))
+        put(store, clean, index, page_with_zpage_of(rng, 2400))
     assert [index for index in range(8) if not is_miss(store, clean, index)] == [7]
     assert get(store, swap, 0, 3) == b"".join(held) and store.statistics.reclaim_sync == 0
     check(store)

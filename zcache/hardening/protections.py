@@ -131,8 +131,8 @@ def _is_io_flusher() -> bool:
 
 
 def _refuse_huge_pages() -> None:
-    """Where huge pages are on for all, touching one byte of a sparse table would lock 2 MiB (20 MiB more for a budget of
-    160), and khugepaged would hold our address space while it looks for memory."""
+    """Where huge pages are on for all, touching one byte of a sparse table would lock 2 MiB (20 MiB more for a budget
+    of 160), and khugepaged would hold our address space while it looks for memory."""
     libc.prctl(libc.PR_SET_THP_DISABLE, 1)
 
 

@@ -55,7 +55,8 @@ class BackingFile(SlotMap):
         """Open, lock, check and allocate `path`.
 
         A file that is new or empty is made `needed_bytes` large, and its header; one that is not must have that much
-        already. `report` is told how far a long check has got. Raises `BadInput` with the whole reason. `needed_bytes` may be 0 (overcommit): then any size will do.
+        already. `report` is told how far a long check has got. Raises `BadInput` with the whole reason.
+        `needed_bytes` may be 0 (overcommit): then any size will do.
         """
         descriptor = _open_locked(path)
         try:
