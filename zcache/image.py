@@ -8,14 +8,10 @@ use.
 Cost: one `mmap` for each array, never resized, never given back.
 """
 
-import ctypes
 import mmap
-import os
 from typing import Final, Literal
 
-#: `madvise(2)` advice: fault pages in for writing without changing what they hold. Linux 5.14; Python names it from
-#: 3.13 on.
-MADV_POPULATE_WRITE: Final = 23
+from zcache import libc
 
 #: `mmap(2)` flag: address space is not accounted as memory. Python names it from 3.13 on.
 MAP_NORESERVE: Final = 0x4000
@@ -27,18 +23,6 @@ _ITEM_BYTES: Final[dict[Typecode, int]] = {"B": 1, "H": 2, "I": 4, "Q": 8}
 def anonymous_memory(size_bytes: int) -> mmap.mmap:
     """Private zeroed memory that is not reserved until it is touched."""
     return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
-
-
-def resident_share(memory: memoryview) -> float:
-    """Which share of page-aligned memory is in RAM, by mincore(2)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    pages = (len(memory) + mmap.PAGESIZE - 1) // mmap.PAGESIZE
-    resident = ctypes.create_string_buffer(pages)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    if libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(memory)), resident) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return sum(page & 1 for page in resident.raw) / pages
 
 
 class FlatArray:
@@ -57,5 +41,6 @@ class FlatArray:
         if wanted <= self._populated_bytes:
             return
         start = self._populated_bytes // mmap.PAGESIZE * mmap.PAGESIZE
-        self._memory.madvise(MADV_POPULATE_WRITE, start, wanted - start)
+        with memoryview(self._memory) as memory, memory[start:wanted] as part:
+            libc.populate(part)
         self._populated_bytes = wanted

@@ -10,7 +10,7 @@ empty. A small object kept alive in each of a few arenas ("ballast") keeps them 
 
 from typing import Final
 
-from zcache.hardening import libc
+from zcache import libc
 
 #: Room for requests: nbdkit's buffers and our copies for 16 threads of 128 KiB requests come to 8 MiB; measured use
 #: is below 2 MiB.

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from zcache import libc
 from zcache.errors import EnvironmentProblem
-from zcache.hardening import heap, libc, log_pipe
+from zcache.hardening import heap, log_pipe
 
 OOM_SCORE_ADJ: Final = Path("/proc/self/oom_score_adj")
 MIN_OOM_SCORE_ADJ: Final = -1000

@@ -10,11 +10,10 @@ import ctypes
 import threading
 from typing import Final
 
-from zcache.hardening import libc
+from zcache import libc
 
-#: Measured with all operations, errors and their tracebacks included: 30 to 60 KiB of a thread's stack are ever
-#: touched.
-STACK_BYTES: Final = 128 << 10
+#: All of it, with the thread stack that scripts/serve sets; where it is larger (8 MiB by default), the part that is used.
+STACK_BYTES: Final = 512 << 10
 
 _ensure: Final = ctypes.PyDLL(None).PyGILState_Ensure
 _kept = threading.local()

@@ -22,8 +22,9 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Final
 
+from zcache import libc
 from zcache.errors import BadInput
-from zcache.image import MADV_POPULATE_WRITE, FlatArray, anonymous_memory, resident_share
+from zcache.image import FlatArray, anonymous_memory
 from zcache.pageframes.states import ALLOWED, State
 
 #: RAM slots beside the budget that cold frames are read into: as many as reads of cold frames that can run at once.
@@ -264,11 +265,11 @@ class PageFrames:
 
     def populate(self) -> None:
         """Fault in all RAM slots; raises `OSError` when there is not that much memory."""
-        self.ram.madvise(MADV_POPULATE_WRITE)
+        libc.populate(self.ram_view)
 
     def is_populated(self) -> bool:
         """Whether all RAM slots are in memory, asked of the kernel."""
-        return resident_share(self.ram_view) == 1.0
+        return libc.resident_share(self.ram_view) == 1.0
 
     def fault_ahead(self) -> None:
         """Keep the tables populated beyond the ids in use. Not for the I/O path."""

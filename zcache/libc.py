@@ -1,7 +1,12 @@
-"""The C library and kernel calls that Python does not offer: prctl, mlockall, mallopt, madvise, a thread's own
-stack."""
+"""The C library and kernel calls that Python does not offer, or offers wrongly.
+
+All of them release the GIL. That is why `populate` is here: `mmap.madvise` of Python keeps it, and the populating of
+memory waits for memory; under pressure the whole server then waits for what only the server could bring about. (It did:
+the test VM wedged within 20 s.)
+"""
 
 import ctypes
+import mmap
 import os
 from typing import Final
 
@@ -14,7 +19,7 @@ PR_GET_IO_FLUSHER: Final = 58
 MCL_CURRENT: Final = 1
 MCL_FUTURE: Final = 2
 MCL_ONFAULT: Final = 4
-MADV_POPULATE_WRITE: Final = 23
+MADV_POPULATE_WRITE: Final = 23  # Linux 5.14
 M_TRIM_THRESHOLD: Final = -1
 M_TOP_PAD: Final = -2
 M_MMAP_MAX: Final = -4
@@ -26,6 +31,7 @@ _libc.free.argtypes = [ctypes.c_void_p]
 _libc.sbrk.restype = ctypes.c_void_p
 _libc.sbrk.argtypes = [ctypes.c_ssize_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
 _libc.pthread_self.restype = ctypes.c_ulong
 _libc.pthread_getattr_np.argtypes = [ctypes.c_ulong, ctypes.c_void_p]
 _libc.pthread_attr_getstack.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
@@ -80,6 +86,25 @@ def program_break() -> int:
 def fill(address: int, size_bytes: int) -> None:
     """Touch memory by writing zeros."""
     ctypes.memset(address, 0, size_bytes)
+
+
+def populate(memory: memoryview) -> None:
+    """Fault in page-aligned memory for writing, without changing what it holds; `OSError` if there is not enough."""
+    if _libc.madvise(_address(memory), len(memory), MADV_POPULATE_WRITE) < 0:
+        _raise_errno()
+
+
+def resident_share(memory: memoryview) -> float:
+    """Which share of page-aligned memory is in RAM, by mincore(2)."""
+    pages = (len(memory) + mmap.PAGESIZE - 1) // mmap.PAGESIZE
+    resident = ctypes.create_string_buffer(pages)
+    if _libc.mincore(_address(memory), len(memory), resident) < 0:
+        _raise_errno()
+    return (pages - resident.raw[:pages].count(0)) / pages
+
+
+def _address(memory: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def populate_stack(size_bytes: int) -> bool:
