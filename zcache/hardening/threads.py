@@ -12,7 +12,7 @@ from typing import Final
 
 from zcache import libc
 
-#: All of it, with the thread stack that scripts/serve sets; where it is larger (8 MiB by default), the part that is used.
+#: All of a thread stack as scripts/serve sets it; where stacks are larger (8 MiB by default), the part that is used.
 STACK_BYTES: Final = 512 << 10
 
 _ensure: Final = ctypes.PyDLL(None).PyGILState_Ensure
