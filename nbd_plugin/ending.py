@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from zcache import libc
+
 #: The signals by which nbdkit ends.
 SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP})
 
@@ -24,7 +26,13 @@ LOOK_SECONDS: Final = 0.05
 
 
 def hold_signals() -> None:
-    """Call in the process's only thread: threads made later inherit the blocked signals."""
+    """Call in the process's only thread: threads made later inherit the blocked signals.
+
+    nbdkit 1.32 asks for a SIGTERM when its parent ends, whether or not it was given --exit-with-parent. A swap server whose
+    shell was closed would take the machine with it, so that is taken back unless it was asked for.
+    """
+    if b"--exit-with-parent" not in Path("/proc/self/cmdline").read_bytes().split(b"\0"):
+        libc.prctl(libc.PR_SET_PDEATHSIG, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 

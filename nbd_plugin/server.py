@@ -7,6 +7,7 @@ the reverse.
 
 import os
 import sys
+from typing import Final
 
 import psutil
 
@@ -15,12 +16,15 @@ from nbd_plugin.device import Device
 from zcache.allocators.zbud import FRAME_BYTES
 from zcache.control import ControlSocket
 from zcache.errors import BadInput, EnvironmentProblem
-from zcache.hardening import Hardening, harden
+from zcache.hardening import Hardening, harden, threads
 from zcache.status import gather_status
 from zcache.store import Store
 from zcache.tiers.backing_file import BackingFile
 from zcache.tmem import Kind
 from zcache.warm_up import warm_up
+
+#: Names of protections to leave out, separated by commas: how `scripts/bench ablation` shows what each is for.
+WITHOUT_VARIABLE: Final = "ZCACHE_WITHOUT"
 
 
 class Server:
@@ -60,12 +64,16 @@ class Server:
         pages = store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, config.size_bytes // 4096)
         self.device = Device(store, pages)
         if config.hardening == "off":
+            threads.leave_as_they_are()
+            warm_up(config.codec, self._tier)
             _say("hardening=off: NOT safe to swap to itself")
-            warm_up(config.codec, self._tier)
         else:
-            without = [name for name in os.environ.get("ZCACHE_WITHOUT", "").split(",") if name]
-            self._hardening = harden(store.populate, store.is_populated, without)
-            warm_up(config.codec, self._tier)
+            without = {name for name in os.environ.get(WITHOUT_VARIABLE, "").split(",") if name}
+            if "threads" in without:
+                threads.leave_as_they_are()
+            self._hardening = harden(store.populate, store.is_populated, without - {"threads", "warm_up"})
+            if "warm_up" not in without:
+                warm_up(config.codec, self._tier)
             verdict = self._hardening.verdict()
             if config.hardening == "require" and not self._hardening.complete:
                 self._hardening.close()

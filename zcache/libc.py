@@ -12,6 +12,7 @@ from typing import Final
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
+PR_SET_PDEATHSIG: Final = 1
 PR_SET_THP_DISABLE: Final = 41
 PR_GET_THP_DISABLE: Final = 42
 PR_SET_IO_FLUSHER: Final = 57

@@ -2,9 +2,9 @@
 
 import sys
 
-from zcache.bench import store
+from zcache.bench import ablation, store
 
-BENCHMARKS = {"store": store.main}
+BENCHMARKS = {"store": store.main, "ablation": ablation.main}
 
 
 def main() -> int:

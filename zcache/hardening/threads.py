@@ -17,7 +17,14 @@ STACK_BYTES: Final = 512 << 10
 
 _ensure: Final = ctypes.PyDLL(None).PyGILState_Ensure
 _kept = threading.local()
+_keeping = True
 kept_threads: list[int] = []  # native ids, for the status
+
+
+def leave_as_they_are() -> None:
+    """Let `keep_thread` do nothing, in threads to come (`hardening=off`)."""
+    global _keeping
+    _keeping = False
 
 
 def keep_thread() -> None:
@@ -26,6 +33,8 @@ def keep_thread() -> None:
         _kept.mark  # noqa: B018
     except AttributeError:
         _kept.mark = True
+        if not _keeping:
+            return
         _ensure()
         kept_threads.append(threading.get_native_id())
         libc.populate_stack(STACK_BYTES)
