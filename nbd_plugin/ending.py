@@ -28,8 +28,8 @@ LOOK_SECONDS: Final = 0.05
 def hold_signals() -> None:
     """Call in the process's only thread: threads made later inherit the blocked signals.
 
-    nbdkit 1.32 asks for a SIGTERM when its parent ends, whether or not it was given --exit-with-parent. A swap server whose
-    shell was closed would take the machine with it, so that is taken back unless it was asked for.
+    nbdkit 1.32 asks for a SIGTERM when its parent ends, whether or not it was given --exit-with-parent. A swap server
+    whose shell was closed would take the machine with it, so that is taken back unless it was asked for.
     """
     if b"--exit-with-parent" not in Path("/proc/self/cmdline").read_bytes().split(b"\0"):
         libc.prctl(libc.PR_SET_PDEATHSIG, 0)

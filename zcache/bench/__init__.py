@@ -1,1 +1,2 @@
-"""Benchmarks, behind `scripts/bench`: `store` (in process) and `ablation` (what each protection is for). Each prints a table and says what it compares with."""
+"""Benchmarks, behind `scripts/bench`: `store` (in process) and `ablation` (what each protection is for). Each prints
+a table and says what it compares with."""

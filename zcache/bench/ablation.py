@@ -1,9 +1,9 @@
 """`scripts/bench ablation`: what each protection is for, shown by taking it away under real memory pressure.
 
-Each row boots a small guest that swaps to zcache inside itself under stress-ng, with every protection, with none, and with each
-one left out. A guest that does not come to an end is made to dump its tasks, and is then killed; what the server's threads were
-doing is shown below the table, and the kernel logs are kept in the folder that is named. Not for CI: a row takes two minutes
-or more.
+Each row boots a small guest that swaps to zcache inside itself under stress-ng, with every protection, with none, and
+with each one left out. A guest that does not come to an end is made to dump its tasks, and is then killed; what the
+server's threads were doing is shown below the table, and the kernel logs are kept in the folder that is named. Not
+for CI: a row takes two minutes or more.
 """
 
 import argparse
@@ -24,8 +24,17 @@ from zcache.testvm.run import kernel_troubles
 from zcache.testvm.vm import run_in_vm
 
 PROTECTIONS: Final = (
-    "io_flusher", "small_pages", "heap", "memory_lock", "prefault", "oom_score", "gc_off", "stderr", "threads", "warm_up",
-)  # fmt: skip
+    "io_flusher",
+    "small_pages",
+    "heap",
+    "memory_lock",
+    "prefault",
+    "oom_score",
+    "gc_off",
+    "stderr",
+    "threads",
+    "warm_up",
+)
 PARAMETERS: Final = ("size=768M", "budget=96M", "backing=/dev/disk/by-id/virtio-vmdisk0")
 DISK_BYTES: Final = 700 << 20
 

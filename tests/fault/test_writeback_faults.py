@@ -1,0 +1,232 @@
+"""A tier that fails, and pages that change while their frame is in flight. Each race is made to happen, not waited
+for."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.pages import page_with_zpage_of, raw_page
+from tests.support.stores import get, new_object, put, small_store
+from tests.support.tiers import MemoryTier
+from zcache.check import check
+from zcache.entry import decode_zpage
+from zcache.errors import PageDamaged, StoreFull
+from zcache.pageframes import State
+from zcache.store import Store
+from zcache.tmem import TmemObject
+
+
+def store_with_tier(budget_frames: int = 4, below_frames: int = 8) -> tuple[Store, MemoryTier, TmemObject]:
+    store = small_store(budget_frames, below_frames)
+    assert isinstance(store.tier, MemoryTier)
+    return store, store.tier, new_object(store, 16)
+
+
+def once(action: Callable[[], None]) -> Callable[[], None]:
+    """The action at the first call, nothing after that."""
+    pending = [action]
+
+    def act() -> None:
+        if pending:
+            pending.pop()()
+
+    return act
+
+
+def test_a_failed_writeback_keeps_the_frames_oldest_first(rng: random.Random) -> None:
+    store, tier, thing = store_with_tier()
+    pages = [raw_page(rng) for _ in range(4)]
+    for index, page in enumerate(pages):
+        put(store, thing, index, page)
+    order = store.frames.slots_waiting(0)
+    tier.failing_writes = 1
+    assert store.reclaimer.clean_some() is False
+    assert store.frames.slots_waiting(0) == order and tier.used_slots == 0
+    assert store.statistics.writeback_errors == 1
+    assert get(store, thing, 0, 4) == b"".join(pages)
+    check(store)
+    assert store.reclaimer.clean_some() is True
+    assert store.frames.queue_length[2] == 4
+    check(store)
+
+
+def test_a_put_that_needs_a_failing_tier_fails_and_costs_no_other_page(rng: random.Random) -> None:
+    store, tier, thing = store_with_tier()
+    pages = [raw_page(rng) for _ in range(4)]
+    put(store, thing, 0, *pages)
+    tier.failing_writes = 1
+    with pytest.raises(StoreFull):
+        put(store, thing, 4, raw_page(rng))
+    assert get(store, thing, 0, 4) == b"".join(pages)
+    again = raw_page(rng)
+    put(store, thing, 4, again)
+    assert get(store, thing, 4) == again and store.statistics.lost_pages == 0
+    check(store)
+
+
+def test_overwrite_while_the_frame_is_in_flight(rng: random.Random) -> None:
+    store, tier, thing = store_with_tier()
+    old, new = page_with_zpage_of(rng, 1000), page_with_zpage_of(rng, 1000)
+    put(store, thing, 0, old, page_with_zpage_of(rng, 1000))
+    tier.before_write = once(lambda: put(store, thing, 0, new))
+    store.reclaimer.clean_some()
+    assert get(store, thing, 0) == new
+    check(store)
+
+
+def test_trim_of_all_of_a_frame_in_flight_frees_it_when_it_lands(rng: random.Random) -> None:
+    store, tier, thing = store_with_tier()
+    put(store, thing, 0, page_with_zpage_of(rng, 1000), page_with_zpage_of(rng, 1000))
+
+    def trim() -> None:
+        store.flush(thing, 0, 2)
+        assert store.frames.in_flight == 1 and store.frames.resident == 1  # not reused until the flight ends
+
+    tier.before_write = once(trim)
+    store.reclaimer.clean_some()
+    assert store.frames.resident == 0 and tier.used_slots == 0
+    check(store)
+
+
+def test_trim_in_a_flight_that_fails(rng: random.Random) -> None:
+    store, tier, thing = store_with_tier()
+    kept = page_with_zpage_of(rng, 1000)
+    put(store, thing, 0, kept, page_with_zpage_of(rng, 1000), raw_page(rng))
+
+    def trim() -> None:
+        store.flush(thing, 1, 2)
+        tier.failing_writes = 1
+
+    tier.before_write = once(trim)
+    assert store.reclaimer.clean_some() is False
+    assert get(store, thing, 0) == kept and store.frames.resident == 1
+    check(store)
+    store.flush(thing, 0, 1)
+    assert store.frames.resident == 0
+    check(store)
+
+
+def test_get_while_the_frame_is_in_flight(rng: random.Random) -> None:
+    store, tier, thing = store_with_tier()
+    page = page_with_zpage_of(rng, 1000)
+    put(store, thing, 0, page)
+    seen: list[bytes] = []
+    tier.before_write = once(lambda: seen.append(get(store, thing, 0)))
+    store.reclaimer.clean_some()
+    assert seen == [page]
+    check(store)
+
+
+def make_cold(store: Store, thing: TmemObject, rng: random.Random) -> bytes:
+    """Page 0 is put and pushed below; returns it."""
+    page = page_with_zpage_of(rng, 1000)
+    put(store, thing, 0, page)
+    store.reclaimer.clean_some()
+    put(store, thing, 8, *(raw_page(rng) for _ in range(4)))
+    assert store.frames.state[decode_zpage(thing.table.entries[0]).frame] == State.COLD
+    return page
+
+
+@pytest.mark.parametrize("byte", [0, 1234, 4095])
+def test_a_flipped_bit_is_an_error_for_its_own_pages_only(rng: random.Random, byte: int) -> None:
+    store, tier, thing = store_with_tier()
+    make_cold(store, thing, rng)
+    slot = store.frames.below[decode_zpage(thing.table.entries[0]).frame]
+    tier.flip_bit(slot, byte)
+    with pytest.raises(PageDamaged):
+        get(store, thing, 0)
+    assert store.statistics.checksum_errors == 1
+    assert len(get(store, thing, 8, 4)) == 4 * 4096
+    check(store)
+    new = page_with_zpage_of(rng, 100)
+    put(store, thing, 0, new)
+    assert get(store, thing, 0) == new
+    check(store)
+
+
+def test_another_frames_bytes_do_not_pass_the_seal(rng: random.Random) -> None:
+    store, tier, thing = store_with_tier(budget_frames=2, below_frames=8)
+    for index in range(4):
+        put(store, thing, index, raw_page(rng))
+        store.reclaimer.clean_some()
+    one, other = (store.frames.below[decode_zpage(thing.table.entries[index]).frame] for index in (0, 1))
+    tier.medium[one], tier.medium[other] = tier.medium[other], tier.medium[one]
+    for index in (0, 1):
+        with pytest.raises(PageDamaged):
+            get(store, thing, index)
+    check(store)
+
+
+def test_a_read_error_is_an_error_once_and_loses_nothing(rng: random.Random) -> None:
+    store, tier, thing = store_with_tier()
+    page = make_cold(store, thing, rng)
+    tier.failing_reads = 1
+    with pytest.raises(PageDamaged):
+        get(store, thing, 0)
+    assert store.statistics.fetch_errors == 1
+    assert get(store, thing, 0) == page
+    check(store)
+
+
+def test_a_page_overwritten_while_it_is_fetched_reads_as_the_new_one(rng: random.Random) -> None:
+    store, tier, thing = store_with_tier()
+    make_cold(store, thing, rng)
+    new = page_with_zpage_of(rng, 500)
+    tier.before_read = once(lambda: put(store, thing, 0, new))
+    assert get(store, thing, 0) == new
+    check(store)
+
+
+def test_a_page_trimmed_while_it_is_fetched_reads_as_zeros(rng: random.Random) -> None:
+    store, tier, thing = store_with_tier()
+    make_cold(store, thing, rng)
+    tier.before_read = once(lambda: store.flush(thing, 0, 1))
+    assert get(store, thing, 0) == bytes(4096)
+    check(store)
+
+
+def test_a_slot_reused_while_it_is_read_is_not_believed(rng: random.Random) -> None:
+    """The page dies, its slot below is given to another frame and overwritten, and the page is put again: all during
+    one read."""
+    store, tier, thing = store_with_tier(budget_frames=4, below_frames=2)
+    make_cold(store, thing, rng)
+    new = page_with_zpage_of(rng, 1000)
+
+    def replace() -> None:
+        store.flush(thing, 0, 16)
+        for index in range(1, 4):
+            put(store, thing, index, raw_page(rng))
+        store.reclaimer.clean_some()
+        put(store, thing, 0, new)
+
+    tier.before_read = once(replace)
+    assert get(store, thing, 0) == new
+    assert store.statistics.checksum_errors == 0
+    check(store)
+
+
+def test_a_rejected_overwrite_then_reclaim_of_the_old_copy(rng: random.Random) -> None:
+    """The put over page 0 fails; whatever becomes of the frame with its old zpage, the old data never comes back."""
+    store, _, thing = store_with_tier(budget_frames=2, below_frames=2)
+    put(store, thing, 0, page_with_zpage_of(rng, 500), page_with_zpage_of(rng, 500))
+    for index in range(2, 5):
+        put(store, thing, index, raw_page(rng))
+    with pytest.raises(StoreFull):
+        put(store, thing, 0, raw_page(rng))
+    store.reclaimer.clean_some()
+    with pytest.raises(Exception, match="last write failed"):
+        get(store, thing, 0)
+    store.flush(thing, 0, 1)
+    assert get(store, thing, 0) == bytes(4096)
+    check(store)
+
+
+def test_a_partial_write_that_meets_a_whole_one_starts_again(rng: random.Random) -> None:
+    store, tier, thing = store_with_tier()
+    make_cold(store, thing, rng)
+    other = page_with_zpage_of(rng, 2000)
+    tier.before_read = once(lambda: put(store, thing, 0, other))  # between modify's read and its put
+    store.modify(thing, 0, 100, memoryview(b"mine"))
+    assert get(store, thing, 0) == other[:100] + b"mine" + other[104:]
+    check(store)

@@ -1,0 +1,102 @@
+"""Bad input: one line that names the key, what was given and what may be given; no socket, no traceback, nothing
+overwritten."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GOOD = {"size": "64M", "budget": "64M"}
+
+
+def refusal(folder: Path, *words: str) -> str:
+    """Start a server that must not start; its only line."""
+    socket = folder / "nbd.sock"
+    command = [str(REPOSITORY / "scripts/serve"), "-U", str(socket), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert not socket.exists()
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.stdout == ""
+    return lines[0].removeprefix("zcache: ")
+
+
+def with_words(**changes: str) -> list[str]:
+    return [f"{key}={value}" for key, value in {**GOOD, **changes}.items()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sise": "1G"}, ["sise=1G", "unknown parameter", "size, budget, backing"]),
+        ({"size": "0"}, ["size=0", "more than zero", "512M"]),
+        ({"size": "-4096"}, ["size=-4096", "more than zero"]),
+        ({"size": "lots"}, ["size=lots", "not a number"]),
+        ({"size": ""}, ["size=", "not a number"]),
+        ({"size": "1e9"}, ["size=1e9", "not a number"]),
+        ({"size": "10000"}, ["size=10000", "not whole pages", "12288"]),
+        ({"size": "16P"}, ["size=16P", "not a number"]),
+        ({"size": "16T", "overcommit": "yes"}, ["size=16T", "at most 8T"]),
+        ({"size": "65M"}, ["size=65M", "larger than budget=64M", "backing=PATH"]),
+        ({"budget": "0"}, ["budget=0", "more than zero"]),
+        ({"budget": "16K"}, ["budget=16K", "too small", "256K"]),
+        ({"budget": "0%"}, ["budget=0%", "share of RAM"]),
+        ({"budget": "150%"}, ["budget=150%", "at most 90%"]),
+        ({"budget": "x%"}, ["budget=x%", "share of RAM"]),
+        ({"budget": "512T"}, ["budget=", "bytes of RAM"]),
+        ({"codec": "lzo"}, ["codec=lzo", "no such codec", "zstd:LEVEL"]),
+        ({"codec": "zstd:99"}, ["codec=zstd:99", "zstd:LEVEL"]),
+        ({"allocator": "slab"}, ["allocator=slab", "zbud"]),
+        ({"overcommit": "maybe"}, ["overcommit=maybe", "yes or no"]),
+        ({"force": "1"}, ["force=1", "yes or no"]),
+        ({"hardening": "on"}, ["hardening=on", "require or warn or off"]),
+        ({"backing": ""}, ["backing=", "empty"]),
+        ({"backing": "/"}, ["backing=/", "is a directory"]),
+        ({"backing": "/no/such/folder/b"}, ["backing=/no/such/folder/b", "folder does not exist"]),
+        ({"control": "/no/such/folder/c"}, ["control=/no/such/folder/c", "folder does not exist"]),
+        ({"control": "/etc/passwd"}, ["control=/etc/passwd", "something else is there"]),
+    ],
+)
+def test_one_line(tmp_path: Path, changes: dict[str, str], said: list[str]) -> None:
+    line = refusal(tmp_path, *with_words(**changes))
+    for part in said:
+        assert part in line
+
+
+def test_missing_and_repeated_keys(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "budget=64M").startswith("size=: missing")
+    assert refusal(tmp_path, "size=64M").startswith("budget=: missing")
+    assert "given twice" in refusal(tmp_path, *with_words(), "size=32M")
+
+
+def test_backing_files_that_are_refused(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"a letter" + bytes(64 << 20))
+    before = precious.read_bytes()
+    line = refusal(tmp_path, *with_words(size="96M", backing=str(precious)))
+    assert f"backing={precious}" in line and "force=yes" in line
+    assert precious.read_bytes() == before
+    small = tmp_path / "small"
+    small.write_bytes(bytes(1 << 20))
+    assert "too small" in refusal(tmp_path, *with_words(size="96M", backing=str(small)))
+
+
+def test_hardening_require_refuses_to_serve_where_a_protection_does_not_hold(tmp_path: Path) -> None:
+    """With one left out on request, so that this holds on any machine."""
+    command = [str(REPOSITORY / "scripts/serve"), "-U", str(tmp_path / "s"), *with_words(hardening="require")]
+    done = subprocess.run(
+        ["env", "ZCACHE_WITHOUT=gc_off", *command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    assert "hardening=require: WARNING: NOT safe" in done.stderr and "gc_off (left out on request)" in done.stderr
+
+
+def test_hardening_off_serves(tmp_path: Path) -> None:
+    command = [str(REPOSITORY / "scripts/serve"), "-U", str(tmp_path / "s"), "--run", "nbdinfo --size $uri"]
+    done = subprocess.run(
+        [*command, *with_words(hardening="off")], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0 and done.stdout.strip() == str(64 << 20), done.stderr
+    assert "hardening=off: NOT safe" in done.stderr

@@ -1,0 +1,62 @@
+"""Parameters in all their spellings (refusals are tested on a real nbdkit, in tests/nbd/test_bad_input.py)."""
+
+import random
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbd_plugin.config import KEYS, parse_budget, parse_config, parse_size
+from nbd_plugin.serve import command_line, split_words
+from zcache.errors import BadInput
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("4096", 4096),
+        ("8k", 8192),
+        ("512M", 512 << 20),
+        ("1.5G", 3 << 29),
+        ("2GiB", 2 << 30),
+        ("1T", 1 << 40),
+        ("4096b", 4096),
+    ],
+)
+def test_sizes(text: str, size_bytes: int) -> None:
+    assert parse_size("size", text) == size_bytes
+
+
+def test_budget_as_a_share_of_ram() -> None:
+    budget_bytes = parse_budget("25%")
+    assert budget_bytes % 4096 == 0
+    assert abs(budget_bytes - psutil.virtual_memory().total / 4) < 4096
+
+
+def test_defaults() -> None:
+    config = parse_config([("size", "1G"), ("budget", "1G")])
+    assert config.codec.name == "lz4" and config.allocator == "zbud" and config.hardening == "warn"
+    assert not config.overcommit and not config.force and config.backing is config.control is None
+    assert config.backing_needed_bytes == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from([*KEYS, "other"]), st.text(max_size=12)), max_size=8))
+def test_anything_is_a_config_or_one_clear_line(words: list[tuple[str, str]]) -> None:
+    try:
+        parse_config(words)
+    except BadInput as refusal:
+        assert any(str(refusal).startswith(f"{key}=") for key in (*KEYS, "other"))
+
+
+def test_serve_tells_options_from_parameters() -> None:
+    words = ["-U", "/a=b", "--filter", "delay", "--log=stderr", "-v", "size=1G", "rdelay=3"]
+    assert split_words(words) == (words[:6], words[6:])
+    assert command_line(["-t", "1", "size=1G"])[:4] == ["nbdkit", "-f", "-t", "1"]
+    assert command_line(["size=1G"])[1:4] == ["-f", "-t", "4"]
+
+
+def test_random_words_never_reach_nbdkit_as_options(rng: random.Random) -> None:
+    for _ in range(200):
+        parameters = [f"{rng.choice(list(KEYS))}={rng.randrange(100)}" for _ in range(rng.randrange(4))]
+        assert split_words(["-f", *parameters]) == (["-f"], parameters)

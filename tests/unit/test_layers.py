@@ -1,0 +1,69 @@
+"""The architecture, as imports: each layer imports only what is below it, and zcache never imports nbdkit."""
+
+import ast
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+#: From the bottom up. A module may import from its own row and from rows above it in this list, never from below it.
+LAYERS = [
+    ["zcache.errors", "zcache.libc"],
+    ["zcache.entry", "zcache.image", "zcache.statistics"],
+    ["zcache.codec", "zcache.page_table", "zcache.pageframes", "zcache.tiers", "zcache.hardening"],
+    ["zcache.allocators", "zcache.tmem"],
+    ["zcache.reclaim"],
+    ["zcache.fetch"],
+    ["zcache.store"],
+    ["zcache.check", "zcache.status"],
+    ["zcache.control", "zcache.warm_up"],
+    ["zcache.cli", "zcache.swap", "zcache.testvm", "zcache.bench", "nbd_plugin"],
+]
+
+
+def layer_of(module: str) -> int | None:
+    for level, names in enumerate(LAYERS):
+        if any(module == name or module.startswith(name + ".") for name in names):
+            return level
+    return None
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def modules() -> dict[str, Path]:
+    paths = [*REPOSITORY.glob("zcache/**/*.py"), *REPOSITORY.glob("nbd_plugin/**/*.py")]
+    names = {}
+    for path in paths:
+        parts = path.relative_to(REPOSITORY).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def test_every_module_has_a_layer() -> None:
+    assert [name for name in modules() if name != "zcache" and layer_of(name) is None] == []
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for name, path in modules().items():
+        for imported in imports_of(path):
+            own, other = layer_of(name), layer_of(imported)
+            if own is not None and other is not None and other > own:
+                wrong.append(f"{name} imports {imported}")
+    assert wrong == []
+
+
+def test_zcache_never_imports_nbdkit_or_the_plugin() -> None:
+    for name, path in modules().items():
+        if name.startswith("zcache"):
+            heads = {imported.split(".")[0] for imported in imports_of(path)}
+            assert not heads & {"nbdkit", "nbd_plugin"}, name
