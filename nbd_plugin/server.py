@@ -16,7 +16,7 @@ from nbd_plugin.device import Device
 from zcache.allocators.zbud import FRAME_BYTES
 from zcache.control import ControlSocket
 from zcache.errors import BadInput, EnvironmentProblem
-from zcache.hardening import Hardening, harden, threads
+from zcache.hardening import Hardening, threads
 from zcache.status import gather_status
 from zcache.store import Store
 from zcache.tiers.backing_file import BackingFile
@@ -36,7 +36,7 @@ class Server:
         self.config = config
         self._tier: BackingFile | None = None
         self._control: ControlSocket | None = None
-        self._hardening = Hardening()
+        self._hardening: Hardening | None = None
 
     def get_ready(self) -> None:
         """Open and check what was configured; raises `BadInput` or `EnvironmentProblem`."""
@@ -68,28 +68,35 @@ class Server:
             warm_up(config.codec, self._tier)
             _say("hardening=off: NOT safe to swap to itself")
         else:
-            without = {name for name in os.environ.get(WITHOUT_VARIABLE, "").split(",") if name}
-            if "threads" in without:
-                threads.leave_as_they_are()
-            self._hardening = harden(store.populate, store.is_populated, without - {"threads", "warm_up"})
-            if "warm_up" not in without:
-                warm_up(config.codec, self._tier)
-            verdict = self._hardening.verdict()
-            if config.hardening == "require" and not self._hardening.complete:
-                self._hardening.close()
-                raise EnvironmentProblem(f"hardening=require: {verdict}")
-            self._hardening.start()
-            _say(verdict)
+            self._hardening = self._make_safe(store)
         store.reclaimer.start()
         if self._control:
-            self._control.start(store, lambda: gather_status(store, pages, self._hardening))
+            holds = self._hardening.results if self._hardening else {}
+            self._control.start(store, lambda: gather_status(store, pages, holds))
+
+    def _make_safe(self, store: Store) -> Hardening:
+        """Apply the protections, run all code once, and see what holds."""
+        without = {name for name in os.environ.get(WITHOUT_VARIABLE, "").split(",") if name}
+        if "threads" in without:
+            threads.leave_as_they_are()
+        hardening = Hardening(store.populate, store.is_populated, without - {"threads", "warm_up"})
+        hardening.apply()
+        if "warm_up" not in without:
+            warm_up(self.config.codec, self._tier)
+        if not hardening.self_check() and self.config.hardening == "require":
+            hardening.close()
+            raise EnvironmentProblem(f"hardening=require: {hardening.verdict()}")
+        hardening.start()
+        _say(hardening.verdict())
+        return hardening
 
     def stop(self) -> None:
         """Let flights land and close everything. nbdkit has ended all connections."""
         if self._control:
             self._control.close()
         self.device.store.close()
-        self._hardening.close()
+        if self._hardening:
+            self._hardening.close()
 
 
 def _say(line: str) -> None:

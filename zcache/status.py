@@ -4,7 +4,6 @@
 import os
 from typing import Any
 
-from zcache.hardening import Hardening
 from zcache.hardening.protections import locked_bytes, resident_bytes
 from zcache.hardening.threads import kept_threads
 from zcache.pageframes.frames import Queue
@@ -14,8 +13,9 @@ from zcache.tmem import TmemObject
 __all__ = ["gather_status"]
 
 
-def gather_status(store: Store, pages: TmemObject, hardening: Hardening) -> dict[str, Any]:
-    """A snapshot. The store's own figures are taken under its lock and so agree with each other."""
+def gather_status(store: Store, pages: TmemObject, protections: dict[str, bool]) -> dict[str, Any]:
+    """A snapshot; `protections` is the outcome of the self-check. The store's own figures are taken under its lock
+    and so agree with each other."""
     frames, reclaimer, tier = store.frames, store.reclaimer, store.tier
     frame_bytes = frames.frame_bytes
     with store.lock:
@@ -53,5 +53,5 @@ def gather_status(store: Store, pages: TmemObject, hardening: Hardening) -> dict
         "locked_bytes": locked_bytes(),
         "pid": os.getpid(),
         "kept_threads": len(kept_threads),
-        "hardening": hardening.results,
+        "hardening": protections,
     }

@@ -106,6 +106,13 @@ def test_what_cannot_be_a_backing_file(tmp_path: Path) -> None:
     assert "neither a regular file nor a block device" in refusal(fifo)
 
 
+def test_a_read_only_file_is_refused_even_to_root(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    path.write_bytes(bytes(64 * FRAME_BYTES))
+    path.chmod(0o444)
+    assert "read-only" in refusal(path)
+
+
 def test_too_small_says_how_much_is_needed(tmp_path: Path) -> None:
     path = tmp_path / "small"
     path.write_bytes(bytes(8 * FRAME_BYTES))

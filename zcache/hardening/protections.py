@@ -6,7 +6,7 @@ is against; what happened without each is in ARCHITECTURE.md ("Ablation").
 """
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,76 +31,73 @@ class Protection:
 
 
 class Hardening:
-    """What was applied, and what the self-check found: name to whether it holds."""
+    """All protections of this process: `apply`, warm up, `self_check`, `start`; then `close` at the end.
 
-    def __init__(self) -> None:
-        self.log_pipe: log_pipe.LogPipe | None = None
-        self.results: dict[str, bool] = {}
-        self.remedies: dict[str, str] = {}
+    `populate` faults in all memory that the I/O path will touch; `populated` tells whether it is there. Those named
+    in `without` are left out.
+    """
+
+    def __init__(
+        self, populate: Callable[[], None], populated: Callable[[], bool], without: Collection[str] = ()
+    ) -> None:
+        self.results: dict[str, bool] = {}  # name to whether it holds, once `self_check` has run
+        self._log_pipe: log_pipe.LogPipe | None = None
+        self._without = without
+        self._protections = [
+            Protection("io_flusher", "needs CAP_SYS_RESOURCE", _set_io_flusher, _is_io_flusher),
+            Protection("small_pages", "a bug", _refuse_huge_pages, _has_small_pages),
+            Protection("heap", "needs glibc", heap.fix_heap, heap.heap_is_fixed),
+            Protection("memory_lock", "needs CAP_IPC_LOCK or a memlock limit beyond the budget", _lock, _is_locked),
+            Protection("prefault", "needs Linux 5.14 and free memory for the budget", populate, populated),
+            Protection("oom_score", "needs CAP_SYS_RESOURCE", _set_oom_score, _is_oom_exempt),
+            Protection("gc_off", "a bug", _stop_gc, lambda: not gc.isenabled() and gc.get_freeze_count() > 0),
+            Protection("stderr", "a bug", self._divert_stderr, lambda: log_pipe.is_log_pipe(2)),
+        ]
+        self._remedies = {protection.name: protection.remedy for protection in self._protections}
+        unknown = ", ".join(sorted(set(without) - set(self._remedies)))
+        if unknown:
+            raise EnvironmentProblem(f"no protection is called {unknown}; there are {', '.join(self._remedies)}")
+
+    def apply(self) -> None:
+        """Apply each; what fails will show in the self-check."""
+        for protection in self._protections:
+            if protection.name in self._without:
+                self._remedies[protection.name] = "left out on request"
+                continue
+            try:
+                protection.apply()
+            except OSError as error:
+                self._remedies[protection.name] = f"{protection.remedy}: {error.strerror}"
+
+    def self_check(self) -> bool:
+        """Ask the kernel about each; whether all hold."""
+        for protection in self._protections:
+            try:
+                self.results[protection.name] = protection.holds()
+            except OSError:
+                self.results[protection.name] = False
+        return all(self.results.values())
 
     def verdict(self) -> str:
         """The self-check in one line."""
         holding = ", ".join(name for name, holds in self.results.items() if holds) or "nothing"
-        failing = ", ".join(f"{name} ({self.remedies[name]})" for name, holds in self.results.items() if not holds)
+        failing = ", ".join(f"{name} ({self._remedies[name]})" for name, holds in self.results.items() if not holds)
         if not failing:
             return f"safe to swap to itself: {holding}; {locked_bytes() >> 20} MiB locked"
         return f"WARNING: NOT safe to swap to itself: without {failing}; has {holding}"
 
-    @property
-    def complete(self) -> bool:
-        """Whether everything holds."""
-        return all(self.results.values())
-
     def start(self) -> None:
         """Start what needs a thread; after everything else."""
-        if self.log_pipe:
-            self.log_pipe.start()
+        if self._log_pipe:
+            self._log_pipe.start()
 
     def close(self) -> None:
         """Give stderr back."""
-        if self.log_pipe:
-            self.log_pipe.close()
+        if self._log_pipe:
+            self._log_pipe.close()
 
-
-def harden(populate: Callable[[], None], populated: Callable[[], bool], without: Iterable[str] = ()) -> Hardening:
-    """Apply every protection but those named in `without`, then check all of them.
-
-    `populate` faults in all memory that the I/O path will touch; `populated` tells whether it is there.
-    """
-    hardening = Hardening()
-
-    def divert_stderr() -> None:
-        hardening.log_pipe = log_pipe.LogPipe()
-
-    protections = [
-        Protection("io_flusher", "needs CAP_SYS_RESOURCE", _set_io_flusher, _is_io_flusher),
-        Protection("small_pages", "a bug", _refuse_huge_pages, _has_small_pages),
-        Protection("heap", "needs glibc", heap.fix_heap, heap.heap_is_fixed),
-        Protection("memory_lock", "needs CAP_IPC_LOCK or a memlock limit beyond the budget", _lock, _is_locked),
-        Protection("prefault", "needs Linux 5.14 and free memory for the budget", populate, populated),
-        Protection("oom_score", "needs CAP_SYS_RESOURCE", _set_oom_score, _is_oom_exempt),
-        Protection("gc_off", "a bug", _stop_gc, lambda: not gc.isenabled() and gc.get_freeze_count() > 0),
-        Protection("stderr", "a bug", divert_stderr, lambda: log_pipe.is_log_pipe(2)),
-    ]
-    names = [protection.name for protection in protections]
-    unknown = set(without) - set(names)
-    if unknown:
-        raise EnvironmentProblem(f"no protection is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    for protection in protections:
-        hardening.remedies[protection.name] = protection.remedy
-        if protection.name in without:
-            hardening.remedies[protection.name] = "left out on request"
-            continue
-        try:
-            protection.apply()
-        except OSError as error:
-            hardening.remedies[protection.name] = f"{protection.remedy}: {error.strerror}"
-    for protection in protections:
-        try:
-            hardening.results[protection.name] = protection.holds()
-        except OSError:
-            hardening.results[protection.name] = False
-    return hardening
+    def _divert_stderr(self) -> None:
+        self._log_pipe = log_pipe.LogPipe()
 
 
 def locked_bytes() -> int:

@@ -109,6 +109,9 @@ def _open_locked(path: Path) -> int:
         os.close(descriptor)
         raise BadInput(f"backing={path}: neither a regular file nor a block device; {GIVE}")
     if not is_device:
+        if not mode & 0o222:  # root could write to it all the same, but somebody meant it to be kept
+            os.close(descriptor)
+            raise BadInput(f"backing={path}: is marked read-only; {GIVE}")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
