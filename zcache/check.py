@@ -1,15 +1,18 @@
 """check: walks the whole store and verifies that its books balance.
 
-It holds the store's lock for as long as it takes (about a second for a million pages), so on a live swap device it is
-a tool for diagnosis. Everything that is derived (live counts, queues, free stacks, slot maps, statistics) is computed
-anew from the page tables and the frame table, and compared.
+Everything that is derived (live counts, queues, free stacks, slot maps, statistics) is found anew from the page
+tables and the frame table, and compared. It holds the store's lock for as long as that takes (about two seconds for a
+million pages), so on a live swap device it is a tool for diagnosis. What memory it needs (15 bytes a frame id in use)
+it takes, and populates, before it takes the lock: under it, it asks the system for nothing.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 
 from zcache.codec import NAMES, WORD
 from zcache.entry import LOST, SAME_FILLED, decode_zpage
 from zcache.errors import Imbalance
+from zcache.image import FlatArray
 from zcache.pageframes import State
 from zcache.pageframes.frames import FETCH_SLOTS, Queue
 from zcache.statistics import HELD_NOW
@@ -17,15 +20,38 @@ from zcache.store import Store
 from zcache.tmem import Kind
 
 
+class _Found:
+    """What the walk finds of each frame: how many live zpages, and the entry of one of them."""
+
+    def __init__(self, frame_count: int, slot_count: int, below_count: int) -> None:
+        self._arrays = [
+            FlatArray("H", frame_count),
+            FlatArray("Q", frame_count),
+            FlatArray("B", frame_count),
+            FlatArray("B", slot_count),
+            FlatArray("B", below_count),
+        ]
+        for array in self._arrays:
+            array.fault_ahead(array.count)
+        self.live, self.entry, self.free_ids, self.slots, self.belows = (array.view for array in self._arrays)
+
+
 def check(store: Store) -> dict[str, int]:
     """Raises `Imbalance` with the first thing that is wrong; returns what was counted."""
+    frames = store.frames
+    # Frames that are taken between this line and the lock are few; the margin is checked below.
+    margin = frames.fresh_id + (1 << 12)
+    found = _Found(
+        min(margin, frames.frame_count + 1), frames.slot_count, store.tier.slot_count + 1 if store.tier else 1
+    )
     with store.lock:
-        live_zpages, counted = _walk_tables(store)
-        _compare("statistics", {name: getattr(store.statistics, name) for name in counted}, counted)
-        _check_zpages(store, live_zpages)
-        _check_frames(store, live_zpages)
+        if frames.fresh_id > margin:
+            raise Imbalance("the store grew while the check was being prepared; check again")
+        counted = _walk_tables(store, found)
+        _compare("statistics", {name: getattr(store.statistics, name) for name in HELD_NOW}, counted)
+        _check_frames(store, found)
         _check_queues(store)
-        store.allocator.check(live_zpages)
+        store.allocator.check(found.live, found.entry)
     return counted
 
 
@@ -34,14 +60,14 @@ def _compare(what: str, kept: object, found: object) -> None:
         raise Imbalance(f"{what}: the books say {kept}, the walk found {found}")
 
 
-def _walk_tables(store: Store) -> tuple[dict[int, list[tuple[int, int]]], dict[str, int]]:
-    """All live zpages by frame as (offset, length), and what the statistics ought to say."""
-    live: dict[int, list[tuple[int, int]]] = {}
+def _walk_tables(store: Store, found: _Found) -> dict[str, int]:
+    """What the statistics ought to say; fills `found`."""
     counted: Counter[str] = Counter()
+    frames = store.frames
     for thing in store.tmem.objects():
         ephemeral = thing.kind is Kind.EPHEMERAL
         for start, stop in thing.table.touched_runs(0, thing.page_count):
-            for entry in thing.table.entries[start:stop].tolist():
+            for entry in thing.table.entries[start:stop]:
                 if not entry:
                     continue
                 if entry >= LOST:
@@ -53,61 +79,77 @@ def _walk_tables(store: Store) -> tuple[dict[int, list[tuple[int, int]]], dict[s
                     counted["same_filled_pages"] += 1
                     continue
                 zpage = decode_zpage(entry)
-                if zpage.codec not in NAMES:
-                    raise Imbalance(f"an entry names codec {zpage.codec}")
+                if zpage.codec not in NAMES or not 0 < zpage.frame < frames.fresh_id:
+                    raise Imbalance(f"an entry names codec {zpage.codec} and frame {zpage.frame}")
                 counted["same_filled_pages"] += zpage.codec == WORD
                 counted["raw_pages"] += zpage.length == 4096
                 counted["compressed_bytes"] += zpage.length
                 counted["ephemeral_bytes"] += zpage.length * ephemeral
-                kind = store.frames.queue_of[store.frames.home[zpage.frame]] == Queue.EPHEMERAL
-                if store.frames.home[zpage.frame] and kind != ephemeral:
+                home = frames.home[zpage.frame]
+                if home and (frames.queue_of[home] == Queue.EPHEMERAL) != ephemeral:
                     raise Imbalance(f"frame {zpage.frame} holds a page of the other kind of pool")
-                live.setdefault(zpage.frame, []).append((zpage.offset, zpage.length))
-    return live, {name: counted[name] for name in HELD_NOW}
+                if zpage.offset + zpage.length > frames.frame_bytes:
+                    raise Imbalance(f"frame {zpage.frame}: a zpage overruns it")
+                if found.live[zpage.frame] and _overlap(found.entry[zpage.frame], entry):
+                    raise Imbalance(f"frame {zpage.frame}: zpages overlap")
+                found.live[zpage.frame] += 1
+                found.entry[zpage.frame] = entry
+    return {name: counted[name] for name in HELD_NOW}
 
 
-def _check_zpages(store: Store, live_zpages: dict[int, list[tuple[int, int]]]) -> None:
-    for frame, zpages in live_zpages.items():
-        end = 0
-        for offset, length in sorted(zpages):
-            if offset < end or offset + length > store.frames.frame_bytes:
-                raise Imbalance(f"frame {frame}: zpages overlap or overrun: {sorted(zpages)}")
-            end = offset + length
+def _overlap(one: int, other: int) -> bool:
+    first, second = decode_zpage(one), decode_zpage(other)
+    return first.offset < second.offset + second.length and second.offset < first.offset + first.length
 
 
-def _check_frames(store: Store, live_zpages: dict[int, list[tuple[int, int]]]) -> None:
-    frames = store.frames
-    homes: list[int] = []
-    belows: list[int] = []
-    states: Counter[State] = Counter()
+def _mark_each_once(what: str, marks: memoryview, numbers: Iterable[int]) -> None:
+    for number in numbers:
+        if marks[number]:
+            raise Imbalance(f"{what} {number} is there twice")
+        marks[number] = 1
+
+
+def _check_frames(store: Store, found: _Found) -> None:
+    frames, tier = store.frames, store.tier
+    states: Counter[int] = Counter()
+    resident = below_count = 0
     for frame in range(1, frames.fresh_id):
         state = State(frames.state[frame])
         states[state] += 1
-        _compare(f"live zpages of frame {frame} ({state.name})", frames.live[frame], len(live_zpages.get(frame, ())))
-        home, below = frames.home[frame], frames.below[frame]
-        in_ram = state in (State.ACTIVE, State.DIRTY, State.WRITEBACK, State.CLEAN)
-        _compare(f"frame {frame} ({state.name}) in RAM", bool(home), in_ram)
-        _compare(f"frame {frame} ({state.name}) below", bool(below), state in (State.CLEAN, State.COLD))
-        if not frames.live[frame] and state not in (State.FREE, State.WRITEBACK):
+        live, home, below = frames.live[frame], frames.home[frame], frames.below[frame]
+        if live != found.live[frame]:
+            raise Imbalance(
+                f"frame {frame} ({state.name}): the books say {live} zpages, the walk found {found.live[frame]}"
+            )
+        if not live and state not in (State.FREE, State.WRITEBACK):
             raise Imbalance(f"frame {frame} is {state.name} with nothing alive in it")
+        in_ram = state in (State.ACTIVE, State.DIRTY, State.WRITEBACK, State.CLEAN)
+        if bool(home) != in_ram or bool(below) != (state in (State.CLEAN, State.COLD)):
+            raise Imbalance(f"frame {frame} is {state.name} with RAM slot {home} and slot {below} below")
         if home:
-            homes.append(home)
-            _compare(f"owner of RAM slot {home}", frames.frame_of[home], frame)
+            resident += 1
+            _mark_each_once("RAM slot", found.slots, (home,))
+            if frames.frame_of[home] != frame:
+                raise Imbalance(f"RAM slot {home} is frame {frame}'s home, and says it is {frames.frame_of[home]}'s")
         if below:
-            belows.append(below)
-    if live_zpages and max(live_zpages) >= frames.fresh_id:
-        raise Imbalance(f"an entry names frame {max(live_zpages)}, which was never handed out")
-    _compare("free frame ids", sorted(frames.free_ids()), [
-        frame for frame in range(1, frames.fresh_id) if frames.state[frame] == State.FREE
-    ])  # fmt: skip
+            below_count += 1
+            _mark_each_once("slot below", found.belows, (below,))
+            if not tier or not tier.is_used(below):
+                raise Imbalance(f"frame {frame} is in slot {below} below, which is not in use")
+    _mark_each_once("free frame id", found.free_ids, frames.free_ids())
+    for frame in frames.free_ids():
+        if frames.state[frame] != State.FREE:
+            raise Imbalance(f"frame {frame} is on the free stack and {State(frames.state[frame]).name}")
+    _compare("free frame ids", frames.free_id_count, states[State.FREE])
     _compare("frames in flight", frames.in_flight, states[State.WRITEBACK])
     _compare("cold frames", frames.cold, states[State.COLD])
-    _compare("resident frames", frames.resident, len(homes))
-    every_slot = sorted(homes + frames.free_slots() + frames.fetch_slots())
-    if frames.fetch_slot_count == FETCH_SLOTS and every_slot != list(range(1, frames.slot_count)):
-        raise Imbalance("RAM slots are lost, or held twice")
-    if store.tier and not frames.in_flight:
-        _compare("slots in use below", store.tier.used(), sorted(belows))
+    _compare("resident frames", frames.resident, resident)
+    _mark_each_once("RAM slot", found.slots, frames.free_slots())
+    _mark_each_once("RAM slot", found.slots, frames.fetch_slots())
+    if frames.fetch_slot_count == FETCH_SLOTS:  # none is being read into
+        _compare("RAM slots", frames.slot_count - 1, resident + frames.free_slot_count + FETCH_SLOTS)
+    if tier and not frames.in_flight:
+        _compare("slots in use below", tier.used_slots, below_count)
 
 
 def _check_queues(store: Store) -> None:
@@ -119,11 +161,12 @@ def _check_queues(store: Store) -> None:
     }
     waiting = 0
     for queue, states in expected.items():
-        slots = frames.slots_waiting(queue)
-        waiting += len(slots)
-        _compare(f"length of queue {queue.name}", frames.queue_length[queue], len(slots))
-        for slot in slots:
+        length = 0
+        for slot in frames.slots_waiting(queue):
+            length += 1
             frame = frames.frame_of[slot]
             if frames.state[frame] not in states or frames.queue_of[slot] != queue or frames.home[frame] != slot:
                 raise Imbalance(f"frame {frame} ({State(frames.state[frame]).name}) waits in queue {queue.name}")
+        _compare(f"length of queue {queue.name}", frames.queue_length[queue], length)
+        waiting += length
     _compare("frames in queues or in flight", frames.resident - frames.in_flight, waiting)

@@ -39,10 +39,10 @@ def test_a_failed_writeback_keeps_the_frames_oldest_first(rng: random.Random) ->
     pages = [raw_page(rng) for _ in range(4)]
     for index, page in enumerate(pages):
         put(store, thing, index, page)
-    order = store.frames.slots_waiting(0)
+    order = list(store.frames.slots_waiting(0))
     tier.failing_writes = 1
     assert store.reclaimer.clean_some() is False
-    assert store.frames.slots_waiting(0) == order and tier.used_slots == 0
+    assert list(store.frames.slots_waiting(0)) == order and tier.used_slots == 0
     assert store.statistics.writeback_errors == 1
     assert get(store, thing, 0, 4) == b"".join(pages)
     check(store)

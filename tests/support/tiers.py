@@ -26,9 +26,8 @@ class MemoryTier(SlotMap):
             self.failing_writes -= 1
             self.medium[first_slot] = bytes(self.frame_bytes)  # a torn write: undefined is allowed, old is not
             raise OSError(errno.EIO, "injected write error")
-        reserved = self.used()
         for slot, frame in enumerate(frames, first_slot):
-            assert slot in reserved, f"write to slot {slot}, which is not reserved"
+            assert self.is_used(slot), f"write to slot {slot}, which is not reserved"
             assert len(frame) == self.frame_bytes
             self.medium[slot] = bytes(frame)
         self.write_sizes.append(len(frames))

@@ -38,8 +38,11 @@ class Allocator(Protocol):
     def evict(self, frame: int) -> list[int]:
         """Throw away an ephemeral frame; returns the owners of what was alive in it."""
 
-    def check(self, live_zpages: dict[int, list[tuple[int, int]]]) -> None:
-        """Compare own books with the (offset, length) lists of all live zpages, by frame; raises `Imbalance`."""
+    def check(self, live: memoryview, entry: memoryview) -> None:
+        """Compare own books with what was found by frame id: the number of live zpages, and the entry of one of them.
+
+        Raises `Imbalance`.
+        """
 
 
 class ReleaseBelow(Protocol):

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from zcache.allocators import ReleaseBelow
-from zcache.entry import FRAME_MASK, OFFSET_MASK, OFFSET_SHIFT, PAGE_BYTES
+from zcache.entry import FRAME_MASK, OFFSET_MASK, OFFSET_SHIFT, PAGE_BYTES, decode_zpage
 from zcache.errors import Imbalance
 from zcache.image import FlatArray
 from zcache.pageframes import PageFrames, State
@@ -164,7 +164,7 @@ class Zbud:
         frames.give(frame)
         return alive
 
-    def check(self, live_zpages: dict[int, list[tuple[int, int]]]) -> None:
+    def check(self, live: memoryview, entry: memoryview) -> None:
         """See `Allocator.check`."""
         frames = self._frames
         offered = 0
@@ -183,14 +183,16 @@ class Zbud:
                         raise Imbalance(f"zbud: frame {frame} is in the list of {occupied} occupied chunks")
                     slot = self._after[slot]
         active = 0
-        for frame, zpages in live_zpages.items():
+        for frame in range(1, frames.fresh_id):
+            if live[frame] > 2:
+                raise Imbalance(f"zbud: frame {frame} holds {live[frame]} zpages")
             if frames.state[frame] == State.ACTIVE:
                 active += 1
-                [(offset, length)] = zpages
+                zpage = decode_zpage(entry[frame])
                 slot = frames.home[frame]
                 sizes = self._left[slot], self._right[slot]
-                chunks = (length + 63) >> CHUNK_SHIFT
-                if sizes != ((0, chunks) if offset else (chunks, 0)):
+                chunks = (zpage.length + 63) >> CHUNK_SHIFT
+                if live[frame] != 1 or sizes != ((0, chunks) if zpage.offset else (chunks, 0)):
                     raise Imbalance(f"zbud: frame {frame} has buddies of {sizes} chunks, its zpage {chunks}")
         if active != offered:
             raise Imbalance(f"zbud: {active} frames are ACTIVE, {offered} are offered")

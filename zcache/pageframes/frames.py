@@ -16,9 +16,10 @@ Locking: every method and every array is protected by the store's lock, which th
 Cost: 23 bytes a frame id ever used, 13 a RAM slot. Nothing is allocated after construction.
 """
 
+import itertools
 import mmap
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Final
 
@@ -242,26 +243,25 @@ class PageFrames:
         """Frames that hold a RAM slot of the budget."""
         return self.budget_frames - self.free_slot_count
 
-    def free_ids(self) -> list[int]:
+    def free_ids(self) -> memoryview:
         """The ids on the free stack (for `check`)."""
-        return self._free_ids[: self.free_id_count].tolist()
+        return self._free_ids[: self.free_id_count]
 
-    def free_slots(self) -> list[int]:
+    def free_slots(self) -> Iterator[int]:
         """Free RAM slots of the budget (for `check`)."""
-        return self._free_slots[: self.free_slot_count].tolist()
+        return itertools.islice(self._free_slots, self.free_slot_count)
 
-    def fetch_slots(self) -> list[int]:
+    def fetch_slots(self) -> Iterator[int]:
         """RAM slots beside the budget that nothing is being read into (for `check`)."""
-        return self._fetch_slots[: self.fetch_slot_count].tolist()
+        return itertools.islice(self._fetch_slots, self.fetch_slot_count)
 
-    def slots_waiting(self, queue: int) -> list[int]:
+    def slots_waiting(self, queue: int) -> Iterator[int]:
         """The RAM slots in a queue, oldest first (for `check`)."""
-        slots, head = [], self.slot_count + queue
+        head = self.slot_count + queue
         slot = self.newer[head]
         while slot != head:
-            slots.append(slot)
+            yield slot
             slot = self.newer[slot]
-        return slots
 
     def populate(self) -> None:
         """Fault in all RAM slots; raises `OSError` when there is not that much memory."""

@@ -34,8 +34,8 @@ class Tier(Protocol):
     def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """Fill buffers from consecutive slots."""
 
-    def used(self) -> list[int]:
-        """The reserved slots, ascending (for `check`)."""
+    def is_used(self, slot: int) -> bool:
+        """Whether a slot is reserved (for `check`)."""
 
     def close(self) -> None:
         """Let go of the medium."""

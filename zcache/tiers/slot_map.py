@@ -38,6 +38,6 @@ class SlotMap:
         self._used[slot] = 0
         self.used_slots -= 1
 
-    def used(self) -> list[int]:
-        """The slots in use, ascending."""
-        return [slot for slot, used in enumerate(self._used) if used and slot] if self.used_slots else []
+    def is_used(self, slot: int) -> bool:
+        """Whether a slot is reserved."""
+        return bool(self._used[slot])
