@@ -55,6 +55,7 @@ def _stop_reading(descriptor: int) -> None:
     try:
         if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             with socket.socket(fileno=os.dup(descriptor)) as connection:
-                connection.shutdown(socket.SHUT_RD)
+                if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    connection.shutdown(socket.SHUT_RD)
     except OSError:
-        pass  # a listening socket, or gone
+        pass  # gone

@@ -65,6 +65,7 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(root), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     )
+    os.environ["PYTHONMALLOC"] = "malloc"  # one heap for all, which can be populated: see zcache.hardening.heap
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, hard))
     try:

@@ -5,6 +5,7 @@
 the reverse.
 """
 
+import gc
 import os
 import sys
 from typing import Final
@@ -21,6 +22,7 @@ from zcache.status import gather_status
 from zcache.store import Store
 from zcache.tiers.backing_file import BackingFile
 from zcache.tmem import Kind
+from zcache.upkeep import Upkeep
 from zcache.warm_up import warm_up
 
 #: Names of protections to leave out, separated by commas: how `scripts/bench ablation` shows what each is for.
@@ -36,6 +38,7 @@ class Server:
         self.config = config
         self._tier: BackingFile | None = None
         self._control: ControlSocket | None = None
+        self._upkeep: Upkeep | None = None
         self._hardening: Hardening | None = None
 
     def get_ready(self) -> None:
@@ -70,6 +73,8 @@ class Server:
         else:
             self._hardening = self._make_safe(store)
         store.reclaimer.start()
+        self._upkeep = Upkeep(store.fault_ahead)
+        self._upkeep.start()
         if self._control:
             holds = self._hardening.results if self._hardening else {}
             self._control.start(store, lambda: gather_status(store, pages, holds))
@@ -83,6 +88,7 @@ class Server:
         hardening.apply()
         if "warm_up" not in without:
             warm_up(self.config.codec, self._tier)
+            gc.collect()  # the scratch store is in a cycle, and nobody else will collect it
         if not hardening.self_check() and self.config.hardening == "require":
             hardening.close()
             raise EnvironmentProblem(f"hardening=require: {hardening.verdict()}")
@@ -94,6 +100,8 @@ class Server:
         """Let flights land and close everything. nbdkit has ended all connections."""
         if self._control:
             self._control.close()
+        if self._upkeep:
+            self._upkeep.stop()
         self.device.store.close()
         if self._hardening:
             self._hardening.close()

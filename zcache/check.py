@@ -6,6 +6,7 @@ million pages), so on a live swap device it is a tool for diagnosis. What memory
 it takes, and populates, before it takes the lock: under it, it asks the system for nothing.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable
 
@@ -32,7 +33,8 @@ class _Found:
             FlatArray("B", below_count),
         ]
         for array in self._arrays:
-            array.fault_ahead(array.count)
+            with contextlib.suppress(OSError):  # a kernel that cannot: it is touched as it is used
+                array.populate(0, array.count)
         self.live, self.entry, self.free_ids, self.slots, self.belows = (array.view for array in self._arrays)
 
 

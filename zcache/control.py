@@ -4,10 +4,12 @@ One connection at a time, each with a deadline and a limit on what it may send, 
 takes the store's lock only for a snapshot. Nothing that a client does here can hold up a page.
 """
 
+import contextlib
 import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -70,26 +72,31 @@ class ControlSocket:
             try:
                 connection, _ = self._listener.accept()
             except OSError:
+                if not self._closing:
+                    time.sleep(0.1)
                 continue
-            with connection:
-                try:
-                    connection.settimeout(DEADLINE_SECONDS)
-                    request = connection.recv(REQUEST_BYTES)
-                    connection.sendall(_answer(commands, request.decode("ascii", "replace").strip()))
-                except OSError:
-                    pass  # a client that went away, or is too slow
+            with connection, contextlib.suppress(OSError):  # a client that went away, or is too slow
+                connection.settimeout(DEADLINE_SECONDS)
+                request = connection.recv(REQUEST_BYTES)
+                connection.sendall(_answer(commands, request.decode("ascii", "replace").strip()))
 
 
 def _answer(commands: dict[str, Callable[[], dict[str, Any]]], request: str) -> bytes:
     command = commands.get(request)
-    answer = command() if command else {"error": f"unknown command; there are {', '.join(commands)}"}
+    try:
+        answer = command() if command else {"error": f"unknown command; there are {', '.join(commands)}"}
+    except Exception as error:  # the thread must live to answer the next one
+        answer = {"error": f"{type(error).__name__}: {error}"}
     return json.dumps(answer).encode() + b"\n"
 
 
 def _is_alive(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
         try:
             probe.connect(str(path))
+        except TimeoutError:
+            return True
         except OSError:
             return False
         return True

@@ -62,9 +62,12 @@ class Fetcher:
                     self._slot_returned.wait()
                     jobs = self._look_up(table, first, wanted, entries, bodies)
             if jobs:
-                self._read(jobs)
-                with self._lock:
-                    self._take_over(jobs, table, first, entries, bodies)
+                try:
+                    self._read(jobs)
+                    with self._lock:
+                        self._take_over(jobs, table, first, entries, bodies)
+                finally:
+                    self._give_back(jobs)
             wanted = [index for index in wanted if not bodies[index] and 0 < entries[index] < SAME_FILLED]
 
     def _look_up(
@@ -111,11 +114,10 @@ class Fetcher:
     def _take_over(
         self, jobs: list[_Job], table: memoryview, first: int, entries: list[int], bodies: list[bytes]
     ) -> None:
-        """Under the lock: use what was read, where it is still what is wanted; give every slot back."""
+        """Under the lock: use what was read, where it is still what is wanted."""
         frames, statistics = self._frames, self._statistics
         damage = None
         for job in jobs:
-            spare = job.slot
             if frames.birth[job.frame] == job.birth:
                 valid = [index for index in job.pages if table[first + index] == entries[index]]
                 if job.failed:
@@ -130,10 +132,16 @@ class Fetcher:
                     if frames.state[job.frame] == State.COLD:
                         spare = frames.adopt(job.frame, job.slot)
                         statistics.readopted_frames += spare != job.slot
-            frames.give_fetch_slot(spare)
-        self._slot_returned.notify_all()
+                        job.slot = spare
         if damage:
             raise PageDamaged(damage)
+
+    def _give_back(self, jobs: list[_Job]) -> None:
+        """Without the lock: each job's slot, or the one that it was exchanged for, can be read into again."""
+        with self._lock:
+            for job in jobs:
+                self._frames.give_fetch_slot(job.slot)
+            self._slot_returned.notify_all()
 
 
 def _body(frames: PageFrames, slot: int, entry: int) -> bytes:

@@ -2,8 +2,7 @@
 
 A `FlatArray` is zero until it is written and costs no memory where it was never touched: a page table for a huge
 device is mostly address space. That is at odds with the rule that the I/O path asks the system for nothing, so the
-memory is *faulted ahead*: `fault_ahead` is called off the I/O path and populates some way beyond the highest index in
-use.
+memory is *faulted ahead*: off the I/O path, what is in use and some way beyond it is populated.
 
 Cost: one `mmap` for each array, never resized, never given back.
 """
@@ -33,14 +32,18 @@ class FlatArray:
         self.item_bytes = _ITEM_BYTES[typecode]
         self._memory = anonymous_memory(max(count * self.item_bytes, 1))
         self.view = memoryview(self._memory)[: count * self.item_bytes].cast(typecode)
-        self._populated_bytes = 0
+        self._populated = 0
+
+    def populate(self, start: int, stop: int) -> None:
+        """Fault in items `start` to `stop` (exclusive). Not for the I/O path; safe beside it."""
+        first = start * self.item_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+        last = min(stop * self.item_bytes, len(self._memory))
+        if last > first:
+            with memoryview(self._memory) as memory, memory[first:last] as part:
+                libc.populate(part)
 
     def fault_ahead(self, stop: int) -> None:
-        """Populate all items before index `stop`. Not for the I/O path; safe beside it."""
-        wanted = min(stop * self.item_bytes, len(self._memory))
-        if wanted <= self._populated_bytes:
-            return
-        start = self._populated_bytes // mmap.PAGESIZE * mmap.PAGESIZE
-        with memoryview(self._memory) as memory, memory[start:wanted] as part:
-            libc.populate(part)
-        self._populated_bytes = wanted
+        """Fault in all items before `stop` that were not yet."""
+        if stop > self._populated:
+            self.populate(self._populated, stop)
+            self._populated = stop

@@ -20,7 +20,8 @@ PR_GET_IO_FLUSHER: Final = 58
 MCL_CURRENT: Final = 1
 MCL_FUTURE: Final = 2
 MCL_ONFAULT: Final = 4
-MADV_POPULATE_WRITE: Final = 23  # Linux 5.14
+MADV_POPULATE_READ: Final = 22  # Linux 5.14, both
+MADV_POPULATE_WRITE: Final = 23
 M_TRIM_THRESHOLD: Final = -1
 M_TOP_PAD: Final = -2
 M_MMAP_MAX: Final = -4
@@ -95,11 +96,23 @@ def populate(memory: memoryview) -> None:
         _raise_errno()
 
 
+def populate_range(start: int, stop: int, *, write: bool) -> None:
+    """Fault in whole pages by address; writing breaks copy-on-write. Raises `OSError`."""
+    if _libc.madvise(start, stop - start, MADV_POPULATE_WRITE if write else MADV_POPULATE_READ) < 0:
+        _raise_errno()
+
+
 def resident_share(memory: memoryview) -> float:
     """Which share of page-aligned memory is in RAM, by mincore(2)."""
-    pages = (len(memory) + mmap.PAGESIZE - 1) // mmap.PAGESIZE
+    start = _address(memory)
+    return resident_share_of_range(start, start + len(memory))
+
+
+def resident_share_of_range(start: int, stop: int) -> float:
+    """The same, by address."""
+    pages = (stop - start + mmap.PAGESIZE - 1) // mmap.PAGESIZE
     resident = ctypes.create_string_buffer(pages)
-    if _libc.mincore(_address(memory), len(memory), resident) < 0:
+    if _libc.mincore(start, stop - start, resident) < 0:
         _raise_errno()
     return (pages - resident.raw[:pages].count(0)) / pages
 

@@ -21,9 +21,8 @@ BLOCK_ENTRIES: Final = 1 << BLOCK_SHIFT
 #: that one request can take, whatever its size. The kernel's swap client sends at most 32 pages.
 MAX_RUN_PAGES: Final = 64
 
-#: How far the table is populated beyond the highest entry in use: 1 GiB of device (2 MiB of entries), more than a
-#: kernel swaps out between two looks of the reclaimer.
-AHEAD_ENTRIES: Final = 1 << 18
+#: The table is populated by stretches of 1 GiB of device (2 MiB of entries): each that was touched, and the next one.
+STRETCH_BLOCKS: Final = 1 << 9
 
 LOST_RUN: Final = memoryview(array("Q", [LOST]) * MAX_RUN_PAGES)
 EMPTY_BLOCK: Final = memoryview(array("Q", [EMPTY]) * BLOCK_ENTRIES)
@@ -39,15 +38,13 @@ class PageTable:
         self._array = FlatArray("Q", page_count)
         self.entries = self._array.view
         self.touched = bytearray((page_count + BLOCK_ENTRIES - 1) >> BLOCK_SHIFT)
-        self._highest_touched = 0
+        self._populated = bytearray(len(self.touched) // STRETCH_BLOCKS + 1)  # by stretch
 
     def touch(self, first: int, last: int) -> None:
         """Note that entries `first` to `last` (inclusive) are about to be written."""
         touched = self.touched
         for block in range(first >> BLOCK_SHIFT, (last >> BLOCK_SHIFT) + 1):
             touched[block] = 1
-        if last > self._highest_touched:
-            self._highest_touched = last
 
     def touched_runs(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
         """The parts of `first` to `stop` (exclusive) in touched blocks, each at most a block: all else is EMPTY."""
@@ -64,5 +61,15 @@ class PageTable:
             self.touched[first >> BLOCK_SHIFT] = 0
 
     def fault_ahead(self) -> None:
-        """Keep the table populated beyond the highest entry in use. Not for the I/O path."""
-        self._array.fault_ahead(self._highest_touched + AHEAD_ENTRIES)
+        """Keep the table populated where it is in use and just beyond. Not for the I/O path."""
+        for stretch in range(len(self._populated)):
+            first = stretch * STRETCH_BLOCKS
+            if not stretch or self.touched.find(1, first, first + STRETCH_BLOCKS) >= 0:
+                self._populate(stretch)
+                self._populate(stretch + 1)
+
+    def _populate(self, stretch: int) -> None:
+        if stretch < len(self._populated) and not self._populated[stretch]:
+            entries = STRETCH_BLOCKS * BLOCK_ENTRIES
+            self._array.populate(stretch * entries, (stretch + 1) * entries)
+            self._populated[stretch] = 1

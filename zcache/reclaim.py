@@ -33,8 +33,6 @@ SYNC_BATCH_FRAMES: Final = 32
 
 #: How long background reclaim rests after a failed write before it tries again.
 RETRY_SECONDS: Final = 1.0
-#: Tables are populated ahead of use at least this often.
-UPKEEP_SECONDS: Final = 0.5
 
 
 def seal_of(frame_bytes: memoryview, birth: int) -> int:
@@ -54,7 +52,6 @@ class Reclaimer:
         lock: threading.Lock,
         statistics: Statistics,
         forget: Callable[[int], None],
-        upkeep: Callable[[], None],
     ) -> None:
         self._frames = frames
         self._allocator = allocator
@@ -62,14 +59,13 @@ class Reclaimer:
         self._lock = lock
         self._statistics = statistics
         self._forget = forget
-        self._upkeep = upkeep
         # Between 1/32 and 1/16 of the budget: at 160 MiB, 5 MiB of frames are ready before reclaim wakes, and 10 MiB
         # when it rests.
         self.low_watermark = max(frames.budget_frames // 32, 1)
         self.high_watermark = max(frames.budget_frames // 16, 2)
         self.landed = threading.Condition(lock)
         self._wake = threading.Event()
-        self._stopping = False
+        self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
     # -- called by the store ----------------------------------------------------------------------------------------
@@ -93,9 +89,11 @@ class Reclaimer:
                 if not self._frames.in_flight:
                     return False
                 self.landed.wait()
-        arrived = self._fly(first_slot, batch)
-        self._statistics.reclaim_sync += len(batch)
-        return arrived
+        if self._fly(first_slot, batch):
+            with self._lock:
+                self._statistics.reclaim_sync += len(batch)
+            return True
+        return self._frames.available > 0
 
     # -- the background thread --------------------------------------------------------------------------------------
 
@@ -106,23 +104,22 @@ class Reclaimer:
 
     def stop(self) -> None:
         """End background reclaim and wait for its flight to land."""
-        self._stopping = True
+        self._stopped.set()
         self._wake.set()
         if self._thread:
             self._thread.join()
             self._thread = None
 
     def _run(self) -> None:
-        while not self._stopping:
-            self._wake.wait(UPKEEP_SECONDS)
+        while not self._stopped.is_set():
+            self._wake.wait()
             self._wake.clear()
-            self._upkeep()
-            while not self._stopping and self._frames.available < self.high_watermark:
+            while not self._stopped.is_set() and self._frames.available < self.high_watermark:
                 arrived = self.clean_some()
                 if arrived is None:
                     break
                 if not arrived:
-                    self._wake.wait(RETRY_SECONDS)
+                    self._stopped.wait(RETRY_SECONDS)
 
     def clean_some(self) -> bool | None:
         """One background flight. None: there is nothing to clean, or no room below."""
@@ -131,7 +128,9 @@ class Reclaimer:
         if not batch:
             return None
         arrived = self._fly(first_slot, batch)
-        self._statistics.reclaim_background += len(batch)
+        if arrived:
+            with self._lock:
+                self._statistics.reclaim_background += len(batch)
         return arrived
 
     # -- one flight -------------------------------------------------------------------------------------------------
@@ -153,13 +152,14 @@ class Reclaimer:
         frames, tier = self._frames, self._tier
         assert tier
         size = frames.frame_bytes
-        starts = [frames.home[frame] * size for frame in batch]
-        views = [frames.ram_view[start : start + size] for start in starts]
-        seals = [seal_of(view, frames.birth[frame]) for view, frame in zip(views, batch, strict=True)]
+        seals: list[int] = []
         try:
+            starts = [frames.home[frame] * size for frame in batch]
+            views = [frames.ram_view[start : start + size] for start in starts]
+            seals = [seal_of(view, frames.birth[frame]) for view, frame in zip(views, batch, strict=True)]
             tier.write(first_slot, views)
             arrived = True
-        except OSError:
+        except Exception:  # whatever it is, frames that stayed in flight would be waited for for ever
             arrived = False
         with self._lock:
             for index, frame in enumerate(batch):

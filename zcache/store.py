@@ -60,9 +60,7 @@ class Store:
         self.tmem = Tmem()
         self.frames = PageFrames(budget_bytes // FRAME_BYTES, tier.slot_count if tier else 0, FRAME_BYTES)
         self.allocator: Allocator = Zbud(self.frames, self._release_below)
-        self.reclaimer = Reclaimer(
-            self.frames, self.allocator, tier, self.lock, self.statistics, self._forget, self.fault_ahead
-        )
+        self.reclaimer = Reclaimer(self.frames, self.allocator, tier, self.lock, self.statistics, self._forget)
         self._fetcher = Fetcher(self.frames, tier, self.lock, self.statistics) if tier else None
         self._modify_lock = threading.Lock()
         self._modifying: tuple[TmemObject, int] | None = None  # the page that `modify` works on
@@ -152,6 +150,7 @@ class Store:
                 statistics.same_filled_pages += same_filled
             else:
                 self._settle(thing, first, placed, 0, count)
+                self._waiting_puts += done < count
         finally:
             self.lock.release()
         if done < count and not self._put_slowly(thing, first, bodies, tags, placed, modifier):
@@ -351,8 +350,6 @@ class Store:
     ) -> bool:
         """Finish a put whose frames ran out: make room and place, until all are placed or no room can be made."""
         table, count = thing.table, len(bodies)
-        with self.lock:
-            self._waiting_puts += 1
         try:
             while len(placed) < count:
                 room = self.reclaimer.make_room(thing.kind)

@@ -15,7 +15,7 @@ LAYERS = [
     ["zcache.fetch"],
     ["zcache.store"],
     ["zcache.check", "zcache.status"],
-    ["zcache.control", "zcache.warm_up"],
+    ["zcache.control", "zcache.warm_up", "zcache.upkeep"],
     ["zcache.cli", "zcache.swap", "zcache.testvm", "zcache.bench", "nbd_plugin"],
 ]
 

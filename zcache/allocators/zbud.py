@@ -65,58 +65,59 @@ class Zbud:
         left, right, after, before = self._left, self._right, self._after, self._before
         heads = self._heads[kind]
         filled = self._filled_lists[kind]
-        for index in range(len(entries), len(bodies)):
-            body = bodies[index]
-            if body is None:
-                entries.append(tags[index])
-                continue
-            length = len(body)
-            chunks = (length + 63) >> 6
-            fitting = filled & _LISTS_THAT_FIT[chunks]
-            if fitting:
-                occupied = fitting.bit_length() - 1
-                head = heads + occupied
-                slot = after[head]
-                follower = after[slot]
-                after[head] = follower
-                before[follower] = head
-                if follower == head:
-                    filled &= ~(1 << occupied)
-                frame = frame_of[slot]
-                live[frame] = 2
-                state[frame] = 2  # DIRTY
-                if left[slot]:
-                    right[slot] = chunks
-                    offset = (CHUNKS - chunks) << 6
+        try:
+            for index in range(len(entries), len(bodies)):
+                body = bodies[index]
+                if body is None:
+                    entries.append(tags[index])
+                    continue
+                length = len(body)
+                chunks = (length + 63) >> 6
+                fitting = filled & _LISTS_THAT_FIT[chunks]
+                if fitting:
+                    occupied = fitting.bit_length() - 1
+                    head = heads + occupied
+                    slot = after[head]
+                    follower = after[slot]
+                    after[head] = follower
+                    before[follower] = head
+                    if follower == head:
+                        filled &= ~(1 << occupied)
+                    frame = frame_of[slot]
+                    live[frame] = 2
+                    state[frame] = 2  # DIRTY
+                    if left[slot]:
+                        right[slot] = chunks
+                        offset = (CHUNKS - chunks) << 6
+                    else:
+                        left[slot] = chunks
+                        offset = 0
                 else:
+                    frame = frames.take(kind)
+                    if not frame:
+                        return index
+                    slot = home[frame]
                     left[slot] = chunks
+                    right[slot] = 0
                     offset = 0
-            else:
-                frame = frames.take(kind)
-                if not frame:
-                    self._filled_lists[kind] = filled
-                    return index
-                slot = home[frame]
-                left[slot] = chunks
-                right[slot] = 0
-                offset = 0
-                live[frame] = 1
-                if chunks < CHUNKS:
-                    head = heads + chunks
-                    follower = after[head]
-                    after[head] = slot
-                    before[slot] = head
-                    after[slot] = follower
-                    before[follower] = slot
-                    filled |= 1 << chunks
-                else:
-                    state[frame] = 2  # DIRTY: a raw page fills the frame
-            start = (slot << 12) + offset
-            ram[start : start + length] = body
-            entries.append(tags[index] | offset << 31 | frame)
-            if kind:
-                self._owners[2 * slot + (offset != 0)] = owner + index
-        self._filled_lists[kind] = filled
+                    live[frame] = 1
+                    if chunks < CHUNKS:
+                        head = heads + chunks
+                        follower = after[head]
+                        after[head] = slot
+                        before[slot] = head
+                        after[slot] = follower
+                        before[follower] = slot
+                        filled |= 1 << chunks
+                    else:
+                        state[frame] = 2  # DIRTY: a raw page fills the frame
+                start = (slot << 12) + offset
+                ram[start : start + length] = body
+                entries.append(tags[index] | offset << 31 | frame)
+                if kind:
+                    self._owners[2 * slot + (offset != 0)] = owner + index
+        finally:
+            self._filled_lists[kind] = filled
         return len(bodies)
 
     def release(self, entries: Sequence[int]) -> None:

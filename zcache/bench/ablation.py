@@ -28,6 +28,7 @@ PROTECTIONS: Final = (
     "small_pages",
     "heap",
     "memory_lock",
+    "program",
     "prefault",
     "oom_score",
     "gc_off",

@@ -4,8 +4,9 @@ By default malloc maps each block of 128 KiB and more afresh (a request's buffer
 back when it is free: system calls for memory on each request. Several arenas would multiply all that by the threads.
 So: one arena, no mmap, no trimming, and a heap that has room for what requests need before the first one comes.
 
-CPython's own allocator for small objects takes arenas of 1 MiB with mmap and gives an arena back as soon as it is
-empty. A small object kept alive in each of a few arenas ("ballast") keeps them all.
+CPython's own allocator for small objects would take arenas of 1 MiB with mmap and touch them as they fill. With
+PYTHONMALLOC=malloc in the environment (scripts/serve sets it) there is one heap for all, and it is populated to its
+end.
 """
 
 from typing import Final
@@ -14,14 +15,7 @@ from zcache import libc
 
 #: Room for requests: nbdkit's buffers and our copies for 16 threads of 128 KiB requests come to 8 MiB; measured use
 #: is below 2 MiB.
-HEAP_BYTES: Final = 3 << 20
-
-#: Small objects of steady serving live in well under 1 MiB; twice that is kept.
-PYTHON_ARENAS: Final = 2
-_ARENA_BYTES: Final = 1 << 20
-_SMALL_BYTES: Final = 480  # with its header the largest size that CPython's small-object allocator serves
-
-_ballast: list[bytes] = []
+HEAP_BYTES: Final = 4 << 20
 
 
 def fix_heap() -> None:
@@ -33,13 +27,13 @@ def fix_heap() -> None:
     address = libc.malloc(HEAP_BYTES)
     libc.fill(address, HEAP_BYTES)
     libc.free(address)
-    small = [bytes(_SMALL_BYTES) for _ in range(PYTHON_ARENAS * _ARENA_BYTES // (_SMALL_BYTES + 32))]
-    _ballast[:] = small[:: len(small) // (4 * PYTHON_ARENAS)]
 
 
 def heap_is_fixed() -> bool:
-    """Whether a large block comes from the heap as it stands, and giving it back leaves the heap as it is."""
+    """Whether large blocks and small objects come from the heap as it stands, and giving them back leaves it as it
+    is."""
     end = libc.program_break()
     address = libc.malloc(1 << 20)
     libc.free(address)
-    return address < end and libc.program_break() == end
+    small = id(object())
+    return address < end and end - (256 << 20) < small < end and libc.program_break() == end

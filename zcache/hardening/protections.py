@@ -13,7 +13,7 @@ from typing import Final
 
 from zcache import libc
 from zcache.errors import EnvironmentProblem
-from zcache.hardening import heap, log_pipe
+from zcache.hardening import heap, log_pipe, program
 
 OOM_SCORE_ADJ: Final = Path("/proc/self/oom_score_adj")
 MIN_OOM_SCORE_ADJ: Final = -1000
@@ -46,8 +46,11 @@ class Hardening:
         self._protections = [
             Protection("io_flusher", "needs CAP_SYS_RESOURCE", _set_io_flusher, _is_io_flusher),
             Protection("small_pages", "a bug", _refuse_huge_pages, _has_small_pages),
-            Protection("heap", "needs glibc", heap.fix_heap, heap.heap_is_fixed),
+            Protection(
+                "heap", "needs glibc, and PYTHONMALLOC=malloc in the environment", heap.fix_heap, heap.heap_is_fixed
+            ),
             Protection("memory_lock", "needs CAP_IPC_LOCK or a memlock limit beyond the budget", _lock, _is_locked),
+            Protection("program", "needs Linux 5.14", program.populate_program, program.is_populated),
             Protection("prefault", "needs Linux 5.14 and free memory for the budget", populate, populated),
             Protection("oom_score", "needs CAP_SYS_RESOURCE", _set_oom_score, _is_oom_exempt),
             Protection("gc_off", "a bug", _stop_gc, lambda: not gc.isenabled() and gc.get_freeze_count() > 0),

@@ -162,7 +162,7 @@ def _swap_off_or_keep(machine: Buildup, device: str, undo: ExitStack) -> None:
     try:
         if machine.is_swapping(device):
             machine.swap_off(device)
-    except SwapError:
+    except BaseException:  # not only ours: fork may find no memory
         undo.pop_all()
         raise
 

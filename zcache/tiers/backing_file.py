@@ -34,6 +34,9 @@ SCAN_BYTES: Final = 1 << 20
 #: How often a long check says how far it has got.
 REPORT_SECONDS: Final = 5.0
 
+#: Slot numbers and frame ids are kept in 31 bits; what a larger device has beyond 4 TiB is not used.
+MAX_SLOTS: Final = 1 << 30
+
 GIVE: Final = "give a block device, or a regular file in an existing folder"
 
 
@@ -58,6 +61,7 @@ class BackingFile(SlotMap):
         already. `report` is told how far a long check has got. Raises `BadInput` with the whole reason.
         `needed_bytes` may be 0 (overcommit): then any size will do.
         """
+        existed = path.exists()
         descriptor = _open_locked(path)
         try:
             size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
@@ -77,8 +81,12 @@ class BackingFile(SlotMap):
             direct = _try_direct(descriptor, frame_bytes)
         except BaseException:
             os.close(descriptor)
+            if not existed:
+                path.unlink(missing_ok=True)
             raise
-        return cls(descriptor, path, size_bytes // frame_bytes - 1, frame_bytes, direct)
+        if _is_memory(path):
+            report(f"WARNING: backing={path} is in memory (tmpfs), which can itself be swapped out; give a disk")
+        return cls(descriptor, path, min(size_bytes // frame_bytes - 1, MAX_SLOTS), frame_bytes, direct)
 
     def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """One sequential write of all frames."""
@@ -151,8 +159,6 @@ def _allocate(descriptor: int, path: Path, size_bytes: int) -> int:
         os.posix_fallocate(descriptor, 0, size_bytes)
     except OSError as error:
         os.ftruncate(descriptor, status.st_size)
-        if status.st_size == 0:
-            path.unlink()
         raise BadInput(
             f"backing={path}: no room for {size_bytes} bytes: {os.strerror(error.errno or 0)}; "
             "give a file system with that much free, or a smaller size="
@@ -206,4 +212,15 @@ def _try_direct(descriptor: int, frame_bytes: int) -> bool:
     except OSError:
         pass
     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+    return False
+
+
+def _is_memory(path: Path) -> bool:
+    """Whether the file lies on a file system that is memory."""
+    device = path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[2] == number:
+            return fields[fields.index("-") + 1] in ("tmpfs", "ramfs")
     return False
