@@ -20,7 +20,7 @@ from zcache.swap.up import Buildup, Options, bring_up
 SERVER = ProcessIdentity(7, 22)
 DEVICE = "/dev/nbd0"
 ATTACHED_BY_PID = 99
-STEPS = ["load_driver", "start_server", "wait_for_server", "attach", "warm_up", "make_swap", "swap_on"]
+STEPS = ["load_driver", "start_server", "wait_for_server", "attach", "warm_up", "make_swap", "hold_sysctls", "swap_on"]
 
 
 class FakeMachine:
@@ -30,6 +30,7 @@ class FakeMachine:
         self.calls: list[str] = []
         self.failing, self.error = failing, error or SwapError("no such luck")
         self.running = self.attached = self.swapping = False
+        self.sysctl = "15000"
 
     def _do(self, step: str) -> None:
         self.calls.append(step)
@@ -57,6 +58,14 @@ class FakeMachine:
 
     def make_swap(self, _device: str) -> None:
         self._do("make_swap")
+
+    def hold_sysctls(self) -> dict[str, str]:
+        self._do("hold_sysctls")
+        self.sysctl = "0"
+        return {"vm/watermark_boost_factor": "15000"}
+
+    def put_back_sysctls(self, before: dict[str, str]) -> None:
+        self.sysctl = before.get("vm/watermark_boost_factor", self.sysctl)
 
     def swap_on(self, _device: str) -> None:
         self._do("swap_on")
@@ -111,11 +120,13 @@ def test_up_then_down(folder: StateFolder) -> None:
     machine = FakeMachine()
     state = machine.bring_up(folder)
     assert machine.calls == [*STEPS, "finish"]
-    assert folder.load() == state == SwapState(SERVER, str(folder.socket), str(folder.control), DEVICE, ATTACHED_BY_PID)
+    expected = SwapState(SERVER, str(folder.socket), str(folder.control), DEVICE, ATTACHED_BY_PID)
+    assert folder.load() == state == expected.with_sysctls({"vm/watermark_boost_factor": "15000"})
+    assert machine.sysctl == "0"
     machine.calls.clear()
     machine.take_down(state, folder)
     assert machine.calls == ["swap_off", "detach", "stop_server"]
-    assert not folder.path.exists()
+    assert not folder.path.exists() and machine.sysctl == "15000"
 
 
 @pytest.mark.parametrize("error", [SwapError("no such luck"), Interrupted(signal.SIGINT)])
@@ -127,7 +138,7 @@ def test_each_failing_step_is_undone(folder: StateFolder, failing: str, error: B
     done = STEPS[: STEPS.index(failing)]
     undone = [undo for do, undo in (("attach", "detach"), ("start_server", "stop_server")) if do in done]
     assert machine.calls == [*done, failing, *undone]
-    assert not (machine.running or machine.attached or folder.path.exists())
+    assert not (machine.running or machine.attached or folder.path.exists()) and machine.sysctl == "15000"
 
 
 def test_a_failing_undo_does_not_stop_the_others(folder: StateFolder) -> None:

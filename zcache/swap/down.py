@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from zcache.swap import process, swapoff
+from zcache.swap import process, swapoff, sysctls
 from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.interruption import Interrupted, Interruption
 from zcache.swap.nbd_device import NbdDevice
@@ -46,6 +46,9 @@ class Teardown:
 
         progress()
         swapoff.swap_off(device, progress, self._interval_seconds)
+
+    def put_back_sysctls(self, before: dict[str, str]) -> None:
+        sysctls.put_back(before)
 
     def attached_by_pid(self, device: str) -> int | None:
         return NbdDevice(device).attached_by_pid()
@@ -88,6 +91,7 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
             if machine.is_swapping(device):
                 raise StillSwappingError(f"swapoff reported success, but {device} is still in /proc/swaps")
             report(f"{device}: swap is off")
+        machine.put_back_sysctls(state.sysctls)
         if is_ours(state, machine):
             machine.detach(device)
             report(f"{device}: detached")

@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from zcache.swap.error import SwapError
@@ -32,6 +32,12 @@ class SwapState:
     # /sys/block/nbdN/pid while it is ours: the process that attached it.  A device of the same name which
     # someone else attached later shows another pid.
     attached_by_pid: int | None = None
+
+    # What swap-up changed in /proc/sys, and what it was before.
+    sysctls: dict[str, str] = field(default_factory=dict)
+
+    def with_sysctls(self, before: dict[str, str]) -> "SwapState":
+        return replace(self, sysctls=before)
 
     def with_device(self, device: str, attached_by_pid: int) -> "SwapState":
         return replace(self, device=device, attached_by_pid=attached_by_pid)

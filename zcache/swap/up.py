@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from zcache.swap import area, nbd_device, swapoff
+from zcache.swap import area, nbd_device, swapoff, sysctls
 from zcache.swap import server as server_module
 from zcache.swap.down import Report, Teardown, is_live, take_down
 from zcache.swap.error import SwapError
@@ -99,6 +99,12 @@ class Buildup:
             entry = area.verify_on(device, self._options.priority, swaps)
         self._report(f"{device}: swap is on, {entry.size_kib} KiB, priority {entry.priority}")
 
+    def hold_sysctls(self) -> dict[str, str]:
+        return sysctls.hold()
+
+    def put_back_sysctls(self, before: dict[str, str]) -> None:
+        sysctls.put_back(before)
+
     def swap_off(self, device: str) -> None:
         swapoff.swap_off(device, progress=lambda: None, interval_seconds=5)
 
@@ -148,6 +154,11 @@ def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack) -
         # A descriptor lost to a signal between open and close would keep the device attached (seen).
         machine.warm_up(device)
     machine.make_swap(device)
+    with hold():
+        before = machine.hold_sysctls()
+        undo.callback(machine.put_back_sysctls, before)
+        state = state.with_sysctls(before)
+        folder.save(state)
     with hold():
         # Before the step, unlike the others: swapon may fail with the swap on.
         undo.callback(_swap_off_or_keep, machine, device, undo)

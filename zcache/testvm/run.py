@@ -22,7 +22,7 @@ from zcache.testvm.vm import run_in_vm
 
 #: What a kernel writes when swap, or the machine, is in trouble.
 TROUBLE: Final = re.compile(
-    r"I/O error|[Ee]rror on swap-device|blocked for more than|hung_task|Kernel panic|Oops|BUG:|WARNING:|soft lockup|"
+    r"I/O error|[Ee]rror on swap-device|blocked for more than|hung_task: blocked|Kernel panic|Oops|BUG:|WARNING:|soft lockup|"
     r"Bad swap|swap_info_get|nbd\d+: (?:Connection timed out|Dead connection)|Out of memory|oom-kill"
 )
 
