@@ -7,6 +7,7 @@ import pytest
 from zcache.errors import BadInput
 from zcache.testvm import VmConfig, VmResult, kvm
 from zcache.testvm.__main__ import exit_code, parse
+from zcache.testvm.run import kernel_troubles
 from zcache.testvm.vm import run_in_vm
 
 
@@ -128,3 +129,21 @@ def test_a_wrong_accelerator_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("ZCACHE_ACCEL", "hvf")
     with pytest.raises(BadInput, match="must be kvm or tcg"):
         kvm.usable_kvm()
+
+
+@pytest.mark.parametrize(
+    ("line", "trouble"),
+    [
+        ("[   12.3] I/O error, dev nbd0, sector 8 op 0x1:(WRITE)", True),
+        ("[   12.3] Read-error on swap-device (43:0:128)", True),
+        ("[   12.3] INFO: task kswapd0:44 blocked for more than 61 seconds.", True),
+        ("[   12.3] Kernel panic - not syncing: hung_task: blocked tasks", True),
+        ("[   12.3] block nbd0: Connection timed out", True),
+        ("[   12.3] Out of memory: Killed process 221 (stress-ng-vm)", True),
+        ("[    0.0] Command line: sysctl.kernel.hung_task_warnings=10 WARNING: oops=panic", False),
+        ("[   12.3] block nbd0: shutting down sockets", False),
+        ("[   12.3] Adding 524284k swap on /dev/nbd0.  Priority:100", False),
+    ],
+)
+def test_what_counts_as_trouble_in_a_kernel_log(line: str, trouble: bool) -> None:
+    assert kernel_troubles(line) == ([line] if trouble else [])

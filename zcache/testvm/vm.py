@@ -179,7 +179,7 @@ def _kernel_args(config: VmConfig) -> list[str]:
     words += [f"module_blacklist={SKIPPED_MODULES}"]
     words += ["sysctl.kernel.hung_task_timeout_secs=60", "sysctl.kernel.hung_task_warnings=-1"]
     if config.hung_task_panic:
-        words += ["sysctl.kernel.hung_task_panic=1", "oops=panic"]
+        words += ["sysctl.kernel.hung_task_panic=1", "oops=panic", "panic_print=1"]
     return [*words, *config.kernel_args]
 
 
