@@ -25,6 +25,11 @@ ZSTD: Final = 3
 NAMES: Final = {RAW: "raw", WORD: "word", LZ4: "lz4", ZSTD: "zstd"}
 CHOICES: Final = "lz4, lz4:ACCELERATION (1 to 65537) or zstd:LEVEL (-7 to 19)"
 
+#: zstd contexts made ahead: a context must not be used by two threads at once, and scripts/serve runs four.
+#: `list.pop` and `append` are atomic, so a list is all the locking that they need.
+ZSTD_CONTEXTS: Final = 4
+_idle_decompressors: Final[list[zstandard.ZstdDecompressor]] = []
+
 Compress = Callable[[memoryview], bytes]
 Decompress = Callable[[bytes], bytes]
 
@@ -71,7 +76,7 @@ def _zstd_compress(level: int) -> Compress:
         write_checksum=False,
         write_dict_id=False,
     )
-    idle: list[zstandard.ZstdCompressor] = []
+    idle = [zstandard.ZstdCompressor(compression_params=parameters) for _ in range(ZSTD_CONTEXTS)]
 
     def compress(page: memoryview) -> bytes:
         try:
@@ -82,22 +87,23 @@ def _zstd_compress(level: int) -> Compress:
         idle.append(context)
         return body
 
+    # A context takes its memory at its first use (72 KiB at level 1): now, and not when two puts meet.
+    page = memoryview(bytes(range(256)) * (PAGE_BYTES // 256))
+    for context in idle:
+        body = context.compress(page)
+        _idle_decompressors.append(zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS))
+        _idle_decompressors[-1].decompress(body, PAGE_BYTES)
     return compress
 
 
-def _zstd_decompress() -> Decompress:
-    idle: list[zstandard.ZstdDecompressor] = []
-
-    def decompress(body: bytes) -> bytes:
-        try:
-            context = idle.pop()
-        except IndexError:
-            context = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
-        page = context.decompress(body, PAGE_BYTES)
-        idle.append(context)
-        return page
-
-    return decompress
+def _zstd_decompress(body: bytes) -> bytes:
+    try:
+        context = _idle_decompressors.pop()
+    except IndexError:
+        context = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+    page = context.decompress(body, PAGE_BYTES)
+    _idle_decompressors.append(context)
+    return page
 
 
 def _lz4_decompress(body: bytes) -> bytes:
@@ -113,7 +119,7 @@ def _raw_decompress(body: bytes) -> bytes:
 
 
 #: Indexed by codec id. Errors are the packages' own; `decompress` translates them.
-decoders: Final[tuple[Decompress, ...]] = (_raw_decompress, _word_decompress, _lz4_decompress, _zstd_decompress())
+decoders: Final[tuple[Decompress, ...]] = (_raw_decompress, _word_decompress, _lz4_decompress, _zstd_decompress)
 
 
 def decompress(codec_id: int, body: bytes) -> bytes:

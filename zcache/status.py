@@ -52,6 +52,6 @@ def gather_status(store: Store, pages: TmemObject, protections: dict[str, bool])
         "rss_bytes": resident_bytes(),
         "locked_bytes": locked_bytes(),
         "pid": os.getpid(),
-        "kept_threads": len(kept_threads),
+        "kept_threads": kept_threads(),
         "hardening": protections,
     }

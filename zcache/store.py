@@ -151,6 +151,9 @@ class Store:
             else:
                 self._settle(thing, first, placed, 0, count)
                 self._waiting_puts += done < count
+        except BaseException:
+            self._abandon(thing, first, count, placed)
+            raise
         finally:
             self.lock.release()
         if done < count and not self._put_slowly(thing, first, bodies, tags, placed, modifier):
@@ -368,7 +371,11 @@ class Store:
                     table.entries[start : first + count] = LOST_RUN[: count - len(placed)]
                     self._drop(old, thing.kind)
                     before = len(placed)
-                    self.allocator.place(thing.kind, bodies, tags, placed, thing.owner_base + first)
+                    try:
+                        self.allocator.place(thing.kind, bodies, tags, placed, thing.owner_base + first)
+                    except BaseException:
+                        self._abandon(thing, start, count - before, placed[before:])
+                        raise
                     table.entries[start : first + len(placed)] = array("Q", placed[before:])
                     self._settle(thing, first, placed, before, count)
             return True
@@ -376,6 +383,15 @@ class Store:
             with self.lock:
                 self._waiting_puts -= 1
                 self.reclaimer.landed.notify_all()
+
+    def _abandon(self, thing: TmemObject, first: int, count: int, placed: list[int]) -> None:
+        """Under the lock, after an exception that nobody foresaw (no memory): a put's pages are absent, what was
+        placed dies."""
+        self.allocator.release([entry for entry in placed if 0 < entry < SAME_FILLED])
+        lost = thing.kind is Kind.PERSISTENT
+        for index in range(first, first + count):
+            thing.table.entries[index] = LOST if lost else 0
+        self.statistics.lost_pages += count * lost
 
     def _settle(self, thing: TmemObject, first: int, placed: list[int], start: int, count: int) -> None:
         """Under the lock: account for what was placed from `start` on, and for the rest, which is absent now."""

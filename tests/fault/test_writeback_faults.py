@@ -230,3 +230,57 @@ def test_a_partial_write_that_meets_a_whole_one_starts_again(rng: random.Random)
     store.modify(thing, 0, 100, memoryview(b"mine"))
     assert get(store, thing, 0) == other[:100] + b"mine" + other[104:]
     check(store)
+
+
+def test_no_memory_in_the_middle_of_a_flight_gives_the_frames_back(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _, thing = store_with_tier()
+    page = raw_page(rng)
+    put(store, thing, 0, page)
+    monkeypatch.setattr("zcache.reclaim.seal_of", raise_memory_error)
+    assert store.reclaimer.clean_some() is False
+    assert store.frames.in_flight == 0 and get(store, thing, 0) == page
+    check(store)
+
+
+def test_no_memory_in_the_middle_of_a_fetch_gives_the_slots_back(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _, thing = store_with_tier()
+    page = make_cold(store, thing, rng)
+    with monkeypatch.context() as patch:
+        patch.setattr("zcache.fetch.seal_of", raise_memory_error)
+        for _ in range(100):
+            with pytest.raises(MemoryError):
+                get(store, thing, 0)
+    assert get(store, thing, 0) == page
+    check(store)
+
+
+def test_no_memory_in_the_middle_of_a_put_loses_its_pages_and_no_others(rng: random.Random) -> None:
+    store, _, thing = store_with_tier(budget_frames=8)
+    kept = page_with_zpage_of(rng, 1000)
+    put(store, thing, 0, kept)
+
+    class NoRoomForThree(list[bytes | None]):
+        def __getitem__(self, index: object) -> bytes:  # type: ignore[override]
+            if index == 2:
+                raise MemoryError
+            return super().__getitem__(index)  # type: ignore[index, return-value]
+
+    place = store.allocator.place
+    store.allocator.place = lambda kind, bodies, *rest: place(kind, NoRoomForThree(bodies), *rest)  # type: ignore[method-assign]
+    with pytest.raises(MemoryError):
+        put(store, thing, 1, *(page_with_zpage_of(rng, 1000) for _ in range(5)))
+    store.allocator.place = place  # type: ignore[method-assign]
+    assert get(store, thing, 0) == kept and store.statistics.lost_pages == 5
+    check(store)
+    again = [page_with_zpage_of(rng, 1000) for _ in range(5)]
+    put(store, thing, 1, *again)
+    assert get(store, thing, 1, 5) == b"".join(again)
+    check(store)
+
+
+def raise_memory_error(*_arguments: object) -> int:
+    raise MemoryError

@@ -1,13 +1,16 @@
 """What a thread needs once before it serves requests under memory pressure: a Python thread state that stays, and a
 stack that is there.
 
-CPython makes a thread state at each callback on a thread that it did not create, and destroys it afterwards: one
-`mmap` and one `munmap` for each request, in the swap path. One extra `PyGILState_Ensure` keeps the state alive until
-the thread ends. The mark that it was done lives in a `threading.local`, which dies with the state, so it cannot lie.
+CPython makes a thread state at each callback on a thread that it did not create, and destroys it afterwards: one `mmap`
+and one `munmap` for each request, in the swap path. One extra `PyGILState_Ensure` keeps the state alive. The mark
+that it was done lives in a `threading.local`, which dies with the state, so it cannot lie.
+
+Nobody destroys such a state when its thread ends, so the next new thread does that for all that have ended since.
 """
 
 import ctypes
 import threading
+from pathlib import Path
 from typing import Final
 
 from zcache import libc
@@ -15,10 +18,17 @@ from zcache import libc
 #: All of a thread stack as scripts/serve sets it; where stacks are larger (8 MiB by default), the part that is used.
 STACK_BYTES: Final = 512 << 10
 
-_ensure: Final = ctypes.PyDLL(None).PyGILState_Ensure
+_ensure: Final = ctypes.pythonapi.PyGILState_Ensure
+_this_state: Final = ctypes.pythonapi.PyGILState_GetThisThreadState
+_this_state.restype = ctypes.c_void_p
+_clear: Final = ctypes.pythonapi.PyThreadState_Clear
+_clear.argtypes = [ctypes.c_void_p]
+_delete: Final = ctypes.pythonapi.PyThreadState_Delete
+_delete.argtypes = [ctypes.c_void_p]
+
 _kept = threading.local()
 _keeping = True
-kept_threads: list[int] = []  # native ids, for the status
+_states: dict[int, int] = {}  # native thread id to the address of the state that is kept for it
 
 
 def leave_as_they_are() -> None:
@@ -27,14 +37,30 @@ def leave_as_they_are() -> None:
     _keeping = False
 
 
+def kept_threads() -> int:
+    """How many threads' states are kept."""
+    return len(_states)
+
+
 def keep_thread() -> None:
     """Call first in each callback; does its work once a thread, and costs an attribute look-up after that."""
     try:
         _kept.mark  # noqa: B018
     except AttributeError:
         _kept.mark = True
-        if not _keeping:
-            return
-        _ensure()
-        kept_threads.append(threading.get_native_id())
-        libc.populate_stack(STACK_BYTES)
+        if _keeping:
+            own = threading.get_native_id()
+            _destroy_states_of_the_dead(own)
+            _ensure()
+            _states[own] = _this_state()
+            libc.populate_stack(STACK_BYTES)
+
+
+def _destroy_states_of_the_dead(own: int) -> None:
+    """A state under our own id is a dead thread's as well: its id was given to us."""
+    for thread in list(_states):
+        if thread == own or not Path(f"/proc/self/task/{thread}").exists():
+            state = _states.pop(thread, None)
+            if state:
+                _clear(state)
+                _delete(state)
