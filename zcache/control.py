@@ -27,15 +27,16 @@ class ControlSocket:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         if path.is_socket():
             if _is_alive(path):
                 raise BadInput(f"control={path}: another server answers there; give each server a path of its own")
             path.unlink()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:
             self._listener.bind(str(path))
         except OSError as error:
+            self._listener.close()
             raise BadInput(f"control={path}: {error.strerror}; give a path in a folder that can be written") from None
         finally:
             os.umask(mask)

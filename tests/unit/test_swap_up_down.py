@@ -168,9 +168,10 @@ def test_a_swap_that_is_on_and_wrong_is_turned_off_first(folder: StateFolder) ->
     assert not folder.path.exists()
 
 
-def test_a_swap_that_stays_on_keeps_its_server_whatever_failed(folder: StateFolder) -> None:
-    machine = WrongPriority("swap_off", StillSwappingError("no memory"))
-    with pytest.raises(StillSwappingError):
+@pytest.mark.parametrize("error", [StillSwappingError("no memory"), OSError("fork found none"), KeyboardInterrupt()])
+def test_a_swap_that_stays_on_keeps_its_server_whatever_failed(folder: StateFolder, error: BaseException) -> None:
+    machine = WrongPriority("swap_off", error)
+    with pytest.raises(type(error)):
         machine.bring_up(folder)
     assert machine.swapping
     assert machine.running

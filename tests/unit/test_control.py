@@ -1,0 +1,102 @@
+"""The control socket: whatever a client does, the next one is answered."""
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.stores import new_object, put, small_store
+from zcache.control import ControlSocket, ask
+from zcache.errors import BadInput, EnvironmentProblem
+from zcache.status import gather_status
+from zcache.store import Store
+
+
+@pytest.fixture
+def store() -> Store:
+    return small_store(budget_frames=16, below_frames=16)
+
+
+@pytest.fixture
+def control(store: Store, tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "control"
+    listening = ControlSocket(path)
+    pages = new_object(store, 16)
+    put(store, pages, 0, bytes(4096), b"x" * 2048 + bytes(2048))
+    listening.start(store, lambda: gather_status(store, pages, {}))
+    yield path
+    listening.close()
+    assert not path.exists()
+
+
+def say(path: Path, request: bytes) -> Any:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(path))
+        client.sendall(request)
+        return json.loads(b"".join(iter(lambda: client.recv(65536), b"")))
+
+
+#: What the README and the issue tracker promise; more may be there.
+PROMISED = (
+    "stored_pages same_filled_pages raw_pages compressed_bytes resident_frames budget_frames clean_frames "
+    "written_back_frames backing_frames puts gets flushes failed_puts reject_compress_poor reject_mean_poor "
+    "reject_no_frame reclaim_sync reclaim_background checksum_errors read_bytes write_bytes"
+)
+
+
+def test_status_has_every_counter(control: Path) -> None:
+    status = ask(control, "status")
+    assert set(PROMISED.split()) <= set(status)
+    assert status["stored_pages"] == 2 and status["same_filled_pages"] == 1 and status["puts"] == 2
+
+
+def test_check_says_whether_the_books_balance(control: Path, store: Store) -> None:
+    assert ask(control, "check")["balanced"] is True
+    store.statistics.stored_pages += 1
+    answer = ask(control, "check")
+    assert answer["balanced"] is False and "stored_pages" in answer["imbalance"]
+
+
+def test_only_the_owner_may_connect(control: Path) -> None:
+    assert control.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("request_bytes", [b"\n", b"nonsense\n", b"\xff\xfe\n", b"status status\n", b"x" * 100_000])
+def test_what_is_not_a_command_is_answered_and_harms_nothing(control: Path, request_bytes: bytes) -> None:
+    try:
+        assert "unknown command" in say(control, request_bytes)["error"]
+    except OSError:
+        assert len(request_bytes) > 256  # the connection may end before all of it was taken
+    assert ask(control, "status")["puts"] == 2
+
+
+def test_a_client_that_goes_away_harms_nothing(control: Path) -> None:
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(control))
+    assert ask(control, "status")["puts"] == 2
+
+
+def test_a_command_that_fails_is_answered_and_the_next_one_works(
+    control: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(store.statistics.__class__, "as_dict", lambda _self: 1 // 0)
+        assert "ZeroDivisionError" in ask(control, "status")["error"]
+    assert ask(control, "status")["puts"] == 2
+
+
+def test_a_dead_socket_is_replaced_a_live_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "control"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    alive = ControlSocket(path)
+    with pytest.raises(BadInput, match="another server answers"):
+        ControlSocket(path)
+    alive.close()
+    with pytest.raises(EnvironmentProblem, match="no server answers"):
+        ask(path, "status")
