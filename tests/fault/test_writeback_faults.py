@@ -2,6 +2,8 @@
 for."""
 
 import random
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -279,6 +281,27 @@ def test_no_memory_in_the_middle_of_a_put_loses_its_pages_and_no_others(rng: ran
     again = [page_with_zpage_of(rng, 1000) for _ in range(5)]
     put(store, thing, 1, *again)
     assert get(store, thing, 1, 5) == b"".join(again)
+    check(store)
+
+
+def test_a_get_of_a_page_whose_put_waits_for_room_waits_with_it(rng: random.Random) -> None:
+    """Never an error, never the old page, never zeros: the page is only lost for the moment."""
+    store, tier, thing = store_with_tier(budget_frames=2, below_frames=8)
+    put(store, thing, 0, raw_page(rng), raw_page(rng))
+    new = raw_page(rng)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(get(store, thing, 5)))
+
+    def read_meanwhile() -> None:
+        reader.start()
+        while not store.reclaimer.landed._waiters:  # type: ignore[attr-defined]
+            assert reader.is_alive(), "the get did not wait"
+            time.sleep(0.001)
+
+    tier.before_write = once(read_meanwhile)
+    put(store, thing, 5, new)
+    reader.join(timeout=10)
+    assert got == [new]
     check(store)
 
 
