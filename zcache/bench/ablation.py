@@ -25,6 +25,7 @@ from zcache.testvm.vm import run_in_vm
 
 PROTECTIONS: Final = (
     "io_flusher",
+    "real_time",
     "small_pages",
     "heap",
     "memory_lock",
