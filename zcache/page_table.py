@@ -7,11 +7,12 @@ touch their memory.
 """
 
 import sys
+import threading
 from array import array
 from collections.abc import Iterator
 from typing import Final
 
-from zcache.entry import EMPTY, LOST
+from zcache.entry import EMPTY, LOST, SAME_FILLED
 from zcache.image import FlatArray
 
 BLOCK_SHIFT: Final = 9
@@ -31,7 +32,7 @@ assert sys.byteorder == "little" and array("Q").itemsize == 8
 
 
 class PageTable:
-    """`page_count` entries; the caller holds the store's lock except for `fault_ahead`."""
+    """`page_count` entries; the caller holds the store's lock except for `extents` and `fault_ahead`."""
 
     def __init__(self, page_count: int) -> None:
         self.page_count = page_count
@@ -53,6 +54,32 @@ class PageTable:
         while (block := self.touched.find(1, block, last_block + 1)) >= 0:
             yield max(first, block << BLOCK_SHIFT), min(stop, (block + 1) << BLOCK_SHIFT)
             block += 1
+
+    def extents(self, first: int, count: int, lock: threading.Lock) -> Iterator[tuple[int, int, bool]]:
+        """Runs of pages from `first` as (first, count, reads as zeros), merged, in order, without gaps.
+
+        The caller does not hold `lock`: it is taken for a block at a time.
+        """
+        run_start, run_zero = first, True
+        position, end = first, first + count
+        for start, stop in self.touched_runs(first, end):
+            if start > position and not run_zero:
+                yield run_start, position - run_start, False
+                run_start, run_zero = position, True
+            with lock:
+                entries = self.entries[start:stop].tolist()
+            for index, entry in enumerate(entries, start):
+                zero = not entry or entry == SAME_FILLED
+                if zero != run_zero:
+                    if index > run_start:
+                        yield run_start, index - run_start, run_zero
+                    run_start, run_zero = index, zero
+            position = stop
+        if position < end and not run_zero:
+            yield run_start, position - run_start, False
+            run_start, run_zero = position, True
+        if end > run_start:
+            yield run_start, end - run_start, run_zero
 
     def clear_block(self, first: int, stop: int) -> None:
         """Make a run of entries EMPTY; if it is a whole block, its memory need not be looked at again."""

@@ -4,8 +4,12 @@ The first group is amounts held now; all others only grow. They are plain intege
 that a snapshot taken under the lock balances.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Final
+
+from zcache.codec import WORD
+from zcache.entry import CODEC_MASK, CODEC_SHIFT, LENGTH_MASK, LENGTH_SHIFT, LOST, PAGE_BYTES, SAME_FILLED
 
 HELD_NOW: Final = (
     "stored_pages",
@@ -61,6 +65,35 @@ class Statistics:
     decode_errors: int = 0
     writeback_errors: int = 0
     fetch_errors: int = 0
+
+    def account(self, entries: Iterable[int], ephemeral: int, sign: int) -> None:
+        """Add (`sign` 1) or take away (-1) pages by their page-table entries; `ephemeral` is their pool's kind."""
+        same_filled = raw = lost = size_bytes = held = 0
+        for entry in entries:
+            if entry < SAME_FILLED:
+                if entry:
+                    length = (entry >> LENGTH_SHIFT & LENGTH_MASK) + 1
+                    size_bytes += length
+                    held += 1
+                    if length == PAGE_BYTES:
+                        raw += 1
+                    elif entry >> CODEC_SHIFT & CODEC_MASK == WORD:
+                        same_filled += 1
+            elif entry < LOST:
+                same_filled += 1
+                held += 1
+            else:
+                lost += 1
+        self.stored_pages += sign * held
+        self.same_filled_pages += sign * same_filled
+        self.raw_pages += sign * raw
+        self.compressed_bytes += sign * size_bytes
+        self.lost_pages += sign * lost
+        if sign > 0:
+            self.reject_compress_poor += raw
+        if ephemeral:
+            self.ephemeral_pages += sign * held
+            self.ephemeral_bytes += sign * size_bytes
 
     def as_dict(self) -> dict[str, int]:
         """Every counter by name."""

@@ -11,7 +11,7 @@ old and never zeros.
 
 Locking: `lock` protects the page tables, frames, allocator, tier bookkeeping and statistics. It is the only lock of
 the store; conditions (`Reclaimer.landed`, the fetcher's) are built on it. Nothing under it waits, does I/O, or calls
-out. `_modify_lock` comes before it.
+out. `PartialWrite.turn` comes before it.
 
 Pages are 4096 bytes; indexes count pages of an object.
 """
@@ -23,6 +23,7 @@ from typing import Final
 
 from lz4.block import decompress as lz4_decompress
 
+from zcache.admission import reject_poor
 from zcache.allocators import Allocator
 from zcache.allocators.zbud import FRAME_BYTES, Zbud
 from zcache.codec import LZ4, RAW, WORD, Codec, decoders, decompress
@@ -31,16 +32,13 @@ from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.fetch import Fetcher
 from zcache.page_table import LOST_RUN, MAX_RUN_PAGES
 from zcache.pageframes import PageFrames
+from zcache.partial_write import PartialWrite
 from zcache.reclaim import Reclaimer
 from zcache.statistics import Statistics
 from zcache.tiers import Tier
 from zcache.tmem import Kind, Pool, Tmem, TmemObject
 
 ZERO_PAGE: Final = bytes(PAGE_BYTES)
-
-#: The original's `zv_max_mean_zsize`: with a mean beyond 5/8 of a page, an ephemeral page that is worse still is not
-#: worth its room.
-MAX_MEAN_ZPAGE_BYTES: Final = PAGE_BYTES * 5 // 8
 
 #: The top five bits of an lz4 zpage's entry: the decoder that is worth a branch of its own (0.1 us a page).
 LZ4_ZPAGE: Final = zpage_tag(LZ4, 1) >> CODEC_SHIFT
@@ -62,9 +60,7 @@ class Store:
         self.allocator: Allocator = Zbud(self.frames, self._release_below)
         self.reclaimer = Reclaimer(self.frames, self.allocator, tier, self.lock, self.statistics, self._forget)
         self._fetcher = Fetcher(self.frames, tier, self.lock, self.statistics) if tier else None
-        self._modify_lock = threading.Lock()
-        self._modifying: tuple[TmemObject, int] | None = None  # the page that `modify` works on
-        self._modify_broken = False  # that page was put or flushed by somebody else meanwhile
+        self._partial_write = PartialWrite()
         self._waiting_puts = 0  # puts that wait for room, with pages LOST for the time being
 
     # -- put (hot) --------------------------------------------------------------------------------------------------
@@ -121,7 +117,8 @@ class Store:
                 raw += 1
             bodies.append(body)
         if kind:
-            self._reject_poor(bodies, tags)
+            with self.lock:
+                reject_poor(bodies, tags, self.statistics)
 
         count = len(bodies)
         last = first + count
@@ -129,7 +126,7 @@ class Store:
         placed: list[int] = []
         self.lock.acquire()
         try:
-            if self._modifying and not self._modify_agrees(thing, first, last, modifier):
+            if self._partial_write.page and not self._partial_write.agrees(thing, first, last, modifier):
                 return False
             table.touch(first, last - 1)
             entries = table.entries
@@ -247,8 +244,8 @@ class Store:
         table = thing.table
         for start, stop in table.touched_runs(first, first + count):
             with self.lock:
-                if self._modifying:
-                    self._modify_agrees(thing, start, stop, False)
+                if self._partial_write.page:
+                    self._partial_write.agrees(thing, start, stop, False)
                 old = table.entries[start:stop].tolist()
                 table.clear_block(start, stop)
                 if any(old):
@@ -275,14 +272,14 @@ class Store:
         """Change `len(data)` bytes from `offset` in one page, and no others, whoever else writes the page meanwhile.
 
         Reads, changes and puts the page; if somebody put or flushed it in between, that is done again with what they
-        left. One page at a time is modified: no swap client does this in earnest.
+        left.
         """
+        partial = self._partial_write
         page = bytearray(PAGE_BYTES)
-        with self._modify_lock, memoryview(page) as view:
+        with partial.turn, memoryview(page) as view:
             while True:
                 with self.lock:
-                    self._modifying = (thing, index)
-                    self._modify_broken = False
+                    partial.begin(thing, index)
                 try:
                     self.get(thing, index, view)
                     view[offset : offset + len(data)] = data
@@ -291,33 +288,13 @@ class Store:
                         return
                 finally:
                     with self.lock:
-                        self._modifying = None
+                        partial.end()
 
     # -- what is where ----------------------------------------------------------------------------------------------
 
     def extents(self, thing: TmemObject, first: int, count: int) -> Iterator[tuple[int, int, bool]]:
         """Runs of pages from `first` as (first, count, reads as zeros), merged, in order, without gaps."""
-        run_start, run_zero = first, True
-        end = position = first
-        stop_all = first + count
-        for start, stop in thing.table.touched_runs(first, stop_all):
-            if start > position and not run_zero:
-                yield run_start, position - run_start, False
-                run_start, run_zero = position, True
-            with self.lock:
-                entries = thing.table.entries[start:stop].tolist()
-            for end, entry in enumerate(entries, start):
-                zero = not entry or entry == SAME_FILLED
-                if zero != run_zero:
-                    if end > run_start:
-                        yield run_start, end - run_start, run_zero
-                    run_start, run_zero = end, zero
-            position = stop
-        if position < stop_all and not run_zero:
-            yield run_start, position - run_start, False
-            run_start, run_zero = position, True
-        if stop_all > run_start:
-            yield run_start, stop_all - run_start, run_zero
+        return thing.table.extents(first, count, self.lock)
 
     def fault_ahead(self) -> None:
         """Keep all tables populated beyond what is in use. Not for the I/O path."""
@@ -357,8 +334,8 @@ class Store:
             while len(placed) < count:
                 room = self.reclaimer.make_room(thing.kind)
                 with self.lock:
-                    start = first + len(placed)
-                    if self._modifying and not self._modify_agrees(thing, start, first + count, modifier):
+                    start, stop = first + len(placed), first + count
+                    if self._partial_write.page and not self._partial_write.agrees(thing, start, stop, modifier):
                         return False
                     if not room:
                         self.statistics.reject_no_frame += count - len(placed)
@@ -367,8 +344,8 @@ class Store:
                             return True
                         self.statistics.failed_puts += count - len(placed)
                         raise StoreFull(f"no frame for {count - len(placed)} of {count} pages")
-                    old = table.entries[start : first + count].tolist()
-                    table.entries[start : first + count] = LOST_RUN[: count - len(placed)]
+                    old = table.entries[start:stop].tolist()
+                    table.entries[start:stop] = LOST_RUN[: count - len(placed)]
                     self._drop(old, thing.kind)
                     before = len(placed)
                     try:
@@ -395,7 +372,7 @@ class Store:
 
     def _settle(self, thing: TmemObject, first: int, placed: list[int], start: int, count: int) -> None:
         """Under the lock: account for what was placed from `start` on, and for the rest, which is absent now."""
-        self._account(placed[start:], thing.kind, 1)
+        self.statistics.account(placed[start:], thing.kind, 1)
         missing = count - len(placed)
         if thing.kind is Kind.EPHEMERAL:
             for index in range(first + len(placed), first + count):
@@ -405,66 +382,8 @@ class Store:
 
     def _drop(self, old: list[int], kind: Kind) -> None:
         """Under the lock: pages' former entries, which no table holds any more, die."""
-        self._account(old, kind, -1)
+        self.statistics.account(old, kind, -1)
         self.allocator.release([entry for entry in old if 0 < entry < SAME_FILLED])
-
-    def _account(self, entries: list[int], kind: Kind, sign: int) -> None:
-        """Under the lock: add or subtract pages from what is held now."""
-        same_filled = raw = lost = size_bytes = zpages = 0
-        for entry in entries:
-            if entry < SAME_FILLED:
-                if entry:
-                    length = (entry >> 47 & 0xFFF) + 1
-                    size_bytes += length
-                    zpages += 1
-                    if length == 4096:
-                        raw += 1
-                    elif entry >> 59 & 7 == WORD:
-                        same_filled += 1
-            elif entry < LOST:
-                same_filled += 1
-                zpages += 1
-            else:
-                lost += 1
-        statistics = self.statistics
-        statistics.stored_pages += sign * zpages
-        statistics.same_filled_pages += sign * same_filled
-        statistics.raw_pages += sign * raw
-        statistics.compressed_bytes += sign * size_bytes
-        statistics.lost_pages += sign * lost
-        if sign > 0:
-            statistics.reject_compress_poor += raw
-        if kind:
-            statistics.ephemeral_pages += sign * zpages
-            statistics.ephemeral_bytes += sign * size_bytes
-
-    def _reject_poor(self, bodies: list[bytes | None], tags: list[int]) -> None:
-        """Ephemeral pages that compress poorly are not stored: their entry will be EMPTY. Each reason is counted."""
-        statistics = self.statistics
-        with self.lock:
-            mean = statistics.ephemeral_bytes / statistics.ephemeral_pages if statistics.ephemeral_pages else 0
-            for index, body in enumerate(bodies):
-                if body is None:
-                    continue
-                if len(body) == PAGE_BYTES:
-                    statistics.reject_compress_poor += 1
-                elif mean > MAX_MEAN_ZPAGE_BYTES and len(body) > mean:
-                    statistics.reject_mean_poor += 1
-                else:
-                    continue
-                statistics.ignored_puts += 1
-                bodies[index], tags[index] = None, 0
-
-    def _modify_agrees(self, thing: TmemObject, first: int, last: int, modifier: bool) -> bool:
-        """Under the lock, before pages `first` to `last` (exclusive) change: may they, as far as `modify` is
-        concerned?"""
-        if modifier:
-            return not self._modify_broken
-        assert self._modifying
-        modified, index = self._modifying
-        if modified is thing and first <= index < last:
-            self._modify_broken = True
-        return True
 
     def _wait_for_lost(self, thing: TmemObject, first: int, count: int) -> None:
         """Return once none of the pages is lost only because its put still waits for room; `PageLost` if one is for
@@ -486,4 +405,4 @@ class Store:
 
     def _forget(self, owner: int) -> None:
         """Under the lock: an ephemeral page went with its frame."""
-        self._account([self.tmem.forget(owner)], Kind.EPHEMERAL, -1)
+        self.statistics.account([self.tmem.forget(owner)], Kind.EPHEMERAL, -1)

@@ -8,10 +8,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 #: From the bottom up. A module may import from its own row and from rows above it in this list, never from below it.
 LAYERS = [
     ["zcache.errors", "zcache.libc"],
-    ["zcache.entry", "zcache.image", "zcache.statistics"],
+    ["zcache.entry", "zcache.image"],
     ["zcache.codec", "zcache.page_table", "zcache.pageframes", "zcache.tiers", "zcache.hardening"],
-    ["zcache.allocators", "zcache.tmem"],
-    ["zcache.reclaim"],
+    ["zcache.statistics"],
+    ["zcache.allocators", "zcache.tmem", "zcache.admission"],
+    ["zcache.reclaim", "zcache.partial_write"],
     ["zcache.fetch"],
     ["zcache.store"],
     ["zcache.check", "zcache.status"],
