@@ -29,26 +29,26 @@ def started(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[li
         each.stop(term_seconds=5)
 
 
-def start(started: list[Server], script: str) -> Server:
-    started.append(Server(["sh", "-c", script]))
+def start(started: list[Server], folder: StateFolder, script: str) -> Server:
+    started.append(Server(["sh", "-c", script], folder.log))
     return started[-1]
 
 
-def test_ready_then_sealed(folder: StateFolder, started: list[Server]) -> None:
-    talker = GOOD.replace("exec sleep 60", "while sleep 0.05; do echo more; done")
-    each = start(started, talker)
+def test_ready_and_heard_from_then_on(folder: StateFolder, started: list[Server]) -> None:
+    talker = GOOD.replace("exec sleep 60", "read -r _ < fifo; echo later words; exec sleep 60")
+    os.mkfifo(folder.path / "fifo")
+    each = start(started, folder, talker.replace("fifo", str(folder.path / "fifo")))
     each.wait_until_ready(folder, timeout_seconds=10)
-    assert each.keep_log(folder.log).startswith("warming up\n")
-    after = each.log()
-    assert folder.log.read_text() in after
-    with pytest.raises(PermissionError):
-        os.write(each._log_fd, b"late words")
-    assert process.is_running(each.identity)
+    assert each.log() == "warming up\n"
+    assert folder.log.stat().st_mode & 0o777 == 0o600
+    (folder.path / "fifo").write_text("go on\n")
+    while "later words" not in each.log():
+        assert process.is_running(each.identity)
     assert os.getsid(each.identity.pid) == each.identity.pid
 
 
 def test_one_that_ends_at_its_start_says_why(folder: StateFolder, started: list[Server]) -> None:
-    each = start(started, "echo nbdkit: debug: hello; echo nbdkit: error: size= is missing >&2; exit 1")
+    each = start(started, folder, "echo nbdkit: debug: hello; echo nbdkit: error: size= is missing >&2; exit 1")
     with pytest.raises(SwapError, match="size= is missing") as caught:
         each.wait_until_ready(folder, timeout_seconds=10)
     assert "hello" not in str(caught.value)
@@ -56,29 +56,29 @@ def test_one_that_ends_at_its_start_says_why(folder: StateFolder, started: list[
 
 def test_one_that_ends_in_silence(folder: StateFolder, started: list[Server]) -> None:
     with pytest.raises(SwapError, match="it said:\n  nothing"):
-        start(started, "exit 3").wait_until_ready(folder, timeout_seconds=10)
+        start(started, folder, "exit 3").wait_until_ready(folder, timeout_seconds=10)
 
 
 def test_one_that_is_never_ready(folder: StateFolder, started: list[Server]) -> None:
     with pytest.raises(SwapError, match="not ready after 0 s"):
-        start(started, "exec sleep 60").wait_until_ready(folder, timeout_seconds=0.2)
+        start(started, folder, "exec sleep 60").wait_until_ready(folder, timeout_seconds=0.2)
 
 
 def test_one_that_forks_away_is_refused(folder: StateFolder, started: list[Server]) -> None:
     script = 'touch "$SOCKET"; echo 1 > "$PIDFILE"; exec sleep 60'
     with pytest.raises(SwapError, match="runs as pid 1"):
-        start(started, script).wait_until_ready(folder, timeout_seconds=10)
+        start(started, folder, script).wait_until_ready(folder, timeout_seconds=10)
 
 
 def test_no_such_program(folder: StateFolder, started: list[Server]) -> None:
-    started.append(Server(["/nonexistent"]))
+    started.append(Server(["/nonexistent"], folder.log))
     with pytest.raises(SwapError, match="/nonexistent: not found"):
         started[-1].wait_until_ready(folder, timeout_seconds=10)
 
 
 def test_it_does_not_end_with_its_starter(folder: StateFolder, started: list[Server]) -> None:
     """nbdkit asks for SIGTERM at its parent's death, so its parent must not be the one that started it."""
-    each = start(started, GOOD)
+    each = start(started, folder, GOOD)
     each.wait_until_ready(folder, timeout_seconds=10)
     stat = Path(f"/proc/{each.identity.pid}/stat").read_text()
     parent_pid = int(stat.rpartition(")")[2].split()[1])

@@ -71,9 +71,6 @@ class FakeMachine:
         self._do("swap_on")
         self.swapping = True
 
-    def finish(self) -> None:
-        self._do("finish")
-
     def is_swapping(self, _device: str) -> bool:
         return self.swapping
 
@@ -119,7 +116,7 @@ def folder(tmp_path: Path) -> StateFolder:
 def test_up_then_down(folder: StateFolder) -> None:
     machine = FakeMachine()
     state = machine.bring_up(folder)
-    assert machine.calls == [*STEPS, "finish"]
+    assert machine.calls == list(STEPS)
     expected = SwapState(SERVER, str(folder.socket), str(folder.control), DEVICE, ATTACHED_BY_PID)
     assert folder.load() == state == expected.with_sysctls({"vm/watermark_boost_factor": "15000"})
     assert machine.sysctl == "0"
@@ -141,17 +138,21 @@ def test_each_failing_step_is_undone(folder: StateFolder, failing: str, error: B
     assert not (machine.running or machine.attached or folder.path.exists()) and machine.sysctl == "15000"
 
 
-def test_a_failing_undo_does_not_stop_the_others(folder: StateFolder) -> None:
+def test_a_device_that_stays_attached_keeps_its_server(folder: StateFolder) -> None:
     class Stuck(FakeMachine):
-        def detach(self, _device: str) -> None:
-            self.attached = False
-            raise SwapError("still attached")
+        def detach(self, device: str) -> None:
+            if "stop waiting" not in self.calls:
+                raise SwapError("still attached")
+            super().detach(device)
 
     machine = Stuck("make_swap")
-    with pytest.raises(SwapError, match="still attached"):
+    with pytest.raises(SwapError, match="still attached.*run swap-down"):
         machine.bring_up(folder)
-    assert machine.calls[-1] == "stop_server"
-    assert not folder.path.exists()
+    state = folder.load()
+    assert state is not None and machine.running
+    machine.calls.append("stop waiting")
+    machine.take_down(state, folder)
+    assert not (machine.running or machine.attached or folder.path.exists())
 
 
 class WrongPriority(FakeMachine):

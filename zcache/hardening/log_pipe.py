@@ -5,16 +5,19 @@ nbdkit prints to stderr whenever a callback fails, with the GIL held. If that wr
 that is stopped, a tmpfs file whose page is out on the very device that we serve), the server waits with it. So file
 descriptor 2 becomes a non-blocking pipe with room for one page: once its page has been used, the kernel keeps it with
 the pipe, so writing needs no memory. What does not fit is dropped; a message is worth less than the machine. A thread
-passes on what arrives to the original stderr, and may block there as it likes.
+passes on what arrives to the original stderr, and may block there as it likes. If that is a regular file, it is let
+grow to 1 MiB: a disk that fails all day must not fill memory with complaints, the counters have them.
 """
 
 import contextlib
 import fcntl
 import os
+import stat
 import threading
 from typing import Final
 
 PIPE_BYTES: Final = 4096
+MAX_FILE_BYTES: Final = 1 << 20
 
 
 class LogPipe:
@@ -44,7 +47,9 @@ class LogPipe:
     def _pass_on(self) -> None:
         while message := os.read(self._reader, PIPE_BYTES):
             with contextlib.suppress(OSError):  # nobody listens: that is theirs to decide
-                os.write(self._original, message)
+                output = os.fstat(self._original)
+                if not stat.S_ISREG(output.st_mode) or output.st_size < MAX_FILE_BYTES:
+                    os.write(self._original, message)
 
 
 def is_log_pipe(descriptor: int) -> bool:

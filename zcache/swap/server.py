@@ -1,10 +1,8 @@
 """The server process: started from a clean place, waited for, and its words kept.
 
-Its output goes to a memfd, not to a file.  Whatever the server prints to must never make it wait for swap
-(a file in /run is tmpfs, and swappable: to the server itself) and must not block.  So while the server
-starts, a memfd takes all it says; before swap is on, that is copied to server.log in the state folder and
-the memfd is sealed.  From then on a write to it fails at once (EPERM) without touching a page.  What the
-server has to say after that it says through its counters; the kernel logs each failed request besides.
+Its output goes to server.log in the state folder, which lies in a tmpfs and can be swapped out: to the server
+itself.  That is safe because a server protected against itself (zcache.hardening.log_pipe) writes it from a
+thread that nothing waits for, and lets it grow to 1 MiB at most.
 
 It is started as nobody's child.  Debian 12's nbdkit 1.32.5 asks for SIGTERM at its parent's death (prctl
 PR_SET_PDEATHSIG) even without --exit-with-parent: a server that is swap-up's own child ends with swap-up,
@@ -12,7 +10,6 @@ at the first request after it, with the swap on (seen).  An orphan's parent is i
 """
 
 import contextlib
-import fcntl
 import os
 import subprocess
 import time
@@ -50,20 +47,19 @@ def error_lines(text: str) -> list[str]:
 
 
 class Server:
-    """A server that this process has started and watches; `give_away` ends the watch, not the server."""
+    """A server that this process has started; it goes on when the process ends. `log` is appended to."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self._log_fd = os.memfd_create("zcache-server-log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            pid = _start_orphan(arguments, self._log_fd)
-        except BaseException:
-            os.close(self._log_fd)
-            raise
+    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+        self._log = log
+        log.touch(mode=0o600)
+        with log.open("ab") as log_file:
+            pid = _start_orphan(arguments, log_file.fileno())
         # One that is over already is a zombie, or gone: no process ever started in tick 0.
         self.identity = process.identify(pid) or ProcessIdentity(pid, 0)
 
     def log(self) -> str:
-        return os.pread(self._log_fd, 1 << 20, 0).decode(errors="replace")
+        """What it has said so far."""
+        return self._log.read_text(errors="replace")
 
     def wait_until_ready(self, folder: StateFolder, timeout_seconds: float) -> None:
         """nbdkit writes its pid file when it listens; one that ends before that says why itself."""
@@ -82,21 +78,9 @@ class Server:
         if pid != self.identity.pid:
             raise SwapError(f"the server runs as pid {pid}, not {self.identity.pid}: it must stay in front")
 
-    def keep_log(self, path: Path) -> str:
-        """Copy what was said so far to the file, then seal the memfd; what was said."""
-        text = self.log()
-        path.write_text(text)
-        fcntl.fcntl(self._log_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
-        return text
-
     def stop(self, term_seconds: float) -> str:
         """End it, and collect it; the caller vouches that nothing swaps to it."""
-        outcome = process.stop(self.identity, term_seconds)
-        self.give_away()
-        return outcome
-
-    def give_away(self) -> None:
-        os.close(self._log_fd)
+        return process.stop(self.identity, term_seconds)
 
 
 def _start_orphan(arguments: Sequence[str], log_fd: int) -> int:

@@ -2,7 +2,8 @@
 
 Whatever fails, and wherever Ctrl-C or SIGTERM falls, the undos run in reverse and nothing is left: no
 server, no socket, no attached device, no state folder.  One thing outranks that: while /proc/swaps names
-the device, its server and device stay, whatever else went wrong, and swap-down is left to try again.
+the device, or the device stays attached, its server stays, whatever else went wrong, and swap-down is left to
+try again.
 """
 
 import argparse
@@ -56,7 +57,8 @@ class Buildup:
 
     def start_server(self) -> ProcessIdentity:
         options = self._options
-        self._server = Server(server_module.command(options.serve, self._folder, options.parameters))
+        command = server_module.command(options.serve, self._folder, options.parameters)
+        self._server = Server(command, self._folder.log)
         return self._server.identity
 
     def wait_for_server(self) -> None:
@@ -90,9 +92,9 @@ class Buildup:
         area.make_swap(device)
 
     def swap_on(self, device: str) -> None:
-        """The server's last chance to say something: it is shown and kept before anything can be swapped."""
+        """What the server has said is shown before anything can be swapped; what it says later is in its log."""
         assert self._server is not None
-        for line in self._server.keep_log(self._folder.log).splitlines():
+        for line in self._server.log().splitlines():
             self._report(f"server: {line}")
         area.swap_on(device, self._options.priority, self._options.discard)
         with contextlib.closing(ProcSwaps()) as swaps:
@@ -111,10 +113,6 @@ class Buildup:
     def is_swapping(self, device: str) -> bool:
         with contextlib.closing(ProcSwaps()) as swaps:
             return swaps.find(device) is not None
-
-    def finish(self) -> None:
-        assert self._server is not None
-        self._server.give_away()
 
 
 def bring_up(
@@ -147,7 +145,7 @@ def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack) -
     machine.wait_for_server()
     with hold():
         device, attached_by_pid = machine.attach()
-        undo.callback(machine.detach, device)
+        undo.callback(_detach_or_keep, machine, device, undo)
         state = state.with_device(device, attached_by_pid)
         folder.save(state)
     with hold():
@@ -164,7 +162,6 @@ def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack) -
         undo.callback(_swap_off_or_keep, machine, device, undo)
         machine.swap_on(device)
     undo.pop_all()
-    machine.finish()
     return state
 
 
@@ -176,6 +173,15 @@ def _swap_off_or_keep(machine: Buildup, device: str, undo: ExitStack) -> None:
     except BaseException:  # not only ours: fork may find no memory
         undo.pop_all()
         raise
+
+
+def _detach_or_keep(machine: Buildup, device: str, undo: ExitStack) -> None:
+    """While the device is attached its server stays, and the state by which swap-down finds both."""
+    try:
+        machine.detach(device)
+    except SwapError as error:
+        undo.pop_all()
+        raise SwapError(f"undoing what was done: {error}; run swap-down to try again") from error
 
 
 def check(options: Options) -> None:
