@@ -52,10 +52,13 @@ def remove_dead_socket(options: list[str]) -> None:
             continue
         if Path(path).is_socket():
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.setblocking(False)
                 try:
                     probe.connect(path)
                 except ConnectionRefusedError:
                     Path(path).unlink()
+                except BlockingIOError:
+                    pass  # alive, and busy
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,9 @@ from zcache.store import Store
 
 REQUEST_BYTES: Final = 256
 DEADLINE_SECONDS: Final = 5.0
+
+#: How long a client of ours waits for its turn, and then for its answer: an audit of a large store takes a while.
+ASK_SECONDS: Final = 60
 
 
 class ControlSocket:
@@ -92,23 +96,26 @@ def _answer(commands: dict[str, Callable[[], dict[str, Any]]], request: str) -> 
 
 
 def _is_alive(path: Path) -> bool:
+    """Whether somebody listens; a listener that is busy (EAGAIN) does, too."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
+        probe.setblocking(False)
         try:
             probe.connect(str(path))
-        except TimeoutError:
-            return True
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
             return False
+        except BlockingIOError:
+            return True
         return True
 
 
 def ask(path: Path, command: str) -> dict[str, Any]:
     """Client: send one command; raises `EnvironmentProblem` if nobody answers."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(60)
+        # Not settimeout: a connect that does not block fails at once while others wait to be accepted.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", ASK_SECONDS, 0))
         try:
             connection.connect(str(path))
+            connection.settimeout(ASK_SECONDS)
             connection.sendall(command.encode() + b"\n")
             connection.shutdown(socket.SHUT_WR)
             answer = b"".join(iter(lambda: connection.recv(65536), b""))

@@ -1,7 +1,9 @@
 """The control socket: whatever a client does, the next one is answered."""
 
+import contextlib
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,36 @@ def test_a_client_that_goes_away_harms_nothing(control: Path) -> None:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(control))
     assert ask(control, "status")["puts"] == 2
+
+
+def test_a_busy_server_is_waited_for(tmp_path: Path) -> None:
+    """Its queue of connections is full, which a connect that does not block takes for an error."""
+    path = tmp_path / "control"
+
+    def answer() -> None:
+        request = b""
+        while not request:
+            connection, _ = listener.accept()
+            with connection:
+                request = connection.recv(100)
+                if request:
+                    connection.sendall(b'{"puts": 3}\n')
+
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as clients:
+        listener.bind(str(path))
+        listener.listen(0)
+        with pytest.raises(BlockingIOError):
+            while True:
+                client = clients.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(path))
+        with pytest.raises(BadInput, match="another server answers"):
+            ControlSocket(path)
+        clients.close()
+        later = threading.Timer(0.2, answer)
+        later.start()
+        assert ask(path, "status") == {"puts": 3}
+        later.join()
 
 
 def test_a_command_that_fails_is_answered_and_the_next_one_works(

@@ -146,7 +146,7 @@ def test_a_device_that_stays_attached_keeps_its_server(folder: StateFolder) -> N
             super().detach(device)
 
     machine = Stuck("make_swap")
-    with pytest.raises(SwapError, match="still attached.*run swap-down"):
+    with pytest.raises(SwapError, match=r"still attached.*run swap-down"):
         machine.bring_up(folder)
     state = folder.load()
     assert state is not None and machine.running
