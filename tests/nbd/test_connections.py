@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.nbd.conftest import RunningServer, Serve
+from zcache.bench.complaints import FAILING_WRITES, complain
 
 PAGES = 200
 
@@ -106,3 +107,8 @@ def test_a_partial_write_does_not_undo_a_whole_one(serve: Serve) -> None:
             assert client.pread(3584, 4096 + 512) == mark
 
     in_parallel(server, sectors, rest)
+
+
+def test_a_full_stderr_stops_no_request(tmp_path: Path) -> None:
+    """Without the protection it does: `scripts/bench ablation stderr`."""
+    assert complain(tmp_path, "all") == f"answered {FAILING_WRITES} failing requests"

@@ -23,7 +23,16 @@ def test_the_guest_swaps_to_a_server_inside_it(tmp_path: Path) -> None:
         hung_task_panic=True,
     )
     command = [sys.executable, "-m", "zcache.testvm.swap_run", str(report_path), "size=512M", "budget=48M"]
-    command += ["backing=/dev/disk/by-id/virtio-vmdisk0", "hardening=require", "--", "--vm", "2", "--vm-bytes", "520M"]
+    command += [
+        "backing=/dev/disk/by-id/virtio-vmdisk0",
+        "hardening=require",
+        "--",
+        "stress-ng",
+        "--vm",
+        "2",
+        "--vm-bytes",
+        "520M",
+    ]
     result = run_in_vm(config, [*command, "--vm-keep", "--vm-method", "all", "--verify", "--timeout", "30s"])
     report = json.loads(report_path.read_text()) if report_path.exists() else None
     assert judge(result, report) == []

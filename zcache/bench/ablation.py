@@ -1,9 +1,14 @@
-"""`scripts/bench ablation`: what each protection is for, shown by taking it away under real memory pressure.
+"""`scripts/bench ablation`: what each protection is for, shown by taking it away under a load that needs it.
 
-Each row boots a small guest that swaps to zcache inside itself under stress-ng, with every protection, with none, and
+Most rows boot a small guest that swaps to zcache inside itself under stress-ng: with every protection, with none, and
 with each one left out. A guest that does not come to an end is made to dump its tasks, and is then killed; what the
-server's threads were doing is shown below the table, and the kernel logs are kept in the folder that is named. Not
-for CI: a row takes two minutes or more.
+server's threads were doing is shown below the table, and the kernel logs are kept in the folder that is named. Even
+where nothing stalls, each page fault of the server under load is a wait for memory with a request in hand: with all
+protections there are next to none.
+
+Two protections are against other things than stress-ng does, and have loads of their own: `oom_score` programs that
+need more than all memory and swap, so that the kernel must kill; `stderr` thousands of failing requests, with a
+reader of the server's messages that stands still. Not for CI: a row takes two minutes or more.
 """
 
 import argparse
@@ -19,6 +24,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from zcache.bench.complaints import complain
 from zcache.testvm import VmConfig, VmResult
 from zcache.testvm.run import kernel_troubles
 from zcache.testvm.vm import run_in_vm
@@ -37,30 +43,38 @@ PROTECTIONS: Final = (
     "threads",
     "warm_up",
 )
-PARAMETERS: Final = ("size=768M", "budget=96M", "backing=/dev/disk/by-id/virtio-vmdisk0")
-DISK_BYTES: Final = 700 << 20
+DEVICE_MIB: Final = 768
+
+#: 50 programs of 40 MiB that does not compress: each much smaller than the server, all of them far too much.
+GREEDY: Final = "import os, time; held = os.urandom(40 << 20); time.sleep(40)"
+OUT_OF_MEMORY: Final = f"for n in $(seq 50); do {sys.executable} -c '{GREEDY}' & done; wait; true"
 
 
 @dataclass(frozen=True)
 class Row:
     """What one guest went through."""
 
-    name: str
     result: VmResult
     report: dict[str, Any] | None
 
     @property
     def outcome(self) -> str:
         """In a few words."""
-        troubles = kernel_troubles(self.result.kernel_log.read_text(errors="replace"))
+        log = self.result.kernel_log.read_text(errors="replace")
+        killed = re.findall(r"Killed process \d+ \(([^)]*)\)", log)
+        if "nbdkit" in killed:
+            return "the kernel KILLED THE SERVER"
         if self.result.panicked:
             return "guest panicked"
         if self.result.timed_out:
-            return f"WEDGED ({len(troubles)} complaints in the kernel log)"
+            return f"WEDGED ({len(kernel_troubles(log))} complaints in the kernel log)"
         if not self.report:
             return self.result.failure or "no report"
-        verified = "verified" if self.report["stress_exit_status"] == 0 else "stress-ng FAILED"
-        return verified + (f", {len(troubles)} complaints in the kernel log" if troubles else "")
+        if killed:
+            return f"{len(killed)} other programs killed, the swap lives"
+        verified = "verified" if self.report["load_exit_status"] == 0 else "stress-ng FAILED"
+        troubles = len(kernel_troubles(log))
+        return verified + (f", {troubles} complaints in the kernel log" if troubles else "")
 
 
 def main(words: Sequence[str]) -> int:
@@ -68,59 +82,80 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench ablation", description=__doc__)
     parser.add_argument("rows", nargs="*", help=f"of: all, off, {', '.join(PROTECTIONS)} (default: every one)")
     parser.add_argument("--memory", default="640M", help="guest memory (default: %(default)s)")
+    parser.add_argument("--budget", default=96, type=int, metavar="MIB", help="server budget (default: %(default)s)")
     parser.add_argument("--stress-bytes", default="900M", help="memory used in it (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=45, help="how long the load runs (default: %(default)s)")
     parser.add_argument("--timeout", type=int, default=240, help="then a guest counts as wedged (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=1, help="of each row (default: %(default)s)")
     arguments = parser.parse_args(words)
     folder = Path(tempfile.mkdtemp(prefix="zcache-ablation-"))
-    console = Console(width=120)
+    console = Console(width=150)
     table = Table(box=None)
-    for heading in ("without", "outcome", "pages out", "in", "load s", "swapoff s", "locked MiB"):
+    for heading in ("without", "load", "outcome", "faults", "pages out", "in", "load s", "swapoff s", "locked MiB"):
         table.add_column(heading)
-    wedged = []
-    for name in arguments.rows or ("all", "off", *PROTECTIONS):
-        row = _run(name, arguments, folder)
-        report = row.report or {}
-        status = report.get("status", {})
-        table.add_row(
-            {"all": "(nothing)", "off": "(everything: hardening=off)"}.get(name, name),
-            row.outcome,
-            *(str(report.get(key, "-")) for key in ("pages_out", "pages_in", "load_seconds", "swap_off_seconds")),
-            str(status.get("locked_bytes", 0) >> 20) if status else "-",
-        )
-        print(f"{name}: {row.outcome}", flush=True)
-        if row.result.timed_out or row.result.panicked:
-            wedged.append(row)
+    stalled = []
+    for run, without, load in [
+        (run, without, load)
+        for name in arguments.rows or ("all", "off", *PROTECTIONS)
+        for without, load in trials(name)
+        for run in range(arguments.runs)
+    ]:
+        shown = {"all": "(nothing)", "off": "(everything: hardening=off)"}.get(without, without)
+        if load == "complaints":
+            outcome, figures = complain(folder, without), []
+        else:
+            row = _run(f"{without}-{load}-{run}", without, load, arguments, folder)
+            outcome, figures = row.outcome, _figures(row.report or {})
+            if row.result.timed_out or row.result.panicked:
+                stalled.append((f"{shown}, {load}", row))
+        table.add_row(shown, load, outcome, *figures)
+        print(f"{shown}, {load}: {outcome} {' '.join(figures)}", flush=True)
     console.print(table)
-    for row in wedged:
-        console.print(f"\n-- without {row.name}: where the server's threads were --")
+    for title, row in stalled:
+        console.print(f"\n-- without {title}: where the server's threads were --")
         print(server_traces(row.result.kernel_log.read_text(errors="replace")))
     console.print(f"kernel logs: {folder}")
     return 0
 
 
-def _run(name: str, arguments: argparse.Namespace, folder: Path) -> Row:
-    disk, share = folder / f"{name}.disk", folder / name
+def trials(name: str) -> list[tuple[str, str]]:
+    """What to leave out, and under which load, for a row's name."""
+    if name in ("oom_score", "stderr"):
+        load = "out of memory" if name == "oom_score" else "complaints"
+        return [("all", load), (name, load)]
+    return [(name, "stress-ng")]
+
+
+def _figures(report: dict[str, Any]) -> list[str]:
+    names = ("server_page_faults", "pages_out", "pages_in", "load_seconds", "swap_off_seconds")
+    status = report.get("status")
+    return [*(str(report.get(name, "-")) for name in names), str(status["locked_bytes"] >> 20) if status else "-"]
+
+
+def _run(title: str, without: str, load: str, arguments: argparse.Namespace, folder: Path) -> Row:
+    disk, share = folder / f"{title.replace(' ', '-')}.disk", folder / title.replace(" ", "-")
     share.mkdir()
     with disk.open("wb") as file:
-        file.truncate(DISK_BYTES)
+        file.truncate((DEVICE_MIB - arguments.budget + 1) << 20)
     config = VmConfig(
         memory=arguments.memory,
         disks=(disk,),
         share=share,
-        kernel_log=folder / f"{name}.log",
+        kernel_log=disk.with_suffix(".log"),
         timeout_seconds=arguments.timeout,
     )
-    hardening = "hardening=off" if name == "off" else "hardening=warn"
-    without = "" if name in ("all", "off") else name
-    load = ["--vm", "4", "--vm-bytes", arguments.stress_bytes, "--vm-method", "all", "--vm-keep", "--verify"]
-    command = ["env", f"ZCACHE_WITHOUT={without}", sys.executable, "-m", "zcache.testvm.swap_run"]
-    command += [str(share / "report.json"), *PARAMETERS, hardening, "--", *load, "--timeout", f"{arguments.seconds}s"]
+    parameters = [f"size={DEVICE_MIB}M", f"budget={arguments.budget}M", "backing=/dev/disk/by-id/virtio-vmdisk0"]
+    parameters += ["hardening=off" if without == "off" else "hardening=warn"]
+    stress = ["stress-ng", "--vm", "4", "--vm-bytes", arguments.stress_bytes, "--vm-method", "all", "--vm-keep"]
+    stress += ["--verify", "--timeout", f"{arguments.seconds}s"]
+    command = ["env", f"ZCACHE_WITHOUT={'' if without in ('all', 'off') else without}", sys.executable]
+    command += ["-m", "zcache.testvm.swap_run", str(share / "report.json"), *parameters, "--"]
+    command += stress if load == "stress-ng" else ["sh", "-c", OUT_OF_MEMORY]
     with (share / "output").open("wb") as output:
         result = run_in_vm(config, command, stdout=output, stderr=output)
     disk.unlink()
     report_path = share / "report.json"
-    return Row(name, result, json.loads(report_path.read_text()) if report_path.exists() else None)
+    return Row(result, json.loads(report_path.read_text()) if report_path.exists() else None)
 
 
 def server_traces(kernel_log: str, lines: int = 16) -> str:

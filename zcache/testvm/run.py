@@ -45,7 +45,17 @@ def main() -> int:
     keys = {word.partition("=")[0] for word in arguments.parameters}
     defaults = [word for word in PARAMETERS if word.partition("=")[0] not in keys]
     backing = "backing=/dev/disk/by-id/virtio-vmdisk0"
-    load = ["--vm", "2", "--vm-bytes", arguments.stress_bytes, "--vm-method", "all", "--vm-keep", "--verify"]
+    load = [
+        "stress-ng",
+        "--vm",
+        "2",
+        "--vm-bytes",
+        arguments.stress_bytes,
+        "--vm-method",
+        "all",
+        "--vm-keep",
+        "--verify",
+    ]
     load += ["--timeout", f"{arguments.seconds}s", "--metrics-brief"]
 
     with tempfile.TemporaryDirectory(prefix="zcache-run-") as folder:
@@ -91,8 +101,8 @@ def judge(result: VmResult, report: dict[str, Any] | None) -> list[str]:
     failures += [f"kernel log: {line}" for line in troubles[:10]]
     if not report:
         return [*failures, "the guest left no report"]
-    if report["stress_exit_status"] != 0:
-        failures.append(f"stress-ng ended with {report['stress_exit_status']}:\n{report['stress_output']}")
+    if report["load_exit_status"] != 0:
+        failures.append(f"stress-ng ended with {report['load_exit_status']}:\n{report['load_output']}")
     if not report["check"]["balanced"]:
         failures.append(f"the books do not balance: {report['check']['imbalance']}")
     status = report["status"]
@@ -110,7 +120,7 @@ def judge(result: VmResult, report: dict[str, Any] | None) -> list[str]:
 def print_report(report: dict[str, Any], result: VmResult) -> None:
     """What was seen, as a table."""
     status = report["status"]
-    verdict = "verified" if report["stress_exit_status"] == 0 else f"exit status {report['stress_exit_status']}"
+    verdict = "verified" if report["load_exit_status"] == 0 else f"exit status {report['load_exit_status']}"
     mebibytes = {
         name: f"{status[name] / (1 << 20):.1f} MiB" for name in ("rss_bytes", "locked_bytes", "compressed_bytes")
     }
@@ -125,6 +135,7 @@ def print_report(report: dict[str, Any], result: VmResult) -> None:
         "frames read back": str(status["fetched_frames"]),
         "reclaimed in the background, by a put": f"{status['reclaim_background']}, {status['reclaim_sync']}",
         "server RSS, locked": f"{mebibytes['rss_bytes']}, {mebibytes['locked_bytes']}",
+        "server's page faults under load": str(report["server_page_faults"]),
         "protections that do not hold": ", ".join(k for k, holds in status["hardening"].items() if not holds) or "none",
         "seconds: load, swapoff, all": f"{report['load_seconds']}, {report['swap_off_seconds']}, {result.seconds:.0f}",
         "stress-ng": verdict,
