@@ -109,7 +109,7 @@ def _is_alive(path: Path) -> bool:
 
 
 def ask(path: Path, command: str) -> dict[str, Any]:
-    """Client: send one command; raises `EnvironmentProblem` if nobody answers."""
+    """Client: send one command; raises `EnvironmentProblem` if nobody answers, or only that it could not."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         # Not settimeout: a connect that does not block fails at once while others wait to be accepted.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", ASK_SECONDS, 0))
@@ -122,4 +122,6 @@ def ask(path: Path, command: str) -> dict[str, Any]:
             decoded: dict[str, Any] = json.loads(answer)
         except (OSError, ValueError) as error:
             raise EnvironmentProblem(f"no server answers at {path}: {error}; start one with control={path}") from None
+    if "error" in decoded:
+        raise EnvironmentProblem(f"the server at {path} could not answer {command!r}: {decoded['error']}")
     return decoded

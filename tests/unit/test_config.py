@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbd_plugin.config import KEYS, parse_budget, parse_config, parse_size
-from nbd_plugin.serve import command_line, split_words
+from nbd_plugin.serve import THREADS, command_line, split_words
 from zcache.errors import BadInput
 
 
@@ -53,7 +53,7 @@ def test_serve_tells_options_from_parameters() -> None:
     words = ["-U", "/a=b", "--filter", "delay", "--log=stderr", "-v", "size=1G", "rdelay=3"]
     assert split_words(words) == (words[:6], words[6:])
     assert command_line(["-t", "1", "size=1G"])[:4] == ["nbdkit", "-f", "-t", "1"]
-    assert command_line(["size=1G"])[1:4] == ["-f", "-t", "4"]
+    assert command_line(["size=1G"])[1:4] == ["-f", "-t", str(THREADS)]
 
 
 def test_random_words_never_reach_nbdkit_as_options(rng: random.Random) -> None:

@@ -118,7 +118,8 @@ def test_a_command_that_fails_is_answered_and_the_next_one_works(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(store.statistics.__class__, "as_dict", lambda _self: 1 // 0)
-        assert "ZeroDivisionError" in ask(control, "status")["error"]
+        with pytest.raises(EnvironmentProblem, match="could not answer 'status': ZeroDivisionError"):
+            ask(control, "status")
     assert ask(control, "status")["puts"] == 2
 
 

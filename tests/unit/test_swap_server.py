@@ -23,6 +23,8 @@ def folder(tmp_path: Path) -> StateFolder:
 def started(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Server]]:
     monkeypatch.setenv("SOCKET", str(folder.socket))
     monkeypatch.setenv("PIDFILE", str(folder.pidfile))
+    # The real question goes to a control socket, which these scripts have not.
+    monkeypatch.setattr(server, "is_answering", lambda _control: folder.pidfile.exists() and folder.pidfile.read_text())
     servers: list[Server] = []
     yield servers
     for each in servers:
@@ -30,7 +32,7 @@ def started(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[li
 
 
 def start(started: list[Server], folder: StateFolder, script: str) -> Server:
-    started.append(Server(["sh", "-c", script], folder.log))
+    started.append(Server(["sh", "-c", script], folder.log, lambda _identity: None))
     return started[-1]
 
 
@@ -71,7 +73,7 @@ def test_one_that_forks_away_is_refused(folder: StateFolder, started: list[Serve
 
 
 def test_no_such_program(folder: StateFolder, started: list[Server]) -> None:
-    started.append(Server(["/nonexistent"], folder.log))
+    started.append(Server(["/nonexistent"], folder.log, lambda _identity: None))
     with pytest.raises(SwapError, match="/nonexistent: not found"):
         started[-1].wait_until_ready(folder, timeout_seconds=10)
 

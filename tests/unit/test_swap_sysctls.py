@@ -1,15 +1,88 @@
-"""Settings that are held while the swap is on."""
+"""Settings that are held while any swap is on."""
 
 from pathlib import Path
 
-from zcache.swap.sysctls import hold, put_back
+import pytest
+
+from zcache.swap.sysctls import MIN_FREE, hold, release
+
+BOOST = "vm/watermark_boost_factor"
 
 
-def test_hold_and_put_back(tmp_path: Path) -> None:
-    (tmp_path / "vm").mkdir()
-    setting = tmp_path / "vm/watermark_boost_factor"
-    setting.write_text("15000\n")
-    before = hold({"vm/watermark_boost_factor": "0", "vm/not_in_this_kernel": "1"}, tmp_path)
-    assert setting.read_text() == "0" and before == {"vm/watermark_boost_factor": "15000"}
-    put_back(before, tmp_path)
-    assert setting.read_text() == "15000"
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "sys/vm").mkdir(parents=True)
+    (tmp_path / "sys" / BOOST).write_text("15000\n")
+    (tmp_path / "sys" / MIN_FREE).write_text("4096\n")
+    return tmp_path / "sys"
+
+
+def settings(root: Path) -> tuple[str, str]:
+    return (root / BOOST).read_text().strip(), (root / MIN_FREE).read_text().strip()
+
+
+def new_holder(folder: Path, name: str) -> Path:
+    (folder / name).touch()
+    return folder / name
+
+
+def test_held_and_put_back(root: Path, tmp_path: Path) -> None:
+    record, holder = tmp_path / "record", new_holder(tmp_path, "a")
+    hold(holder, root, record)
+    assert settings(root) == ("0", "16384") and record.stat().st_mode & 0o777 == 0o600
+    assert release(holder, root, record) == []
+    assert settings(root) == ("15000", "4096") and not record.exists()
+    assert release(holder, root, record) == []
+
+
+def test_the_reserve_is_only_raised(root: Path, tmp_path: Path) -> None:
+    (root / MIN_FREE).write_text("99999\n")
+    (root / BOOST).unlink()
+    hold(new_holder(tmp_path, "a"), root, tmp_path / "record")
+    assert (root / MIN_FREE).read_text() == "99999" and not (root / BOOST).exists()
+
+
+@pytest.mark.parametrize("first, second", ["ab", "ba"])
+def test_the_last_of_two_areas_puts_them_back(root: Path, tmp_path: Path, first: str, second: str) -> None:
+    record = tmp_path / "record"
+    for name in "ab":
+        hold(new_holder(tmp_path, name), root, record)
+    release(tmp_path / first, root, record)
+    assert settings(root) == ("0", "16384")
+    release(tmp_path / second, root, record)
+    assert settings(root) == ("15000", "4096") and not record.exists()
+
+
+def test_an_area_that_is_gone_holds_nothing(root: Path, tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    hold(new_holder(tmp_path, "killed"), root, record)
+    hold(new_holder(tmp_path, "a"), root, record)
+    (tmp_path / "killed").unlink()
+    release(tmp_path / "a", root, record)
+    assert settings(root) == ("15000", "4096")
+
+
+def test_what_was_there_before_a_killed_area_is_not_forgotten(root: Path, tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    hold(new_holder(tmp_path, "killed"), root, record)
+    (tmp_path / "killed").unlink()
+    hold(new_holder(tmp_path, "a"), root, record)
+    release(tmp_path / "a", root, record)
+    assert settings(root) == ("15000", "4096")
+
+
+def test_what_somebody_else_set_meanwhile_stays(root: Path, tmp_path: Path) -> None:
+    record, holder = tmp_path / "record", new_holder(tmp_path, "a")
+    hold(holder, root, record)
+    (root / MIN_FREE).write_text("65536\n")
+    assert release(holder, root, record) == []
+    assert settings(root) == ("15000", "65536")
+
+
+def test_one_that_cannot_be_put_back_is_said_and_the_other_is_put_back(root: Path, tmp_path: Path) -> None:
+    record, holder = tmp_path / "record", new_holder(tmp_path, "a")
+    hold(holder, root, record)
+    (root / BOOST).unlink()
+    (failure,) = release(holder, root, record)
+    assert "watermark_boost_factor could not be put back to 15000" in failure
+    assert (root / MIN_FREE).read_text() == "4096" and not record.exists()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -29,21 +30,23 @@ class FakeMachine:
     def __init__(self, failing: str = "", error: BaseException | None = None) -> None:
         self.calls: list[str] = []
         self.failing, self.error = failing, error or SwapError("no such luck")
-        self.running = self.attached = self.swapping = False
-        self.sysctl = "15000"
+        self.running = self.attached = self.swapping = self.sysctls_held = False
 
     def _do(self, step: str) -> None:
         self.calls.append(step)
         if step == self.failing:
             raise self.error
 
+    def _is_ours_on(self) -> bool:
+        return self.swapping and self.attached
+
     def load_driver(self) -> None:
         self._do("load_driver")
 
-    def start_server(self) -> ProcessIdentity:
+    def start_server(self, announce: Callable[[ProcessIdentity], None]) -> None:
+        announce(SERVER)
         self._do("start_server")
         self.running = True
-        return SERVER
 
     def wait_for_server(self) -> None:
         self._do("wait_for_server")
@@ -59,26 +62,30 @@ class FakeMachine:
     def make_swap(self, _device: str) -> None:
         self._do("make_swap")
 
-    def hold_sysctls(self) -> dict[str, str]:
+    def hold_sysctls(self) -> None:
         self._do("hold_sysctls")
-        self.sysctl = "0"
-        return {"vm/watermark_boost_factor": "15000"}
+        self.sysctls_held = True
 
-    def put_back_sysctls(self, before: dict[str, str]) -> None:
-        self.sysctl = before.get("vm/watermark_boost_factor", self.sysctl)
+    def put_back_sysctls(self, _folder: object = None) -> None:
+        self.calls.append("put_back_sysctls")
+        assert not self._is_ours_on()
+        self.sysctls_held = False
 
     def swap_on(self, _device: str) -> None:
         self._do("swap_on")
         self.swapping = True
 
-    def is_swapping(self, _device: str) -> bool:
-        return self.swapping
+    def is_swapping(self, device: str) -> bool:
+        return self.swapping and device == DEVICE
 
     def is_running(self, _server: ProcessIdentity) -> bool:
         return self.running
 
     def attached_by_pid(self, _device: str) -> int | None:
         return ATTACHED_BY_PID if self.attached else None
+
+    def device_of(self, attached_by_pid: int) -> str | None:
+        return DEVICE if self.attached and attached_by_pid in (ATTACHED_BY_PID, os.getpid()) else None
 
     def swap_off(self, _device: str) -> None:
         self._do("swap_off")
@@ -90,7 +97,7 @@ class FakeMachine:
         self.attached = False
 
     def stop_server(self, _server: ProcessIdentity = SERVER) -> str:
-        assert not self.swapping
+        assert not self._is_ours_on()
         assert not self.attached
         self._do("stop_server")
         self.running = False
@@ -118,12 +125,12 @@ def test_up_then_down(folder: StateFolder) -> None:
     state = machine.bring_up(folder)
     assert machine.calls == list(STEPS)
     expected = SwapState(SERVER, str(folder.socket), str(folder.control), DEVICE, ATTACHED_BY_PID)
-    assert folder.load() == state == expected.with_sysctls({"vm/watermark_boost_factor": "15000"})
-    assert machine.sysctl == "0"
+    assert folder.load() == state == expected
+    assert machine.sysctls_held
     machine.calls.clear()
     machine.take_down(state, folder)
-    assert machine.calls == ["swap_off", "detach", "stop_server"]
-    assert not folder.path.exists() and machine.sysctl == "15000"
+    assert machine.calls == ["swap_off", "put_back_sysctls", "detach", "stop_server"]
+    assert not folder.path.exists() and not machine.sysctls_held
 
 
 @pytest.mark.parametrize("error", [SwapError("no such luck"), Interrupted(signal.SIGINT)])
@@ -133,9 +140,51 @@ def test_each_failing_step_is_undone(folder: StateFolder, failing: str, error: B
     with pytest.raises(type(error)):
         machine.bring_up(folder)
     done = STEPS[: STEPS.index(failing)]
-    undone = [undo for do, undo in (("attach", "detach"), ("start_server", "stop_server")) if do in done]
+    undos = [("attach", "detach"), ("start_server", "stop_server")]
+    undone = ["put_back_sysctls"] * (failing in ("hold_sysctls", "swap_on"))
+    undone += [undo for do, undo in undos if do in done]
     assert machine.calls == [*done, failing, *undone]
-    assert not (machine.running or machine.attached or folder.path.exists()) and machine.sysctl == "15000"
+    assert not (machine.running or machine.attached or folder.path.exists()) and not machine.sysctls_held
+
+
+@pytest.mark.parametrize("step", ["start_server", "attach", "warm_up", "hold_sysctls", "swap_on"])
+def test_a_signal_that_falls_after_a_step_finds_its_undo(folder: StateFolder, step: str) -> None:
+    original = getattr(FakeMachine, step)
+
+    def act(machine: FakeMachine, *arguments: object) -> object:
+        result = original(machine, *arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    machine = type("Signalled", (FakeMachine,), {step: act})()
+    with Interruption() as interruption, pytest.raises(Interrupted):
+        bring_up(folder, cast(Buildup, machine), interruption.held)
+    assert not (machine.running or machine.attached or machine.swapping or machine.sysctls_held)
+    assert not folder.path.exists()
+
+
+@pytest.mark.parametrize("killed_in", STEPS[1:])
+def test_what_a_killed_swap_up_left_is_found(folder: StateFolder, killed_in: str) -> None:
+    """SIGKILL, right after the step was done and before anything could be said about it: no undo runs."""
+    machine = FakeMachine()
+    original = getattr(machine, killed_in)
+
+    class Killed(BaseException):
+        pass
+
+    def act(*arguments: object) -> None:
+        original(*arguments)
+        raise Killed
+
+    setattr(machine, killed_in, act)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(up.ExitStack, "close", lambda _self: None)
+        machine.bring_up(folder)
+    state = folder.load()
+    assert state is not None and machine.is_live(state)
+    machine.take_down(state, folder)
+    assert not (machine.running or machine.attached or machine.swapping or machine.sysctls_held)
+    assert not folder.path.exists()
 
 
 def test_a_device_that_stays_attached_keeps_its_server(folder: StateFolder) -> None:
@@ -165,7 +214,7 @@ def test_a_swap_that_is_on_and_wrong_is_turned_off_first(folder: StateFolder) ->
     machine = WrongPriority()
     with pytest.raises(SwapError, match="wrong priority"):
         machine.bring_up(folder)
-    assert machine.calls[-3:] == ["swap_off", "detach", "stop_server"]
+    assert machine.calls[-4:] == ["swap_off", "put_back_sysctls", "detach", "stop_server"]
     assert not folder.path.exists()
 
 
@@ -222,16 +271,15 @@ def test_down_leaves_a_device_that_someone_else_attached(folder: StateFolder) ->
 
     later = ReusedDevice()
     assert not later.is_live(state)
+    later.swapping = True  # theirs, of the same name
     later.take_down(state, folder)
-    assert later.calls == ["stop_server"]
+    assert later.swapping and later.calls == ["put_back_sysctls", "stop_server"]
 
 
 def test_what_counts_as_up(folder: StateFolder) -> None:
     machine, state = up_machine(folder, "")
     assert machine.is_live(state)
-    machine.running = False
-    assert machine.is_live(state)
-    machine.swapping = False
+    machine.running = machine.swapping = False
     assert machine.is_live(state)
     machine.attached = False
     assert not machine.is_live(state)

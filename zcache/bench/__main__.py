@@ -1,8 +1,10 @@
 """scripts/bench BENCHMARK [options]."""
 
+import signal
 import sys
 
 from zcache.bench import ablation, store
+from zcache.testvm.signals import end_in_order
 
 BENCHMARKS = {"store": store.main, "ablation": ablation.main}
 
@@ -13,7 +15,11 @@ def main() -> int:
     if not words or words[0] not in BENCHMARKS:
         print(f"usage: scripts/bench {{{','.join(BENCHMARKS)}}} [options]", file=sys.stderr)
         return 0 if words[:1] in (["-h"], ["--help"]) else 2
-    return BENCHMARKS[words[0]](words[1:])
+    end_in_order()
+    try:
+        return BENCHMARKS[words[0]](words[1:])
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

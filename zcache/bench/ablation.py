@@ -64,10 +64,10 @@ class Row:
         killed = re.findall(r"Killed process \d+ \(([^)]*)\)", log)
         if "nbdkit" in killed:
             return "the kernel KILLED THE SERVER"
-        if self.result.panicked:
-            return "guest panicked"
         if self.result.timed_out:
             return f"WEDGED ({len(kernel_troubles(log))} complaints in the kernel log)"
+        if self.result.panicked:
+            return "guest panicked"
         if not self.report:
             return self.result.failure or "no report"
         if killed:

@@ -47,8 +47,12 @@ class Teardown:
         progress()
         swapoff.swap_off(device, progress, self._interval_seconds)
 
-    def put_back_sysctls(self, before: dict[str, str]) -> None:
-        sysctls.put_back(before)
+    def put_back_sysctls(self, folder: StateFolder) -> None:
+        for failure in sysctls.release(folder.state):
+            self._report(f"warning: {failure}")
+
+    def device_of(self, attached_by_pid: int) -> str | None:
+        return NbdDevice.attached_by(attached_by_pid)
 
     def attached_by_pid(self, device: str) -> int | None:
         return NbdDevice(device).attached_by_pid()
@@ -68,38 +72,45 @@ class Teardown:
 
 def is_live(state: SwapState, machine: Teardown) -> bool:
     """Whether anything that the state names is still there."""
-    if machine.is_running(state.server):
-        return True
-    return state.device is not None and (machine.is_swapping(state.device) or is_ours(state, machine))
+    return machine.is_running(state.server) or our_device(state, machine) is not None
 
 
-def is_ours(state: SwapState, machine: Teardown) -> bool:
-    """Whether the device is attached, and by us rather than by someone who got the same name later."""
-    if state.device is None or state.attached_by_pid is None:
-        return False
-    return machine.attached_by_pid(state.device) == state.attached_by_pid
+def our_device(state: SwapState, machine: Teardown) -> str | None:
+    """The device, if it is attached, and by us rather than by someone who got the same name later.
+
+    It stays attached, by the pid that sysfs shows, for as long as anything is swapped to it, even when its server has
+    died. A swap-up that was killed at the wrong moment knew the pid but not yet the device.
+    """
+    if state.attached_by_pid is None:
+        return None
+    if state.device is None:
+        return machine.device_of(state.attached_by_pid)
+    return state.device if machine.attached_by_pid(state.device) == state.attached_by_pid else None
 
 
-def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: Report = print) -> None:
-    """Everything that the state names goes, or StillSwappingError says why the swap stays on."""
-    device = state.device
-    if device is not None:
+def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: Report = print) -> str:
+    """Everything that the state names goes, or StillSwappingError says why the swap stays on.
+
+    Returns how the server ended: "ended", "killed", or "gone" if it had ended before.
+    """
+    device = our_device(state, machine)
+    if device is not None and machine.is_swapping(device):
+        if not machine.is_running(state.server):
+            report(f"warning: the server (pid {state.server.pid}) is gone; its pages may be lost")
+        machine.swap_off(device)
         if machine.is_swapping(device):
-            if not machine.is_running(state.server):
-                report(f"warning: the server (pid {state.server.pid}) is gone; its pages may be lost")
-            machine.swap_off(device)
-            if machine.is_swapping(device):
-                raise StillSwappingError(f"swapoff reported success, but {device} is still in /proc/swaps")
-            report(f"{device}: swap is off")
-        machine.put_back_sysctls(state.sysctls)
-        if is_ours(state, machine):
-            machine.detach(device)
-            report(f"{device}: detached")
+            raise StillSwappingError(f"swapoff reported success, but {device} is still in /proc/swaps")
+        report(f"{device}: swap is off")
+    machine.put_back_sysctls(folder)
+    if device is not None:
+        machine.detach(device)
+        report(f"{device}: detached")
     outcome = machine.stop_server(state.server)
     if outcome == "stuck":
         raise SwapError(f"the server (pid {state.server.pid}) does not end, not even by SIGKILL; see dmesg")
     report(f"server (pid {state.server.pid}): {outcome}")
     folder.remove()
+    return outcome
 
 
 def run(folder: StateFolder, report: Report, interval_seconds: float) -> None:
@@ -138,7 +149,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
     try:
         with Interruption():
             run(folder, report, interval_seconds=1.0 if sys.stdout.isatty() else 5.0)
-    except SwapError as error:
+    except (SwapError, OSError) as error:
         print(f"swap-down: error: {error}", file=sys.stderr)
         return 1
     except Interrupted as interrupted:

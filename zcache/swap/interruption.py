@@ -12,6 +12,13 @@ from contextlib import AbstractContextManager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def is_ignored(signum: int) -> bool:
+    """Whether our caller had it ignored, as nohup does: then it stays so."""
+    return signal.getsignal(signum) is signal.SIG_IGN
+
+
 # What a step that must not be torn apart is wrapped in.
 Hold = Callable[[], AbstractContextManager[None]]
 
@@ -33,7 +40,7 @@ class Interruption:
         self._raised = False
 
     def __enter__(self) -> "Interruption":
-        self._before = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
+        self._before = {signum: signal.signal(signum, self._handle) for signum in SIGNALS if not is_ignored(signum)}
         return self
 
     def __exit__(self, *_: object) -> None:

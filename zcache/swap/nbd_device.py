@@ -55,6 +55,15 @@ class NbdDevice:
     def of_index(cls, index: int) -> "NbdDevice":
         return cls(f"/dev/nbd{index}")
 
+    @classmethod
+    def attached_by(cls, pid: int, sysfs: Path = Path("/sys/block")) -> str | None:
+        """The device that a process attached."""
+        for entry in sysfs.glob("nbd*"):
+            device = cls(f"/dev/{entry.name}", sysfs)
+            if device.attached_by_pid() == pid:
+                return device.path
+        return None
+
     def attached_by_pid(self) -> int | None:
         """Who attached it; None when it is not attached."""
         return self._read("pid")
@@ -72,13 +81,18 @@ class NbdDevice:
         """Disconnect and wait until the kernel has let go.  The caller vouches that no swap is on it."""
         from zcache.swap import nbd_netlink  # late: see its header
 
+        pid = self.attached_by_pid()
         nbd_netlink.disconnect(self.index)
-        self.wait_until_detached(timeout_seconds)
+        self.wait_until_detached(pid, timeout_seconds)
 
-    def wait_until_detached(self, timeout_seconds: float) -> None:
-        """The last opener (udev looks at each new device) may hold it a moment longer."""
+    def wait_until_detached(self, pid: int | None, timeout_seconds: float) -> None:
+        """The last opener (udev looks at each new device) may hold it a moment longer; and as soon as it is free,
+        somebody else may attach it."""
         deadline_seconds = time.monotonic() + timeout_seconds
-        while self.attached_by_pid() is not None or self.size_bytes():
+        while True:
+            now = self.attached_by_pid()
+            if now != pid if now else not self.size_bytes():
+                return
             if time.monotonic() > deadline_seconds:
                 raise SwapError(f"{self.path} is still attached after {timeout_seconds:.0f} s: who holds it?")
             time.sleep(0.05)
@@ -91,7 +105,10 @@ class NbdDevice:
         only it can free.  So each thread is made to serve some now.
         """
         length_bytes = min(length_bytes, self.size_bytes())
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as error:
+            raise SwapError(f"opening {self.path} failed: {error.strerror}") from error
         try:
             starts = range(0, length_bytes, _WARM_UP_READ_BYTES)
             with ThreadPoolExecutor(_WARM_UP_THREAD_COUNT) as threads:

@@ -22,7 +22,7 @@ def parse_swaps(text: str) -> list[SwapEntry]:
     for line in text.splitlines()[1:]:
         # From the right, for a deleted swap file's name is followed by a bare " (deleted)".
         path, _kind, size_kib, used_kib, priority = line.rsplit(maxsplit=4)
-        path = _OCTAL.sub(lambda match: chr(int(match[1], 8)), path)
+        path = _OCTAL.sub(lambda match: chr(int(match[1], 8)), path).removesuffix(" (deleted)")
         entries.append(SwapEntry(path, int(size_kib), int(used_kib), int(priority)))
     return entries
 
@@ -37,6 +37,8 @@ class ProcSwaps:
         os.close(self._fd)
 
     def find(self, device: str | None) -> SwapEntry | None:
-        # One page holds some fifty swap areas; the kernel allows 32 at most.
-        text = os.pread(self._fd, 4096, 0).decode()
+        read = b""
+        while more := os.pread(self._fd, 4096, len(read)):  # the kernel gives at most a page at once
+            read += more
+        text = read.decode(errors="surrogateescape")
         return next((entry for entry in parse_swaps(text) if entry.path == device), None)

@@ -13,9 +13,11 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from zcache.control import ask
+from zcache.errors import EnvironmentProblem
 from zcache.swap import process
 from zcache.swap.error import SwapError
 from zcache.swap.process import ProcessIdentity
@@ -49,32 +51,33 @@ def error_lines(text: str) -> list[str]:
 class Server:
     """A server that this process has started; it goes on when the process ends. `log` is appended to."""
 
-    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+    def __init__(self, arguments: Sequence[str], log: Path, announce: Callable[[ProcessIdentity], None]) -> None:
+        """`announce` is told who it will be before it runs."""
         self._log = log
         log.touch(mode=0o600)
-        with log.open("ab") as log_file:
-            pid = _start_orphan(arguments, log_file.fileno())
-        # One that is over already is a zombie, or gone: no process ever started in tick 0.
-        self.identity = process.identify(pid) or ProcessIdentity(pid, 0)
+        with log.open("ab") as log_file, _new_orphan(arguments, log_file.fileno()) as pid:
+            # One that is over already is a zombie, or gone: no process ever started in tick 0.
+            self.identity = process.identify(pid) or ProcessIdentity(pid, 0)
+            announce(self.identity)
 
     def log(self) -> str:
         """What it has said so far."""
         return self._log.read_text(errors="replace")
 
     def wait_until_ready(self, folder: StateFolder, timeout_seconds: float) -> None:
-        """nbdkit writes its pid file when it listens; one that ends before that says why itself."""
+        """It answers at its control socket last of all, when it has locked and tried everything.
+
+        nbdkit listens, and writes its pid file, long before that. One that ends instead says why itself.
+        """
         deadline_seconds = time.monotonic() + timeout_seconds
-        while True:
+        while not is_answering(folder.control):
             if not process.is_running(self.identity):
                 said = error_lines(self.log()) or ["nothing"]
                 raise SwapError("the server ended at its start; it said:\n  " + "\n  ".join(said))
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                pid = int(folder.pidfile.read_text())
-                if folder.socket.exists():
-                    break
             if time.monotonic() > deadline_seconds:
                 raise SwapError(f"the server is not ready after {timeout_seconds:.0f} s (--start-seconds)")
             time.sleep(0.05)
+        pid = int(folder.pidfile.read_text())
         if pid != self.identity.pid:
             raise SwapError(f"the server runs as pid {pid}, not {self.identity.pid}: it must stay in front")
 
@@ -83,10 +86,23 @@ class Server:
         return process.stop(self.identity, term_seconds)
 
 
-def _start_orphan(arguments: Sequence[str], log_fd: int) -> int:
-    """The pid of the server, which is nobody's child by the time it runs.
+def is_answering(control: Path) -> bool:
+    """Whether a server answers at its control socket."""
+    if not control.exists():
+        return False
+    try:
+        ask(control, "status")
+    except EnvironmentProblem:
+        return False
+    return True
 
-    Setsid's parent half has ended and been collected before the shell is told to go on, so the order is certain.
+
+@contextlib.contextmanager
+def _new_orphan(arguments: Sequence[str], log_fd: int) -> Iterator[int]:
+    """The pid of the server-to-be, which is nobody's child by the time it runs: at the end of the block.
+
+    Setsid's parent half has ended and been collected before the shell is told to go on, so the order is certain. If
+    the block fails the shell reads the end of its input instead, and ends.
     """
     read_fd, write_fd = os.pipe()
     with os.fdopen(read_fd), os.fdopen(write_fd, "w", buffering=1) as go:
@@ -100,7 +116,8 @@ def _start_orphan(arguments: Sequence[str], log_fd: int) -> int:
             text=True,
         ) as setsid:
             assert setsid.stdout is not None
-            pid = int(setsid.stdout.readline())
-            setsid.wait()
-            go.write("\n")
-    return pid
+            first_line = setsid.stdout.readline()
+            if setsid.wait() or not first_line:
+                raise SwapError("the server could not be started: setsid was ended")
+        yield int(first_line)
+        go.write("\n")

@@ -1,7 +1,7 @@
 """What swap-up leaves for swap-down: one JSON file in a folder that only root can enter.
 
-The file is written as soon as there is anything to undo (the server) and again when there is more (the
-device), so that even a swap-up that was killed outright can be taken down.  It is replaced whole, by
+The file is written before there is anything to undo (a server, and then a device), so that even a swap-up that
+was killed outright can be taken down.  It is replaced whole, by
 rename.  /run is emptied at boot, as the device and the server are, so a state never outlives the kernel
 that it speaks of.
 
@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from zcache.swap.error import SwapError
@@ -30,16 +30,11 @@ class SwapState:
     # None until the kernel has been given the connection.
     device: str | None = None
     # /sys/block/nbdN/pid while it is ours: the process that attached it.  A device of the same name which
-    # someone else attached later shows another pid.
+    # someone else attached later shows another pid.  Known before the device is: one that attached and was
+    # killed before it could say where is found by it.
     attached_by_pid: int | None = None
 
-    # What swap-up changed in /proc/sys, and what it was before.
-    sysctls: dict[str, str] = field(default_factory=dict)
-
-    def with_sysctls(self, before: dict[str, str]) -> "SwapState":
-        return replace(self, sysctls=before)
-
-    def with_device(self, device: str, attached_by_pid: int) -> "SwapState":
+    def with_device(self, device: str | None, attached_by_pid: int) -> "SwapState":
         return replace(self, device=device, attached_by_pid=attached_by_pid)
 
     def with_server(self, server: ProcessIdentity) -> "SwapState":

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from zcache.swap import process
 from zcache.swap.error import StillSwappingError
+from zcache.swap.interruption import SIGNALS, is_ignored
 
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _ADVICE = "the swap is still on and its server still runs"
@@ -51,7 +52,10 @@ def swap_off(device: str, progress: Callable[[], None], interval_seconds: float)
     """
     libc = ctypes.CDLL(None, use_errno=True)
     path = device.encode()
-    child_pid = os.fork()
+    try:
+        child_pid = os.fork()
+    except OSError as error:
+        raise StillSwappingError(f"cannot fork ({error.strerror}): {_ADVICE}; end programs, then try again") from None
     if child_pid == 0:
         _swap_off_in_child(libc, path)
     # After the fork: the child is to be killed rather than the one that reports it.
@@ -68,8 +72,9 @@ def swap_off(device: str, progress: Callable[[], None], interval_seconds: float)
 
 
 def _swap_off_in_child(libc: ctypes.CDLL, path: bytes) -> None:
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_DFL)
+    for signum in SIGNALS:
+        if not is_ignored(signum):
+            signal.signal(signum, signal.SIG_DFL)
     failed = libc.swapoff(path)
     os._exit(ctypes.get_errno() if failed else 0)
 

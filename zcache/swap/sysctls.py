@@ -1,4 +1,4 @@
-"""Kernel settings that are held while the swap is on, and put back when it is off.
+"""Kernel settings that are held while any zcache swap is on, and put back when the last one is off.
 
 `vm.watermark_boost_factor=0`: after a fragmentation event the kernel raises ("boosts") the min watermark until kswapd
 has reclaimed that much. While kswapd waits for the swap device that cannot happen, and the memory that the server
@@ -9,35 +9,96 @@ and the server looping in the page allocator for ever.
 may take a quarter of what lies below the min watermark (ALLOC_HARDER in mm/page_alloc.c of 6.1), and the server is
 one; that quarter has to be worth something. Without it a worker looped in the page allocator, sending a reply (seen,
 500 MiB guest).
+
+There can be several swap areas, so what the settings were before is kept beside the names of all that hold them, in a
+record of its own; it is written before the settings are. One that somebody else has changed meanwhile is left alone.
 """
 
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
 PROC: Final = Path("/proc/sys")
+#: /run is emptied at boot, as the settings are.
+RECORD: Final = Path("/run/zcache-sysctls.json")
 MIN_FREE: Final = "vm/min_free_kbytes"
 MIN_FREE_KIB: Final = 16 << 10
 
 
+@dataclass
+class _Held:
+    """The record: who holds the settings (paths of state files), what they were, and what we made of them."""
+
+    holders: list[str] = field(default_factory=list)
+    before: dict[str, str] = field(default_factory=dict)
+    ours: dict[str, str] = field(default_factory=dict)
+
+
 def while_on(root: Path = PROC) -> dict[str, str]:
-    """What to set: the reserve is only ever raised."""
-    min_free_kib = max(int((root / MIN_FREE).read_text()), MIN_FREE_KIB)
-    return {"vm/watermark_boost_factor": "0", MIN_FREE: str(min_free_kib)}
+    """What to set: the reserve is only ever raised, and a setting that a kernel does not have is left out."""
+    wanted = {"vm/watermark_boost_factor": "0"}
+    min_free_kib = int((root / MIN_FREE).read_text())
+    wanted[MIN_FREE] = str(max(min_free_kib, MIN_FREE_KIB))
+    return {name: value for name, value in wanted.items() if (root / name).exists()}
 
 
-def hold(wanted: dict[str, str] | None = None, root: Path = PROC) -> dict[str, str]:
-    """Write the settings; returns what they were before, for `put_back`. One that a kernel does not have is left
-    out."""
-    before = {}
-    for name, value in (while_on(root) if wanted is None else wanted).items():
-        path = root / name
-        if path.exists():
-            before[name] = path.read_text().strip()
-            path.write_text(value)
-    return before
+def hold(holder: Path, root: Path = PROC, record: Path = RECORD) -> None:
+    """Write the settings, on behalf of a swap area whose state file is `holder`."""
+    with _locked(record) as (held, save):
+        held.holders = [name for name in held.holders if Path(name).exists()]
+        if not held.holders:
+            now = {name: (root / name).read_text().strip() for name in while_on(root)}
+            # What a holder that was killed left behind is not what was there before.
+            held.before = {n: held.before[n] if held.ours.get(n) == value else value for n, value in now.items()}
+            held.ours = while_on(root)
+        held.holders.append(str(holder))
+        save()
+        for name, value in held.ours.items():
+            (root / name).write_text(value)
 
 
-def put_back(before: dict[str, str], root: Path = PROC) -> None:
-    """Undo `hold`."""
-    for name, value in before.items():
-        (root / name).write_text(value)
+def release(holder: Path, root: Path = PROC, record: Path = RECORD) -> list[str]:
+    """Undo `hold`: the last holder puts the settings back. Returns what could not be put back, one line each."""
+    failures = []
+    if not record.exists():
+        return []
+    with _locked(record) as (held, save):
+        held.holders = [name for name in held.holders if name != str(holder) and Path(name).exists()]
+        if held.holders:
+            save()
+            return []
+        for name, value in held.before.items():
+            try:
+                if (root / name).read_text().strip() == held.ours[name]:
+                    (root / name).write_text(value)
+            except OSError as error:
+                failures.append(f"{root / name} could not be put back to {value}: {error.strerror}")
+        record.unlink()
+    return failures
+
+
+@contextlib.contextmanager
+def _locked(record: Path) -> Iterator[tuple[_Held, Callable[[], None]]]:
+    """The record and what writes it, for one at a time; made if it is not there."""
+    while True:
+        descriptor = os.open(record, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not record.exists() or not os.path.samestat(os.fstat(descriptor), record.stat()):
+                continue  # its last holder has removed it while we waited
+            text = os.pread(descriptor, 1 << 16, 0)
+            held = _Held(**json.loads(text)) if text else _Held()
+
+            def save(descriptor: int = descriptor, held: _Held = held) -> None:
+                written = os.pwrite(descriptor, json.dumps(asdict(held)).encode(), 0)
+                os.ftruncate(descriptor, written)
+
+            yield held, save
+            return
+        finally:
+            os.close(descriptor)

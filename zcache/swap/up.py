@@ -18,7 +18,7 @@ from pathlib import Path
 from zcache.swap import area, nbd_device, swapoff, sysctls
 from zcache.swap import server as server_module
 from zcache.swap.down import Report, Teardown, is_live, take_down
-from zcache.swap.error import SwapError
+from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.interruption import Hold, Interrupted, Interruption
 from zcache.swap.nbd_device import NbdDevice
 from zcache.swap.proc_swaps import ProcSwaps
@@ -55,11 +55,10 @@ class Buildup:
     def load_driver(self) -> None:
         area.run(["modprobe", "nbd"])
 
-    def start_server(self) -> ProcessIdentity:
+    def start_server(self, announce: Callable[[ProcessIdentity], None]) -> None:
         options = self._options
         command = server_module.command(options.serve, self._folder, options.parameters)
-        self._server = Server(command, self._folder.log)
-        return self._server.identity
+        self._server = Server(command, self._folder.log, announce)
 
     def wait_for_server(self) -> None:
         assert self._server is not None
@@ -67,7 +66,9 @@ class Buildup:
 
     def stop_server(self) -> None:
         assert self._server is not None
-        self._server.stop(term_seconds=10)
+        if self._server.stop(term_seconds=10) == "stuck":
+            pid = self._server.identity.pid
+            raise SwapError(f"the server (pid {pid}) does not end, not even by SIGKILL; see dmesg")
 
     def attach(self) -> tuple[str, int]:
         """The device, and the pid that sysfs shows for it while it is ours."""
@@ -101,11 +102,12 @@ class Buildup:
             entry = area.verify_on(device, self._options.priority, swaps)
         self._report(f"{device}: swap is on, {entry.size_kib} KiB, priority {entry.priority}")
 
-    def hold_sysctls(self) -> dict[str, str]:
-        return sysctls.hold()
+    def hold_sysctls(self) -> None:
+        sysctls.hold(self._folder.state)
 
-    def put_back_sysctls(self, before: dict[str, str]) -> None:
-        sysctls.put_back(before)
+    def put_back_sysctls(self) -> None:
+        for failure in sysctls.release(self._folder.state):
+            self._report(f"warning: {failure}")
 
     def swap_off(self, device: str) -> None:
         swapoff.swap_off(device, progress=lambda: None, interval_seconds=5)
@@ -135,52 +137,52 @@ def bring_up(
 
 
 def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack) -> SwapState:
+    """Each step's trace in the state comes before it, for whoever finds us killed; its undo after it."""
+    states: list[SwapState] = []
+
+    def save(state: SwapState) -> None:
+        folder.save(state)
+        states.append(state)
+
     undo.callback(folder.remove)
     machine.load_driver()
     with hold():
-        identity = machine.start_server()
-        undo.callback(machine.stop_server)
-        state = SwapState(identity, str(folder.socket), str(folder.control))
-        folder.save(state)
+        machine.start_server(lambda server: save(SwapState(server, str(folder.socket), str(folder.control))))
+        undo.callback(_or_keep, undo, machine.stop_server)
     machine.wait_for_server()
     with hold():
+        save(states[-1].with_device(None, os.getpid()))
         device, attached_by_pid = machine.attach()
-        undo.callback(_detach_or_keep, machine, device, undo)
-        state = state.with_device(device, attached_by_pid)
-        folder.save(state)
+        undo.callback(_or_keep, undo, machine.detach, device)
+        save(states[-1].with_device(device, attached_by_pid))
     with hold():
         # A descriptor lost to a signal between open and close would keep the device attached (seen).
         machine.warm_up(device)
     machine.make_swap(device)
     with hold():
-        before = machine.hold_sysctls()
-        undo.callback(machine.put_back_sysctls, before)
-        state = state.with_sysctls(before)
-        folder.save(state)
+        undo.callback(machine.put_back_sysctls)
+        machine.hold_sysctls()
     with hold():
         # Before the step, unlike the others: swapon may fail with the swap on.
-        undo.callback(_swap_off_or_keep, machine, device, undo)
+        undo.callback(_or_keep, undo, _swap_off_if_on, machine, device)
         machine.swap_on(device)
     undo.pop_all()
-    return state
+    return states[-1]
 
 
-def _swap_off_or_keep(machine: Buildup, device: str, undo: ExitStack) -> None:
-    """The first undo; when the swap will not go off, the undos after it must not run either."""
+def _swap_off_if_on(machine: Buildup, device: str) -> None:
+    if machine.is_swapping(device):
+        machine.swap_off(device)
+
+
+def _or_keep(undo: ExitStack, step: Callable[..., None], *arguments: object) -> None:
+    """An undo that the ones after it depend on: when it fails, they do not run, and the state is left to swap-down."""
     try:
-        if machine.is_swapping(device):
-            machine.swap_off(device)
-    except BaseException:  # not only ours: fork may find no memory
+        step(*arguments)
+    except BaseException as error:  # not only ours: there may be no memory
         undo.pop_all()
-        raise
-
-
-def _detach_or_keep(machine: Buildup, device: str, undo: ExitStack) -> None:
-    """While the device is attached its server stays, and the state by which swap-down finds both."""
-    try:
-        machine.detach(device)
-    except SwapError as error:
-        undo.pop_all()
+        if isinstance(error, StillSwappingError) or not isinstance(error, SwapError):
+            raise
         raise SwapError(f"undoing what was done: {error}; run swap-down to try again") from error
 
 
@@ -230,7 +232,8 @@ def refuse_if_up(folder: StateFolder, report: Report) -> None:
 
 @contextlib.contextmanager
 def swap_area(options: Options, report: Report = print) -> Iterator[SwapState]:
-    """Swap for the length of a block, for scripts and tests; its end may raise StillSwappingError."""
+    """Swap for the length of a block, for scripts and tests; its end may raise StillSwappingError, or SwapError for a
+    server that ended badly."""
     state = run(options, report)
     folder = StateFolder(options.folder)
     try:
@@ -238,7 +241,9 @@ def swap_area(options: Options, report: Report = print) -> Iterator[SwapState]:
     finally:
         with folder.locked(), contextlib.closing(Teardown(report)) as machine:
             # Read again: someone may have replaced the server.
-            take_down(folder.load() or state, folder, machine, report)
+            outcome = take_down(folder.load() or state, folder, machine, report)
+    if outcome != "ended":
+        raise SwapError(f"the server did not end as it should: {outcome}")
 
 
 def parse(arguments: Sequence[str] | None) -> Options:
@@ -280,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with Interruption() as interruption:
             run(options, lambda line: print(f"swap-up: {line}", flush=True), interruption.held)
-    except SwapError as error:
+    except (SwapError, OSError) as error:
         print(f"swap-up: error: {error}", file=sys.stderr)
         return 1
     except Interrupted as interrupted:

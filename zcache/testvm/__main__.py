@@ -13,10 +13,10 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from zcache.errors import ZcacheError
 from zcache.testvm import VmConfig, VmResult
+from zcache.testvm.signals import end_in_order
 from zcache.testvm.vm import run_in_vm
 
 TIMED_OUT = 124
@@ -70,7 +70,7 @@ def parse(arguments: list[str]) -> CommandLine:
 
 def main(arguments: list[str]) -> int:
     line = parse(arguments)
-    signal.signal(signal.SIGTERM, _exit_on_signal)
+    end_in_order()
     try:
         with ExitStack() as cleanup:
             disks = tuple(disk if isinstance(disk, Path) else _sparse_image(disk, cleanup) for disk in line.disks)
@@ -82,11 +82,15 @@ def main(arguments: list[str]) -> int:
         return 128 + signal.SIGINT
     if line.options.status is not None:
         line.options.status.write_text(json.dumps(result.server_status, indent=2) + "\n")
+    if line.options.kernel_log is None and result.exit_status == 0:
+        result.kernel_log.unlink()
     return exit_code(result)
 
 
 def exit_code(result: VmResult) -> int:
     if result.exit_status is not None:
+        if result.exit_status:
+            print(f"vm: the command ended with {result.exit_status}; kernel log: {result.kernel_log}", file=sys.stderr)
         return result.exit_status
     print(f"vm: {result.failure}; kernel log: {result.kernel_log}", file=sys.stderr)
     return TIMED_OUT if result.timed_out else VM_FAILED
@@ -146,10 +150,6 @@ def _seconds(text: str) -> float:
 
 def _absolute(text: str) -> Path:
     return Path(text).absolute()
-
-
-def _exit_on_signal(number: int, _frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

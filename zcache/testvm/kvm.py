@@ -76,7 +76,9 @@ def _remember(memory_file: Path, key: str, answer: bool) -> None:
 
 
 def _boots_under_kvm(kernel: Path) -> bool:
-    argv = [QEMU, "-accel", "kvm", "-cpu", "host", "-m", "256M", "-nodefaults", "-no-reboot"]
+    # A guest that spins must not outlive us if we are killed.
+    argv = ["setpriv", "--pdeathsig", "KILL", QEMU, "-accel", "kvm", "-cpu", "host", "-m", "256M"]
+    argv += ["-nodefaults", "-no-reboot"]
     argv += ["-display", "none", "-serial", "stdio"]
     argv += ["-kernel", str(kernel), "-append", "console=ttyS0 panic=-1"]
     try:

@@ -8,6 +8,7 @@ balance, and pages were in fact swapped out, in and written back.
 import argparse
 import json
 import re
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -18,12 +19,14 @@ from rich.table import Table
 
 from zcache.errors import ZcacheError
 from zcache.testvm import VmConfig, VmResult
+from zcache.testvm.signals import end_in_order
 from zcache.testvm.vm import run_in_vm
 
 #: What a kernel writes when swap, or the machine, is in trouble.
 TROUBLE: Final = re.compile(
     r"I/O error|[Ee]rror on swap-device|blocked for more than|hung_task: blocked|Kernel panic|Oops|BUG:|WARNING:|"
-    r"soft lockup|Bad swap|swap_info_get|nbd\d+: (?:Connection timed out|Dead connection)|Out of memory|oom-kill"
+    r"kernel BUG at|\[#\d+\]|general protection|segfault at|detected stalls|corruption|soft lockup|Bad swap|"
+    r"swap_info_get|nbd\d+: (?:Connection timed out|Dead connection|Possible stuck request)|Out of memory|oom-kill"
 )
 
 PARAMETERS: Final = ("size=1536M", "budget=160M", "codec=lz4", "hardening=require")
@@ -42,6 +45,7 @@ def main() -> int:
     )
     parser.add_argument("parameters", nargs="*", help=f"server parameters besides {' '.join(PARAMETERS)} backing=DISK")
     arguments = parser.parse_args()
+    end_in_order()
     keys = {word.partition("=")[0] for word in arguments.parameters}
     defaults = [word for word in PARAMETERS if word.partition("=")[0] not in keys]
     backing = "backing=/dev/disk/by-id/virtio-vmdisk0"
@@ -73,6 +77,8 @@ def main() -> int:
         except ZcacheError as error:
             print(f"run: {error}", file=sys.stderr)
             return 125
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
         report = json.loads(report_path.read_text()) if report_path.exists() else None
     failures = judge(result, report)
     if report:

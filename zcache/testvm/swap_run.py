@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from zcache.control import ask
+from zcache.errors import ZcacheError
+from zcache.swap.error import SwapError
 from zcache.swap.up import Options, swap_area
 
 PROGRESS_SECONDS: Final = 10.0
@@ -22,7 +24,11 @@ def main(words: list[str]) -> int:
     """Exit status 0 if the load's was and the books balance; the report says the rest."""
     report_path = Path(words[0])
     split = words.index("--")
-    report = run_load(tuple(words[1:split]), words[split + 1 :])
+    try:
+        report = run_load(tuple(words[1:split]), words[split + 1 :])
+    except (SwapError, ZcacheError) as error:
+        print(f"swap_run: {error}", file=sys.stderr)
+        return 1
     report_path.write_text(json.dumps(report, indent=2))
     return 0 if report["load_exit_status"] == 0 and report["check"]["balanced"] else 1
 

@@ -331,7 +331,7 @@ class _SwapServer:
 
 
 def serve_command(socket_path: Path, words: list[str]) -> list[str]:
-    return [str(REPOSITORY / "scripts/serve"), "-U", str(socket_path), *words]
+    return [str(REPOSITORY / "scripts/serve"), "--exit-with-parent", "-U", str(socket_path), *words]
 
 
 @contextmanager
