@@ -78,6 +78,7 @@ class Fetcher:
         by_frame: dict[int, list[int]] = {}
         for index in wanted:
             entry = entries[index] = table[first + index]
+            bodies[index] = b""  # what an earlier look found may have died while we waited for a slot
             if 0 < entry < SAME_FILLED:
                 frame = entry & FRAME_MASK
                 if frames.home[frame]:

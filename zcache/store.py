@@ -177,6 +177,13 @@ class Store:
         return misses
 
     def _get_run(self, thing: TmemObject, first: int, out: memoryview) -> int:
+        """One run. Pages that are lost only while their put waits for room are waited for."""
+        while (misses := self._try_get_run(thing, first, out)) < 0:
+            self._wait_for_lost(thing, first, len(out) >> 12)
+        return misses
+
+    def _try_get_run(self, thing: TmemObject, first: int, out: memoryview) -> int:
+        """One run; -1, and `out` undefined, if a page in it is lost."""
         frames = self.frames
         ram, home, referenced = frames.ram, frames.home, frames.referenced
         count = len(out) >> 12
@@ -208,14 +215,12 @@ class Store:
         finally:
             self.lock.release()
         if lost:
-            self._wait_for_lost(thing, first, count)
-            return self._get_run(thing, first, out)
+            return -1
         if cold:
             assert self._fetcher
             self._fetcher.fetch(thing.table.entries, first, cold, entries, bodies)
             if max(entries) >= LOST:
-                self._wait_for_lost(thing, first, count)
-                return self._get_run(thing, first, out)
+                return -1
 
         start = 0
         for entry, body in zip(entries, bodies, strict=True):
@@ -344,6 +349,7 @@ class Store:
                             return True
                         self.statistics.failed_puts += count - len(placed)
                         raise StoreFull(f"no frame for {count - len(placed)} of {count} pages")
+                    table.touch(start, stop - 1)  # again: a flush of the whole block may have come meanwhile
                     old = table.entries[start:stop].tolist()
                     table.entries[start:stop] = LOST_RUN[: count - len(placed)]
                     self._drop(old, thing.kind)

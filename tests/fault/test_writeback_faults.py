@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -302,6 +303,71 @@ def test_a_get_of_a_page_whose_put_waits_for_room_waits_with_it(rng: random.Rand
     put(store, thing, 5, new)
     reader.join(timeout=10)
     assert got == [new]
+    check(store)
+
+
+def test_a_trim_of_the_whole_block_while_a_put_waits_for_room_hides_nothing(rng: random.Random) -> None:
+    """The trim forgets that the block was ever written; the put that finishes after it must say so again."""
+    store, tier, _ = store_with_tier(budget_frames=2, below_frames=8)
+    thing = new_object(store, 512)
+    put(store, thing, 0, raw_page(rng), raw_page(rng))
+    page = raw_page(rng)
+    tier.before_write = once(lambda: store.flush(thing, 0, 512))
+    put(store, thing, 5, page)
+    assert get(store, thing, 5) == page
+    assert list(store.extents(thing, 0, 512)) == [(0, 5, True), (5, 1, False), (6, 506, True)]
+    check(store)
+    store.flush(thing, 0, 512)
+    assert get(store, thing, 5) == bytes(4096) and store.frames.resident == 0
+
+
+@pytest.mark.parametrize("trimmed", [True, False])
+def test_what_a_get_saw_before_it_waited_for_a_fetch_slot_is_not_believed(rng: random.Random, trimmed: bool) -> None:
+    """Of two cold pages the first comes back into RAM, is seen there, and dies while the get waits for a slot to read
+    the second into."""
+    store, _, thing = store_with_tier(budget_frames=4, below_frames=16)
+    pages = [raw_page(rng), raw_page(rng)]
+    for index, page in enumerate(pages):
+        put(store, thing, index, page)
+        store.reclaimer.clean_some()
+    put(store, thing, 8, *(raw_page(rng) for _ in range(4)))
+    store.flush(thing, 8, 4)
+    new = page_with_zpage_of(rng, 300)
+    frames, fetcher = store.frames, store._fetcher
+    assert fetcher
+    slots = [frames.take_fetch_slot() for _ in range(frames.fetch_slot_count)]
+    get_thread: list[bytes] = []
+    look_up = fetcher._look_up
+
+    def bring_the_first_back_then_look(*arguments: Any) -> Any:
+        fetcher._look_up = look_up  # type: ignore[method-assign]
+        frame = decode_zpage(thing.table.entries[0]).frame
+        spare = frames.adopt(frame, fill(frame))
+        slots.append(spare)
+        return look_up(*arguments)
+
+    def fill(frame: int) -> int:
+        slot = slots.pop()
+        store.tier.read(frames.below[frame], [frames.ram_view[slot * 4096 : (slot + 1) * 4096]])  # type: ignore[union-attr]
+        return slot
+
+    fetcher._look_up = bring_the_first_back_then_look  # type: ignore[method-assign]
+    reader = threading.Thread(target=lambda: get_thread.append(get(store, thing, 0, 2)))
+    reader.start()
+    while not fetcher._slot_returned._waiters:  # type: ignore[attr-defined]
+        assert reader.is_alive(), "the get did not wait"
+        time.sleep(0.001)
+    if trimmed:
+        store.flush(thing, 0, 1)
+    else:
+        put(store, thing, 0, new)
+    with store.lock:
+        for slot in slots:
+            frames.give_fetch_slot(slot)
+        fetcher._slot_returned.notify_all()
+    reader.join(timeout=10)
+    assert get_thread == [(bytes(4096) if trimmed else new) + pages[1]]
+    assert store.statistics.decode_errors == 0
     check(store)
 
 
