@@ -109,7 +109,7 @@ class Fetcher:
                     job.failed = f"reading slot {job.below}: {error.strerror}"
             start = stop
         for job, view in zip(jobs, views, strict=True):
-            if not job.failed and seal_of(view, job.birth) != job.seal:
+            if not job.failed and seal_of(view) != job.seal:
                 job.failed = f"checksum of slot {job.below} is wrong"
 
     def _take_over(

@@ -35,10 +35,10 @@ SYNC_BATCH_FRAMES: Final = 32
 RETRY_SECONDS: Final = 1.0
 
 
-def seal_of(frame_bytes: memoryview, birth: int) -> int:
-    """The checksum under which a frame leaves RAM: CRC-32, seeded with its birth so that another frame's bytes do not
-    pass."""
-    return zlib.crc32(frame_bytes, birth & 0xFFFFFFFF)
+def seal_of(frame_bytes: memoryview) -> int:
+    """The checksum under which a frame leaves RAM: CRC-32. It is kept in the frame table, not below, so that another
+    frame's bytes do not pass either."""
+    return zlib.crc32(frame_bytes)
 
 
 class Reclaimer:
@@ -156,7 +156,7 @@ class Reclaimer:
         try:
             starts = [frames.home[frame] * size for frame in batch]
             views = [frames.ram_view[start : start + size] for start in starts]
-            seals = [seal_of(view, frames.birth[frame]) for view, frame in zip(views, batch, strict=True)]
+            seals = [seal_of(view) for view in views]
             tier.write(first_slot, views)
             arrived = True
         except Exception:  # whatever it is, frames that stayed in flight would be waited for for ever

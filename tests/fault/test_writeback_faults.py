@@ -14,7 +14,7 @@ from tests.support.stores import get, new_object, put, small_store
 from tests.support.tiers import MemoryTier
 from zcache.check import check
 from zcache.entry import decode_zpage
-from zcache.errors import PageDamaged, StoreFull
+from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.pageframes import State
 from zcache.store import Store
 from zcache.tmem import TmemObject
@@ -209,6 +209,32 @@ def test_a_slot_reused_while_it_is_read_is_not_believed(rng: random.Random) -> N
     check(store)
 
 
+def test_a_frame_reborn_under_its_old_id_while_it_is_read_is_not_believed(rng: random.Random) -> None:
+    """The page is overwritten, and its new frame gets the old one's id and goes below, too: its entry is what it was,
+    and only the frame's birth tells that the bytes read are the old page's."""
+    store, tier, thing = store_with_tier(budget_frames=2, below_frames=16)
+    new = raw_page(rng)
+    put(store, thing, 0, raw_page(rng))
+    store.reclaimer.clean_some()
+    put(store, thing, 8, raw_page(rng), raw_page(rng))
+    entry = thing.table.entries[0]
+
+    def overwrite_and_push_below() -> None:
+        put(store, thing, 0, new)
+        store.reclaimer.clean_some()
+        put(store, thing, 10, raw_page(rng), raw_page(rng))
+
+    def old_bytes_then(*arguments: Any) -> None:
+        read(*arguments)
+        meanwhile()
+
+    read, meanwhile = tier.read, once(overwrite_and_push_below)
+    tier.read = old_bytes_then  # type: ignore[method-assign]
+    assert get(store, thing, 0) == new
+    assert thing.table.entries[0] == entry, "the case was not made"
+    check(store)
+
+
 def test_a_rejected_overwrite_then_reclaim_of_the_old_copy(rng: random.Random) -> None:
     """The put over page 0 fails; whatever becomes of the frame with its old zpage, the old data never comes back."""
     store, _, thing = store_with_tier(budget_frames=2, below_frames=2)
@@ -226,11 +252,19 @@ def test_a_rejected_overwrite_then_reclaim_of_the_old_copy(rng: random.Random) -
 
 
 def test_a_partial_write_that_meets_a_whole_one_starts_again(rng: random.Random) -> None:
-    store, tier, thing = store_with_tier()
-    make_cold(store, thing, rng)
+    store, _, thing = store_with_tier()
+    put(store, thing, 0, page_with_zpage_of(rng, 1000))
     other = page_with_zpage_of(rng, 2000)
-    tier.before_read = once(lambda: put(store, thing, 0, other))  # between modify's read and its put
+    read, meanwhile = store.get, once(lambda: put(store, thing, 0, other))
+
+    def read_then_lose_the_race(*arguments: Any) -> int:
+        misses = read(*arguments)
+        meanwhile()
+        return misses
+
+    store.get = read_then_lose_the_race  # type: ignore[method-assign]
     store.modify(thing, 0, 100, memoryview(b"mine"))
+    store.get = read  # type: ignore[method-assign]
     assert get(store, thing, 0) == other[:100] + b"mine" + other[104:]
     check(store)
 
@@ -368,6 +402,33 @@ def test_what_a_get_saw_before_it_waited_for_a_fetch_slot_is_not_believed(rng: r
     reader.join(timeout=10)
     assert get_thread == [(bytes(4096) if trimmed else new) + pages[1]]
     assert store.statistics.decode_errors == 0
+    check(store)
+
+
+def test_a_get_that_waits_for_a_put_is_told_when_it_fails(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _, thing = store_with_tier(budget_frames=2, below_frames=2)
+    put(store, thing, 0, raw_page(rng), raw_page(rng))
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        with pytest.raises(PageLost) as caught:
+            get(store, thing, 5)
+        failures.append(caught.value)
+
+    reader = threading.Thread(target=read, daemon=True)
+
+    def no_room(_queue: int) -> bool:
+        reader.start()
+        while not store.reclaimer.landed._waiters:  # type: ignore[attr-defined]
+            assert reader.is_alive(), "the get did not wait"
+            time.sleep(0.001)
+        return False
+
+    monkeypatch.setattr(store.reclaimer, "make_room", no_room)
+    with pytest.raises(StoreFull):
+        put(store, thing, 5, raw_page(rng))
+    reader.join(timeout=10)
+    assert len(failures) == 1
     check(store)
 
 
