@@ -20,11 +20,17 @@ from zcache.errors import BadInput
 ALLOCATORS: Final = ("zbud",)
 HARDENING: Final = ("require", "warn", "off")
 
+#: Ids for frames in RAM and below, twice over, in the 31 bits that a page-table entry has for one.
+MAX_SIZE_BYTES: Final = (FRAME_MASK + 1) // 2 * PAGE_BYTES
+
 #: 64 pageframes: a request of 64 raw pages must find room, and the watermarks need a few frames to work with.
 MIN_BUDGET_BYTES: Final = 64 * PAGE_BYTES
 
 _SUFFIXES: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE: Final = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?)(b|[kmgt])?(?:ib)?", re.IGNORECASE)
+_SIZE: Final = re.compile(
+    r"([+-]?[0-9]{1,20}(?:\.[0-9]{1,20})?)(b|[kmgt])?(?:(?<=[kmgt])ib)?", re.IGNORECASE | re.ASCII
+)
+_SHARE: Final = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,20})?%", re.ASCII)
 
 KEYS: Final = {
     "size": "bytes of the device, with a suffix: 512M, 2G, 64G",
@@ -54,9 +60,9 @@ class Config:
     hardening: str
 
     @property
-    def backing_needed_bytes(self) -> int:
+    def below_bytes(self) -> int:
         """What must be below so that every page of the device finds room even if nothing compresses."""
-        return 0 if self.overcommit else max(self.size_bytes - self.budget_bytes, 0)
+        return max(self.size_bytes - self.budget_bytes, 0)
 
 
 def parse_config(words: Iterable[tuple[str, str]]) -> Config:
@@ -76,8 +82,8 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
     budget_bytes = parse_budget(given["budget"])
     backing = Path(given["backing"]).absolute() if given.get("backing") else None
     overcommit = _parse_choice("overcommit", given.get("overcommit", "no"), ("yes", "no")) == "yes"
-    if size_bytes // PAGE_BYTES > FRAME_MASK:
-        raise BadInput(f"size={given['size']}: more than {FRAME_MASK} pages; give at most 8T")
+    if size_bytes > MAX_SIZE_BYTES:
+        raise BadInput(f"size={given['size']}: more than frames can be numbered for; give at most 4T")
     if "backing" in given and backing is None:
         raise BadInput("backing=: empty; give a path, or leave the parameter away")
     if backing is None and size_bytes > budget_bytes and not overcommit:
@@ -119,10 +125,7 @@ def parse_budget(text: str) -> int:
     """A size, or a percentage of the machine's RAM rounded down to whole pages."""
     if text.strip().endswith("%"):
         ram_bytes = psutil.virtual_memory().total
-        try:
-            share = float(text.strip()[:-1])
-        except ValueError:
-            share = math.nan
+        share = float(text.strip()[:-1]) if _SHARE.fullmatch(text.strip()) else 0.0
         if not 0 < share <= 90:
             raise BadInput(
                 f"budget={text}: not a share of RAM; give more than 0% and at most 90%, or bytes such as 160M"
@@ -145,10 +148,13 @@ def _parse_control(text: str | None) -> Path | None:
     if text is None:
         return None
     path = Path(text).absolute()
-    if not text or not path.parent.is_dir():
-        raise BadInput(f"control={text}: its folder does not exist; give a path in an existing folder")
-    if path.exists() and not path.is_socket():
-        raise BadInput(f"control={text}: something else is there; give a path that is free")
     if len(os.fsencode(path)) > 107:
         raise BadInput(f"control={text}: too long for a Unix socket; give a path of at most 107 bytes")
+    try:
+        if not text or not path.parent.is_dir():
+            raise BadInput(f"control={text}: its folder does not exist; give a path in an existing folder")
+        if path.exists() and not path.is_socket():
+            raise BadInput(f"control={text}: something else is there; give a path that is free")
+    except OSError as error:
+        raise BadInput(f"control={text}: {error.strerror}; give a path in a folder that can be written") from None
     return path

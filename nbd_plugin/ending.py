@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from zcache import libc
+from zcache.hardening.threads import begin_own_thread
 
 #: The signals by which nbdkit ends.
 SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP})
@@ -38,10 +39,11 @@ def hold_signals() -> None:
 
 def end_on_signals(tell_nbdkit: Callable[[], None]) -> None:
     """Act on the signals from here on, those that came since `hold_signals` included."""
-    threading.Thread(target=_wait_and_end, args=(tell_nbdkit,), name="zcache-end", daemon=True).start()
+    threading.Thread(target=_wait_and_end, args=(tell_nbdkit,), daemon=True).start()
 
 
 def _wait_and_end(tell_nbdkit: Callable[[], None]) -> None:
+    begin_own_thread("zcache-end")
     signal.sigwait(SIGNALS)
     tell_nbdkit()
     while True:  # until the process has ended

@@ -10,6 +10,7 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ _words: list[tuple[str, str]] = []
 _server: Server
 
 
-def _refuse(error: ZcacheError) -> None:
-    """End nbdkit with one line instead of a traceback. Nothing exists yet that would have to be undone."""
+def _refuse(error: ZcacheError, undo: Callable[[], None] = lambda: None) -> None:
+    """End nbdkit with one line instead of a traceback."""
+    undo()
     sys.stderr.write(f"zcache: {error}\n")
     sys.stderr.flush()
     os._exit(1)
@@ -59,7 +61,7 @@ def get_ready() -> None:
     try:
         _server.get_ready()
     except (BadInput, EnvironmentProblem) as error:
-        _refuse(error)
+        _refuse(error, _server.abandon)
 
 
 def after_fork() -> None:
@@ -67,7 +69,7 @@ def after_fork() -> None:
     try:
         _server.start()
     except EnvironmentProblem as error:
-        _refuse(error)
+        _refuse(error, _server.abandon)
     _warm_up_callbacks()
     end_on_signals(nbdkit.shutdown)
 

@@ -16,7 +16,7 @@ from nbd_plugin.config import Config
 from nbd_plugin.device import Device
 from zcache.allocators.zbud import FRAME_BYTES
 from zcache.control import ControlSocket
-from zcache.errors import BadInput, EnvironmentProblem
+from zcache.errors import BadInput, EnvironmentProblem, PageDamaged
 from zcache.hardening import Hardening, threads
 from zcache.status import gather_status
 from zcache.store import Store
@@ -27,6 +27,10 @@ from zcache.warm_up import warm_up
 
 #: Names of protections to leave out, separated by commas: how `scripts/bench ablation` shows what each is for.
 WITHOUT_VARIABLE: Final = "ZCACHE_WITHOUT"
+
+
+#: No more frames than pages are alive, whatever the size of the backing device; these are for what dies in flight.
+SPARE_SLOTS: Final = 1024
 
 
 class Server:
@@ -49,16 +53,18 @@ class Server:
             raise BadInput(
                 f"budget={config.budget_bytes}: this machine has {ram_bytes} bytes of RAM; give less, or a share: 25%"
             )
-        if config.control:
-            self._control = ControlSocket(config.control)
         if config.backing:
             self._tier = BackingFile.open(
                 config.backing,
-                needed_bytes=config.backing_needed_bytes,
+                needed_bytes=0 if config.overcommit else config.below_bytes,
+                new_bytes=config.below_bytes,
                 frame_bytes=FRAME_BYTES,
                 force=config.force,
+                max_slots=config.size_bytes // FRAME_BYTES + SPARE_SLOTS,
                 report=_say,
             )
+        if config.control:
+            self._control = ControlSocket(config.control)
 
     def start(self) -> None:
         """Be ready for requests; raises `EnvironmentProblem` with `hardening=require` when the process is not safe."""
@@ -68,7 +74,7 @@ class Server:
         self.device = Device(store, pages)
         if config.hardening == "off":
             threads.leave_as_they_are()
-            warm_up(config.codec, self._tier)
+            self._warm_up()
             _say("hardening=off: NOT safe to swap to itself")
         else:
             self._hardening = self._make_safe(store)
@@ -87,7 +93,7 @@ class Server:
         hardening = Hardening(store.populate, store.is_populated, without - {"threads", "warm_up"})
         hardening.apply()
         if "warm_up" not in without:
-            warm_up(self.config.codec, self._tier)
+            self._warm_up()
             gc.collect()  # the scratch store is in a cycle, and nobody else will collect it
         if not hardening.self_check() and self.config.hardening == "require":
             hardening.close()
@@ -95,6 +101,21 @@ class Server:
         hardening.start()
         _say(hardening.verdict())
         return hardening
+
+    def _warm_up(self) -> None:
+        try:
+            warm_up(self.config.codec, self._tier)
+        except PageDamaged as error:
+            raise EnvironmentProblem(
+                f"backing={self.config.backing}: what is written there does not come back ({error}); give another disk"
+            ) from None
+
+    def abandon(self) -> None:
+        """After a refusal: as if nothing had been begun. Whatever threads there are end with the process."""
+        if self._control:
+            self._control.close()
+        if self._tier:
+            self._tier.abandon()
 
     def stop(self) -> None:
         """Let flights land and close everything. nbdkit has ended all connections."""

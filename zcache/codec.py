@@ -48,6 +48,8 @@ def parse_codec(text: str) -> Codec:
     name, colon, argument = text.partition(":")
     try:
         number = int(argument) if colon else 1
+        if not argument.isascii() or len(argument) > 6:
+            raise ValueError
     except ValueError:
         raise BadInput(f"codec={text}: {argument!r} is not a number; give {CHOICES}") from None
     if name == "lz4" and 1 <= number <= 65537:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from zcache.check import check
 from zcache.errors import BadInput, EnvironmentProblem, Imbalance
+from zcache.hardening.threads import begin_own_thread
 from zcache.store import Store
 
 REQUEST_BYTES: Final = 256
@@ -60,7 +61,7 @@ class ControlSocket:
         commands = {"status": status, "check": audit}
         for command in commands:
             _answer(commands, command)
-        self._thread = threading.Thread(target=self._serve, args=(commands,), name="zcache-control", daemon=True)
+        self._thread = threading.Thread(target=self._serve, args=(commands,), daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -73,6 +74,7 @@ class ControlSocket:
         self._listener.close()
 
     def _serve(self, commands: dict[str, Callable[[], dict[str, Any]]]) -> None:
+        begin_own_thread("zcache-control")
         while not self._closing:
             try:
                 connection, _ = self._listener.accept()

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Final
 
 from zcache.allocators import Allocator
+from zcache.hardening.threads import begin_own_thread
 from zcache.pageframes import PageFrames
 from zcache.pageframes.frames import Queue
 from zcache.statistics import Statistics
@@ -99,7 +100,7 @@ class Reclaimer:
 
     def start(self) -> None:
         """Start background reclaim; frames that are written by it need no put to wait."""
-        self._thread = threading.Thread(target=self._run, name="zcache-reclaim", daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -111,6 +112,7 @@ class Reclaimer:
             self._thread = None
 
     def _run(self) -> None:
+        begin_own_thread("zcache-reclaim")
         while not self._stopped.is_set():
             self._wake.wait()
             self._wake.clear()

@@ -306,6 +306,8 @@ class Store:
         self.frames.fault_ahead()
         for thing in self.tmem.objects():
             thing.table.fault_ahead()
+        if self.tier:
+            self.tier.fault_ahead()
 
     def populate(self) -> None:
         """Fault in everything that puts and gets touch: the RAM slots, and the tables as far as `fault_ahead` goes."""

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from zcache.hardening.threads import begin_own_thread
+
 #: Tables are populated for 1 GiB of device and 256 MiB of frames beyond what is in use; no kernel swaps that out in
 #: this time.
 UPKEEP_SECONDS: Final = 0.25
@@ -20,7 +22,7 @@ class Upkeep:
     def __init__(self, fault_ahead: Callable[[], None]) -> None:
         self._fault_ahead = fault_ahead
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="zcache-upkeep", daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
         """From here on."""
@@ -31,6 +33,7 @@ class Upkeep:
         self._stopped.set()
 
     def _run(self) -> None:
+        begin_own_thread("zcache-upkeep")
         while not self._stopped.wait(UPKEEP_SECONDS):
             with contextlib.suppress(
                 OSError

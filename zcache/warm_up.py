@@ -12,7 +12,7 @@ from typing import Final
 from zcache.check import check
 from zcache.codec import Codec
 from zcache.entry import PAGE_BYTES
-from zcache.errors import PageLost, StoreFull
+from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.page_table import MAX_RUN_PAGES
 from zcache.store import Store
 from zcache.tiers import Tier
@@ -23,7 +23,10 @@ ROUNDS: Final = 8  # CPython specialises a function's byte code after eight call
 
 
 def warm_up(codec: Codec, tier: Tier | None) -> None:
-    """Leaves nothing behind but warm code; the tier's slots are free again."""
+    """Leaves nothing behind but warm code; the tier's slots are free again.
+
+    Raises `PageDamaged` if the tier does not give back what was written to it, or does not take it.
+    """
     store = Store(budget_bytes=FRAMES * PAGE_BYTES, codec=codec, tier=tier)
     pool = store.tmem.new_pool(Kind.PERSISTENT)
     pages = store.tmem.new_object(pool, 0, 4 * FRAMES)
@@ -51,6 +54,8 @@ def warm_up(codec: Codec, tier: Tier | None) -> None:
             with contextlib.suppress(PageLost):
                 store.get(pages, page, out[: 8 * PAGE_BYTES])
         store.flush(pages, 1, FRAMES)
+    if store.statistics.writeback_errors:
+        raise PageDamaged("a write failed")
     check(store)
     store.flush_pool(pool)
     check(store)

@@ -37,8 +37,14 @@ def with_words(**changes: str) -> list[str]:
         ({"size": ""}, ["size=", "not a number"]),
         ({"size": "1e9"}, ["size=1e9", "not a number"]),
         ({"size": "10000"}, ["size=10000", "not whole pages", "12288"]),
+        ({"size": "9" * 5000}, ["size=9", "not a number"]),
+        ({"size": "4096ib"}, ["size=4096ib", "not a number"]),
+        ({"budget": "\uff11_0%"}, ["share of RAM"]),
+        ({"codec": "zstd:\uff11"}, ["not a number", "zstd:LEVEL"]),
+        ({"control": "/tmp/" + "c" * 300}, ["control=/tmp/c", "107 bytes"]),
+        ({"backing": "/tmp/" + "b" * 300}, ["backing=/tmp/b", "File name too long"]),
         ({"size": "16P"}, ["size=16P", "not a number"]),
-        ({"size": "16T", "overcommit": "yes"}, ["size=16T", "at most 8T"]),
+        ({"size": "16T", "overcommit": "yes"}, ["size=16T", "at most 4T"]),
         ({"size": "65M"}, ["size=65M", "larger than budget=64M", "backing=PATH"]),
         ({"budget": "0"}, ["budget=0", "more than zero"]),
         ({"budget": "16K"}, ["budget=16K", "too small", "256K"]),
@@ -81,6 +87,18 @@ def test_backing_files_that_are_refused(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.write_bytes(bytes(1 << 20))
     assert "too small" in refusal(tmp_path, *with_words(size="96M", backing=str(small)))
+
+
+def test_a_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Whatever came before what was wrong is undone: the control socket, a backing file that was made."""
+    control, backing = tmp_path / "control", tmp_path / "backing"
+    assert "is a directory" in refusal(tmp_path, *with_words(backing="/", control=str(control)))
+    assert "something else is there" in refusal(tmp_path, *with_words(backing=str(backing), control="/etc/passwd"))
+    words = with_words(size="96M", backing=str(backing), control=str(control), hardening="require")
+    command = ["env", "ZCACHE_WITHOUT=gc_off", str(REPOSITORY / "scripts/serve"), "-U", str(tmp_path / "s"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0 and "NOT safe" in done.stderr
+    assert not control.exists() and not backing.exists()
 
 
 def test_hardening_require_refuses_to_serve_where_a_protection_does_not_hold(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ NEEDED = 32 * FRAME_BYTES
 
 
 def open_backing(path: Path, needed_bytes: int = NEEDED, force: bool = False) -> BackingFile:
-    return BackingFile.open(path, needed_bytes=needed_bytes, frame_bytes=FRAME_BYTES, force=force)
+    return BackingFile.open(
+        path, needed_bytes=needed_bytes, new_bytes=needed_bytes, frame_bytes=FRAME_BYTES, force=force, max_slots=100
+    )
 
 
 def refusal(path: Path, needed_bytes: int = NEEDED) -> str:
@@ -136,10 +138,50 @@ def test_held_by_another_server(tmp_path: Path) -> None:
     path = tmp_path / "held"
     script = (
         "import sys; from pathlib import Path; from zcache.tiers.backing_file import BackingFile as B\n"
-        f"b = B.open(Path({str(path)!r}), needed_bytes={NEEDED}, frame_bytes={FRAME_BYTES}, force=False)\n"
+        f"b = B.open(Path({str(path)!r}), needed_bytes=1, new_bytes={NEEDED}, frame_bytes={FRAME_BYTES}, force=0)\n"
         "print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout and other.stdout.readline() == b"held\n"
         assert "held by another server" in refusal(path)
     open_backing(path).close()
+
+
+def test_of_a_large_device_only_what_the_pages_can_need_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(bytes(200 * FRAME_BYTES))
+    backing = open_backing(path)
+    assert backing.slot_count == 100
+    backing.close()
+
+
+def test_an_old_backing_file_that_something_else_was_written_to_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "partitioned"
+    path.write_bytes(bytes(64 * FRAME_BYTES))
+    open_backing(path).close()
+    open_backing(path).close()
+    with path.open("r+b") as file:  # a partition table leaves the first 440 bytes alone
+        file.seek(510)
+        file.write(b"\x55\xaa")
+    assert "not zcache's (at byte 0)" in refusal(path)
+
+
+def test_a_refusal_leaves_links_and_files_as_they_were(tmp_path: Path) -> None:
+    link, target = tmp_path / "link", tmp_path / "target"
+    link.symlink_to(target)
+    with pytest.raises(BadInput, match="no room"):
+        open_backing(link, 1 << 60)
+    assert link.is_symlink() and not target.exists()
+    backing = open_backing(link)
+    backing.abandon()
+    assert link.is_symlink() and not target.exists()
+    target.write_bytes(bytes(64 * FRAME_BYTES))
+    open_backing(link).abandon()
+    assert target.exists()
+
+
+def test_names_that_cannot_be(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / ("b" * 300), "File name too long"), (tmp_path / "loop", "symbolic link")):
+        (tmp_path / "loop").unlink(missing_ok=True)
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        assert reason in refusal(path)

@@ -38,7 +38,7 @@ def test_defaults() -> None:
     config = parse_config([("size", "1G"), ("budget", "1G")])
     assert config.codec.name == "lz4" and config.allocator == "zbud" and config.hardening == "warn"
     assert not config.overcommit and not config.force and config.backing is config.control is None
-    assert config.backing_needed_bytes == 0
+    assert config.below_bytes == 0
 
 
 @given(st.lists(st.tuples(st.sampled_from([*KEYS, "other"]), st.text(max_size=12)), max_size=8))

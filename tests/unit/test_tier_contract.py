@@ -19,7 +19,9 @@ def tier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tier]:
     if request.param == "memory":
         made = MemoryTier(64)
     else:
-        made = BackingFile.open(tmp_path / "b", needed_bytes=64 * FRAME_BYTES, frame_bytes=FRAME_BYTES, force=False)
+        made = BackingFile.open(
+            tmp_path / "b", needed_bytes=0, new_bytes=64 * FRAME_BYTES, frame_bytes=FRAME_BYTES, force=False
+        )
     yield made
     made.close()
 

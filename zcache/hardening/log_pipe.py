@@ -16,6 +16,8 @@ import stat
 import threading
 from typing import Final
 
+from zcache.hardening.threads import begin_own_thread
+
 PIPE_BYTES: Final = 4096
 MAX_FILE_BYTES: Final = 1 << 20
 
@@ -32,7 +34,7 @@ class LogPipe:
         os.read(self._reader, PIPE_BYTES)  # the pipe has its page from here on
         os.dup2(writer, 2, inheritable=False)
         os.close(writer)
-        self._thread = threading.Thread(target=self._pass_on, name="zcache-log", daemon=True)
+        self._thread = threading.Thread(target=self._pass_on, daemon=True)
 
     def start(self) -> None:
         """Start passing on. A thread, so it comes after everything that must be set before threads are."""
@@ -45,6 +47,7 @@ class LogPipe:
             self._thread.join(timeout=1)
 
     def _pass_on(self) -> None:
+        begin_own_thread("zcache-log")
         while message := os.read(self._reader, PIPE_BYTES):
             with contextlib.suppress(OSError):  # nobody listens: that is theirs to decide
                 output = os.fstat(self._original)

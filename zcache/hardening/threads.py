@@ -18,6 +18,9 @@ from zcache import libc
 #: All of a thread stack as scripts/serve sets it; where stacks are larger (8 MiB by default), the part that is used.
 STACK_BYTES: Final = 512 << 10
 
+#: What our own threads use of theirs: a few dozen frames of Python.
+OWN_STACK_BYTES: Final = 128 << 10
+
 _ensure: Final = ctypes.pythonapi.PyGILState_Ensure
 _this_state: Final = ctypes.pythonapi.PyGILState_GetThisThreadState
 _this_state.restype = ctypes.c_void_p
@@ -40,6 +43,13 @@ def leave_as_they_are() -> None:
 def kept_threads() -> int:
     """How many threads' states are kept."""
     return len(_states)
+
+
+def begin_own_thread(name: str) -> None:
+    """Call first in a thread that we start ourselves: it has a state, but needs its stack all the same, because a fault
+    is taken with the GIL held; and a name that the kernel shows."""
+    libc.name_thread(name)
+    libc.populate_stack(OWN_STACK_BYTES)
 
 
 def keep_thread() -> None:

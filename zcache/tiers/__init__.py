@@ -34,6 +34,9 @@ class Tier(Protocol):
     def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """Fill buffers from consecutive slots."""
 
+    def fault_ahead(self) -> None:
+        """Populate the bookkeeping beyond what is in use; not for the I/O path."""
+
     def is_used(self, slot: int) -> bool:
         """Whether a slot is reserved (for `check`)."""
 

@@ -9,8 +9,8 @@ this program is there to save, and would need memory to write. Frames are writte
 (`pwritev`), which are page-aligned, so that no bounce buffer is needed and each batch is one system call.
 
 Safety: a file or device is never overwritten unless it is blank (all zero), holds our header, or `force` was given;
-it is locked (`flock`; a block device also `O_EXCL`, which the kernel refuses while it is mounted or swapped on) for
-as long as we live.
+it is locked (`flock`; a block device by `O_EXCL`, which the kernel refuses while it is mounted or swapped on) for as
+long as we live.
 """
 
 import errno
@@ -44,29 +44,41 @@ class BackingFile(SlotMap):
     """A `Tier` over one file descriptor. Opening it may take seconds: the file is checked to be blank, and
     allocated."""
 
-    def __init__(self, descriptor: int, path: Path, slot_count: int, frame_bytes: int, direct: bool) -> None:
+    def __init__(
+        self, descriptor: int, path: Path, slot_count: int, frame_bytes: int, direct: bool, made: bool
+    ) -> None:
         super().__init__(slot_count)
         self.path = path
         self.frame_bytes = frame_bytes
         self.direct = direct
         self._descriptor = descriptor
+        self._made = made
 
     @classmethod
     def open(
-        cls, path: Path, *, needed_bytes: int, frame_bytes: int, force: bool, report: Callable[[str], None] = print
+        cls,
+        path: Path,
+        *,
+        needed_bytes: int,
+        new_bytes: int,
+        frame_bytes: int,
+        force: bool,
+        max_slots: int = MAX_SLOTS,
+        report: Callable[[str], None] = print,
     ) -> "BackingFile":
         """Open, lock, check and allocate `path`.
 
-        A file that is new or empty is made `needed_bytes` large, and its header; one that is not must have that much
-        already. `report` is told how far a long check has got. Raises `BadInput` with the whole reason.
-        `needed_bytes` may be 0 (overcommit): then any size will do.
+        A file that is new or empty is made `new_bytes` large, and its header; one that is not must have `needed_bytes`
+        already (0, with overcommit: any size will do). Of a larger one `max_slots` frames are used. `report` is told
+        how far a long check has got. Raises `BadInput` with the whole reason.
         """
-        existed = path.exists()
+        path = _real_path(path)
+        made = not path.exists()
         descriptor = _open_locked(path)
         try:
             size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
             if size_bytes == 0 and stat.S_ISREG(os.fstat(descriptor).st_mode):
-                size_bytes = _allocate(descriptor, path, max(needed_bytes, 16 * frame_bytes) + frame_bytes)
+                size_bytes = _allocate(descriptor, path, max(new_bytes, 16 * frame_bytes) + frame_bytes)
             elif size_bytes < needed_bytes + frame_bytes or size_bytes < 2 * frame_bytes:
                 wanted = max(needed_bytes, frame_bytes) + frame_bytes
                 raise BadInput(
@@ -74,19 +86,22 @@ class BackingFile(SlotMap):
                     "Give a larger one, an empty file, or overcommit=yes"
                 )
             elif not force:
-                _refuse_foreign_content(descriptor, path, size_bytes, report)
+                _refuse_foreign_content(descriptor, path, size_bytes, frame_bytes, report)
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
                 _allocate(descriptor, path, size_bytes)
             os.pwrite(descriptor, HEADER.ljust(frame_bytes, b"\0"), 0)
             direct = _try_direct(descriptor, frame_bytes)
-        except BaseException:
+        except BaseException as error:
             os.close(descriptor)
-            if not existed:
+            if made:
                 path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise BadInput(f"backing={path}: {error.strerror}; {GIVE}") from None
             raise
         if _is_memory(path):
             report(f"WARNING: backing={path} is in memory (tmpfs), which can itself be swapped out; give a disk")
-        return cls(descriptor, path, min(size_bytes // frame_bytes - 1, MAX_SLOTS), frame_bytes, direct)
+        slot_count = min(size_bytes // frame_bytes - 1, max_slots, MAX_SLOTS)
+        return cls(descriptor, path, slot_count, frame_bytes, direct, made)
 
     def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """One sequential write of all frames."""
@@ -103,6 +118,23 @@ class BackingFile(SlotMap):
     def close(self) -> None:
         """Close the file and so give up its lock."""
         os.close(self._descriptor)
+
+    def abandon(self) -> None:
+        """Close it as if it had never been opened: a file that we made goes."""
+        self.close()
+        if self._made:
+            self.path.unlink(missing_ok=True)
+
+
+def _real_path(path: Path) -> Path:
+    """Where a symbolic link leads, so that nothing is ever done to the link itself."""
+    try:
+        real = path.resolve()
+        real.exists()  # may be refused, too
+    except (OSError, RuntimeError) as error:
+        reason = _why_not_opened(error) if isinstance(error, OSError) else "a loop of symbolic links"
+        raise BadInput(f"backing={path}: {reason}; {GIVE}") from None
+    return real
 
 
 def _open_locked(path: Path) -> int:
@@ -166,9 +198,11 @@ def _allocate(descriptor: int, path: Path, size_bytes: int) -> int:
     return size_bytes
 
 
-def _refuse_foreign_content(descriptor: int, path: Path, size_bytes: int, report: Callable[[str], None]) -> None:
+def _refuse_foreign_content(
+    descriptor: int, path: Path, size_bytes: int, frame_bytes: int, report: Callable[[str], None]
+) -> None:
     """Raise `BadInput` if anything that is not ours and not zero is in the file."""
-    if os.pread(descriptor, len(HEADER), 0) == HEADER:
+    if os.pread(descriptor, frame_bytes, 0) == HEADER.ljust(frame_bytes, b"\0"):
         return
     blank = bytes(SCAN_BYTES)
     said = time.monotonic()

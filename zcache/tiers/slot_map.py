@@ -6,7 +6,10 @@ begins with twice the length that was found last time: in a fragmented map a cal
 of the map. `bytearray.find` does the looking in C. Cost: a byte a slot.
 """
 
+import ctypes
 from typing import Final
+
+from zcache import libc
 
 #: Slots looked at before shorter runs are tried: 1 GiB of zbud frames; a scan takes some 50 us.
 WINDOW_SLOTS: Final = 1 << 18
@@ -22,6 +25,7 @@ class SlotMap:
         self._used[0] = 1
         self._next = 1
         self._last_run = slot_count
+        self._populated = 0
 
     def reserve(self, count: int) -> tuple[int, int]:
         """Up to `count` consecutive free slots: the first, and how many (0 when none is free)."""
@@ -48,6 +52,17 @@ class SlotMap:
         assert self._used[slot] and slot, f"slot {slot} is not in use"
         self._used[slot] = 0
         self.used_slots -= 1
+
+    def fault_ahead(self) -> None:
+        """Keep the map populated a window beyond what is in use. Not for the I/O path: it may wait for memory.
+
+        Raises `OSError` when there is none, or on a kernel that cannot.
+        """
+        end = min(self._next + 2 * WINDOW_SLOTS, self.slot_count + 1)
+        if end > self._populated:
+            start = ctypes.addressof(ctypes.c_char.from_buffer(self._used))
+            libc.populate_range((start + self._populated) & ~4095, (start + end + 4095) & ~4095, write=True)
+            self._populated = end
 
     def is_used(self, slot: int) -> bool:
         """Whether a slot is reserved."""
