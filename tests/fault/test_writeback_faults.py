@@ -209,7 +209,9 @@ def test_a_slot_reused_while_it_is_read_is_not_believed(rng: random.Random) -> N
     check(store)
 
 
-def test_a_frame_reborn_under_its_old_id_while_it_is_read_is_not_believed(rng: random.Random) -> None:
+def test_a_frame_reborn_under_its_old_id_while_it_is_read_is_not_believed(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The page is overwritten, and its new frame gets the old one's id and goes below, too: its entry is what it was,
     and only the frame's birth tells that the bytes read are the old page's."""
     store, tier, thing = store_with_tier(budget_frames=2, below_frames=16)
@@ -229,7 +231,7 @@ def test_a_frame_reborn_under_its_old_id_while_it_is_read_is_not_believed(rng: r
         meanwhile()
 
     read, meanwhile = tier.read, once(overwrite_and_push_below)
-    tier.read = old_bytes_then  # type: ignore[method-assign]
+    monkeypatch.setattr(tier, "read", old_bytes_then)
     assert get(store, thing, 0) == new
     assert thing.table.entries[0] == entry, "the case was not made"
     check(store)
@@ -251,7 +253,9 @@ def test_a_rejected_overwrite_then_reclaim_of_the_old_copy(rng: random.Random) -
     check(store)
 
 
-def test_a_partial_write_that_meets_a_whole_one_starts_again(rng: random.Random) -> None:
+def test_a_partial_write_that_meets_a_whole_one_starts_again(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, _, thing = store_with_tier()
     put(store, thing, 0, page_with_zpage_of(rng, 1000))
     other = page_with_zpage_of(rng, 2000)
@@ -262,9 +266,9 @@ def test_a_partial_write_that_meets_a_whole_one_starts_again(rng: random.Random)
         meanwhile()
         return misses
 
-    store.get = read_then_lose_the_race  # type: ignore[method-assign]
-    store.modify(thing, 0, 100, memoryview(b"mine"))
-    store.get = read  # type: ignore[method-assign]
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "get", read_then_lose_the_race)
+        store.modify(thing, 0, 100, memoryview(b"mine"))
     assert get(store, thing, 0) == other[:100] + b"mine" + other[104:]
     check(store)
 
@@ -295,22 +299,23 @@ def test_no_memory_in_the_middle_of_a_fetch_gives_the_slots_back(
     check(store)
 
 
-def test_no_memory_in_the_middle_of_a_put_loses_its_pages_and_no_others(rng: random.Random) -> None:
+def test_no_memory_in_the_middle_of_a_put_loses_its_pages_and_no_others(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, _, thing = store_with_tier(budget_frames=8)
     kept = page_with_zpage_of(rng, 1000)
     put(store, thing, 0, kept)
 
-    class NoRoomForThree(list[bytes | None]):
-        def __getitem__(self, index: object) -> bytes:  # type: ignore[override]
+    class NoRoomForThree(list[Any]):
+        def __getitem__(self, index: Any) -> Any:
             if index == 2:
                 raise MemoryError
-            return super().__getitem__(index)  # type: ignore[index, return-value]
+            return super().__getitem__(index)
 
     place = store.allocator.place
-    store.allocator.place = lambda kind, bodies, *rest: place(kind, NoRoomForThree(bodies), *rest)  # type: ignore[method-assign]
-    with pytest.raises(MemoryError):
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(store.allocator, "place", lambda kind, bodies, *rest: place(kind, NoRoomForThree(bodies), *rest))
         put(store, thing, 1, *(page_with_zpage_of(rng, 1000) for _ in range(5)))
-    store.allocator.place = place  # type: ignore[method-assign]
     assert get(store, thing, 0) == kept and store.statistics.lost_pages == 5
     check(store)
     again = [page_with_zpage_of(rng, 1000) for _ in range(5)]
@@ -356,10 +361,12 @@ def test_a_trim_of_the_whole_block_while_a_put_waits_for_room_hides_nothing(rng:
 
 
 @pytest.mark.parametrize("trimmed", [True, False])
-def test_what_a_get_saw_before_it_waited_for_a_fetch_slot_is_not_believed(rng: random.Random, trimmed: bool) -> None:
+def test_what_a_get_saw_before_it_waited_for_a_fetch_slot_is_not_believed(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch, trimmed: bool
+) -> None:
     """Of two cold pages the first comes back into RAM, is seen there, and dies while the get waits for a slot to read
     the second into."""
-    store, _, thing = store_with_tier(budget_frames=4, below_frames=16)
+    store, tier, thing = store_with_tier(budget_frames=4, below_frames=16)
     pages = [raw_page(rng), raw_page(rng)]
     for index, page in enumerate(pages):
         put(store, thing, index, page)
@@ -374,7 +381,7 @@ def test_what_a_get_saw_before_it_waited_for_a_fetch_slot_is_not_believed(rng: r
     look_up = fetcher._look_up
 
     def bring_the_first_back_then_look(*arguments: Any) -> Any:
-        fetcher._look_up = look_up  # type: ignore[method-assign]
+        monkeypatch.setattr(fetcher, "_look_up", look_up)
         frame = decode_zpage(thing.table.entries[0]).frame
         spare = frames.adopt(frame, fill(frame))
         slots.append(spare)
@@ -382,10 +389,10 @@ def test_what_a_get_saw_before_it_waited_for_a_fetch_slot_is_not_believed(rng: r
 
     def fill(frame: int) -> int:
         slot = slots.pop()
-        store.tier.read(frames.below[frame], [frames.ram_view[slot * 4096 : (slot + 1) * 4096]])  # type: ignore[union-attr]
+        tier.read(frames.below[frame], [frames.ram_view[slot * 4096 : (slot + 1) * 4096]])
         return slot
 
-    fetcher._look_up = bring_the_first_back_then_look  # type: ignore[method-assign]
+    monkeypatch.setattr(fetcher, "_look_up", bring_the_first_back_then_look)
     reader = threading.Thread(target=lambda: get_thread.append(get(store, thing, 0, 2)))
     reader.start()
     while not fetcher._slot_returned._waiters:  # type: ignore[attr-defined]

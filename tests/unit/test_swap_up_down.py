@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
@@ -178,7 +179,7 @@ def test_what_a_killed_swap_up_left_is_found(folder: StateFolder, killed_in: str
 
     setattr(machine, killed_in, act)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(up.ExitStack, "close", lambda _self: None)
+        patch.setattr(ExitStack, "close", lambda _self: None)
         machine.bring_up(folder)
     state = folder.load()
     assert state is not None and machine.is_live(state)

@@ -1,0 +1,180 @@
+"""The guest's half of test_swap_commands.py: scripts/swap-up and swap-down on a real kernel, in good and bad days.
+
+Runs as root in the test VM; the first thing that is not as it should be is an AssertionError, and exit status 1.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from zcache.control import ask
+from zcache.swap.state import StateFolder
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SETTINGS = [Path("/proc/sys/vm/watermark_boost_factor"), Path("/proc/sys/vm/min_free_kbytes")]
+HOG = (
+    "import os, sys; held = [os.urandom(1 << 20) for _ in range(int(sys.argv[1]))]; print('held', flush=True); input()"
+)
+
+
+def command(script: str, *words: str) -> list[str]:
+    return [str(REPOSITORY / "scripts" / script), *words]
+
+
+def run(script: str, *words: str, status: int = 0) -> str:
+    """What it said; its exit status is as expected."""
+    done = subprocess.run(command(script, *words), capture_output=True, text=True, timeout=120, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == status, f"{script} {words}: {done.returncode}\n{said}"
+    assert "Traceback" not in said, said
+    return said
+
+
+def swap_areas() -> list[str]:
+    return [line.split()[0] for line in Path("/proc/swaps").read_text().splitlines()[1:]]
+
+
+def attached_devices() -> list[str]:
+    return sorted(path.parent.name for path in Path("/sys/block").glob("nbd*/pid"))
+
+
+def servers() -> list[int]:
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            if comm.read_text() == "nbdkit\n":
+                found.append(int(comm.parent.name))
+        except OSError:
+            continue  # it ended while we looked
+    return found
+
+
+def settings() -> list[str]:
+    return [path.read_text() for path in SETTINGS]
+
+
+def nothing_is_left(before: list[str], *folders: Path) -> None:
+    assert not (swap_areas() or attached_devices() or servers()), (swap_areas(), attached_devices(), servers())
+    assert settings() == before, (settings(), before)
+    assert not any(folder.exists() for folder in (Path("/run/zcache"), *folders))
+    assert not Path("/run/zcache-sysctls.json").exists()
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def two_areas_at_once(before: list[str]) -> None:
+    other = Path("/run/other")
+    run("swap-up", "size=64M", "budget=64M", "hardening=require")
+    run("swap-up", "--state-folder", str(other), "--priority", "5", "size=64M", "budget=64M", "codec=zstd:1")
+    assert len(swap_areas()) == len(attached_devices()) == len(servers()) == 2
+    assert settings()[0] == "0\n" and int(settings()[1]) >= 16384
+    assert "already up" in run("swap-up", "size=64M", "budget=64M", status=1)
+    assert ask(StateFolder().control, "check")["balanced"]
+    run("swap-down")
+    assert len(swap_areas()) == len(attached_devices()) == len(servers()) == 1
+    assert settings()[0] == "0\n"
+    run("swap-down", str(other))
+    nothing_is_left(before, other)
+    assert "nothing is up" in run("swap-down")
+
+
+def bad_parameters(before: list[str]) -> None:
+    assert "size=65M" in run("swap-up", "size=65M", "budget=64M", status=1)
+    nothing_is_left(before)
+
+
+def interrupted_swap_ups(before: list[str]) -> None:
+    """SIGINT at whatever it is doing then: nothing is left, or the swap is on and says so."""
+    for seconds in (0.5, 1.5, 2.5, 3.5, 5.0):
+        with subprocess.Popen(command("swap-up", "size=64M", "budget=64M"), stderr=subprocess.PIPE, text=True) as up:
+            time.sleep(seconds)
+            up.send_signal(signal.SIGINT)
+            _, said = up.communicate(timeout=60)
+        assert up.returncode in (130, -signal.SIGINT, 0), (up.returncode, said)
+        if StateFolder().state.exists():
+            assert len(swap_areas()) == 1 and (up.returncode == 0 or "too late" in said), said
+            run("swap-down")
+        nothing_is_left(before)
+
+
+def killed_swap_ups(before: list[str]) -> None:
+    """SIGKILL as soon as there is a server, and as soon as there is a device: swap-down finds what there is."""
+    for moment in (servers, attached_devices):
+        with subprocess.Popen(command("swap-up", "size=64M", "budget=64M")) as up:
+            wait_until(moment, "swap-up does not get there")
+            up.kill()
+        run("swap-down")
+        nothing_is_left(before)
+
+
+def dead_server(before: list[str]) -> None:
+    """It has died, with nothing swapped out to it: the swap still comes off."""
+    run("swap-up", "size=64M", "budget=64M")
+    (server,) = servers()
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: not servers(), "the server does not die")
+    assert "is gone" in run("swap-down")
+    nothing_is_left(before)
+
+
+def too_little_memory_to_swap_off(before: list[str]) -> None:
+    """swap-down fails, everything goes on as it was, and the next one works."""
+    run("swap-up", "size=512M", "budget=48M", "backing=/dev/disk/by-id/virtio-vmdisk0", "hardening=require")
+    arguments = [sys.executable, "-c", HOG, str(memory_mib() - 100)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as hog:
+        assert hog.stdout and hog.stdout.readline() == b"held\n"
+        Path(f"/proc/{hog.pid}/oom_score_adj").write_text("-1000")
+        swapped = subprocess.Popen(command("swap-down"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        _, said = swapped.communicate(timeout=120)
+        assert swapped.returncode == 1 and "the swap is still on and its server still runs" in said, said
+        assert len(swap_areas()) == len(servers()) == 1 and ask(StateFolder().control, "check")["balanced"]
+
+        with subprocess.Popen(
+            command("swap-down"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as down:
+            assert down.stdout
+            assert "still out" in down.stdout.readline()
+            down.send_signal(signal.SIGINT)
+            said = down.stdout.read()
+        assert down.returncode != 0 and "Traceback" not in said, said
+        assert len(swap_areas()) == len(servers()) == 1
+        assert hog.poll() is None
+        hog.communicate(b"\n", timeout=60)
+        assert hog.returncode == 0
+    run("swap-down")
+    nothing_is_left(before)
+
+
+def memory_mib() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) >> 10
+    raise AssertionError("no MemTotal")
+
+
+def main() -> None:
+    before = settings()
+    for scene in (
+        two_areas_at_once,
+        bad_parameters,
+        interrupted_swap_ups,
+        killed_swap_ups,
+        dead_server,
+        too_little_memory_to_swap_off,
+    ):
+        begin = time.monotonic()
+        scene(before)
+        print(f"{scene.__name__}: {time.monotonic() - begin:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
