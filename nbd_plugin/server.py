@@ -92,12 +92,15 @@ class Server:
             threads.leave_as_they_are()
         hardening = Hardening(store.populate, store.is_populated, without - {"threads", "warm_up"})
         hardening.apply()
-        if "warm_up" not in without:
-            self._warm_up()
-            gc.collect()  # the scratch store is in a cycle, and nobody else will collect it
-        if not hardening.self_check() and self.config.hardening == "require":
-            hardening.close()
-            raise EnvironmentProblem(f"hardening=require: {hardening.verdict()}")
+        try:
+            if "warm_up" not in without:
+                self._warm_up()
+                gc.collect()  # the scratch store is in a cycle, and nobody else will collect it
+            if not hardening.self_check() and self.config.hardening == "require":
+                raise EnvironmentProblem(f"hardening=require: {hardening.verdict()}")
+        except EnvironmentProblem:
+            hardening.close()  # gives stderr back, where the reason has to go
+            raise
         hardening.start()
         _say(hardening.verdict())
         return hardening
