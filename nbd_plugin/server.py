@@ -98,7 +98,7 @@ class Server:
                 gc.collect()  # the scratch store is in a cycle, and nobody else will collect it
             if not hardening.self_check() and self.config.hardening == "require":
                 raise EnvironmentProblem(f"hardening=require: {hardening.verdict()}")
-        except EnvironmentProblem:
+        except BaseException:
             hardening.close()  # gives stderr back, where the reason has to go
             raise
         hardening.start()
