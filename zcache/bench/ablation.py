@@ -45,9 +45,11 @@ PROTECTIONS: Final = (
 )
 DEVICE_MIB: Final = 768
 
-#: 50 programs of 40 MiB that does not compress: each much smaller than the server, all of them far too much.
-GREEDY: Final = "import os, time; held = os.urandom(40 << 20); time.sleep(40)"
-OUT_OF_MEMORY: Final = f"for n in $(seq 50); do {sys.executable} -c '{GREEDY}' & done; wait; true"
+#: Programs of 96 MiB that do not compress: each smaller than the server with its budget, all of them more than memory
+#: and swap.
+GREEDY: Final = "import os, time; held = [os.urandom(1 << 20) for _ in range(96)]; time.sleep(20)"
+OUT_OF_MEMORY: Final = f"for n in $(seq 16); do {sys.executable} -S -c '{GREEDY}' & done; wait; true"
+OUT_OF_MEMORY_SECONDS: Final = 420
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _run(title: str, without: str, load: str, arguments: argparse.Namespace, fol
         disks=(disk,),
         share=share,
         kernel_log=disk.with_suffix(".log"),
-        timeout_seconds=arguments.timeout,
+        timeout_seconds=arguments.timeout if load == "stress-ng" else OUT_OF_MEMORY_SECONDS,
     )
     parameters = [f"size={DEVICE_MIB}M", f"budget={arguments.budget}M", "backing=/dev/disk/by-id/virtio-vmdisk0"]
     parameters += ["hardening=off" if without == "off" else "hardening=warn"]
