@@ -95,7 +95,14 @@ def test_a_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
     assert "is a directory" in refusal(tmp_path, *with_words(backing="/", control=str(control)))
     assert "something else is there" in refusal(tmp_path, *with_words(backing=str(backing), control="/etc/passwd"))
     words = with_words(size="96M", backing=str(backing), control=str(control), hardening="require")
-    command = ["env", "ZCACHE_WITHOUT=gc_off", str(REPOSITORY / "scripts/serve"), "-U", str(tmp_path / "s"), *words]
+    command = [
+        "env",
+        "ZCACHE_WITHOUT=small_pages",
+        str(REPOSITORY / "scripts/serve"),
+        "-U",
+        str(tmp_path / "s"),
+        *words,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0 and "NOT safe" in done.stderr
     assert not control.exists() and not backing.exists()
@@ -105,10 +112,10 @@ def test_hardening_require_refuses_to_serve_where_a_protection_does_not_hold(tmp
     """With one left out on request, so that this holds on any machine."""
     command = [str(REPOSITORY / "scripts/serve"), "-U", str(tmp_path / "s"), *with_words(hardening="require")]
     done = subprocess.run(
-        ["env", "ZCACHE_WITHOUT=gc_off", *command], capture_output=True, text=True, timeout=60, check=False
+        ["env", "ZCACHE_WITHOUT=small_pages", *command], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode != 0
-    assert "hardening=require: WARNING: NOT safe" in done.stderr and "gc_off (left out on request)" in done.stderr
+    assert "hardening=require: WARNING: NOT safe" in done.stderr and "small_pages (left out on request)" in done.stderr
 
 
 def test_hardening_off_serves(tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ PROTECTIONS: Final = (
     "program",
     "prefault",
     "oom_score",
-    "gc_off",
     "stderr",
     "threads",
     "warm_up",
@@ -82,7 +81,8 @@ class Row:
 def main(words: Sequence[str]) -> int:
     """Prints the table and the traces."""
     parser = argparse.ArgumentParser(prog="scripts/bench ablation", description=__doc__)
-    parser.add_argument("rows", nargs="*", help=f"of: all, off, {', '.join(PROTECTIONS)} (default: every one)")
+    rows_help = f"of: all, off, {', '.join(PROTECTIONS)}, or several joined by + (default: each)"
+    parser.add_argument("rows", nargs="*", help=rows_help)
     parser.add_argument("--memory", default="640M", help="guest memory (default: %(default)s)")
     parser.add_argument("--budget", default=96, type=int, metavar="MIB", help="server budget (default: %(default)s)")
     parser.add_argument("--stress-bytes", default="900M", help="memory used in it (default: %(default)s)")
@@ -150,7 +150,8 @@ def _run(title: str, without: str, load: str, arguments: argparse.Namespace, fol
     parameters += ["hardening=off" if without == "off" else "hardening=warn"]
     stress = ["stress-ng", "--vm", "4", "--vm-bytes", arguments.stress_bytes, "--vm-method", "all", "--vm-keep"]
     stress += ["--verify", "--timeout", f"{arguments.seconds}s"]
-    command = ["env", f"ZCACHE_WITHOUT={'' if without in ('all', 'off') else without}", sys.executable]
+    left_out = "" if without in ("all", "off") else without.replace("+", ",")
+    command = ["env", f"ZCACHE_WITHOUT={left_out}", sys.executable]
     command += ["-m", "zcache.testvm.swap_run", str(share / "report.json"), *parameters, "--"]
     command += stress if load == "stress-ng" else ["sh", "-c", OUT_OF_MEMORY]
     with (share / "output").open("wb") as output:

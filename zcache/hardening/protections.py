@@ -5,7 +5,6 @@ later, memory locks do not survive a fork, and malloc's arenas are handed out to
 is against; what happened without each is in ARCHITECTURE.md ("Ablation").
 """
 
-import gc
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -55,7 +54,6 @@ class Hardening:
             Protection("program", "needs Linux 5.14", program.populate_program, program.is_populated),
             Protection("prefault", "needs Linux 5.14 and free memory for the budget", populate, populated),
             Protection("oom_score", "needs CAP_SYS_RESOURCE", _set_oom_score, _is_oom_exempt),
-            Protection("gc_off", "a bug", _stop_gc, lambda: not gc.isenabled() and gc.get_freeze_count() > 0),
             Protection("stderr", "a bug", self._divert_stderr, lambda: log_pipe.is_log_pipe(2)),
         ]
         self._remedies = {protection.name: protection.remedy for protection in self._protections}
@@ -172,11 +170,3 @@ def _set_oom_score() -> None:
 
 def _is_oom_exempt() -> bool:
     return int(OOM_SCORE_ADJ.read_text()) == MIN_OOM_SCORE_ADJ
-
-
-def _stop_gc() -> None:
-    """A collection touches every object there is. We make no cycles on the I/O path, so nothing is lost by never
-    collecting."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
