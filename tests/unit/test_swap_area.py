@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zcache.swap import area, swapoff
+from zcache.swap import area, room, swapoff
 from zcache.swap.error import SwapError
 from zcache.swap.proc_swaps import ProcSwaps, SwapEntry, parse_swaps
 
@@ -89,3 +89,18 @@ def test_how_swapoff_ended() -> None:
 def test_swapoff_of_what_is_no_swap_fails_and_says_so() -> None:
     with pytest.raises(SwapError, match="swapoff failed"):
         swapoff.swap_off("/nonexistent", progress=lambda: None, interval_seconds=1)
+
+
+def test_room_for_what_is_out(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       1000000 kB\nMemFree:          50000 kB\nMemAvailable:     200000 kB\n")
+    ours = SwapEntry("/dev/nbd0", 1000000, 150000, 100)
+    assert room.shortage_kib("/dev/nbd0", [ours], meminfo) == 0
+    more = SwapEntry("/dev/nbd0", 1000000, 190000, 100)
+    assert room.shortage_kib("/dev/nbd0", [more], meminfo) == 190000 + room.RESERVE_KIB - 200000
+    other = SwapEntry("/dev/sdb2", 500000, 300000, 1)
+    assert room.shortage_kib("/dev/nbd0", [more, other], meminfo) == 0
+    meminfo.write_text("MemAvailable: 0 kB\n")
+    assert room.shortage_kib("/dev/nbd0", [SwapEntry("/dev/nbd0", 1000000, 0, 100)], meminfo) == 0
+    assert room.shortage_kib("/dev/nbd0", [], meminfo) == 0
+    assert room.available_kib() > 0

@@ -164,5 +164,7 @@ def _run(title: str, without: str, load: str, arguments: argparse.Namespace, fol
 def server_traces(kernel_log: str, lines: int = 16) -> str:
     """The kernel's stack traces of nbdkit's threads, from the last dump of all tasks in a log."""
     plain = [re.sub(r"^\[ *[\d.]+\](\[[^]]*\])? ?", "", line) for line in kernel_log.splitlines()]
-    starts = [number for number, line in enumerate(plain) if line.startswith(("task:nbdkit", "task:kswapd"))]
+    starts = [
+        number for number, line in enumerate(plain) if line.startswith(("task:nbdkit", "task:zcache", "task:kswapd"))
+    ]
     return "\n".join("\n".join(plain[start : start + lines]) for start in starts[-12:])

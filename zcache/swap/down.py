@@ -1,5 +1,7 @@
 """swap-down: swap area, device, server, in that order, each only once the one before it is certainly gone.
 
+The swap goes off when there is memory for what is in it, and not before: room.py says why.
+
 The server is what the kernel's pages live in.  So it is not signalled before /proc/swaps no longer names
 its device and sysfs no longer shows the device attached; until then any failure leaves everything running,
 says so, and can be tried again.  That also makes it idempotent: what is already gone is passed over, and
@@ -11,10 +13,11 @@ pyroute2, no subprocess), locks its memory, and forks once (why: swapoff.py).
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from zcache.swap import process, swapoff, sysctls
+from zcache.swap import process, room, swapoff, sysctls
 from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.interruption import Interrupted, Interruption
 from zcache.swap.nbd_device import NbdDevice
@@ -45,6 +48,9 @@ class Teardown:
                 self._report(f"{device}: {entry.used_kib} KiB still out")
 
         progress()
+        while short_kib := room.shortage_kib(device, self._swaps.entries()):
+            self._report(f"{device}: waiting for {short_kib} KiB more of memory to take its pages back: end programs")
+            time.sleep(self._interval_seconds)
         swapoff.swap_off(device, progress, self._interval_seconds)
 
     def put_back_sysctls(self, folder: StateFolder) -> None:

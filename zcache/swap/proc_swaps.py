@@ -37,8 +37,11 @@ class ProcSwaps:
         os.close(self._fd)
 
     def find(self, device: str | None) -> SwapEntry | None:
+        return next((entry for entry in self.entries() if entry.path == device), None)
+
+    def entries(self) -> list[SwapEntry]:
+        """Every swap area there is."""
         read = b""
         while more := os.pread(self._fd, 4096, len(read)):  # the kernel gives at most a page at once
             read += more
-        text = read.decode(errors="surrogateescape")
-        return next((entry for entry in parse_swaps(text) if entry.path == device), None)
+        return parse_swaps(read.decode(errors="surrogateescape"))
