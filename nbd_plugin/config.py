@@ -93,7 +93,8 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
         )
     return Config(
         size_bytes=size_bytes,
-        budget_bytes=budget_bytes,
+        # More frames than pages would be locked for nothing.
+        budget_bytes=max(min(budget_bytes, size_bytes), MIN_BUDGET_BYTES),
         backing=backing,
         codec=parse_codec(given.get("codec", "lz4")),
         allocator=_parse_choice("allocator", given.get("allocator", "zbud"), ALLOCATORS),
@@ -123,8 +124,8 @@ def parse_size(key: str, text: str) -> int:
 
 def parse_budget(text: str) -> int:
     """A size, or a percentage of the machine's RAM rounded down to whole pages."""
+    ram_bytes = psutil.virtual_memory().total
     if text.strip().endswith("%"):
-        ram_bytes = psutil.virtual_memory().total
         share = float(text.strip()[:-1]) if _SHARE.fullmatch(text.strip()) else 0.0
         if not 0 < share <= 90:
             raise BadInput(
@@ -133,6 +134,10 @@ def parse_budget(text: str) -> int:
         budget_bytes = int(ram_bytes * share / 100) // PAGE_BYTES * PAGE_BYTES
     else:
         budget_bytes = parse_size("budget", text)
+    if budget_bytes > ram_bytes * 9 // 10:
+        raise BadInput(
+            f"budget={text}: more than 90% of this machine's {ram_bytes} bytes of RAM; give less, such as 25%"
+        )
     if budget_bytes < MIN_BUDGET_BYTES:
         raise BadInput(f"budget={text}: too small to work with; give at least {MIN_BUDGET_BYTES >> 10}K")
     return budget_bytes

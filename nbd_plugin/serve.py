@@ -29,6 +29,13 @@ _WITH_ARGUMENT: Final = frozenset(
 )
 
 
+#: How nbdkit's options begin that say where to listen, or that end it before it does.
+_PLACES: Final = (
+    *("-U", "--unix", "-p", "--port", "-i", "--ip", "--vsock", "--run", "-r", "--single"),
+    *("--help", "--version", "--dump-", "--short-options", "--long-options"),
+)
+
+
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     """nbdkit's options, and the parameters after them."""
     position = 0
@@ -63,11 +70,21 @@ def remove_dead_socket(options: list[str]) -> None:
                     Path(path).unlink()
                 except BlockingIOError:
                     pass  # alive, and busy
+                except PermissionError:
+                    sys.exit(f"zcache: {path}: a socket of another user's is there; give another path with -U")
+
+
+def names_a_place(options: list[str]) -> bool:
+    """Whether nbdkit's options say where to listen, or that it shall not."""
+    return any(word.startswith(_PLACES) or word in ("-s", "--single", "-V") for word in options)
 
 
 def main() -> None:
     """Does not return."""
-    remove_dead_socket(split_words(sys.argv[1:])[0])
+    options = split_words(sys.argv[1:])[0]
+    if not names_a_place(options):
+        sys.exit("zcache: say where to listen: -U PATH (a Unix socket); without it nbdkit opens a port to the network")
+    remove_dead_socket(options)
     root = Path(__file__).resolve().parent.parent
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(root), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]

@@ -29,6 +29,9 @@ from zcache.warm_up import warm_up
 WITHOUT_VARIABLE: Final = "ZCACHE_WITHOUT"
 
 
+#: What the server locks beside its budget.
+OWN_BYTES: Final = 40 << 20
+
 #: No more frames than pages are alive, whatever the size of the backing device; these are for what dies in flight.
 SPARE_SLOTS: Final = 1024
 
@@ -48,10 +51,11 @@ class Server:
     def get_ready(self) -> None:
         """Open and check what was configured; raises `BadInput` or `EnvironmentProblem`."""
         config = self.config
-        ram_bytes = psutil.virtual_memory().total
-        if config.budget_bytes >= ram_bytes:
+        memory = psutil.virtual_memory()
+        if config.budget_bytes + OWN_BYTES > memory.available:
             raise BadInput(
-                f"budget={config.budget_bytes}: this machine has {ram_bytes} bytes of RAM; give less, or a share: 25%"
+                f"budget={config.budget_bytes}: {memory.available} bytes of RAM can be had now, and all of the budget "
+                "is locked at the start; give less, or free memory"
             )
         if config.backing:
             self._tier = BackingFile.open(

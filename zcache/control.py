@@ -122,6 +122,8 @@ def ask(path: Path, command: str) -> dict[str, Any]:
             connection.shutdown(socket.SHUT_WR)
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
             decoded: dict[str, Any] = json.loads(answer)
+        except PermissionError:
+            raise EnvironmentProblem(f"the server at {path} answers its owner only: run this as root") from None
         except (OSError, ValueError) as error:
             raise EnvironmentProblem(f"no server answers at {path}: {error}; start one with control={path}") from None
     if "error" in decoded:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbd_plugin.config import KEYS, parse_budget, parse_config, parse_size
-from nbd_plugin.serve import THREADS, command_line, split_words
+from nbd_plugin.serve import THREADS, command_line, names_a_place, split_words
 from zcache.errors import BadInput
 
 
@@ -34,6 +34,12 @@ def test_budget_as_a_share_of_ram() -> None:
     assert abs(budget_bytes - psutil.virtual_memory().total / 4) < 4096
 
 
+def test_no_more_budget_is_taken_than_the_size_can_use() -> None:
+    assert parse_config([("size", "64M"), ("budget", "1G")]).budget_bytes == 64 << 20
+    with pytest.raises(BadInput, match="more than 90% of this machine's"):
+        parse_budget(str(psutil.virtual_memory().total // 4096 * 4096))
+
+
 def test_defaults() -> None:
     config = parse_config([("size", "1G"), ("budget", "1G")])
     assert config.codec.name == "lz4" and config.allocator == "zbud" and config.hardening == "warn"
@@ -54,6 +60,14 @@ def test_serve_tells_options_from_parameters() -> None:
     assert split_words(words) == (words[:6], words[6:])
     assert command_line(["-t", "1", "size=1G"])[:4] == ["nbdkit", "-f", "-t", "1"]
     assert command_line(["size=1G"])[1:4] == ["-f", "-t", str(THREADS)]
+
+
+@pytest.mark.parametrize(
+    "option", ["-U", "--unix=/s", "-p", "--port=1", "--vsock", "--run", "-s", "--help", "--version"]
+)
+def test_where_to_listen_is_said(option: str) -> None:
+    assert names_a_place(["-f", option])
+    assert not names_a_place(["-f", "-v", "--filter", "delay"])
 
 
 def test_random_words_never_reach_nbdkit_as_options(rng: random.Random) -> None:

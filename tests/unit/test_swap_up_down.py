@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from zcache.swap import up
+from zcache.swap import down, up
 from zcache.swap.down import Teardown, is_live, take_down
 from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.handshake import Export
@@ -335,6 +335,11 @@ def test_request_timeout() -> None:
 def test_options_are_checked_before_anything_is_done(options: Options, words: str) -> None:
     with pytest.raises(SwapError, match=words):
         up.check(options)
+
+
+def test_down_of_a_folder_that_is_none_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert down.main([str(tmp_path / "mistyped")]) == 1
+    assert "not the state folder" in capsys.readouterr().err
 
 
 def test_parse_allows_options_between_parameters() -> None:

@@ -11,6 +11,7 @@ It runs when memory is short.  Until the swap is off it imports only what swappi
 pyroute2, no subprocess), locks its memory, and forks once (why: swapoff.py).
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -147,14 +148,18 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
         return 1
 
     def report(line: str) -> None:
-        print(f"swap-down: {line}", flush=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody to read it is no reason to stop half-way
+            print(f"swap-down: {line}", flush=True)
 
     if not swapoff.lock_memory():
         report("warning: memory cannot be locked, so this may be slow when memory is short")
     folder = StateFolder(Path(arguments[0]) if arguments else DEFAULT_FOLDER)
+    if arguments and not folder.path.is_dir():
+        print(f"swap-down: error: {folder.path} is not the state folder of any swap", file=sys.stderr)
+        return 1
     try:
         with Interruption():
-            run(folder, report, interval_seconds=1.0 if sys.stdout.isatty() else 5.0)
+            run(folder, report, interval_seconds=1.0 if sys.stdout and sys.stdout.isatty() else 5.0)
     except (SwapError, OSError) as error:
         print(f"swap-down: error: {error}", file=sys.stderr)
         return 1

@@ -53,7 +53,10 @@ class Buildup:
         self._server: Server | None = None
 
     def load_driver(self) -> None:
-        area.run(["modprobe", "nbd"])
+        try:
+            area.run(["modprobe", "nbd"])
+        except SwapError as error:
+            raise SwapError(f"this kernel has no nbd driver, boot one that has ({error})") from None
 
     def start_server(self, announce: Callable[[ProcessIdentity], None]) -> None:
         options = self._options
@@ -279,12 +282,17 @@ def parse(arguments: Sequence[str] | None) -> Options:
     )
 
 
+def _print(line: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody to read it is no reason to stop half-way
+        print(f"swap-up: {line}", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 the swap is on, 1 it is not and a line says why, 2 wrong usage, 128+n a signal."""
     options = parse(arguments)
     try:
         with Interruption() as interruption:
-            run(options, lambda line: print(f"swap-up: {line}", flush=True), interruption.held)
+            run(options, _print, interruption.held)
     except (SwapError, OSError) as error:
         print(f"swap-up: error: {error}", file=sys.stderr)
         return 1
