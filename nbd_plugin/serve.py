@@ -31,7 +31,7 @@ _WITH_ARGUMENT: Final = frozenset(
 
 #: How nbdkit's options begin that say where to listen, or that end it before it does.
 _PLACES: Final = (
-    *("-U", "--unix", "-p", "--port", "-i", "--ip", "--vsock", "--run", "-r", "--single"),
+    *("-U", "--unix", "-p", "--port", "-i", "--ip", "--vsock", "--run", "--single"),
     *("--help", "--version", "--dump-", "--short-options", "--long-options"),
 )
 
@@ -76,7 +76,7 @@ def remove_dead_socket(options: list[str]) -> None:
 
 def names_a_place(options: list[str]) -> bool:
     """Whether nbdkit's options say where to listen, or that it shall not."""
-    return any(word.startswith(_PLACES) or word in ("-s", "--single", "-V") for word in options)
+    return any(word.startswith(_PLACES) or word in ("-s", "-V") for word in options)
 
 
 def main() -> None:

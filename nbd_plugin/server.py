@@ -28,7 +28,6 @@ from zcache.warm_up import warm_up
 #: Names of protections to leave out, separated by commas: how `scripts/bench ablation` shows what each is for.
 WITHOUT_VARIABLE: Final = "ZCACHE_WITHOUT"
 
-
 #: What the server locks beside its budget.
 OWN_BYTES: Final = 40 << 20
 
@@ -99,7 +98,7 @@ class Server:
         try:
             if "warm_up" not in without:
                 self._warm_up()
-                gc.collect()  # the scratch store is in a cycle, and nobody else will collect it
+                gc.collect()  # the scratch store is in a cycle: its memory is given back now
             if not hardening.self_check() and self.config.hardening == "require":
                 raise EnvironmentProblem(f"hardening=require: {hardening.verdict()}")
         except BaseException:

@@ -35,7 +35,6 @@ class Upkeep:
     def _run(self) -> None:
         begin_own_thread("zcache-upkeep")
         while not self._stopped.wait(UPKEEP_SECONDS):
-            with contextlib.suppress(
-                OSError
-            ):  # no memory now, or a kernel that cannot: tables are then touched as they are used
+            # No memory now, or a kernel that cannot: the tables are then touched as they are used.
+            with contextlib.suppress(OSError):
                 self._fault_ahead()

@@ -67,7 +67,7 @@ def test_serve_tells_options_from_parameters() -> None:
 )
 def test_where_to_listen_is_said(option: str) -> None:
     assert names_a_place(["-f", option])
-    assert not names_a_place(["-f", "-v", "--filter", "delay"])
+    assert not names_a_place(["-f", "-v", "-r", "--filter", "delay"])
 
 
 def test_random_words_never_reach_nbdkit_as_options(rng: random.Random) -> None:

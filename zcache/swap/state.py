@@ -1,9 +1,8 @@
 """What swap-up leaves for swap-down: one JSON file in a folder that only root can enter.
 
 The file is written before there is anything to undo (a server, and then a device), so that even a swap-up that
-was killed outright can be taken down.  It is replaced whole, by
-rename.  /run is emptied at boot, as the device and the server are, so a state never outlives the kernel
-that it speaks of.
+was killed outright can be taken down.  It is replaced whole, by rename.  /run is emptied at boot, as the
+device and the server are, so a state never outlives the kernel that it speaks of.
 
 An advisory lock on the folder keeps two swap-ups or swap-downs from working on it at the same time.
 """

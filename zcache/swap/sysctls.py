@@ -52,10 +52,11 @@ def hold(holder: Path, root: Path = PROC, record: Path = RECORD) -> None:
     with _locked(record) as (held, save):
         held.holders = [name for name in held.holders if Path(name).exists()]
         if not held.holders:
-            now = {name: (root / name).read_text().strip() for name in while_on(root)}
+            wanted = while_on(root)
+            now = {name: (root / name).read_text().strip() for name in wanted}
             # What a holder that was killed left behind is not what was there before.
             held.before = {n: held.before[n] if held.ours.get(n) == value else value for n, value in now.items()}
-            held.ours = while_on(root)
+            held.ours = wanted
         held.holders.append(str(holder))
         save()
         for name, value in held.ours.items():

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from zcache.swap import area, nbd_device, swapoff, sysctls
+from zcache.swap import area, nbd_device, sysctls
 from zcache.swap import server as server_module
 from zcache.swap.down import Report, Teardown, is_live, take_down
 from zcache.swap.error import StillSwappingError, SwapError
@@ -109,15 +109,16 @@ class Buildup:
         sysctls.hold(self._folder.state)
 
     def put_back_sysctls(self) -> None:
-        for failure in sysctls.release(self._folder.state):
-            self._report(f"warning: {failure}")
+        with contextlib.closing(Teardown(self._report)) as teardown:
+            teardown.put_back_sysctls(self._folder)
 
     def swap_off(self, device: str) -> None:
-        swapoff.swap_off(device, progress=lambda: None, interval_seconds=5)
+        with contextlib.closing(Teardown(self._report)) as teardown:
+            teardown.swap_off(device)
 
     def is_swapping(self, device: str) -> bool:
-        with contextlib.closing(ProcSwaps()) as swaps:
-            return swaps.find(device) is not None
+        with contextlib.closing(Teardown(self._report)) as teardown:
+            return teardown.is_swapping(device)
 
 
 def bring_up(

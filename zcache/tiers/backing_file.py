@@ -45,8 +45,9 @@ class BackingFile(SlotMap):
     allocated."""
 
     def __init__(
-        self, descriptor: int, path: Path, slot_count: int, frame_bytes: int, direct: bool, made: bool
+        self, descriptor: int, path: Path, slot_count: int, frame_bytes: int, direct: bool, made: Path | None
     ) -> None:
+        """`made` is the file that opening it made, if it did."""
         super().__init__(slot_count)
         self.path = path
         self.frame_bytes = frame_bytes
@@ -72,8 +73,8 @@ class BackingFile(SlotMap):
         already (0, with overcommit: any size will do). Of a larger one `max_slots` frames are used. `report` is told
         how far a long check has got. Raises `BadInput` with the whole reason.
         """
-        path = _real_path(path)
-        made = not path.exists()
+        real = _real_path(path)
+        made = None if real.exists() else real
         descriptor = _open_locked(path)
         try:
             size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
@@ -94,7 +95,7 @@ class BackingFile(SlotMap):
         except BaseException as error:
             os.close(descriptor)
             if made:
-                path.unlink(missing_ok=True)
+                made.unlink(missing_ok=True)
             if isinstance(error, OSError):
                 raise BadInput(f"backing={path}: {error.strerror}; {GIVE}") from None
             raise
@@ -123,11 +124,11 @@ class BackingFile(SlotMap):
         """Close it as if it had never been opened: a file that we made goes."""
         self.close()
         if self._made:
-            self.path.unlink(missing_ok=True)
+            self._made.unlink(missing_ok=True)
 
 
 def _real_path(path: Path) -> Path:
-    """Where a symbolic link leads, so that nothing is ever done to the link itself."""
+    """Where a symbolic link leads, so that a refusal never removes the link itself."""
     try:
         real = path.resolve()
         real.exists()  # may be refused, too
