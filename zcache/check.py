@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from zcache.codec import NAMES, WORD
 from zcache.entry import LOST, SAME_FILLED, decode_zpage
 from zcache.errors import Imbalance
-from zcache.image import FlatArray
+from zcache.flat_array import FlatArray
 from zcache.pageframes import State
 from zcache.pageframes.frames import FETCH_SLOTS, Queue
 from zcache.statistics import HELD_NOW

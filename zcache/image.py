@@ -1,49 +1,150 @@
-"""Flat arrays in memory of their own: what the page table and the frame table are made of.
+"""The image: what of a store outlives the server process, in one memfd.
 
-A `FlatArray` is zero until it is written and costs no memory where it was never touched: a page table for a huge
-device is mostly address space. That is at odds with the rule that the I/O path asks the system for nothing, so the
-memory is *faulted ahead*: off the I/O path, what is in use and some way beyond it is populated.
+The page table, each frame's homes, birth and seal, and the RAM slots. All else (states, live counts, queues, free
+lists, slot maps, statistics) follows from them and is rebuilt (`zcache.rebuild`). A server may be killed between any
+two instructions; what makes the image whole at each of them is the order in which the store writes:
 
-Cost: one `mmap` for each array, never resized, never given back.
+- words are published whole: by one store each, or by a copy short enough to be made of whole-word stores
+  (`WHOLE_WORDS`);
+- a zpage's bytes are in place before the entry that names them; an entry is cleared before its room is used again;
+- a frame's seal and birth are written before the `below` or `home` that they belong to; a RAM slot stops being one
+  frame's home before it is another's.
+
+Layout: a page of header, then the sections, each from a page boundary on. The header is one line of JSON (format,
+geometry, secrets), written once before the image is used; behind it, at `EPOCH_OFFSET`, a word counts the servers that
+have used it. A format that is not ours is refused, never guessed at.
 """
 
+import fcntl
+import json
 import mmap
-from typing import Final, Literal
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Final
 
-from zcache import libc
+from zcache.errors import EnvironmentProblem
 
-#: `mmap(2)` flag: address space is not accounted as memory. Python names it from 3.13 on.
-MAP_NORESERVE: Final = 0x4000
+FORMAT: Final = 1
+HEADER_BYTES: Final = 4096
+EPOCH_OFFSET: Final = HEADER_BYTES - 8
 
-Typecode = Literal["B", "H", "I", "Q"]
-_ITEM_BYTES: Final[dict[Typecode, int]] = {"B": 1, "H": 2, "I": 4, "Q": 8}
+#: glibc copies up to 2 KiB by vector loads and stores, which a signal cannot tear; beyond that (`rep movsb`, see
+#: glibc.cpu.x86_rep_movsb_threshold) a copy can stop at any byte. 64 words of 8 bytes are well below.
+WHOLE_WORDS: Final = 64
+
+#: What `os.memfd_create` is given: shows in /proc/PID/fd and maps.
+NAME: Final = "zcache-image"
 
 
-def anonymous_memory(size_bytes: int) -> mmap.mmap:
-    """Private zeroed memory that is not reserved until it is touched."""
-    return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+@dataclass(frozen=True)
+class Geometry:
+    """What fixes the layout, and what a server must agree with to go on with an image. Counts of pages, frames and RAM
+    slots."""
+
+    page_count: int
+    slot_count: int
+    frame_count: int
+    frame_bytes: int
+    allocator: str
+    backing: str | None
+
+    def sections(self) -> dict[str, int]:
+        """Bytes of each section, in the order in which they lie."""
+        ids = self.frame_count + 1
+        return {
+            "entries": 8 * self.page_count,
+            "home": 4 * ids,
+            "below": 4 * ids,
+            "seal": 4 * ids,
+            "birth": 8 * ids,
+            "ram": self.slot_count * self.frame_bytes,
+        }
 
 
-class FlatArray:
-    """`count` unsigned items of `typecode` (B, H, I or Q), all zero at first; read and written through `view`."""
+class Image:
+    """A memfd with that layout. `new` makes one in an empty memfd; `attach` goes on with what a predecessor left."""
 
-    def __init__(self, typecode: Typecode, count: int) -> None:
-        self.count = count
-        self.item_bytes = _ITEM_BYTES[typecode]
-        self._memory = anonymous_memory(max(count * self.item_bytes, 1))
-        self.view = memoryview(self._memory)[: count * self.item_bytes].cast(typecode)
-        self._populated = 0
+    def __init__(self, descriptor: int, geometry: Geometry) -> None:
+        self.descriptor = descriptor
+        self.geometry = geometry
+        self._spans: dict[str, tuple[int, int]] = {}
+        offset = HEADER_BYTES
+        for name, size_bytes in geometry.sections().items():
+            self._spans[name] = offset, size_bytes
+            offset += (size_bytes + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
+        self.size_bytes = offset
 
-    def populate(self, start: int, stop: int) -> None:
-        """Fault in items `start` to `stop` (exclusive). Not for the I/O path; safe beside it."""
-        first = start * self.item_bytes // mmap.PAGESIZE * mmap.PAGESIZE
-        last = min(stop * self.item_bytes, len(self._memory))
-        if last > first:
-            with memoryview(self._memory) as memory, memory[first:last] as part:
-                libc.populate(part)
+    @classmethod
+    def new(cls, descriptor: int, geometry: Geometry) -> "Image":
+        """Lay out an empty memfd."""
+        image = cls(descriptor, geometry)
+        header = json.dumps({"zcache image format": FORMAT, **asdict(geometry)}).encode() + b"\n"
+        assert len(header) <= EPOCH_OFFSET
+        os.ftruncate(descriptor, image.size_bytes)
+        os.pwrite(descriptor, (1).to_bytes(8, "little"), EPOCH_OFFSET)
+        os.pwrite(descriptor, header, 0)  # last: an image without a header was never used
+        return image
 
-    def fault_ahead(self, stop: int) -> None:
-        """Fault in all items before `stop` that were not yet."""
-        if stop > self._populated:
-            self.populate(self._populated, stop)
-            self._populated = stop
+    @classmethod
+    def attach(cls, descriptor: int, geometry: Geometry) -> "Image":
+        """Go on with an image; raises `EnvironmentProblem`, and has changed nothing, if it is not ours to read."""
+        header = os.pread(descriptor, EPOCH_OFFSET, 0).partition(b"\n")[0]
+        try:
+            fields = json.loads(header)
+            image_format = fields.pop("zcache image format")
+        except (ValueError, KeyError, AttributeError):
+            raise EnvironmentProblem("the image is not one of zcache's; take the swap off and on again") from None
+        if image_format != FORMAT:
+            raise EnvironmentProblem(
+                f"the image has format {image_format}, this version reads format {FORMAT}; "
+                "go on with the version that made it, or take the swap off and on again"
+            )
+        for name, value in asdict(geometry).items():
+            if fields.get(name) != value:
+                raise EnvironmentProblem(
+                    f"the image was made with {name} {fields.get(name)}, not {value}; give the same parameters"
+                )
+        image = cls(descriptor, geometry)
+        os.pwrite(descriptor, (image.epoch + 1).to_bytes(8, "little"), EPOCH_OFFSET)
+        return image
+
+    @property
+    def epoch(self) -> int:
+        """How many servers have used the image, this one included."""
+        return int.from_bytes(os.pread(self.descriptor, 8, EPOCH_OFFSET), "little")
+
+    def section(self, name: str) -> "Section":
+        """A section's memory, shared with whoever else has the image."""
+        return Section(self.descriptor, *self._spans[name])
+
+
+class Section:
+    """`size_bytes` of an image, mapped."""
+
+    def __init__(self, descriptor: int, offset: int, size_bytes: int) -> None:
+        self.memory = mmap.mmap(descriptor, max(size_bytes, 1), offset=offset)
+        self._descriptor = descriptor
+        self._offset = offset
+        self._stop = offset + size_bytes
+
+    def touched(self) -> Iterator[tuple[int, int]]:
+        """The parts that were ever written, as byte offsets, in whole memory pages: the rest is zero, and reading it
+        would take memory."""
+        start = self._offset
+        while start < self._stop:
+            try:
+                start = os.lseek(self._descriptor, start, os.SEEK_DATA)
+            except OSError:  # nothing but a hole up to the end of the image
+                return
+            stop = min(os.lseek(self._descriptor, start, os.SEEK_HOLE), self._stop)
+            if start < stop:
+                yield start - self._offset, stop - self._offset
+            start = stop
+
+
+def new_descriptor() -> int:
+    """An empty memfd that cannot shrink under those who have it mapped; inherited by nobody who is not given it."""
+    descriptor = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return descriptor

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from zcache.entry import EMPTY, LOST, SAME_FILLED
-from zcache.image import FlatArray
+from zcache.flat_array import FlatArray
+from zcache.image import WHOLE_WORDS, Section
 
 BLOCK_SHIFT: Final = 9
 BLOCK_ENTRIES: Final = 1 << BLOCK_SHIFT
@@ -26,17 +27,17 @@ MAX_RUN_PAGES: Final = 64
 STRETCH_BLOCKS: Final = 1 << 9
 
 LOST_RUN: Final = memoryview(array("Q", [LOST]) * MAX_RUN_PAGES)
-EMPTY_BLOCK: Final = memoryview(array("Q", [EMPTY]) * BLOCK_ENTRIES)
+EMPTY_RUN: Final = memoryview(array("Q", [EMPTY]) * WHOLE_WORDS)
 
-assert sys.byteorder == "little" and array("Q").itemsize == 8
+assert sys.byteorder == "little" and array("Q").itemsize == 8 and MAX_RUN_PAGES <= WHOLE_WORDS
 
 
 class PageTable:
     """`page_count` entries; the caller holds the store's lock except for `extents` and `fault_ahead`."""
 
-    def __init__(self, page_count: int) -> None:
+    def __init__(self, page_count: int, section: Section | None = None) -> None:
         self.page_count = page_count
-        self._array = FlatArray("Q", page_count)
+        self._array = FlatArray("Q", page_count, section)
         self.entries = self._array.view
         self.touched = bytearray((page_count + BLOCK_ENTRIES - 1) >> BLOCK_SHIFT)
         self._populated = bytearray(len(self.touched) // STRETCH_BLOCKS + 1)  # by stretch
@@ -54,6 +55,15 @@ class PageTable:
         while (block := self.touched.find(1, block, last_block + 1)) >= 0:
             yield max(first, block << BLOCK_SHIFT), min(stop, (block + 1) << BLOCK_SHIFT)
             block += 1
+
+    def take_over(self) -> Iterator[list[int]]:
+        """The entries of each block that a predecessor wrote to. Notes them as touched."""
+        for start, stop in self._array.touched():
+            for first in range(start, stop, BLOCK_ENTRIES):
+                entries = self.entries[first : min(first + BLOCK_ENTRIES, stop)].tolist()
+                if any(entries):
+                    self.touched[first >> BLOCK_SHIFT] = 1
+                    yield entries
 
     def extents(self, first: int, count: int, lock: threading.Lock) -> Iterator[tuple[int, int, bool]]:
         """Runs of pages from `first` as (first, count, reads as zeros), merged, in order, without gaps.
@@ -83,7 +93,9 @@ class PageTable:
 
     def clear_block(self, first: int, stop: int) -> None:
         """Make a run of entries EMPTY; if it is a whole block, its memory need not be looked at again."""
-        self.entries[first:stop] = EMPTY_BLOCK[: stop - first]
+        for start in range(first, stop, WHOLE_WORDS):
+            end = min(start + WHOLE_WORDS, stop)
+            self.entries[start:end] = EMPTY_RUN[: end - start]
         if stop - first == BLOCK_ENTRIES:
             self.touched[first >> BLOCK_SHIFT] = 0
 

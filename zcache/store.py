@@ -30,6 +30,7 @@ from zcache.codec import LZ4, RAW, WORD, Codec, decoders, decompress
 from zcache.entry import CODEC_SHIFT, LENGTH_SHIFT, LOST, PAGE_BYTES, SAME_FILLED, zpage_tag
 from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.fetch import Fetcher
+from zcache.image import Image
 from zcache.page_table import LOST_RUN, MAX_RUN_PAGES
 from zcache.pageframes import PageFrames
 from zcache.partial_write import PartialWrite
@@ -50,13 +51,15 @@ _WORD_TAG: Final = zpage_tag(WORD, 8)
 class Store:
     """Compressed pages in at most `budget_bytes` of pageframes, and below them in `tier`."""
 
-    def __init__(self, *, budget_bytes: int, codec: Codec, tier: Tier | None = None) -> None:
+    def __init__(
+        self, *, budget_bytes: int, codec: Codec, tier: Tier | None = None, image: Image | None = None
+    ) -> None:
         self.codec = codec
         self.tier = tier
         self.lock = threading.Lock()
         self.statistics = Statistics()
         self.tmem = Tmem()
-        self.frames = PageFrames(budget_bytes // FRAME_BYTES, tier.slot_count if tier else 0, FRAME_BYTES)
+        self.frames = PageFrames(budget_bytes // FRAME_BYTES, tier.slot_count if tier else 0, FRAME_BYTES, image)
         self.allocator: Allocator = Zbud(self.frames, self._release_below)
         self.reclaimer = Reclaimer(self.frames, self.allocator, tier, self.lock, self.statistics, self._forget)
         self._fetcher = Fetcher(self.frames, tier, self.lock, self.statistics) if tier else None

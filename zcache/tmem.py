@@ -19,6 +19,7 @@ from enum import IntEnum
 from typing import Final
 
 from zcache.entry import EMPTY
+from zcache.image import Section
 from zcache.page_table import PageTable
 
 #: An owner word names a page of an ephemeral pool for the way back from a frame: object handle and page index.
@@ -35,12 +36,14 @@ class Kind(IntEnum):
 class TmemObject:
     """`page_count` pages of a pool under one object id."""
 
-    def __init__(self, pool: "Pool", object_id: int, handle: int, page_count: int) -> None:
+    def __init__(
+        self, pool: "Pool", object_id: int, handle: int, page_count: int, section: Section | None = None
+    ) -> None:
         self.pool = pool
         self.kind = pool.kind
         self.object_id = object_id
         self.page_count = page_count
-        self.table = PageTable(page_count)
+        self.table = PageTable(page_count, section)
         self.owner_base = handle << OWNER_INDEX_BITS
 
 
@@ -66,11 +69,11 @@ class Tmem:
         self.pools[pool.pool_id] = pool
         return pool
 
-    def new_object(self, pool: Pool, object_id: int, page_count: int) -> TmemObject:
-        """An object of `page_count` pages, all of them absent."""
+    def new_object(self, pool: Pool, object_id: int, page_count: int, section: Section | None = None) -> TmemObject:
+        """An object of `page_count` pages: all of them absent, or what the section of an image holds."""
         assert object_id not in pool.objects and page_count < 1 << OWNER_INDEX_BITS
         handle = self._handles.index(None) if None in self._handles else len(self._handles)
-        thing = TmemObject(pool, object_id, handle, page_count)
+        thing = TmemObject(pool, object_id, handle, page_count, section)
         self._handles[handle : handle + 1] = [thing]
         pool.objects[object_id] = thing
         return thing

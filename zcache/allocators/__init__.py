@@ -12,8 +12,10 @@ The contract, which every allocator's contract suite runs (the caller holds the 
 - What a zpage's bytes were they stay, in place, until it is released.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
+
+from zcache.pageframes import State
 
 __all__ = ["Allocator"]
 
@@ -37,6 +39,13 @@ class Allocator(Protocol):
 
     def evict(self, frame: int) -> list[int]:
         """Throw away an ephemeral frame; returns the owners of what was alive in it."""
+
+    def take_over(self, zpages: Mapping[int, list[int]]) -> dict[int, State]:
+        """Make own books anew from the entries of what is alive in each persistent frame, in RAM or below; which of
+        those in RAM only are ACTIVE, and which DIRTY. Raises `Imbalance` if no such frame could have been."""
+
+    def offer(self, frames: Iterable[int]) -> None:
+        """The second half of taking over, once frames are in their queues: these take zpages again."""
 
     def check(self, live: memoryview, entry: memoryview) -> None:
         """Compare own books with what was found by frame id: the number of live zpages, and the entry of one of them.

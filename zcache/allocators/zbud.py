@@ -18,13 +18,13 @@ has a bit for each non-empty list: the best fit is a mask and a `bit_length`. Co
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from zcache.allocators import ReleaseBelow
 from zcache.entry import FRAME_MASK, OFFSET_MASK, OFFSET_SHIFT, PAGE_BYTES, decode_zpage
 from zcache.errors import Imbalance
-from zcache.image import FlatArray
+from zcache.flat_array import FlatArray
 from zcache.pageframes import PageFrames, State
 
 CHUNK_SHIFT: Final = 6
@@ -164,6 +164,33 @@ class Zbud:
         frames.live[frame] = 0
         frames.give(frame)
         return alive
+
+    def take_over(self, zpages: Mapping[int, list[int]]) -> dict[int, State]:
+        """See `Allocator.take_over`."""
+        frames = self._frames
+        states: dict[int, State] = {}
+        for frame, entries in zpages.items():
+            sizes = [0, 0]  # left, right, in chunks
+            for entry in entries:
+                zpage = decode_zpage(entry)
+                chunks = (zpage.length + 63) >> CHUNK_SHIFT
+                right = zpage.offset != 0
+                if sizes[right] or (right and zpage.offset != (CHUNKS - chunks) << CHUNK_SHIFT):
+                    raise Imbalance(f"zbud: frame {frame} holds a zpage of {zpage.length} bytes at {zpage.offset}")
+                sizes[right] = chunks
+            if sum(sizes) > CHUNKS:
+                raise Imbalance(f"zbud: the zpages of frame {frame} overlap")
+            slot = frames.home[frame]
+            if slot and not frames.below[frame]:
+                self._left[slot], self._right[slot] = sizes
+                has_room = len(entries) == 1 and sum(sizes) < CHUNKS
+                states[frame] = State.ACTIVE if has_room else State.DIRTY
+        return states
+
+    def offer(self, frames: Iterable[int]) -> None:
+        """See `Allocator.offer`."""
+        for frame in frames:
+            self._offer(self._frames.home[frame])
 
     def check(self, live: memoryview, entry: memoryview) -> None:
         """See `Allocator.check`."""

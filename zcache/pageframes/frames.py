@@ -19,13 +19,14 @@ Cost: 27 bytes a frame id ever used, 18 a RAM slot. Nothing is allocated after c
 import itertools
 import mmap
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
 from typing import Final
 
 from zcache import libc
 from zcache.errors import BadInput
-from zcache.image import FlatArray, anonymous_memory
+from zcache.flat_array import FlatArray, anonymous_memory
+from zcache.image import Image
 from zcache.pageframes.states import ALLOWED, State
 
 #: RAM slots beside the budget that cold frames are read into: as many as reads of cold frames that can run at once.
@@ -45,10 +46,22 @@ class Queue(IntEnum):
     CLEAN = 2  # CLEAN frames of persistent pools: can be dropped, their bytes are below
 
 
-class PageFrames:
-    """`budget_frames` RAM slots of `frame_bytes`, and the ids of all frames that can exist in RAM and below."""
+def slots_of(budget_frames: int) -> int:
+    """RAM slots for a budget: with those to read into, and slot 0, which is nobody's."""
+    return budget_frames + FETCH_SLOTS + 1
 
-    def __init__(self, budget_frames: int, below_frames: int, frame_bytes: int) -> None:
+
+def _no_image(_section: str) -> None:
+    """Where the sections of a store without an image are."""
+
+
+class PageFrames:
+    """`budget_frames` RAM slots of `frame_bytes`, and the ids of all frames that can exist in RAM and below.
+
+    With an image, frames have the homes, births and seals that are in it; the rest is for `rebuild` to find.
+    """
+
+    def __init__(self, budget_frames: int, below_frames: int, frame_bytes: int, image: Image | None = None) -> None:
         if frame_bytes % mmap.PAGESIZE:
             raise BadInput(f"frame of {frame_bytes} bytes: give whole pages")
         self.budget_frames = budget_frames
@@ -56,19 +69,20 @@ class PageFrames:
         self.frame_count = budget_frames + below_frames
 
         ids = self.frame_count + 1
+        section = image.section if image else _no_image
+        self.home_table = FlatArray("I", ids, section("home"))
+        self.below_table = FlatArray("I", ids, section("below"))
+        self.seal_table = FlatArray("I", ids, section("seal"))
+        self.birth_table = FlatArray("Q", ids, section("birth"))
         self.state_table = FlatArray("B", ids)
         self.live_table = FlatArray("H", ids)
-        self.home_table = FlatArray("I", ids)
-        self.below_table = FlatArray("I", ids)
-        self.seal_table = FlatArray("I", ids)
-        self.birth_table = FlatArray("Q", ids)
         self.state, self.live = self.state_table.view, self.live_table.view
         self.home, self.below = self.home_table.view, self.below_table.view
         self.seal, self.birth = self.seal_table.view, self.birth_table.view
 
-        slots = budget_frames + FETCH_SLOTS + 1
-        self.slot_count = slots
-        self.ram = anonymous_memory(slots * frame_bytes)
+        self.slot_count = slots = slots_of(budget_frames)
+        ram = section("ram")
+        self.ram = ram.memory if ram else anonymous_memory(slots * frame_bytes)
         self.ram_view = memoryview(self.ram)
         self.frame_of = array("I", bytes(4 * slots))
         self.referenced = bytearray(slots)
@@ -171,8 +185,8 @@ class PageFrames:
 
         Returns the slot below to be freed (0: none)."""
         self.in_flight -= 1
-        self.below[frame] = below
         self.seal[frame] = seal
+        self.below[frame] = below  # last: whoever finds a frame below finds its seal
         self.move(frame, State.CLEAN)
         slot = self.home[frame]
         self._link_youngest(slot, Queue.CLEAN)
@@ -230,6 +244,42 @@ class PageFrames:
         old = State(self.state[frame])
         assert state in ALLOWED[old], f"frame {frame}: {old.name} -> {state.name}"
         self.state[frame] = state
+
+    # -- taking over what an image holds ----------------------------------------------------------------------------
+
+    def take_over(self, live: Mapping[int, int], states: Mapping[int, State]) -> None:
+        """Start again from `home`, `below`, `seal` and `birth` as a predecessor left them.
+
+        `live` says how many zpages each frame holds that any page-table entry names, `states` what each of those is
+        now; all other ids are free, and nowhere. Queues are in the order of births. Called once, before anything else.
+        """
+        self.fresh_id = max(live, default=0) + 1
+        for table in (self.home_table, self.below_table):
+            for start, stop in table.touched():
+                for frame, place in enumerate(table.view[start:stop].tolist(), start):
+                    if place and frame not in live:
+                        table.view[frame] = NONE
+        for frame in range(self.fresh_id - 1, 0, -1):
+            if frame not in live:
+                self._free_ids[self.free_id_count] = frame
+                self.free_id_count += 1
+        taken = bytearray(self.slot_count)
+        taken[0] = 1
+        for frame in sorted(live, key=self.birth.__getitem__):
+            state = states[frame]
+            self.state[frame], self.live[frame] = state, live[frame]
+            self.sequence = self.birth[frame]
+            slot = self.home[frame]
+            if not slot:
+                self.cold += 1
+                continue
+            taken[slot] = 1
+            self.frame_of[slot] = frame
+            self._link_youngest(slot, Queue.CLEAN if state == State.CLEAN else Queue.PERSISTENT)
+        spare = [slot for slot in range(self.slot_count - 1, 0, -1) if not taken[slot]]
+        self._fetch_slots[:] = array("I", spare[:FETCH_SLOTS])
+        self._free_slots[: len(spare) - FETCH_SLOTS] = array("I", spare[FETCH_SLOTS:])
+        self.free_slot_count = len(spare) - FETCH_SLOTS
 
     # -- figures and upkeep -----------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ of the map. `bytearray.find` does the looking in C. Cost: a byte a slot.
 """
 
 import ctypes
+from collections.abc import Iterable
 from typing import Final
 
 from zcache import libc
@@ -46,6 +47,12 @@ class SlotMap:
                 count //= 2
             start = start + WINDOW_SLOTS if start + WINDOW_SLOTS <= self.slot_count else 1
         raise AssertionError("free slots are counted, and none is found")
+
+    def take_over(self, slots: Iterable[int]) -> None:
+        """Mark slots as in use by frames that a predecessor wrote; on a map where none is."""
+        for slot in slots:
+            self._used[slot] = 1
+            self.used_slots += 1
 
     def release(self, slot: int) -> None:
         """Make one slot free again."""
