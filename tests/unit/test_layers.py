@@ -8,14 +8,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 #: From the bottom up. A module may import from its own row and from rows above it in this list, never from below it.
 LAYERS = [
     ["zcache.errors", "zcache.libc"],
-    ["zcache.entry", "zcache.flat_array"],
+    ["zcache.entry", "zcache.image"],
+    ["zcache.flat_array"],
     ["zcache.codec", "zcache.page_table", "zcache.pageframes", "zcache.tiers", "zcache.hardening"],
     ["zcache.statistics"],
     ["zcache.allocators", "zcache.tmem", "zcache.admission"],
     ["zcache.reclaim", "zcache.partial_write"],
     ["zcache.fetch"],
     ["zcache.store"],
-    ["zcache.check", "zcache.status"],
+    ["zcache.check", "zcache.status", "zcache.rebuild"],
     ["zcache.control", "zcache.warm_up", "zcache.upkeep"],
     ["zcache.cli", "zcache.swap", "zcache.testvm", "zcache.bench", "nbd_plugin"],
 ]
