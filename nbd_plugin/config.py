@@ -6,6 +6,7 @@ Every refusal is one line: the key, what was given, what is wrong with it, and w
 import math
 import os
 import re
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ KEYS: Final = {
     "overcommit": "yes or no (default): may size exceed what budget and backing can surely hold",
     "force": "yes or no (default): may a backing file that holds something else be overwritten",
     "control": "path of the control socket that `zcache status` talks to; none: no such socket",
+    "image": "descriptor of a memfd that keeps the pages while the server is replaced; swap-up gives it",
     "hardening": "require, warn (default) or off: what to do when the server cannot be made safe to swap to itself",
 }
 
@@ -57,6 +59,7 @@ class Config:
     overcommit: bool
     force: bool
     control: Path | None
+    image: int | None
     hardening: str
 
     @property
@@ -101,6 +104,7 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
         overcommit=overcommit,
         force=_parse_choice("force", given.get("force", "no"), ("yes", "no")) == "yes",
         control=_parse_control(given.get("control")),
+        image=_parse_image(given.get("image")),
         hardening=_parse_choice("hardening", given.get("hardening", "warn"), HARDENING),
     )
 
@@ -147,6 +151,18 @@ def _parse_choice(key: str, text: str, choices: tuple[str, ...]) -> str:
     if text not in choices:
         raise BadInput(f"{key}={text}: no such choice; give {' or '.join(choices)}")
     return text
+
+
+def _parse_image(text: str | None) -> int | None:
+    if text is None:
+        return None
+    descriptor = int(text) if re.fullmatch("[0-9]{1,9}", text, re.ASCII) else -1
+    try:
+        if descriptor > 2 and stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+    except OSError:
+        pass
+    raise BadInput(f"image={text}: not the descriptor of an open memfd; leave it to swap-up to give one")
 
 
 def _parse_control(text: str | None) -> Path | None:

@@ -20,7 +20,7 @@ import nbdkit
 
 from nbd_plugin.config import parse_config
 from nbd_plugin.ending import end_on_signals, hold_signals
-from nbd_plugin.server import Server
+from nbd_plugin.server import Server, scratch_device
 from zcache.errors import BadInput, EnvironmentProblem, StoreFull, ZcacheError
 from zcache.hardening import keep_thread
 
@@ -170,19 +170,18 @@ def _explain(error: Exception) -> RequestFailed:
 
 
 def _warm_up_callbacks() -> None:
-    """Run each request callback once, so that none of its code is read from disk when memory is short."""
+    """Run each request callback once, on a device of no consequence, so that none of its code is read from disk when
+    memory is short."""
     page = memoryview(bytearray(b"zcache" * 683)[:4096])
-    device = _server.device
+    served, _server.device = _server.device, scratch_device()
     for offset, data in ((0, page), (1, page[:100])):
         pwrite(1, data, offset, 0)
         pread(1, data, offset, 0)
     zero(1, 4000, 96, 0)
-    extents(1, min(device.size_bytes, 1 << 20), 0, 0)
-    trim(1, min(8192, device.size_bytes), 0, 0)
-    zero(1, 4096, 0, 0)
+    extents(1, _server.device.size_bytes, 0, 0)
+    trim(1, 8192, 0, 0)
+    _server.device = served
     try:
         raise _explain(StoreFull("(warming up)"))
     except RequestFailed as failure:
         traceback.format_exception(failure)
-    with device.store.lock:
-        device.store.statistics.reset_events()

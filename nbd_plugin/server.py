@@ -8,20 +8,25 @@ the reverse.
 import gc
 import os
 import sys
+import time
 from typing import Final
 
 import psutil
 
-from nbd_plugin.config import Config
+from nbd_plugin.config import MIN_BUDGET_BYTES, Config
 from nbd_plugin.device import Device
 from zcache.allocators.zbud import FRAME_BYTES
+from zcache.codec import parse_codec
 from zcache.control import ControlSocket
-from zcache.errors import BadInput, EnvironmentProblem, PageDamaged
+from zcache.errors import BadInput, EnvironmentProblem, Imbalance, PageDamaged
 from zcache.hardening import Hardening, threads
+from zcache.image import Geometry, Image
+from zcache.pageframes.frames import slots_of
+from zcache.rebuild import rebuild
 from zcache.status import gather_status
 from zcache.store import Store
 from zcache.tiers.backing_file import BackingFile
-from zcache.tmem import Kind
+from zcache.tmem import Kind, TmemObject
 from zcache.upkeep import Upkeep
 from zcache.warm_up import warm_up
 
@@ -72,8 +77,7 @@ class Server:
     def start(self) -> None:
         """Be ready for requests; raises `EnvironmentProblem` with `hardening=require` when the process is not safe."""
         config = self.config
-        store = Store(budget_bytes=config.budget_bytes, codec=config.codec, tier=self._tier)
-        pages = store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, config.size_bytes // 4096)
+        store, pages = self._make_store()
         self.device = Device(store, pages)
         if config.hardening == "off":
             threads.leave_as_they_are()
@@ -87,6 +91,37 @@ class Server:
         if self._control:
             holds = self._hardening.results if self._hardening else {}
             self._control.start(store, lambda: gather_status(store, pages, holds))
+
+    def _make_store(self) -> tuple[Store, TmemObject]:
+        """A store and the object whose pages are the device's: empty, or as a predecessor left them."""
+        config, tier = self.config, self._tier
+        page_count = config.size_bytes // 4096
+        image = None
+        if config.image is not None:
+            budget_frames = config.budget_bytes // FRAME_BYTES
+            geometry = Geometry(
+                page_count=page_count,
+                slot_count=slots_of(budget_frames),
+                frame_count=budget_frames + (tier.slot_count if tier else 0),
+                frame_bytes=FRAME_BYTES,
+                allocator=config.allocator,
+                backing=str(tier.path) if tier else None,
+            )
+            image = Image.open(config.image, geometry)
+        store = Store(budget_bytes=config.budget_bytes, codec=config.codec, tier=tier, image=image)
+        pool = store.tmem.new_pool(Kind.PERSISTENT)
+        pages = store.tmem.new_object(pool, 0, page_count, image.section("entries") if image else None)
+        if image and image.epoch > 1:
+            begin = time.monotonic()
+            try:
+                rebuild(store, pages)
+            except Imbalance as imbalance:
+                raise EnvironmentProblem(f"what the last server left does not fit together: {imbalance}") from None
+            _say(
+                f"server number {image.epoch} of this swap: {store.statistics.stored_pages} pages taken over "
+                f"in {time.monotonic() - begin:.1f} s"
+            )
+        return store, pages
 
     def _make_safe(self, store: Store) -> Hardening:
         """Apply the protections, run all code once, and see what holds."""
@@ -132,6 +167,12 @@ class Server:
         self.device.store.close()
         if self._hardening:
             self._hardening.close()
+
+
+def scratch_device() -> Device:
+    """A small device over a store of its own."""
+    store = Store(budget_bytes=MIN_BUDGET_BYTES, codec=parse_codec("lz4"))
+    return Device(store, store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, 64))
 
 
 def _say(line: str) -> None:

@@ -76,6 +76,11 @@ class Image:
         self.size_bytes = offset
 
     @classmethod
+    def open(cls, descriptor: int, geometry: Geometry) -> "Image":
+        """`new` for an empty memfd, `attach` for any other."""
+        return (cls.attach if os.fstat(descriptor).st_size else cls.new)(descriptor, geometry)
+
+    @classmethod
     def new(cls, descriptor: int, geometry: Geometry) -> "Image":
         """Lay out an empty memfd."""
         image = cls(descriptor, geometry)

@@ -5,7 +5,7 @@ that a snapshot taken under the lock balances.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from zcache.codec import WORD
@@ -98,9 +98,3 @@ class Statistics:
     def as_dict(self) -> dict[str, int]:
         """Every counter by name."""
         return asdict(self)
-
-    def reset_events(self) -> None:
-        """Forget what was only counted; what is held now stays."""
-        for field in fields(self):
-            if field.name not in HELD_NOW:
-                setattr(self, field.name, 0)

@@ -19,14 +19,18 @@ START_DEADLINE_SECONDS = 30
 class RunningServer:
     """One nbdkit process: `uri` for clients, `status()`, `check()`, `stop()`."""
 
-    def __init__(self, folder: Path, words: tuple[str, ...], options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, words: tuple[str, ...], options: tuple[str, ...] = (), descriptors: tuple[int, ...] = ()
+    ) -> None:
         self.socket = folder / "nbd.sock"
         self.control = folder / "control"
         self.uri = f"nbd+unix:///?socket={self.socket}"
         self.log = folder / "server.log"
         command = [str(REPOSITORY / "scripts/serve"), "-U", str(self.socket), "-P", str(folder / "pid"), *options]
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen([*command, *words, f"control={self.control}"], stderr=log, stdout=log)
+            self.process = subprocess.Popen(
+                [*command, *words, f"control={self.control}"], stderr=log, stdout=log, pass_fds=descriptors
+            )
         deadline = time.monotonic() + START_DEADLINE_SECONDS
         while not self._answers():
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
@@ -71,10 +75,10 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     books."""
     servers: list[RunningServer] = []
 
-    def start(*words: str, options: tuple[str, ...] = ()) -> RunningServer:
+    def start(*words: str, options: tuple[str, ...] = (), descriptors: tuple[int, ...] = ()) -> RunningServer:
         folder = tmp_path / f"server{len(servers)}"
         folder.mkdir()
-        servers.append(RunningServer(folder, words, options))
+        servers.append(RunningServer(folder, words, options, descriptors))
         return servers[-1]
 
     yield start

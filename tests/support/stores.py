@@ -25,7 +25,7 @@ def store_with_image(
     """A store over an image, and its object: made in an empty memfd, or taken over from whoever had it before."""
     geometry = Geometry(page_count, slots_of(budget_frames), budget_frames + tier.slot_count, PAGE_BYTES, "zbud", None)
     empty = not os.fstat(descriptor).st_size
-    image = (Image.new if empty else Image.attach)(descriptor, geometry)
+    image = Image.open(descriptor, geometry)
     store = Store(budget_bytes=budget_frames * PAGE_BYTES, codec=parse_codec(codec), tier=tier, image=image)
     pool = store.tmem.new_pool(Kind.PERSISTENT)
     thing = store.tmem.new_object(pool, 0, page_count, image.section("entries"))
