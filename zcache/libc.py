@@ -98,7 +98,7 @@ def fill(address: int, size_bytes: int) -> None:
 
 def populate(memory: memoryview) -> None:
     """Fault in page-aligned memory for writing, without changing what it holds; `OSError` if there is not enough."""
-    if _libc.madvise(_address(memory), len(memory), MADV_POPULATE_WRITE) < 0:
+    if _libc.madvise(address(memory), len(memory), MADV_POPULATE_WRITE) < 0:
         _raise_errno()
 
 
@@ -110,7 +110,7 @@ def populate_range(start: int, stop: int, *, write: bool) -> None:
 
 def resident_share(memory: memoryview) -> float:
     """Which share of page-aligned memory is in RAM, by mincore(2)."""
-    start = _address(memory)
+    start = address(memory)
     return resident_share_of_range(start, start + len(memory))
 
 
@@ -123,7 +123,8 @@ def resident_share_of_range(start: int, stop: int) -> float:
     return (pages - resident.raw[:pages].count(0)) / pages
 
 
-def _address(memory: memoryview) -> int:
+def address(memory: memoryview | mmap.mmap) -> int:
+    """Where writable memory lies."""
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 

@@ -93,16 +93,33 @@ def reconfigure(index: int, socket_fds: Sequence[int]) -> None:
     _call(NBD_CMD_RECONFIGURE, [("NBD_ATTR_INDEX", index), _socket_attribute(socket_fds)])
 
 
+def reconfigure_message(index: int, socket_fds: Sequence[int]) -> bytes:
+    """The message that `reconfigure` would send, for a process that has no pyroute2; asks for an acknowledgement."""
+    with GenericNetlinkSocket() as netlink:
+        netlink.bind("nbd", _NbdMessage)
+        message = _message(NBD_CMD_RECONFIGURE, [("NBD_ATTR_INDEX", index), _socket_attribute(socket_fds)])
+        message["header"]["type"] = netlink.prid
+        message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK
+        message["header"]["sequence_number"] = message["header"]["pid"] = 0
+        message.encode()
+        return bytes(message.data)
+
+
 def disconnect(index: int) -> None:
     """Detach; requests still under way become I/O errors.  Nothing happens when it is not attached."""
     _call(NBD_CMD_DISCONNECT, [("NBD_ATTR_INDEX", index)])
 
 
-def _call(command: int, attributes: list[tuple[str, Any]]) -> Sequence[Any]:
+def _message(command: int, attributes: list[tuple[str, Any]]) -> _NbdMessage:
     message = _NbdMessage()
     message["cmd"] = command
     message["version"] = _VERSION
     message["attrs"] = attributes
+    return message
+
+
+def _call(command: int, attributes: list[tuple[str, Any]]) -> Sequence[Any]:
+    message = _message(command, attributes)
     try:
         with GenericNetlinkSocket() as netlink:
             netlink.bind("nbd", _NbdMessage)
