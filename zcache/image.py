@@ -19,9 +19,10 @@ import fcntl
 import json
 import mmap
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final
 
 from zcache.errors import EnvironmentProblem
 
@@ -94,17 +95,7 @@ class Image:
     @classmethod
     def attach(cls, descriptor: int, geometry: Geometry) -> "Image":
         """Go on with an image; raises `EnvironmentProblem`, and has changed nothing, if it is not ours to read."""
-        header = os.pread(descriptor, EPOCH_OFFSET, 0).partition(b"\n")[0]
-        try:
-            fields = json.loads(header)
-            image_format = fields.pop("zcache image format")
-        except (ValueError, KeyError, AttributeError):
-            raise EnvironmentProblem("the image is not one of zcache's; take the swap off and on again") from None
-        if image_format != FORMAT:
-            raise EnvironmentProblem(
-                f"the image has format {image_format}, this version reads format {FORMAT}; "
-                "go on with the version that made it, or take the swap off and on again"
-            )
+        fields = read_header(descriptor)
         for name, value in asdict(geometry).items():
             if fields.get(name) != value:
                 raise EnvironmentProblem(
@@ -148,8 +139,38 @@ class Section:
             start = stop
 
 
+def read_header(descriptor: int) -> dict[str, Any]:
+    """What an image says of itself; raises `EnvironmentProblem` if this version cannot read it."""
+    header = os.pread(descriptor, EPOCH_OFFSET, 0).partition(b"\n")[0]
+    try:
+        fields: dict[str, Any] = json.loads(header)
+        image_format = fields.pop("zcache image format")
+    except (ValueError, KeyError, AttributeError):
+        raise EnvironmentProblem("the image is not one of zcache's; take the swap off and on again") from None
+    if image_format != FORMAT:
+        raise EnvironmentProblem(
+            f"the image has format {image_format}, this version reads format {FORMAT}; "
+            "go on with the version that made it, or take the swap off and on again"
+        )
+    return fields
+
+
 def new_descriptor() -> int:
     """An empty memfd that cannot shrink under those who have it mapped; inherited by nobody who is not given it."""
     descriptor = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return descriptor
+
+
+def main(words: list[str]) -> int:
+    """`python -m zcache.image DESCRIPTOR`: whether this version could go on with an image; says why if not."""
+    try:
+        read_header(int(words[0]))
+    except EnvironmentProblem as problem:
+        sys.stderr.write(f"zcache: {problem}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

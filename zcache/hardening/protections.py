@@ -34,11 +34,16 @@ class Hardening:
     """All protections of this process: `apply`, warm up, `self_check`, `start`; then `close` at the end.
 
     `populate` faults in all memory that the I/O path will touch; `populated` tells whether it is there. Those named
-    in `without` are left out.
+    in `without` are left out, which the self-check will hold against us; a process that needs no others than `only` has
+    those alone.
     """
 
     def __init__(
-        self, populate: Callable[[], None], populated: Callable[[], bool], without: Collection[str] = ()
+        self,
+        populate: Callable[[], None],
+        populated: Callable[[], bool],
+        without: Collection[str] = (),
+        only: Collection[str] = (),
     ) -> None:
         self.results: dict[str, bool] = {}  # name to whether it holds, once `self_check` has run
         self._log_pipe: log_pipe.LogPipe | None = None
@@ -56,6 +61,8 @@ class Hardening:
             Protection("oom_score", "needs CAP_SYS_RESOURCE", _set_oom_score, _is_oom_exempt),
             Protection("stderr", "a bug", self._divert_stderr, lambda: log_pipe.is_log_pipe(2)),
         ]
+        if only:
+            self._protections = [protection for protection in self._protections if protection.name in only]
         self._remedies = {protection.name: protection.remedy for protection in self._protections}
         unknown = ", ".join(sorted(set(without) - set(self._remedies)))
         if unknown:

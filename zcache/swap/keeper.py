@@ -25,17 +25,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import nbd
-
 from zcache import image, libc
-from zcache.hardening.log_pipe import LogPipe
+from zcache.hardening import Hardening
+from zcache.swap.error import SwapError
 from zcache.swap.reconnection import Reconnection
 from zcache.swap.state import StateFolder
 
+#: What it needs of what the server needs: it serves no requests, so its heap and code may fault.
+PROTECTIONS: Final = ("io_flusher", "real_time", "small_pages", "memory_lock", "oom_score", "stderr")
+
 #: How often the image is looked at for what has been populated since.
 LOCK_SECONDS: Final = 0.2
-#: How long a server may take to start before it is taken for dead: it populates its budget.
-START_SECONDS: Final = 120.0
+#: A server that lived this long has not failed at its start: the next one is started at once.
+STABLE_SECONDS: Final = 5.0
+#: How often a starting server is asked whether it serves yet, and how long it may take to say so.
+READY_SECONDS: Final = 0.05
+ANSWER_SECONDS: Final = 5.0
 #: Between two starts, after one that failed: doubled each time.
 FIRST_REST_SECONDS: Final = 0.5
 LAST_REST_SECONDS: Final = 8.0
@@ -173,7 +178,9 @@ class Keeper:
         while not self._ending and not self._server.has_ended():
             if _answers(self._folder.control):
                 self._reconnect()
-                _say(f"the server ended with status {status}; the next one serves after {time.monotonic() - begin:.1f} s")
+                _say(
+                    f"the server ended with status {status}; the next one serves after {time.monotonic() - begin:.1f} s"
+                )
                 return
             self._image.keep()
             time.sleep(READY_SECONDS)
@@ -207,13 +214,15 @@ def _say(line: str) -> None:
 def main(words: Sequence[str]) -> None:
     """`FOLDER COMMAND…`: returns when SIGTERM has ended both."""
     folder = StateFolder(Path(words[0]))
-    errors = os.dup(2)
-    pipe = LogPipe()
-    protect()
+    errors = os.dup(2)  # the server's; ours goes through a pipe that cannot block
+    hardening = Hardening(lambda: None, lambda: True, only=PROTECTIONS)
+    hardening.apply()
+    hardening.self_check()
     keeper = Keeper(folder, words[1:], errors)
-    pipe.start()
+    hardening.start()
+    _say(hardening.verdict())
     keeper.run()
-    pipe.close()
+    hardening.close()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from zcache.swap.error import SwapError
 
 #: The sockets' descriptors have these numbers in the message: out of the way of all others.
 FIRST_DESCRIPTOR: Final = 900
+MAX_CONNECTIONS: Final = 16
 ANSWER_SECONDS: Final = 30.0
 
 _NETLINK_GENERIC: Final = 16
@@ -36,10 +37,12 @@ def prepare(index: int, connection_count: int) -> bytes:
 class Reconnection:
     """Can be done any number of times. The netlink socket is opened now."""
 
-    def __init__(self, message: bytes, server: Path, connection_count: int) -> None:
+    def __init__(self, message: bytes, server: Path) -> None:
         self._message = message
         self._server = str(server)
-        self._count = connection_count
+        self._count = sum(
+            message.count(struct.pack("=HHI", 8, 1, FIRST_DESCRIPTOR + number)) for number in range(MAX_CONNECTIONS)
+        )
         self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC)
         self._netlink.bind((0, 0))
         self._netlink.settimeout(ANSWER_SECONDS)

@@ -60,6 +60,9 @@ class StateFolder:
         self.pidfile = path / "server.pid"
         self.control = path / "control"
         self.log = path / "server.log"
+        # From swap-up to the keeper: the netlink message that gives the device a new server; and back: it has it.
+        self.reconnection = path / "reconnection"
+        self.armed = path / "armed"
 
     def create(self) -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -80,7 +83,10 @@ class StateFolder:
 
     def clear(self) -> None:
         part = self.state.with_suffix(".part")
-        for name in (self.state, part, self.socket, self.pidfile, self.control, self.log):
+        for name in (
+            *(self.state, part, self.socket, self.pidfile, self.control, self.log),
+            *(self.reconnection, self.armed),
+        ):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 name.unlink()
 
