@@ -22,7 +22,17 @@ from zcache.swap.up import Buildup, Options, bring_up
 SERVER = ProcessIdentity(7, 22)
 DEVICE = "/dev/nbd0"
 ATTACHED_BY_PID = 99
-STEPS = ["load_driver", "start_server", "wait_for_server", "attach", "warm_up", "make_swap", "hold_sysctls", "swap_on"]
+STEPS = [
+    "load_driver",
+    "start_server",
+    "wait_for_server",
+    "attach",
+    "arm_keeper",
+    "warm_up",
+    "make_swap",
+    "hold_sysctls",
+    "swap_on",
+]
 
 
 class FakeMachine:
@@ -56,6 +66,9 @@ class FakeMachine:
         self._do("attach")
         self.attached = True
         return DEVICE, ATTACHED_BY_PID
+
+    def arm_keeper(self, _device: str) -> None:
+        self._do("arm_keeper")
 
     def warm_up(self, _device: str) -> None:
         self._do("warm_up")
@@ -97,7 +110,7 @@ class FakeMachine:
         self._do("detach")
         self.attached = False
 
-    def stop_server(self, _server: ProcessIdentity = SERVER) -> str:
+    def stop_server(self, _keeper: ProcessIdentity = SERVER, _folder: StateFolder | None = None) -> str:
         assert not self._is_ours_on()
         assert not self.attached
         self._do("stop_server")
@@ -148,7 +161,7 @@ def test_each_failing_step_is_undone(folder: StateFolder, failing: str, error: B
     assert not (machine.running or machine.attached or folder.path.exists()) and not machine.sysctls_held
 
 
-@pytest.mark.parametrize("step", ["start_server", "attach", "warm_up", "hold_sysctls", "swap_on"])
+@pytest.mark.parametrize("step", ["start_server", "attach", "arm_keeper", "warm_up", "hold_sysctls", "swap_on"])
 def test_a_signal_that_falls_after_a_step_finds_its_undo(folder: StateFolder, step: str) -> None:
     original = getattr(FakeMachine, step)
 

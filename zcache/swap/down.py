@@ -26,7 +26,7 @@ from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.state import DEFAULT_FOLDER, StateFolder, SwapState
 
 # The server may have a whole pool to unlock and unmap.
-TERM_SECONDS = 30.0
+TERM_SECONDS = 60.0
 DETACH_SECONDS = 30.0
 Report = Callable[[str], None]
 
@@ -70,16 +70,28 @@ class Teardown:
     def is_running(self, server: process.ProcessIdentity) -> bool:
         return process.is_running(server)
 
-    def stop_server(self, server: process.ProcessIdentity) -> str:
-        return process.stop(server, TERM_SECONDS)
+    def stop_server(self, keeper: process.ProcessIdentity, folder: StateFolder) -> str:
+        """By its keeper; and if that has gone before it, by itself."""
+        outcome = process.stop(keeper, TERM_SECONDS)
+        server = server_of(folder)
+        return process.stop(server, TERM_SECONDS) if server else outcome
 
     def close(self) -> None:
         self._swaps.close()
 
 
+def server_of(folder: StateFolder) -> process.ProcessIdentity | None:
+    """The server that serves the folder's socket now."""
+    try:
+        pid = int(folder.pidfile.read_text())
+    except (OSError, ValueError):
+        return None
+    return process.identify_by_argument(pid, str(folder.socket))
+
+
 def is_live(state: SwapState, machine: Teardown) -> bool:
     """Whether anything that the state names is still there."""
-    return machine.is_running(state.server) or our_device(state, machine) is not None
+    return machine.is_running(state.keeper) or our_device(state, machine) is not None
 
 
 def our_device(state: SwapState, machine: Teardown) -> str | None:
@@ -102,8 +114,8 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
     """
     device = our_device(state, machine)
     if device is not None and machine.is_swapping(device):
-        if not machine.is_running(state.server):
-            report(f"warning: the server (pid {state.server.pid}) is gone; its pages may be lost")
+        if not machine.is_running(state.keeper):
+            report(f"warning: the keeper (pid {state.keeper.pid}) is gone: if the server is, too, its pages are lost")
         machine.swap_off(device)
         if machine.is_swapping(device):
             raise StillSwappingError(f"swapoff reported success, but {device} is still in /proc/swaps")
@@ -112,10 +124,10 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
     if device is not None:
         machine.detach(device)
         report(f"{device}: detached")
-    outcome = machine.stop_server(state.server)
+    outcome = machine.stop_server(state.keeper, folder)
     if outcome == "stuck":
-        raise SwapError(f"the server (pid {state.server.pid}) does not end, not even by SIGKILL; see dmesg")
-    report(f"server (pid {state.server.pid}): {outcome}")
+        raise SwapError(f"the server (pid {state.keeper.pid}) does not end, not even by SIGKILL; see dmesg")
+    report(f"server (pid {state.keeper.pid}): {outcome}")
     folder.remove()
     return outcome
 

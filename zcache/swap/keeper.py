@@ -5,8 +5,8 @@ can wait for swap, and loads nothing once the swap is on: the netlink message th
 made beforehand, by pyroute2 in swap-up (`reconnection.py`), and only sent here; the NBD handshake is libnbd's.
 
 The image is a memfd, and so swappable: a lock on it holds for pages that the locking process has mapped in. The
-keeper maps the whole of it and faults in, a few times a second, what the server has populated since: always well ahead of
-what is in use, so that every page is locked twice, and still once when the server is gone.
+keeper maps the whole of it and faults in, a few times a second, what the server has populated since: always well ahead
+of what is in use, so that every page is locked twice, and still once when the server is gone.
 
 Life: `python -m zcache.swap.keeper FOLDER SERVE key=value…`. SIGTERM ends the server, then the keeper. SIGUSR1 replaces
 the server by the code that is on disk now, if that can read the image.
@@ -113,11 +113,12 @@ class Keeper:
         self._image = LockedImage()
         self._reconnection: Reconnection | None = None
         self._ending = self._upgrading = False
+        self._has_served = False
         self._rest_seconds = FIRST_REST_SECONDS
         self._server = self._start()
 
-    def run(self) -> None:
-        """Until SIGTERM."""
+    def run(self) -> int:
+        """Until SIGTERM, or until the first server ends without ever having served; exit status."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGUSR1, self._on_signal)
         wakeup, signalled = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -134,9 +135,13 @@ class Keeper:
             if self._upgrading:
                 self._upgrading = False
                 self._upgrade()
+            self._has_served = self._has_served or _answers(self._folder.control)
             if self._server.has_ended() and not self._ending:
+                if not self._has_served:
+                    return 1  # it has said why
                 self._replace()
         self._server.end()
+        return 0
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if number == signal.SIGTERM:
@@ -178,9 +183,8 @@ class Keeper:
         while not self._ending and not self._server.has_ended():
             if _answers(self._folder.control):
                 self._reconnect()
-                _say(
-                    f"the server ended with status {status}; the next one serves after {time.monotonic() - begin:.1f} s"
-                )
+                seconds = time.monotonic() - begin
+                _say(f"the server ended with status {status}; the next one serves after {seconds:.1f} s")
                 return
             self._image.keep()
             time.sleep(READY_SECONDS)
@@ -211,7 +215,7 @@ def _say(line: str) -> None:
     sys.stderr.flush()
 
 
-def main(words: Sequence[str]) -> None:
+def main(words: Sequence[str]) -> int:
     """`FOLDER COMMAND…`: returns when SIGTERM has ended both."""
     folder = StateFolder(Path(words[0]))
     errors = os.dup(2)  # the server's; ours goes through a pipe that cannot block
@@ -221,9 +225,10 @@ def main(words: Sequence[str]) -> None:
     keeper = Keeper(folder, words[1:], errors)
     hardening.start()
     _say(hardening.verdict())
-    keeper.run()
+    status = keeper.run()
     hardening.close()
+    return status
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -44,6 +44,16 @@ def is_running(process: ProcessIdentity, proc: Path = _PROC) -> bool:
     return identify(process.pid, proc) == process
 
 
+def identify_by_argument(pid: int, argument: str, proc: Path = _PROC) -> ProcessIdentity | None:
+    """The running process under this pid, if that is one of its arguments: a pid file may be an old one."""
+    identity = identify(pid, proc)
+    try:
+        arguments = (proc / str(pid) / "cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return identity if os.fsencode(argument) in arguments else None
+
+
 @contextlib.contextmanager
 def opened(process: ProcessIdentity) -> Iterator[int | None]:
     """A pidfd for this very process, or None when it has ended."""

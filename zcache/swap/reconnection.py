@@ -2,8 +2,8 @@
 
 `prepare` has pyroute2 make the netlink message, in a process that has it (swap-up), for descriptors with fixed numbers;
 `Reconnection` is what the keeper holds: it shakes hands through libnbd, puts the sockets under those numbers, sends the
-message as it is and reads the kernel's answer: a netlink acknowledgement, whose error number is at a fixed place (struct
-nlmsgerr in linux/netlink.h).
+message as it is and reads the kernel's answer: a netlink acknowledgement, whose error number is at a fixed place
+(struct nlmsgerr in linux/netlink.h).
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The server process: started from a clean place, waited for, and its words kept.
+"""The keeper process and its server: started from a clean place, waited for, and their words kept.
 
 Its output goes to server.log in the state folder, which lies in a tmpfs and can be swapped out: to the server
 itself.  That is safe because a server protected against itself (zcache.hardening.log_pipe) writes it from a
@@ -12,6 +12,7 @@ at the first request after it, with the swap on (seen).  An orphan's parent is i
 import contextlib
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,8 +29,9 @@ _ERROR_LINE_COUNT = 8
 
 
 def command(serve: Path, folder: StateFolder, parameters: Sequence[str]) -> list[str]:
+    keeper = [sys.executable, "-P", "-m", "zcache.swap.keeper", str(folder.path)]
     options = ["-U", str(folder.socket), "-P", str(folder.pidfile)]
-    return [str(serve), *options, f"control={folder.control}", *parameters]
+    return [*keeper, str(serve), *options, f"control={folder.control}", *parameters]
 
 
 def check_parameters(parameters: Sequence[str]) -> None:
@@ -77,9 +79,6 @@ class Server:
             if time.monotonic() > deadline_seconds:
                 raise SwapError(f"the server is not ready after {timeout_seconds:.0f} s (--start-seconds)")
             time.sleep(0.05)
-        pid = int(folder.pidfile.read_text())
-        if pid != self.identity.pid:
-            raise SwapError(f"the server runs as pid {pid}, not {self.identity.pid}: it must stay in front")
 
     def stop(self, term_seconds: float) -> str:
         """End it, and collect it; the caller vouches that nothing swaps to it."""

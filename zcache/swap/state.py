@@ -1,8 +1,8 @@
 """What swap-up leaves for swap-down: one JSON file in a folder that only root can enter.
 
-The file is written before there is anything to undo (a server, and then a device), so that even a swap-up that
-was killed outright can be taken down.  It is replaced whole, by rename.  /run is emptied at boot, as the
-device and the server are, so a state never outlives the kernel that it speaks of.
+The file is written before there is anything to undo (a keeper with its server, and then a device), so that even
+a swap-up that was killed outright can be taken down.  It is replaced whole, by rename.  /run is emptied at
+boot, as the device and the server are, so a state never outlives the kernel that it speaks of.
 
 An advisory lock on the folder keeps two swap-ups or swap-downs from working on it at the same time.
 """
@@ -23,7 +23,8 @@ DEFAULT_FOLDER = Path("/run/zcache")
 
 @dataclass(frozen=True)
 class SwapState:
-    server: ProcessIdentity
+    # Who holds the image and starts the servers; it ends the server when it is told to end.
+    keeper: ProcessIdentity
     socket: str
     control: str
     # None until the kernel has been given the connection.
@@ -36,10 +37,6 @@ class SwapState:
     def with_device(self, device: str | None, attached_by_pid: int) -> "SwapState":
         return replace(self, device=device, attached_by_pid=attached_by_pid)
 
-    def with_server(self, server: ProcessIdentity) -> "SwapState":
-        """For whoever replaces the server under a live device: swap-down must end the new one."""
-        return replace(self, server=server)
-
 
 def encode(state: SwapState) -> str:
     return json.dumps(asdict(state), indent=2) + "\n"
@@ -47,7 +44,7 @@ def encode(state: SwapState) -> str:
 
 def decode(text: str) -> SwapState:
     fields = json.loads(text)
-    return SwapState(**{**fields, "server": ProcessIdentity(**fields["server"])})
+    return SwapState(**{**fields, "keeper": ProcessIdentity(**fields["keeper"])})
 
 
 class StateFolder:

@@ -10,12 +10,13 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from zcache.swap import area, nbd_device, sysctls
+from zcache.swap import area, nbd_device, reconnection, sysctls
 from zcache.swap import server as server_module
 from zcache.swap.down import Report, Teardown, is_live, take_down
 from zcache.swap.error import StillSwappingError, SwapError
@@ -25,6 +26,8 @@ from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.process import ProcessIdentity
 from zcache.swap.server import DEFAULT_SERVE, Server
 from zcache.swap.state import DEFAULT_FOLDER, StateFolder, SwapState
+
+ARM_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,18 @@ class Buildup:
             options.dead_connection_seconds,
         )
         return device.path, device.attached_by_pid() or os.getpid()
+
+    def arm_keeper(self, device: str) -> None:
+        """Leave it the message by which it can give the device a new server, and wait until it has it."""
+        message = reconnection.prepare(NbdDevice(device).index, self._options.connection_count)
+        part = self._folder.reconnection.with_suffix(".part")
+        part.write_bytes(message)
+        part.replace(self._folder.reconnection)
+        deadline_seconds = time.monotonic() + ARM_SECONDS
+        while not self._folder.armed.exists():
+            if time.monotonic() > deadline_seconds:
+                raise SwapError(f"the keeper has not taken its orders in {ARM_SECONDS:.0f} s; see {self._folder.log}")
+            time.sleep(0.05)
 
     def detach(self, device: str) -> None:
         NbdDevice(device).detach(timeout_seconds=10)
@@ -159,6 +174,7 @@ def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack) -
         device, attached_by_pid = machine.attach()
         undo.callback(_or_keep, undo, machine.detach, device)
         save(states[-1].with_device(device, attached_by_pid))
+    machine.arm_keeper(device)
     with hold():
         # A descriptor lost to a signal between open and close would keep the device attached (seen).
         machine.warm_up(device)
@@ -227,7 +243,7 @@ def refuse_if_up(folder: StateFolder, report: Report) -> None:
         return
     with contextlib.closing(Teardown(report)) as machine:
         if is_live(state, machine):
-            what = state.device or f"a server, pid {state.server.pid}"
+            what = state.device or f"a server, pid {state.keeper.pid}"
             raise SwapError(f"already up, wholly or in part ({what}): run swap-down first")
     report(f"{folder.path} speaks of things that are gone: cleaning up")
     # The folder itself stays: we hold its lock.

@@ -39,12 +39,13 @@ def run_load(parameters: tuple[str, ...], load: list[str]) -> dict[str, Any]:
     with swap_area(Options(parameters=parameters)) as state:
         control = Path(state.control)
         before = read_vmstat()
-        faults_before = page_faults(state.server.pid)
+        server_pid = ask(control, "status")["pid"]
+        faults_before = page_faults(server_pid)
         begin = time.monotonic()
         report["load_exit_status"], report["load_output"] = _watch(load, before)
         report["load_seconds"] = round(time.monotonic() - begin, 1)
         after = read_vmstat()
-        report["server_page_faults"] = page_faults(state.server.pid) - faults_before
+        report["server_page_faults"] = page_faults(server_pid) - faults_before
         report["pages_out"] = after["pswpout"] - before["pswpout"]
         report["pages_in"] = after["pswpin"] - before["pswpin"]
         report["status"] = ask(control, "status")
