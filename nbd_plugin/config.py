@@ -63,6 +63,11 @@ class Config:
     hardening: str
 
     @property
+    def is_succession(self) -> bool:
+        """Whether there was a server before, whose pages are to be taken over."""
+        return self.image is not None and os.fstat(self.image).st_size > 0
+
+    @property
     def below_bytes(self) -> int:
         """What must be below so that every page of the device finds room even if nothing compresses."""
         return max(self.size_bytes - self.budget_bytes, 0)

@@ -79,7 +79,13 @@ def cleanup() -> None:
 
 
 def open(readonly: bool) -> int:  # noqa: ARG001
+    _server.count_connection(1)
     return 1
+
+
+def close(handle: Any) -> None:  # noqa: ARG001
+    """nbdkit calls it when the last request of the connection has been dealt with."""
+    _server.count_connection(-1)
 
 
 def get_size(handle: Any) -> int:  # noqa: ARG001

@@ -3,6 +3,8 @@
 - nbdkit's options come first, then `key=value` parameters. `-f` is given (a daemon logs to syslog, whose reader may
   be swapped out).
 - Two threads a connection: they take turns under the GIL, and each has a stack and buffers to keep in memory.
+- `--check` says whether this version accepts the parameters, and could go on with the image, and ends: a replacement
+  that would refuse is found out while the old server still runs.
 - A small thread stack: nbdkit sets no stack size, so RLIMIT_STACK is what every thread gets.
 """
 
@@ -74,14 +76,29 @@ def remove_dead_socket(options: list[str]) -> None:
                     sys.exit(f"zcache: {path}: a socket of another user's is there; give another path with -U")
 
 
+def check(parameters: list[str]) -> None:
+    """Ends with status 1 and a line if these are refused."""
+    from nbd_plugin.config import parse_config  # the server's libraries: not for the way to nbdkit
+    from nbd_plugin.server import check_succession
+    from zcache.errors import ZcacheError
+
+    try:
+        check_succession(parse_config((key, value) for key, _, value in (word.partition("=") for word in parameters)))
+    except ZcacheError as error:
+        sys.exit(f"zcache: {error}")
+
+
 def names_a_place(options: list[str]) -> bool:
     """Whether nbdkit's options say where to listen, or that it shall not."""
     return any(word.startswith(_PLACES) or word in ("-s", "-V") for word in options)
 
 
 def main() -> None:
-    """Does not return."""
-    options = split_words(sys.argv[1:])[0]
+    """Returns from `--check` only."""
+    options, parameters = split_words(sys.argv[1:])
+    if "--check" in options:
+        check(parameters)
+        return
     if not names_a_place(options):
         sys.exit("zcache: say where to listen: -U PATH (a Unix socket); without it nbdkit opens a port to the network")
     remove_dead_socket(options)

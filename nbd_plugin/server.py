@@ -18,9 +18,10 @@ from nbd_plugin.device import Device
 from zcache.allocators.zbud import FRAME_BYTES
 from zcache.codec import parse_codec
 from zcache.control import ControlSocket
+from zcache.entry import PAGE_BYTES
 from zcache.errors import BadInput, EnvironmentProblem, Imbalance, PageDamaged
 from zcache.hardening import Hardening, threads
-from zcache.image import Geometry, Image
+from zcache.image import Geometry, Image, Signs, check_header, read_header
 from zcache.pageframes.frames import slots_of
 from zcache.rebuild import rebuild
 from zcache.status import gather_status
@@ -51,14 +52,16 @@ class Server:
         self._control: ControlSocket | None = None
         self._upkeep: Upkeep | None = None
         self._hardening: Hardening | None = None
+        self._signs: Signs | None = None
 
     def get_ready(self) -> None:
         """Open and check what was configured; raises `BadInput` or `EnvironmentProblem`."""
         config = self.config
-        memory = psutil.virtual_memory()
-        if config.budget_bytes + OWN_BYTES > memory.available:
+        available_bytes = psutil.virtual_memory().available
+        # A server that goes on with an image finds its budget in RAM, and none to spare beside it.
+        if not config.is_succession and config.budget_bytes + OWN_BYTES > available_bytes:
             raise BadInput(
-                f"budget={config.budget_bytes}: {memory.available} bytes of RAM can be had now, and all of the budget "
+                f"budget={config.budget_bytes}: {available_bytes} bytes of RAM can be had now, and all of the budget "
                 "is locked at the start; give less, or free memory"
             )
         if config.backing:
@@ -86,7 +89,7 @@ class Server:
         else:
             self._hardening = self._make_safe(store)
         store.reclaimer.start()
-        self._upkeep = Upkeep(store.fault_ahead)
+        self._upkeep = Upkeep(store.fault_ahead, self._signs.beat if self._signs else lambda: None)
         self._upkeep.start()
         if self._control:
             holds = self._hardening.results if self._hardening else {}
@@ -95,19 +98,11 @@ class Server:
     def _make_store(self) -> tuple[Store, TmemObject]:
         """A store and the object whose pages are the device's: empty, or as a predecessor left them."""
         config, tier = self.config, self._tier
-        page_count = config.size_bytes // 4096
+        page_count = config.size_bytes // PAGE_BYTES
         image = None
         if config.image is not None:
-            budget_frames = config.budget_bytes // FRAME_BYTES
-            geometry = Geometry(
-                page_count=page_count,
-                slot_count=slots_of(budget_frames),
-                frame_count=budget_frames + (tier.slot_count if tier else 0),
-                frame_bytes=FRAME_BYTES,
-                allocator=config.allocator,
-                backing=str(tier.path) if tier else None,
-            )
-            image = Image.open(config.image, geometry)
+            image = Image.open(config.image, geometry_of(config, tier.slot_count if tier else 0))
+            self._signs = image.signs
         store = Store(budget_bytes=config.budget_bytes, codec=config.codec, tier=tier, image=image)
         pool = store.tmem.new_pool(Kind.PERSISTENT)
         pages = store.tmem.new_object(pool, 0, page_count, image.section("entries") if image else None)
@@ -151,6 +146,11 @@ class Server:
                 f"backing={self.config.backing}: what is written there does not come back ({error}); give another disk"
             ) from None
 
+    def count_connection(self, change: int) -> None:
+        """A connection was opened (1), or has ended with all its requests (-1)."""
+        if self._signs:
+            self._signs.count_connection(change)
+
     def abandon(self) -> None:
         """After a refusal: as if nothing had been begun. Whatever threads there are end with the process."""
         if self._control:
@@ -167,6 +167,28 @@ class Server:
         self.device.store.close()
         if self._hardening:
             self._hardening.close()
+
+
+def geometry_of(config: Config, frames_below: int) -> Geometry:
+    """How an image for this configuration is laid out."""
+    budget_frames = config.budget_bytes // FRAME_BYTES
+    return Geometry(
+        page_count=config.size_bytes // PAGE_BYTES,
+        slot_count=slots_of(budget_frames),
+        frame_count=budget_frames + frames_below,
+        frame_bytes=FRAME_BYTES,
+        allocator=config.allocator,
+        backing=str(config.backing) if config.backing else None,
+    )
+
+
+def check_succession(config: Config) -> None:
+    """Whether this version could go on with the image of a server that is still running; raises
+    `EnvironmentProblem`."""
+    if config.image is not None and config.is_succession:
+        fields = read_header(config.image)
+        frames_below = fields["frame_count"] - config.budget_bytes // FRAME_BYTES
+        check_header(fields, geometry_of(config, frames_below))
 
 
 def scratch_device() -> Device:

@@ -11,15 +11,15 @@ two instructions; what makes the image whole at each of them is the order in whi
   frame's home before it is another's.
 
 Layout: a page of header, then the sections, each from a page boundary on. The header is one line of JSON (format,
-geometry, secrets), written once before the image is used; behind it, at `EPOCH_OFFSET`, a word counts the servers that
-have used it. A format that is not ours is refused, never guessed at.
+geometry, secrets), written once before the image is used. Its last words are what a server tells its keeper while both
+run (`Signs`). A format that is not ours is refused, never guessed at.
 """
 
 import fcntl
 import json
 import mmap
 import os
-import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -28,7 +28,7 @@ from zcache.errors import EnvironmentProblem
 
 FORMAT: Final = 1
 HEADER_BYTES: Final = 4096
-EPOCH_OFFSET: Final = HEADER_BYTES - 8
+JSON_BYTES: Final = HEADER_BYTES - 64
 
 #: glibc copies up to 2 KiB by vector loads and stores, which a signal cannot tear; beyond that (`rep movsb`, see
 #: glibc.cpu.x86_rep_movsb_threshold) a copy can stop at any byte. 64 words of 8 bytes are well below.
@@ -66,6 +66,8 @@ class Geometry:
 class Image:
     """A memfd with that layout. `new` makes one in an empty memfd; `attach` goes on with what a predecessor left."""
 
+    signs: "Signs"
+
     def __init__(self, descriptor: int, geometry: Geometry) -> None:
         self.descriptor = descriptor
         self.geometry = geometry
@@ -86,33 +88,71 @@ class Image:
         """Lay out an empty memfd."""
         image = cls(descriptor, geometry)
         header = json.dumps({"zcache image format": FORMAT, **asdict(geometry)}).encode() + b"\n"
-        assert len(header) <= EPOCH_OFFSET
+        assert len(header) <= JSON_BYTES
         os.ftruncate(descriptor, image.size_bytes)
-        os.pwrite(descriptor, (1).to_bytes(8, "little"), EPOCH_OFFSET)
+        image.signs = Signs(descriptor)
+        image.signs.begin_epoch()
         os.pwrite(descriptor, header, 0)  # last: an image without a header was never used
         return image
 
     @classmethod
     def attach(cls, descriptor: int, geometry: Geometry) -> "Image":
         """Go on with an image; raises `EnvironmentProblem`, and has changed nothing, if it is not ours to read."""
-        fields = read_header(descriptor)
-        for name, value in asdict(geometry).items():
-            if fields.get(name) != value:
-                raise EnvironmentProblem(
-                    f"the image was made with {name} {fields.get(name)}, not {value}; give the same parameters"
-                )
+        check_header(read_header(descriptor), geometry)
         image = cls(descriptor, geometry)
-        os.pwrite(descriptor, (image.epoch + 1).to_bytes(8, "little"), EPOCH_OFFSET)
+        image.signs = Signs(descriptor)
+        image.signs.begin_epoch()
         return image
 
     @property
     def epoch(self) -> int:
         """How many servers have used the image, this one included."""
-        return int.from_bytes(os.pread(self.descriptor, 8, EPOCH_OFFSET), "little")
+        return self.signs.epoch
 
     def section(self, name: str) -> "Section":
         """A section's memory, shared with whoever else has the image."""
         return Section(self.descriptor, *self._spans[name])
+
+
+class Signs:
+    """What the keeper can see of a server without asking it, in the last words of an image's header."""
+
+    _EPOCH: Final = HEADER_BYTES // 8 - 1
+    _CONNECTIONS: Final = _EPOCH - 1
+    _HEARTBEATS: Final = _EPOCH - 2
+
+    def __init__(self, descriptor: int) -> None:
+        self._words = memoryview(mmap.mmap(descriptor, HEADER_BYTES)).cast("Q")
+        self._lock = threading.Lock()
+
+    @property
+    def epoch(self) -> int:
+        """How many servers there were, this one included."""
+        return self._words[self._EPOCH]
+
+    @property
+    def connections(self) -> int:
+        """NBD connections that are open; one is, until the last of its requests has been dealt with."""
+        return self._words[self._CONNECTIONS]
+
+    @property
+    def heartbeats(self) -> int:
+        """Goes up for as long as the server's threads run."""
+        return self._words[self._HEARTBEATS]
+
+    def begin_epoch(self) -> None:
+        """A new server: it has no connections."""
+        self._words[self._CONNECTIONS] = self._words[self._HEARTBEATS] = 0
+        self._words[self._EPOCH] += 1
+
+    def count_connection(self, change: int) -> None:
+        """One more (1) or one less (-1)."""
+        with self._lock:
+            self._words[self._CONNECTIONS] += change
+
+    def beat(self) -> None:
+        """From one thread."""
+        self._words[self._HEARTBEATS] += 1
 
 
 class Section:
@@ -141,7 +181,7 @@ class Section:
 
 def read_header(descriptor: int) -> dict[str, Any]:
     """What an image says of itself; raises `EnvironmentProblem` if this version cannot read it."""
-    header = os.pread(descriptor, EPOCH_OFFSET, 0).partition(b"\n")[0]
+    header = os.pread(descriptor, JSON_BYTES, 0).partition(b"\n")[0]
     try:
         fields: dict[str, Any] = json.loads(header)
         image_format = fields.pop("zcache image format")
@@ -155,22 +195,17 @@ def read_header(descriptor: int) -> dict[str, Any]:
     return fields
 
 
+def check_header(fields: dict[str, Any], geometry: Geometry) -> None:
+    """Raises `EnvironmentProblem` if an image that says this of itself was made for something else."""
+    for name, value in asdict(geometry).items():
+        if fields.get(name) != value:
+            raise EnvironmentProblem(
+                f"the image was made with {name} {fields.get(name)}, not {value}; give the same parameters"
+            )
+
+
 def new_descriptor() -> int:
     """An empty memfd that cannot shrink under those who have it mapped; inherited by nobody who is not given it."""
     descriptor = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return descriptor
-
-
-def main(words: list[str]) -> int:
-    """`python -m zcache.image DESCRIPTOR`: whether this version could go on with an image; says why if not."""
-    try:
-        read_header(int(words[0]))
-    except EnvironmentProblem as problem:
-        sys.stderr.write(f"zcache: {problem}\n")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -17,10 +17,11 @@ UPKEEP_SECONDS: Final = 0.25
 
 
 class Upkeep:
-    """Calls `fault_ahead` now and then, from `start` to `stop`."""
+    """Calls `beat` and `fault_ahead` now and then, from `start` to `stop`."""
 
-    def __init__(self, fault_ahead: Callable[[], None]) -> None:
+    def __init__(self, fault_ahead: Callable[[], None], beat: Callable[[], None]) -> None:
         self._fault_ahead = fault_ahead
+        self._beat = beat
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -35,6 +36,7 @@ class Upkeep:
     def _run(self) -> None:
         begin_own_thread("zcache-upkeep")
         while not self._stopped.wait(UPKEEP_SECONDS):
+            self._beat()
             # No memory now, or a kernel that cannot: the tables are then touched as they are used.
             with contextlib.suppress(OSError):
                 self._fault_ahead()

@@ -8,7 +8,7 @@ from zcache.swap.error import SwapError
 from zcache.swap.process import ProcessIdentity
 from zcache.swap.state import StateFolder, SwapState, decode, encode
 
-STATE = SwapState(ProcessIdentity(7, 22), "/run/zcache/nbd.sock", "/run/zcache/control")
+STATE = SwapState(ProcessIdentity(7, 22), "/run/zcache/nbd.sock", "/run/zcache/control", ("size=1G",))
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from zcache.swap.down import Teardown, is_live, take_down
 from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.handshake import Export
 from zcache.swap.interruption import Interrupted, Interruption
-from zcache.swap.nbd_device import request_timeout_seconds
 from zcache.swap.process import ProcessIdentity
 from zcache.swap.state import StateFolder, SwapState
 from zcache.swap.up import Buildup, Options, bring_up
@@ -58,6 +57,9 @@ class FakeMachine:
         announce(SERVER)
         self._do("start_server")
         self.running = True
+
+    def state_of(self, keeper: ProcessIdentity) -> SwapState:
+        return SwapState(keeper, "", "", ())
 
     def wait_for_server(self) -> None:
         self._do("wait_for_server")
@@ -138,7 +140,7 @@ def test_up_then_down(folder: StateFolder) -> None:
     machine = FakeMachine()
     state = machine.bring_up(folder)
     assert machine.calls == list(STEPS)
-    expected = SwapState(SERVER, str(folder.socket), str(folder.control), DEVICE, ATTACHED_BY_PID)
+    expected = SwapState(SERVER, "", "", (), DEVICE, ATTACHED_BY_PID)
     assert folder.load() == state == expected
     assert machine.sysctls_held
     machine.calls.clear()
@@ -297,7 +299,7 @@ def test_what_counts_as_up(folder: StateFolder) -> None:
     assert machine.is_live(state)
     machine.attached = False
     assert not machine.is_live(state)
-    assert not machine.is_live(SwapState(SERVER, "", ""))
+    assert not machine.is_live(SwapState(SERVER, "", "", ()))
 
 
 def test_a_held_signal_waits_and_only_the_first_counts() -> None:
@@ -320,19 +322,12 @@ def test_a_free_signal_comes_at_once() -> None:
     [
         (Export(1 << 30, 0b11), "read-only"),
         (Export(4096, 1), "too small"),
-        (Export(1 << 30, 1), "--connections"),
-        (Export(1 << 30, 1 | 1 << 8), "--discard"),
+        (Export(1 << 30, 1), "--discard"),
     ],
 )
 def test_an_export_that_will_not_do(export: Export, words: str) -> None:
     with pytest.raises(SwapError, match=words):
-        export.check(connection_count=2, discard=True)
-
-
-def test_request_timeout() -> None:
-    assert request_timeout_seconds(None, connection_count=1) == 0
-    assert request_timeout_seconds(None, connection_count=2) == 120
-    assert request_timeout_seconds(5, connection_count=2) == 5
+        export.check(discard=True)
 
 
 @pytest.mark.parametrize(
@@ -340,9 +335,7 @@ def test_request_timeout() -> None:
     [
         (Options(parameters=("size",)), "key=value"),
         (Options(priority=-1), "--priority"),
-        (Options(connection_count=0), "--connections"),
         (Options(timeout_seconds=-1), "--timeout-seconds"),
-        (Options(serve=Path("/nonexistent")), "--serve"),
     ],
 )
 def test_options_are_checked_before_anything_is_done(options: Options, words: str) -> None:
@@ -366,6 +359,6 @@ def test_not_root_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert up.main(["--serve", "/bin/true", "--state-folder", str(tmp_path / "absent")]) == 1
+    assert up.main(["--state-folder", str(tmp_path / "absent")]) == 1
     assert capsys.readouterr().err == "swap-up: error: only root can do this\n"
     assert not (tmp_path / "absent").exists()

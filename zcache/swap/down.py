@@ -122,6 +122,7 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
         report(f"{device}: swap is off")
     machine.put_back_sysctls(folder)
     if device is not None:
+        folder.disarm_keeper()
         machine.detach(device)
         report(f"{device}: detached")
     outcome = machine.stop_server(state.keeper, folder)

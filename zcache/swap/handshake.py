@@ -1,4 +1,4 @@
-"""The NBD handshake, by libnbd, and the connected sockets that come out of it for the kernel to go on with.
+"""The NBD handshake, by libnbd, and the connected socket that comes out of it for the kernel to go on with.
 
 The kernel speaks only the transmission phase, with simple replies, so structured ones must not be negotiated.
 libnbd never says goodbye unless told to: closing its handle after the descriptor was duplicated leaves the
@@ -39,14 +39,12 @@ class Export:
     def can_multi_conn(self) -> bool:
         return bool(self.flags & NBD_FLAG_CAN_MULTI_CONN)
 
-    def check(self, connection_count: int, discard: bool) -> None:
+    def check(self, discard: bool) -> None:
         """Say now, in one line, what would otherwise fail later, or silently do nothing."""
         if self.flags & NBD_FLAG_READ_ONLY:
             raise SwapError("the server offers a read-only device, which cannot be swapped to")
         if self.size_bytes < 10 * 4096:
             raise SwapError(f"a device of {self.size_bytes} bytes is too small: mkswap wants ten pages")
-        if connection_count > 1 and not self.can_multi_conn:
-            raise SwapError("--connections above 1 needs a server that allows it, and this one does not")
         if discard and not self.can_trim:
             raise SwapError("--discard needs a server that takes trims, and this one does not")
 
@@ -65,21 +63,18 @@ def _read_export(handle: "nbd.NBD") -> Export:
 
 
 @contextlib.contextmanager
-def connections(socket: Path, count: int) -> Iterator[tuple[Export, list[int]]]:
-    """`count` connections past their handshakes; closed at the end, for the kernel holds its own."""
-    fds: list[int] = []
+def connection(socket: Path) -> Iterator[tuple[Export, int]]:
+    """A connection past its handshake; closed at the end, for the kernel holds its own."""
+    handle = nbd.NBD()
+    handle.set_request_structured_replies(False)
     try:
-        for _ in range(count):
-            handle = nbd.NBD()
-            handle.set_request_structured_replies(False)
-            try:
-                handle.connect_unix(str(socket))
-            except nbd.Error as error:
-                raise SwapError(f"the handshake with the server failed: {error.string}") from error
-            export = _read_export(handle)
-            fds.append(os.dup(handle.aio_get_fd()))
-            del handle
-        yield export, fds
+        handle.connect_unix(str(socket))
+    except nbd.Error as error:
+        raise SwapError(f"the handshake with the server failed: {error.string}") from error
+    export = _read_export(handle)
+    fd = os.dup(handle.aio_get_fd())
+    del handle
+    try:
+        yield export, fd
     finally:
-        for fd in fds:
-            os.close(fd)
+        os.close(fd)

@@ -2,14 +2,15 @@
 
 It must never need the swap that it guards. So it is small, locked in memory as the server is, speaks to nothing that
 can wait for swap, and loads nothing once the swap is on: the netlink message that gives the kernel a new connection is
-made beforehand, by pyroute2 in swap-up (`reconnection.py`), and only sent here; the NBD handshake is libnbd's.
+made beforehand, by pyroute2 in swap-up (`reconnection.py`), and only sent here; the NBD handshake is libnbd's. Whether
+the device is connected, and the server alive, it sees in the image (`image.Signs`): it asks nobody.
 
 The image is a memfd, and so swappable: a lock on it holds for pages that the locking process has mapped in. The
 keeper maps the whole of it and faults in, a few times a second, what the server has populated since: always well ahead
 of what is in use, so that every page is locked twice, and still once when the server is gone.
 
-Life: `python -m zcache.swap.keeper FOLDER SERVE key=value…`. SIGTERM ends the server, then the keeper. SIGUSR1 replaces
-the server by the code that is on disk now, if that can read the image.
+Life: `python -m zcache.swap.keeper FOLDER key=value…`. SIGTERM ends the server, then the keeper. SIGUSR1 ends the
+server alone, so that the code that is on disk now takes its place (swap-upgrade, which has made sure that it can).
 """
 
 import contextlib
@@ -17,7 +18,6 @@ import mmap
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,19 +28,25 @@ from typing import Final
 from zcache import image, libc
 from zcache.hardening import Hardening
 from zcache.swap.error import SwapError
-from zcache.swap.reconnection import Reconnection
+from zcache.swap.reconnection import Reconnection, ServerNotThereError
 from zcache.swap.state import StateFolder
 
 #: What it needs of what the server needs: it serves no requests, so its heap and code may fault.
 PROTECTIONS: Final = ("io_flusher", "real_time", "small_pages", "memory_lock", "oom_score", "stderr")
 
-#: How often the image is looked at for what has been populated since.
-LOCK_SECONDS: Final = 0.2
+#: What becomes the server. Not scripts/serve: that looks at the set-up first, which takes memory and time.
+SERVE: Final = (sys.executable, "-P", "-m", "nbd_plugin.serve")
+
+#: Ends the server alone.
+REPLACE_SIGNAL: Final = signal.SIGUSR1
+
+#: How often the server, and what has been populated of the image, is looked at.
+LOOK_SECONDS: Final = 0.1
 #: A server that lived this long has not failed at its start: the next one is started at once.
 STABLE_SECONDS: Final = 5.0
-#: How often a starting server is asked whether it serves yet, and how long it may take to say so.
-READY_SECONDS: Final = 0.05
-ANSWER_SECONDS: Final = 5.0
+#: A server whose own threads have not run for this long never will: the next one has all that it had. Ten times the
+#: longest that was seen under emulation; it must hold while a server starts, too.
+HEARTBEAT_SECONDS: Final = 60.0
 #: Between two starts, after one that failed: doubled each time.
 FIRST_REST_SECONDS: Final = 0.5
 LAST_REST_SECONDS: Final = 8.0
@@ -53,6 +59,7 @@ class LockedImage:
 
     def __init__(self) -> None:
         self.descriptor = image.new_descriptor()
+        self.signs: image.Signs | None = None
         self._memory: mmap.mmap | None = None
         self._blocks = 0
 
@@ -63,6 +70,7 @@ class LockedImage:
             return
         if self._memory is None:
             self._memory = mmap.mmap(self.descriptor, status.st_size)
+            self.signs = image.Signs(self.descriptor)
         start = 0
         address = libc.address(self._memory)
         while True:
@@ -104,42 +112,47 @@ class ServerProcess:
 
 
 class Keeper:
-    """The loop: lock, watch, replace."""
+    """The loop: lock, watch, replace, reconnect."""
 
-    def __init__(self, folder: StateFolder, command: Sequence[str], errors: int) -> None:
+    def __init__(self, folder: StateFolder, parameters: Sequence[str], errors: int) -> None:
         self._folder = folder
-        self._command = command
+        place = ["-U", str(folder.socket), "-P", str(folder.pidfile)]
+        self._words = [*place, f"control={folder.control}", *parameters]
         self._errors = errors
         self._image = LockedImage()
         self._reconnection: Reconnection | None = None
-        self._ending = self._upgrading = False
-        self._has_served = False
+        self._ending = self._is_to_be_replaced = False
         self._rest_seconds = FIRST_REST_SECONDS
+        self._is_broken_since: float | None = None
+        self._heartbeats = -1
+        self._beat_seconds = time.monotonic()
         self._server = self._start()
 
     def run(self) -> int:
-        """Until SIGTERM, or until the first server ends without ever having served; exit status."""
+        """Until SIGTERM, or until the server ends before swap-up has made us its keeper; exit status."""
         signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGUSR1, self._on_signal)
+        signal.signal(REPLACE_SIGNAL, self._on_signal)
         wakeup, signalled = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(signalled)
         while not self._ending:
             poll = select.poll()
             poll.register(self._server.pidfd, select.POLLIN)
             poll.register(wakeup, select.POLLIN)
-            poll.poll(LOCK_SECONDS * 1000)
+            poll.poll(LOOK_SECONDS * 1000)
             with contextlib.suppress(BlockingIOError):
                 os.read(wakeup, 64)
-            self._image.keep()
-            self._arm()
-            if self._upgrading:
-                self._upgrading = False
-                self._upgrade()
-            self._has_served = self._has_served or _answers(self._folder.control)
-            if self._server.has_ended() and not self._ending:
-                if not self._has_served:
+            self._look()
+            if self._is_to_be_replaced:
+                self._is_to_be_replaced = False
+                _say("ending the server, for the code that is on disk now")
+                self._is_broken_since = time.monotonic()
+                self._server.end()
+            if self._server.has_ended():
+                if not self._reconnection:
                     return 1  # it has said why
                 self._replace()
+            elif self._is_cut_off():
+                self._reconnect()
         self._server.end()
         return 0
 
@@ -147,67 +160,68 @@ class Keeper:
         if number == signal.SIGTERM:
             self._ending = True
         else:
-            self._upgrading = True
+            self._is_to_be_replaced = True
 
     def _start(self) -> ServerProcess:
-        return ServerProcess(self._command, self._image.descriptor, self._errors)
+        return ServerProcess([*SERVE, *self._words], self._image.descriptor, self._errors)
 
-    def _arm(self) -> None:
-        """Once swap-up has left the message, and before it turns the swap on: be able to use it."""
+    def _look(self) -> None:
+        """What has to be done all the time, whatever else is being waited for."""
+        self._image.keep()
         if self._reconnection is None and self._folder.reconnection.exists():
             message = self._folder.reconnection.read_bytes()
             self._reconnection = Reconnection(message, self._folder.socket)
             self._folder.armed.touch()
+        signs = self._image.signs
+        if signs and signs.heartbeats != self._heartbeats:
+            self._heartbeats, self._beat_seconds = signs.heartbeats, time.monotonic()
+        elif time.monotonic() - self._beat_seconds > HEARTBEAT_SECONDS:
+            _say(f"no sign of life from the server for {HEARTBEAT_SECONDS:.0f} s: ending it")
+            self._server.process.kill()
+            self._beat_seconds = time.monotonic()
 
-    def _upgrade(self) -> None:
-        """The server makes way for the code on disk, if that says that it can read the image."""
-        command = [sys.executable, "-P", "-m", "zcache.image", str(self._image.descriptor)]
-        check = subprocess.run(command, pass_fds=(self._image.descriptor,), stderr=self._errors, check=False)
-        if check.returncode:
-            _say("upgrade: the code on disk refuses the image; the server goes on as it is")
-            return
-        _say("upgrade: replacing the server")
-        self._server.end()
+    def _is_cut_off(self) -> bool:
+        """Whether the device has no connection to a server that runs.
+
+        The connection ends with the last of its requests, so a write that the kernel gave up waiting for is
+        over before the kernel can send it again: it will never overwrite what came after it.
+        """
+        signs = self._image.signs
+        return bool(
+            self._reconnection and signs and not signs.connections and self._folder.reconnection.exists()
+        )  # swap-down takes the message away before it detaches the device
 
     def _replace(self) -> None:
-        """The server has ended: start the next one, and the next, until one serves."""
-        begin = time.monotonic()
-        status = self._server.process.returncode
+        """The server has ended: start the next one."""
+        now = time.monotonic()
+        self._is_broken_since = self._is_broken_since or now
+        _say(f"the server ended with status {self._server.process.returncode}: starting the next one")
         self._server.close()
-        if time.monotonic() - self._server.since > STABLE_SECONDS:
+        if now - self._server.since > STABLE_SECONDS:
             self._rest_seconds = FIRST_REST_SECONDS
         else:
             time.sleep(self._rest_seconds)
             self._rest_seconds = min(2 * self._rest_seconds, LAST_REST_SECONDS)
         self._server = self._start()
-        while not self._ending and not self._server.has_ended():
-            if _answers(self._folder.control):
-                self._reconnect()
-                seconds = time.monotonic() - begin
-                _say(f"the server ended with status {status}; the next one serves after {seconds:.1f} s")
-                return
-            self._image.keep()
-            time.sleep(READY_SECONDS)
+        self._beat_seconds = time.monotonic()
 
     def _reconnect(self) -> None:
-        if self._reconnection:
-            try:
-                self._reconnection.connect()
-            except SwapError as error:
-                _say(str(error))
-                self._server.end()  # the next one is tried in its place
+        """Connect the device to the server, which may still be starting; tried again at the next look."""
+        assert self._reconnection
+        begin = self._is_broken_since = self._is_broken_since or time.monotonic()
+        try:
+            self._reconnection.connect(self._is_worth_waiting)
+        except ServerNotThereError:
+            return  # yet
+        except SwapError as error:
+            _say(str(error))
+            return
+        _say(f"the device is connected again, after {time.monotonic() - begin:.1f} s")
+        self._is_broken_since = None
 
-
-def _answers(control: Path) -> bool:
-    """Whether a server answers there: it does so last of all, when it has taken everything over."""
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-            client.settimeout(ANSWER_SECONDS)
-            client.connect(str(control))
-            client.sendall(b"status\n")
-            return bool(client.recv(1))
-    except OSError:
-        return False
+    def _is_worth_waiting(self) -> bool:
+        self._look()
+        return not (self._ending or self._server.has_ended())
 
 
 def _say(line: str) -> None:
@@ -216,7 +230,7 @@ def _say(line: str) -> None:
 
 
 def main(words: Sequence[str]) -> int:
-    """`FOLDER COMMAND…`: returns when SIGTERM has ended both."""
+    """`FOLDER key=value…`: returns when SIGTERM has ended both."""
     folder = StateFolder(Path(words[0]))
     errors = os.dup(2)  # the server's; ours goes through a pipe that cannot block
     hardening = Hardening(lambda: None, lambda: True, only=PROTECTIONS)

@@ -1,19 +1,18 @@
 """/dev/nbdN: attached to a server's connections, watched through sysfs, warmed up, detached.
 
-The two timeouts, after drivers/block/nbd.c, and why they are what they are:
+The two timeouts, after drivers/block/nbd.c of Linux 6.1, and why they are what they are:
 
-  * A request's timeout (NBD_ATTR_TIMEOUT).  When it is set and runs out, the kernel declares the request's
-    *connection* dead and sends its requests again on another one.  A dead connection never comes back by
-    itself, so a slow server loses its connections one by one, and after the last one every request waits
-    for a reconnection and then fails.  For swap that means killed tasks.  Zero means, with one connection,
-    that the kernel only logs "Possible stuck request" every 30 s and goes on waiting: slowness stays
-    slowness.  A server that *died* is noticed at once all the same, for its socket closes.  So zero is the
-    default.  With several connections the kernel takes zero for its 30 s and does kill connections: there a
-    long timeout is asked for outright. What was unanswered when a server died is sent again when this timer
-    next fires: after 30 s at most for zero.
+  * A request's timeout (NBD_ATTR_TIMEOUT).  When it runs out, the kernel declares the request's *connection*
+    dead and sends the request again on the next one.  A server that died is noticed at once, for its socket
+    closes; but what it had not answered is sent again only when this timer fires, so this is how long a page
+    waits for nothing after a death, and it is short.  A server that is merely slow (a disk that takes seconds)
+    loses its connection and is given another one by the keeper, when it has done with what was under way.
   * The dead connection's timeout (NBD_ATTR_DEAD_CONN_TIMEOUT).  With no live connection, requests wait this
-    long for a `reconnect` before they fail.  Zero would turn the death of the server into I/O errors in
+    long for a new one before they fail.  Zero would turn the death of the server into I/O errors in
     that instant.
+
+One connection: with two, the kernel sends a late request again on the other one while the server may still be at
+work on the first, which could then overwrite what came after it.
 
 Queue settings are left as the driver has them, which is what swap wants: not rotational (so the kernel
 allocates swap slots by clusters), no seek penalty, requests of 128 KiB at most.
@@ -28,8 +27,8 @@ from pathlib import Path
 from zcache.swap.error import SwapError
 
 BLOCK_SIZE_BYTES = 4096
-# Two minutes: the kernel's own measure of a hung task.  Not measured; a healthy server answers within 0.4 s.
-MULTI_CONNECTION_TIMEOUT_SECONDS = 120
+# A healthy server answers within 0.4 s, and a new one serves some 2 s after the death of the old.
+REQUEST_SECONDS = 5
 # Time for a supervisor, or a human at a console, to replace the server.  Not measured.
 DEAD_CONNECTION_SECONDS = 300
 
@@ -37,12 +36,6 @@ _WARM_UP_BYTES = 64 << 20
 _WARM_UP_READ_BYTES = 1 << 20
 # 1 MiB makes eight requests, so 64 are under way at once: four times nbdkit's 16 threads.
 _WARM_UP_THREAD_COUNT = 8
-
-
-def request_timeout_seconds(asked_seconds: int | None, connection_count: int) -> int:
-    if asked_seconds is not None:
-        return asked_seconds
-    return MULTI_CONNECTION_TIMEOUT_SECONDS if connection_count > 1 else 0
 
 
 class NbdDevice:
@@ -129,16 +122,15 @@ def _read_direct(fd: int, start: int, end: int) -> int:
 
 def attach(
     socket: Path,
-    connection_count: int,
     discard: bool,
     timeout_seconds: int,
     dead_connection_seconds: int = DEAD_CONNECTION_SECONDS,
 ) -> NbdDevice:
-    """Shake hands with the server behind the socket and give the connections to the kernel."""
+    """Shake hands with the server behind the socket and give the connection to the kernel."""
     from zcache.swap import handshake, nbd_netlink  # late: see nbd_netlink's header
 
-    with handshake.connections(socket, connection_count) as (export, socket_fds):
-        export.check(connection_count, discard)
+    with handshake.connection(socket) as (export, socket_fd):
+        export.check(discard)
         request = nbd_netlink.ConnectRequest(
             # The kernel would round down by itself, but only in what it shows.
             size_bytes=export.size_bytes // BLOCK_SIZE_BYTES * BLOCK_SIZE_BYTES,
@@ -147,14 +139,4 @@ def attach(
             timeout_seconds=timeout_seconds,
             dead_connection_seconds=dead_connection_seconds,
         )
-        return NbdDevice.of_index(nbd_netlink.connect(request, socket_fds))
-
-
-def reconnect(device: NbdDevice, socket: Path, connection_count: int) -> None:
-    """Put a new server behind a live device whose old one has died; its requests are waiting."""
-    from zcache.swap import handshake, nbd_netlink  # late: see nbd_netlink's header
-
-    with handshake.connections(socket, connection_count) as (export, socket_fds):
-        if export.size_bytes // BLOCK_SIZE_BYTES * BLOCK_SIZE_BYTES != device.size_bytes():
-            raise SwapError(f"the new server's size, {export.size_bytes} bytes, is not that of {device.path}")
-        nbd_netlink.reconfigure(device.index, socket_fds)
+        return NbdDevice.of_index(nbd_netlink.connect(request, socket_fd))

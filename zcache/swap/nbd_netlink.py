@@ -56,12 +56,12 @@ class ConnectRequest:
     dead_connection_seconds: int
 
 
-def _socket_attribute(socket_fds: Sequence[int]) -> tuple[str, dict[str, Any]]:
-    items = [("NBD_SOCK_ITEM", {"attrs": [("NBD_SOCK_FD", fd)]}) for fd in socket_fds]
-    return ("NBD_ATTR_SOCKETS", {"attrs": items})
+def _socket_attribute(socket_fd: int) -> tuple[str, dict[str, Any]]:
+    item = ("NBD_SOCK_ITEM", {"attrs": [("NBD_SOCK_FD", socket_fd)]})
+    return ("NBD_ATTR_SOCKETS", {"attrs": [item]})
 
 
-def connect_attributes(request: ConnectRequest, socket_fds: Sequence[int]) -> list[tuple[str, Any]]:
+def connect_attributes(request: ConnectRequest, socket_fd: int) -> list[tuple[str, Any]]:
     """No NBD_ATTR_INDEX: the kernel takes the first free device, and makes a new one when there is none.
 
     The timeout is always sent: a device keeps that of its last use otherwise.  No client flags: the swap
@@ -75,29 +75,27 @@ def connect_attributes(request: ConnectRequest, socket_fds: Sequence[int]) -> li
         ("NBD_ATTR_DEAD_CONN_TIMEOUT", request.dead_connection_seconds),
         ("NBD_ATTR_SERVER_FLAGS", request.server_flags),
         ("NBD_ATTR_CLIENT_FLAGS", 0),
-        _socket_attribute(socket_fds),
+        _socket_attribute(socket_fd),
     ]
 
 
-def connect(request: ConnectRequest, socket_fds: Sequence[int]) -> int:
-    """Give the sockets to the kernel; the index N of the /dev/nbdN that it chose."""
-    for reply in _call(NBD_CMD_CONNECT, connect_attributes(request, socket_fds)):
+def connect(request: ConnectRequest, socket_fd: int) -> int:
+    """Give the socket to the kernel; the index N of the /dev/nbdN that it chose."""
+    for reply in _call(NBD_CMD_CONNECT, connect_attributes(request, socket_fd)):
         index = reply.get_attr("NBD_ATTR_INDEX")
         if index is not None:
             return int(index)
     raise SwapError("the kernel attached the device but did not say which")
 
 
-def reconfigure(index: int, socket_fds: Sequence[int]) -> None:
-    """Put new sockets in the place of dead ones; what was unanswered is sent again as its timers run out."""
-    _call(NBD_CMD_RECONFIGURE, [("NBD_ATTR_INDEX", index), _socket_attribute(socket_fds)])
+def reconfigure_message(index: int, socket_fd: int) -> bytes:
+    """What puts a new socket in the place of a dead one, for a process without pyroute2; asks for an acknowledgement.
 
-
-def reconfigure_message(index: int, socket_fds: Sequence[int]) -> bytes:
-    """The message that `reconfigure` would send, for a process that has no pyroute2; asks for an acknowledgement."""
+    What was unanswered is sent again as its timers run out.
+    """
     with GenericNetlinkSocket() as netlink:
         netlink.bind("nbd", _NbdMessage)
-        message = _message(NBD_CMD_RECONFIGURE, [("NBD_ATTR_INDEX", index), _socket_attribute(socket_fds)])
+        message = _message(NBD_CMD_RECONFIGURE, [("NBD_ATTR_INDEX", index), _socket_attribute(socket_fd)])
         message["header"]["type"] = netlink.prid
         message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK
         message["header"]["sequence_number"] = message["header"]["pid"] = 0

@@ -24,14 +24,11 @@ from zcache.swap.error import SwapError
 from zcache.swap.process import ProcessIdentity
 from zcache.swap.state import StateFolder
 
-DEFAULT_SERVE = Path(__file__).resolve().parents[2] / "scripts" / "serve"
 _ERROR_LINE_COUNT = 8
 
 
-def command(serve: Path, folder: StateFolder, parameters: Sequence[str]) -> list[str]:
-    keeper = [sys.executable, "-P", "-m", "zcache.swap.keeper", str(folder.path)]
-    options = ["-U", str(folder.socket), "-P", str(folder.pidfile)]
-    return [*keeper, str(serve), *options, f"control={folder.control}", *parameters]
+def command(folder: StateFolder, parameters: Sequence[str]) -> list[str]:
+    return [sys.executable, "-P", "-m", "zcache.swap.keeper", str(folder.path), *parameters]
 
 
 def check_parameters(parameters: Sequence[str]) -> None:

@@ -27,6 +27,8 @@ class SwapState:
     keeper: ProcessIdentity
     socket: str
     control: str
+    # key=value, as the server was given them.
+    parameters: tuple[str, ...]
     # None until the kernel has been given the connection.
     device: str | None = None
     # /sys/block/nbdN/pid while it is ours: the process that attached it.  A device of the same name which
@@ -44,7 +46,8 @@ def encode(state: SwapState) -> str:
 
 def decode(text: str) -> SwapState:
     fields = json.loads(text)
-    return SwapState(**{**fields, "keeper": ProcessIdentity(**fields["keeper"])})
+    keeper, parameters = ProcessIdentity(**fields["keeper"]), tuple(fields["parameters"])
+    return SwapState(**{**fields, "keeper": keeper, "parameters": parameters})
 
 
 class StateFolder:
@@ -77,6 +80,10 @@ class StateFolder:
         part.write_text(encode(state))
         part.chmod(0o600)
         part.replace(self.state)
+
+    def disarm_keeper(self) -> None:
+        """It no longer connects the device again when its connection ends."""
+        self.reconnection.unlink(missing_ok=True)
 
     def clear(self) -> None:
         part = self.state.with_suffix(".part")

@@ -24,7 +24,7 @@ from zcache.swap.interruption import Hold, Interrupted, Interruption
 from zcache.swap.nbd_device import NbdDevice
 from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.process import ProcessIdentity
-from zcache.swap.server import DEFAULT_SERVE, Server
+from zcache.swap.server import Server
 from zcache.swap.state import DEFAULT_FOLDER, StateFolder, SwapState
 
 ARM_SECONDS = 30.0
@@ -36,13 +36,10 @@ class Options:
     parameters: tuple[str, ...] = ()
     priority: int = 100
     discard: bool = False
-    connection_count: int = 1
-    # None: the right one for the number of connections (nbd_device.py).
-    timeout_seconds: int | None = None
+    timeout_seconds: int = nbd_device.REQUEST_SECONDS
     dead_connection_seconds: int = nbd_device.DEAD_CONNECTION_SECONDS
     # It locks and touches its whole pool and tests itself before it listens.
     start_seconds: float = 120.0
-    serve: Path = DEFAULT_SERVE
     folder: Path = DEFAULT_FOLDER
 
 
@@ -63,8 +60,12 @@ class Buildup:
 
     def start_server(self, announce: Callable[[ProcessIdentity], None]) -> None:
         options = self._options
-        command = server_module.command(options.serve, self._folder, options.parameters)
+        command = server_module.command(self._folder, options.parameters)
         self._server = Server(command, self._folder.log, announce)
+
+    def state_of(self, keeper: ProcessIdentity) -> SwapState:
+        """While there is no device yet."""
+        return SwapState(keeper, str(self._folder.socket), str(self._folder.control), self._options.parameters)
 
     def wait_for_server(self) -> None:
         assert self._server is not None
@@ -79,19 +80,14 @@ class Buildup:
     def attach(self) -> tuple[str, int]:
         """The device, and the pid that sysfs shows for it while it is ours."""
         options = self._options
-        count = options.connection_count
         device = nbd_device.attach(
-            self._folder.socket,
-            count,
-            options.discard,
-            nbd_device.request_timeout_seconds(options.timeout_seconds, count),
-            options.dead_connection_seconds,
+            self._folder.socket, options.discard, options.timeout_seconds, options.dead_connection_seconds
         )
         return device.path, device.attached_by_pid() or os.getpid()
 
     def arm_keeper(self, device: str) -> None:
         """Leave it the message by which it can give the device a new server, and wait until it has it."""
-        message = reconnection.prepare(NbdDevice(device).index, self._options.connection_count)
+        message = reconnection.prepare(NbdDevice(device).index)
         part = self._folder.reconnection.with_suffix(".part")
         part.write_bytes(message)
         part.replace(self._folder.reconnection)
@@ -102,6 +98,7 @@ class Buildup:
             time.sleep(0.05)
 
     def detach(self, device: str) -> None:
+        self._folder.disarm_keeper()
         NbdDevice(device).detach(timeout_seconds=10)
 
     def warm_up(self, device: str) -> None:
@@ -166,7 +163,7 @@ def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack) -
     undo.callback(folder.remove)
     machine.load_driver()
     with hold():
-        machine.start_server(lambda server: save(SwapState(server, str(folder.socket), str(folder.control))))
+        machine.start_server(lambda server: save(machine.state_of(server)))
         undo.callback(_or_keep, undo, machine.stop_server)
     machine.wait_for_server()
     with hold():
@@ -211,16 +208,12 @@ def check(options: Options) -> None:
     server_module.check_parameters(options.parameters)
     if not 0 <= options.priority <= 32767:
         raise SwapError("--priority is 0 to 32767")
-    if not 1 <= options.connection_count <= 16:
-        raise SwapError("--connections is 1 to 16")
     for name, seconds in (
         ("--timeout-seconds", options.timeout_seconds),
         ("--dead-server-seconds", options.dead_connection_seconds),
     ):
-        if seconds is not None and not 0 <= seconds <= 86400:
+        if not 0 <= seconds <= 86400:
             raise SwapError(f"{name} is 0 to 86400")
-    if not os.access(options.serve, os.X_OK):
-        raise SwapError(f"{options.serve} is not a program (--serve)")
     if os.geteuid() != 0:
         raise SwapError("only root can do this")
 
@@ -273,8 +266,12 @@ def parse(arguments: Sequence[str] | None) -> Options:
     option("parameters", nargs="*", metavar="key=value", help="for the server, as scripts/serve takes them")
     option("--priority", type=int, default=default.priority, help="0 to 32767 (%(default)s)")
     option("--discard", action="store_true", help="tell the server of freed clusters (a trim each)")
-    option("--connections", type=int, default=default.connection_count, help="to the server (%(default)s)")
-    option("--timeout-seconds", type=int, help="of a request; 0 is for ever (0; 120 with more connections)")
+    option(
+        "--timeout-seconds",
+        type=int,
+        default=default.timeout_seconds,
+        help="until an unanswered request is sent again on a new connection (%(default)s)",
+    )
     option(
         "--dead-server-seconds",
         type=int,
@@ -282,19 +279,16 @@ def parse(arguments: Sequence[str] | None) -> Options:
         help="how long requests wait for a new server when theirs has died (%(default)s)",
     )
     option("--start-seconds", type=float, default=default.start_seconds, help="for its start (%(default)s)")
-    option("--serve", type=Path, default=default.serve, help="the server's program (%(default)s)")
     option("--state-folder", type=Path, default=default.folder, help="one for each swap area (%(default)s)")
     chosen = parser.parse_intermixed_args(arguments)
     return Options(
         parameters=tuple(chosen.parameters),
         priority=chosen.priority,
         discard=chosen.discard,
-        connection_count=chosen.connections,
         timeout_seconds=chosen.timeout_seconds,
         dead_connection_seconds=chosen.dead_server_seconds,
         start_seconds=chosen.start_seconds,
-        # Both absolute: the server starts in /.
-        serve=chosen.serve.absolute(),
+        # Absolute: the server starts in /.
         folder=chosen.state_folder.absolute(),
     )
 

@@ -19,8 +19,11 @@ from rich.table import Table
 
 from zcache.errors import ZcacheError
 from zcache.testvm import VmConfig, VmResult
+from zcache.testvm.disturbance import parse as parse_disturbance
 from zcache.testvm.signals import end_in_order
 from zcache.testvm.vm import run_in_vm
+
+LOST_CONNECTION: Final = re.compile(r"nbd\d+: (?:Connection timed out, retrying|Dead connection)")
 
 #: What a kernel writes when swap, or the machine, is in trouble.
 TROUBLE: Final = re.compile(
@@ -43,6 +46,11 @@ def main() -> int:
     parser.add_argument(
         "--timeout", type=int, default=900, help="seconds until the guest is given up (default: %(default)s)"
     )
+    parser.add_argument(
+        "--disturb",
+        metavar="KIND:TIMES:SECONDS",
+        help="meanwhile kill, or upgrade, the server so many times, so often: kill:10:15",
+    )
     parser.add_argument("parameters", nargs="*", help=f"server parameters besides {' '.join(PARAMETERS)} backing=DISK")
     arguments = parser.parse_args()
     end_in_order()
@@ -63,6 +71,7 @@ def main() -> int:
             memory=arguments.memory, disks=(disk,), share=report_path.parent, timeout_seconds=arguments.timeout
         )
         command = [sys.executable, "-m", "zcache.testvm.swap_run", str(report_path)]
+        command += [arguments.disturb] if arguments.disturb else []
         command += [*defaults, backing, *arguments.parameters, "--", *load]
         try:
             result = run_in_vm(config, command)
@@ -72,7 +81,7 @@ def main() -> int:
         except KeyboardInterrupt:
             return 128 + signal.SIGINT
         report = json.loads(report_path.read_text()) if report_path.exists() else None
-    failures = judge(result, report)
+    failures = judge(result, report, arguments.disturb)
     if report:
         print_report(report, result)
     for failure in failures:
@@ -85,22 +94,28 @@ def main() -> int:
     return 0
 
 
-def kernel_troubles(log: str) -> list[str]:
-    """The lines of a kernel log that tell of trouble."""
-    return [line for line in log.splitlines() if TROUBLE.search(line) and "ommand line: " not in line]
+def kernel_troubles(log: str, *, disturbed: bool = False) -> list[str]:
+    """The lines of a kernel log that tell of trouble; a server that was ended on purpose leaves lost connections."""
+    return [
+        line
+        for line in log.splitlines()
+        if TROUBLE.search(line) and "ommand line: " not in line and not (disturbed and LOST_CONNECTION.search(line))
+    ]
 
 
-def judge(result: VmResult, report: dict[str, Any] | None) -> list[str]:
+def judge(result: VmResult, report: dict[str, Any] | None, disturbance: str | None = None) -> list[str]:
     """Everything that keeps a run from being a success."""
     failures = []
     if result.exit_status != 0:
         failures.append(result.failure or f"the run in the guest ended with exit status {result.exit_status}")
-    troubles = kernel_troubles(result.kernel_log.read_text(errors="replace"))
+    troubles = kernel_troubles(result.kernel_log.read_text(errors="replace"), disturbed=bool(disturbance))
     failures += [f"kernel log: {line}" for line in troubles[:10]]
     if not report:
         return [*failures, "the guest left no report"]
     if report["load_exit_status"] != 0:
         failures.append(f"stress-ng ended with {report['load_exit_status']}:\n{report['load_output']}")
+    if disturbance and report["disturbed"] != parse_disturbance(disturbance)[1]:
+        failures.append(f"the server was disturbed {report['disturbed']} times only: {report['disturbance_failure']}")
     if not report["check"]["balanced"]:
         failures.append(f"the books do not balance: {report['check']['imbalance']}")
     status = report["status"]
@@ -110,7 +125,7 @@ def judge(result: VmResult, report: dict[str, Any] | None) -> list[str]:
     for name in ("pages_out", "pages_in"):
         if not report[name]:
             failures.append(f"nothing was swapped ({name} is 0): the load is too small")
-    if not status["written_back_frames"]:
+    if not status["written_back_frames"] + status["backing_frames"]:
         failures.append("no frame was written back: the budget was not exhausted")
     return failures
 
@@ -135,6 +150,8 @@ def print_report(report: dict[str, Any], result: VmResult) -> None:
         "server RSS, locked": f"{mebibytes['rss_bytes']}, {mebibytes['locked_bytes']}",
         "server's page faults under load": str(report["server_page_faults"]),
         "protections that do not hold": ", ".join(k for k, holds in status["hardening"].items() if not holds) or "none",
+        "longest stall of a read": f"{report['longest_stall_seconds']} s",
+        "server killed or replaced": f"{report.get('disturbed', 0)} times",
         "seconds: load, swapoff, all": f"{report['load_seconds']}, {report['swap_off_seconds']}, {result.seconds:.0f}",
         "stress-ng": verdict,
         "books": "balanced" if report["check"]["balanced"] else "NOT balanced",

@@ -1,6 +1,7 @@
 """The guest's half of scripts/run: real swap on /dev/nbdN, served from inside, under a load; the outcome as JSON.
 
-Called as `python -m zcache.testvm.swap_run REPORT KEY=VALUE… -- COMMAND`. Measures what the kernel says (/proc/vmstat,
+Called as `python -m zcache.testvm.swap_run REPORT [KIND:TIMES:SECONDS] KEY=VALUE… -- COMMAND`, the second being what is
+done to the server meanwhile (disturbance.py). Measures what the kernel says (/proc/vmstat,
 the server's page faults) and what the server says, checks the store's books while the pages are still out, then takes
 the swap off.
 """
@@ -15,7 +16,11 @@ from typing import Any, Final
 from zcache.control import ask
 from zcache.errors import ZcacheError
 from zcache.swap.error import SwapError
+from zcache.swap.state import StateFolder
 from zcache.swap.up import Options, swap_area
+from zcache.testvm.device_probe import DeviceProbe
+from zcache.testvm.disturbance import Disturbance
+from zcache.testvm.disturbance import parse as parse_disturbance
 
 PROGRESS_SECONDS: Final = 10.0
 
@@ -24,8 +29,10 @@ def main(words: list[str]) -> int:
     """Exit status 0 if the load's was and the books balance; the report says the rest."""
     report_path = Path(words[0])
     split = words.index("--")
+    disturbance = words.pop(1) if "=" not in words[1] else None
+    split -= disturbance is not None
     try:
-        report = run_load(tuple(words[1:split]), words[split + 1 :])
+        report = run_load(tuple(words[1:split]), words[split + 1 :], disturbance)
     except (SwapError, ZcacheError) as error:
         print(f"swap_run: {error}", file=sys.stderr)
         return 1
@@ -33,7 +40,7 @@ def main(words: list[str]) -> int:
     return 0 if report["load_exit_status"] == 0 and report["check"]["balanced"] else 1
 
 
-def run_load(parameters: tuple[str, ...], load: list[str]) -> dict[str, Any]:
+def run_load(parameters: tuple[str, ...], load: list[str], disturbance: str | None = None) -> dict[str, Any]:
     """Swap on, run the load, look at everything, swap off."""
     report: dict[str, Any] = {"parameters": parameters, "load": load}
     with swap_area(Options(parameters=parameters)) as state:
@@ -41,11 +48,20 @@ def run_load(parameters: tuple[str, ...], load: list[str]) -> dict[str, Any]:
         before = read_vmstat()
         server_pid = ask(control, "status")["pid"]
         faults_before = page_faults(server_pid)
+        probe = DeviceProbe(state.device or "")
+        trouble = Disturbance(*parse_disturbance(disturbance), StateFolder(control.parent)) if disturbance else None
         begin = time.monotonic()
+        probe.start()
+        if trouble:
+            trouble.start()
         report["load_exit_status"], report["load_output"] = _watch(load, before)
         report["load_seconds"] = round(time.monotonic() - begin, 1)
+        if trouble:
+            report["disturbed"], report["disturbance_failure"] = trouble.stop(), trouble.failure
+        report["longest_stall_seconds"] = round(probe.stop(), 2)
         after = read_vmstat()
-        report["server_page_faults"] = page_faults(server_pid) - faults_before
+        # Of the server that we began with.
+        report["server_page_faults"] = 0 if trouble else page_faults(server_pid) - faults_before
         report["pages_out"] = after["pswpout"] - before["pswpout"]
         report["pages_in"] = after["pswpin"] - before["pswpin"]
         report["status"] = ask(control, "status")

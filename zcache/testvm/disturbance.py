@@ -1,0 +1,66 @@
+"""What is done to a server under a load, a number of times: it is killed, or replaced."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from zcache.swap.error import SwapError
+from zcache.swap.state import StateFolder
+from zcache.swap.upgrade import upgrade
+
+
+def kill(folder: StateFolder) -> None:
+    """SIGKILL the server, wherever it is."""
+    os.kill(int(folder.pidfile.read_text()), signal.SIGKILL)
+
+
+def replace(folder: StateFolder) -> None:
+    """Upgrade in place, to the same code."""
+    upgrade(folder, lambda _line: None)
+
+
+KINDS: Final[dict[str, Callable[[StateFolder], None]]] = {"kill": kill, "upgrade": replace}
+
+
+class Disturbance:
+    """Does it to the server of a state folder every so many seconds, a number of times."""
+
+    def __init__(self, kind: str, times: int, interval_seconds: float, folder: StateFolder) -> None:
+        self.done = 0
+        self.failure: str | None = None
+        self._act = KINDS[kind]
+        self._times = times
+        self._interval_seconds = interval_seconds
+        self._folder = folder
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """The first comes after the first interval."""
+        self._thread.start()
+
+    def stop(self) -> int:
+        """How often it was done."""
+        self._stopped.set()
+        self._thread.join()
+        return self.done
+
+    def _run(self) -> None:
+        while self.done < self._times and not self._stopped.wait(self._interval_seconds):
+            try:
+                self._act(self._folder)
+            except (SwapError, OSError, ValueError) as error:
+                self.failure = f"disturbance {self.done + 1}: {error}"
+                return
+            self.done += 1
+            print(f"  server disturbed, {self.done} of {self._times}", flush=True)
+
+
+def parse(text: str) -> tuple[str, int, float]:
+    """`kill:10:15` is SIGKILL, ten times, every 15 s."""
+    kind, times, seconds = text.split(":")
+    if kind not in KINDS:
+        raise ValueError(f"no disturbance is called {kind}; there are {', '.join(KINDS)}")
+    return kind, int(times), float(seconds)
