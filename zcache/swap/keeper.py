@@ -45,7 +45,7 @@ LOOK_SECONDS: Final = 0.1
 #: A server that lived this long has not failed at its start: the next one is started at once.
 STABLE_SECONDS: Final = 5.0
 #: A server whose own threads have not run for this long never will: the next one has all that it had. Ten times the
-#: longest that was seen under emulation; it must hold while a server starts, too.
+#: longest that was seen under emulation.
 HEARTBEAT_SECONDS: Final = 60.0
 #: Between two starts, after one that failed: doubled each time.
 FIRST_REST_SECONDS: Final = 0.5
@@ -172,9 +172,9 @@ class Keeper:
             message = self._folder.reconnection.read_bytes()
             self._reconnection = Reconnection(message, self._folder.socket)
             self._folder.armed.touch()
-        signs = self._image.signs
-        if signs and signs.heartbeats != self._heartbeats:
-            self._heartbeats, self._beat_seconds = signs.heartbeats, time.monotonic()
+        heartbeats = self._image.signs.heartbeats if self._image.signs else 0
+        if not heartbeats or heartbeats != self._heartbeats:  # none yet: it is starting, and may look at a whole disk
+            self._heartbeats, self._beat_seconds = heartbeats, time.monotonic()
         elif time.monotonic() - self._beat_seconds > HEARTBEAT_SECONDS:
             _say(f"no sign of life from the server for {HEARTBEAT_SECONDS:.0f} s: ending it")
             self._server.process.kill()
