@@ -11,10 +11,9 @@ import sys
 import time
 from typing import Final
 
-import psutil
-
 from nbd_plugin.config import MIN_BUDGET_BYTES, Config
 from nbd_plugin.device import Device
+from zcache import meminfo
 from zcache.allocators.zbud import FRAME_BYTES
 from zcache.codec import parse_codec
 from zcache.control import ControlSocket
@@ -57,7 +56,7 @@ class Server:
     def get_ready(self) -> None:
         """Open and check what was configured; raises `BadInput` or `EnvironmentProblem`."""
         config = self.config
-        available_bytes = psutil.virtual_memory().available
+        available_bytes = meminfo.read_bytes("MemAvailable")
         # A server that goes on with an image finds its budget in RAM, and none to spare beside it.
         if not config.is_succession and config.budget_bytes + OWN_BYTES > available_bytes:
             raise BadInput(

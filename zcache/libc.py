@@ -96,6 +96,11 @@ def fill(address: int, size_bytes: int) -> None:
     ctypes.memset(address, 0, size_bytes)
 
 
+def write_byte(address: int, value: int) -> None:
+    """Write one byte of this process's memory."""
+    ctypes.memset(address, value, 1)
+
+
 def populate(memory: memoryview) -> None:
     """Fault in page-aligned memory for writing, without changing what it holds; `OSError` if there is not enough."""
     if _libc.madvise(address(memory), len(memory), MADV_POPULATE_WRITE) < 0:

@@ -18,6 +18,9 @@ from zcache.hardening import heap, log_pipe, program
 OOM_SCORE_ADJ: Final = Path("/proc/self/oom_score_adj")
 MIN_OOM_SCORE_ADJ: Final = -1000
 
+#: Field 48 of /proc/PID/stat, counted from behind the name.
+_ARG_START: Final = 45
+
 
 @dataclass(frozen=True, slots=True)
 class Protection:
@@ -60,6 +63,7 @@ class Hardening:
             Protection("prefault", "needs Linux 5.14 and free memory for the budget", populate, populated),
             Protection("oom_score", "needs CAP_SYS_RESOURCE", _set_oom_score, _is_oom_exempt),
             Protection("stderr", "a bug", self._divert_stderr, lambda: log_pipe.is_log_pipe(2)),
+            Protection("shutdown", "a bug", _mark_as_storage_daemon, _is_storage_daemon),
         ]
         if only:
             self._protections = [protection for protection in self._protections if protection.name in only]
@@ -111,8 +115,18 @@ class Hardening:
 
 
 def locked_bytes() -> int:
-    """Memory of this process that is both resident and locked. (`VmLck` also counts what was never touched.)"""
-    return _smaps_rollup_bytes("Locked")
+    """Memory of this process that is both resident and locked, whoever shares it.
+
+    (`VmLck` also counts what was never touched; `Locked` in smaps counts what is shared with the keeper by halves.)
+    """
+    total_kib = resident_kib = 0
+    with Path("/proc/self/smaps").open() as lines:
+        for line in lines:
+            if line.startswith("Rss:"):
+                resident_kib = int(line.split()[1])
+            elif line.startswith("VmFlags:") and " lo" in line:
+                total_kib += resident_kib
+    return total_kib << 10
 
 
 def resident_bytes() -> int:
@@ -165,14 +179,24 @@ def _lock() -> None:
 
 
 def _is_locked() -> bool:
-    # Locked is counted as Pss is: a shared page by its share. Some of the code may be unlocked for an instant while
-    # it faults.
-    return locked_bytes() > _smaps_rollup_bytes("Pss") * 9 // 10
+    return locked_bytes() > resident_bytes() * 9 // 10  # the kernel's own vdso is never locked
 
 
 def _set_oom_score() -> None:
     """Killing us frees less than it destroys: everything that is swapped out."""
     OOM_SCORE_ADJ.write_text(str(MIN_OOM_SCORE_ADJ))
+
+
+def _mark_as_storage_daemon() -> None:
+    """At shutdown systemd kills every process that is left, and only then takes swap off; but none of root's whose
+    command line begins with an @ (systemd's "Root Storage Daemons")."""
+    with Path("/proc/self/stat").open() as stat:
+        arg_start = int(stat.read().rpartition(")")[2].split()[_ARG_START])
+    libc.write_byte(arg_start, ord("@"))
+
+
+def _is_storage_daemon() -> bool:
+    return Path("/proc/self/cmdline").read_bytes().startswith(b"@")
 
 
 def _is_oom_exempt() -> bool:

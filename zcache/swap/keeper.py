@@ -9,8 +9,9 @@ The image is a memfd, and so swappable: a lock on it holds for pages that the lo
 keeper maps the whole of it and faults in, a few times a second, what the server has populated since: always well ahead
 of what is in use, so that every page is locked twice, and still once when the server is gone.
 
-Life: `python -m zcache.swap.keeper FOLDER key=value…`. SIGTERM ends the server, then the keeper. SIGUSR1 ends the
-server alone, so that the code that is on disk now takes its place (swap-upgrade, which has made sure that it can).
+Life: `python -m zcache.swap.keeper FOLDER key=value…`. SIGTERM ends the server, then the keeper; not while the
+kernel swaps to the device: nothing that ends processes, a shutdown included, gets at the pages before swapoff. SIGUSR1
+ends the server alone, so that the code that is on disk now takes its place (swap-upgrade has made sure that it can).
 """
 
 import contextlib
@@ -28,11 +29,12 @@ from typing import Final
 from zcache import image, libc
 from zcache.hardening import Hardening
 from zcache.swap.error import SwapError
+from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.reconnection import Reconnection, ServerNotThereError
 from zcache.swap.state import StateFolder
 
 #: What it needs of what the server needs: it serves no requests, so its heap and code may fault.
-PROTECTIONS: Final = ("io_flusher", "real_time", "small_pages", "memory_lock", "oom_score", "stderr")
+PROTECTIONS: Final = ("io_flusher", "real_time", "small_pages", "memory_lock", "oom_score", "stderr", "shutdown")
 
 #: What becomes the server. Not scripts/serve: that looks at the set-up first, which takes memory and time.
 SERVE: Final = (sys.executable, "-P", "-m", "nbd_plugin.serve")
@@ -121,6 +123,8 @@ class Keeper:
         self._errors = errors
         self._image = LockedImage()
         self._reconnection: Reconnection | None = None
+        self._device: str | None = None
+        self._swaps = ProcSwaps()
         self._ending = self._is_to_be_replaced = False
         self._rest_seconds = FIRST_REST_SECONDS
         self._is_broken_since: float | None = None
@@ -134,7 +138,7 @@ class Keeper:
         signal.signal(REPLACE_SIGNAL, self._on_signal)
         wakeup, signalled = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(signalled)
-        while not self._ending:
+        while True:
             poll = select.poll()
             poll.register(self._server.pidfd, select.POLLIN)
             poll.register(wakeup, select.POLLIN)
@@ -142,6 +146,9 @@ class Keeper:
             with contextlib.suppress(BlockingIOError):
                 os.read(wakeup, 64)
             self._look()
+            if self._ending and not self._is_swapping():
+                break
+            self._ending = False
             if self._is_to_be_replaced:
                 self._is_to_be_replaced = False
                 _say("ending the server, for the code that is on disk now")
@@ -171,6 +178,8 @@ class Keeper:
         if self._reconnection is None and self._folder.reconnection.exists():
             message = self._folder.reconnection.read_bytes()
             self._reconnection = Reconnection(message, self._folder.socket)
+            state = self._folder.load()
+            self._device = state.device if state else None
             self._folder.armed.touch()
         heartbeats = self._image.signs.heartbeats if self._image.signs else 0
         if not heartbeats or heartbeats != self._heartbeats:  # none yet: it is starting, and may look at a whole disk
@@ -179,6 +188,12 @@ class Keeper:
             _say(f"no sign of life from the server for {HEARTBEAT_SECONDS:.0f} s: ending it")
             self._server.process.kill()
             self._beat_seconds = time.monotonic()
+
+    def _is_swapping(self) -> bool:
+        if not (self._device and self._swaps.find(self._device)):
+            return False
+        _say(f"not ending: the kernel swaps to {self._device}; take that off first (swap-down)")
+        return True
 
     def _is_cut_off(self) -> bool:
         """Whether the device has no connection to a server that runs.

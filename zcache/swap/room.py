@@ -6,27 +6,19 @@ real-time task may have a quarter. The dying swapoff then waits for a page that 
 server for memory to answer with.
 """
 
-import re
 from pathlib import Path
 
+from zcache import meminfo
 from zcache.swap.proc_swaps import SwapEntry
 
-MEMINFO = Path("/proc/meminfo")
 # For everybody else while it runs, and for an estimate that is one.
 RESERVE_KIB = 32 << 10
 
 
-def shortage_kib(device: str, entries: list[SwapEntry], meminfo: Path = MEMINFO) -> int:
+def shortage_kib(device: str, entries: list[SwapEntry], file: Path = meminfo.MEMINFO) -> int:
     """How much more must be free before the device's pages can come back: to memory, or out to other swap areas."""
     used_kib = sum(entry.used_kib for entry in entries if entry.path == device)
     elsewhere_kib = sum(entry.size_kib - entry.used_kib for entry in entries if entry.path != device)
     if not used_kib:
         return 0
-    return max(used_kib + RESERVE_KIB - available_kib(meminfo) - elsewhere_kib, 0)
-
-
-def available_kib(meminfo: Path = MEMINFO) -> int:
-    """The kernel's own estimate of what can be had without swapping."""
-    found = re.search(r"^MemAvailable: +(\d+) kB", meminfo.read_text(), re.MULTILINE)
-    assert found
-    return int(found[1])
+    return max(used_kib + RESERVE_KIB - (meminfo.read_bytes("MemAvailable", file) >> 10) - elsewhere_kib, 0)
