@@ -128,6 +128,7 @@ class Keeper:
         self._ending = self._is_to_be_replaced = False
         self._rest_seconds = FIRST_REST_SECONDS
         self._is_broken_since: float | None = None
+        self._complaint = ""
         self._heartbeats = -1
         self._beat_seconds = time.monotonic()
         self._server = self._start()
@@ -229,8 +230,11 @@ class Keeper:
         except ServerNotThereError:
             return  # yet
         except SwapError as error:
-            _say(str(error))
+            if str(error) != self._complaint:  # it is tried again ten times a second
+                self._complaint = str(error)
+                _say(self._complaint)
             return
+        self._complaint = ""
         _say(f"the device is connected again, after {time.monotonic() - begin:.1f} s")
         self._is_broken_since = None
 

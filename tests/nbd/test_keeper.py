@@ -1,0 +1,175 @@
+"""The keeper with a real server, on a machine without a device: what it holds, whom it replaces, and when it ends.
+
+The kernel's half (a device whose requests wait) is tested in the VM (tests/vm).
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbd
+import pytest
+
+from zcache import image
+from zcache.control import ask
+from zcache.swap import process
+from zcache.swap import server as server_module
+from zcache.swap.error import SwapError
+from zcache.swap.state import StateFolder, SwapState
+from zcache.swap.upgrade import check, open_image, upgrade
+
+WORDS = ("size=64M", "budget=16M", "overcommit=yes")
+DEADLINE_SECONDS = 60
+#: A netlink message to a generic family that no kernel has: it is refused, as by a kernel whose device is gone.
+REFUSED_MESSAGE = (20).to_bytes(4, "little") + b"\xff\x0f" + b"\x05\x00" + bytes(8) + b"\x03\x01\x00\x00"
+
+
+class Keeper:
+    """One keeper process over a state folder, as swap-up would leave it, but for the device."""
+
+    def __init__(self, path: Path, words: tuple[str, ...] = WORDS) -> None:
+        self.folder = StateFolder(path)
+        self.folder.create()
+        self._log = (path / "server.log").open("ab")
+        command = server_module.command(self.folder, words)
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
+        identity = process.identify(self.process.pid)
+        assert identity
+        self.identity = identity
+        self.folder.save(SwapState(identity, str(self.folder.socket), str(self.folder.control), words))
+
+    def arm(self) -> None:
+        self.folder.reconnection.write_bytes(REFUSED_MESSAGE)
+        self.until(self.folder.armed.exists)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.02)
+
+    def serves(self) -> bool:
+        return server_module.is_answering(self.folder.control)
+
+    def server_pid(self) -> int:
+        return int(ask(self.folder.control, "status")["pid"])
+
+    def connect(self) -> Any:
+        """A client, as soon as a server serves."""
+        handle = None
+
+        def connected() -> bool:
+            nonlocal handle
+            try:
+                handle = nbd.NBD()
+                handle.connect_unix(str(self.folder.socket))
+            except nbd.Error:
+                return False
+            return True
+
+        self.until(connected)
+        return handle
+
+    def log(self) -> str:
+        return self.folder.log.read_text()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            assert self.process.wait(60) == 0, self.log()
+        self._log.close()
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator[Keeper]:
+    keeper = Keeper(tmp_path / "state")
+    try:
+        yield keeper
+    finally:
+        keeper.close()
+
+
+def test_a_killed_server_is_replaced_and_nothing_is_lost(keeper: Keeper) -> None:
+    client = keeper.connect()
+    keeper.arm()
+    for round_number in range(3):
+        data = bytes([round_number + 1]) + os.urandom(8191)
+        client.pwrite(data, 8192 * round_number)
+        pid = keeper.server_pid()
+        os.kill(pid, signal.SIGKILL)
+        client = keeper.connect()
+        assert client.pread(8192, 8192 * round_number) == data
+        keeper.until(keeper.serves)
+        assert keeper.server_pid() != pid
+        assert ask(keeper.folder.control, "check")["balanced"]
+    assert "starting the next one" in keeper.log()
+
+
+def test_the_image_is_locked_in_memory_by_the_keeper_alone_while_there_is_no_server(keeper: Keeper) -> None:
+    """What is shared is swappable: to the very device whose pages it holds."""
+    client = keeper.connect()
+    keeper.arm()
+    client.pwrite(os.urandom(8 << 20), 0)
+    os.kill(keeper.process.pid, signal.SIGSTOP)  # no new server now
+    client.pread(4096, 0)
+    os.kill(keeper.process.pid, signal.SIGCONT)
+
+    def locked_image_kib() -> int:
+        lines = Path(f"/proc/{keeper.process.pid}/smaps").read_text().split(image.NAME)[1:]
+        sizes = [int(line.split()[1]) for part in lines for line in part.splitlines() if line.startswith("Rss:")]
+        flags = [line for part in lines for line in part.splitlines() if line.startswith("VmFlags:")]
+        assert all(" lo" in line for line in flags[: len(lines)])
+        return sizes[0]
+
+    keeper.until(lambda: locked_image_kib() > 16 << 10)
+
+
+def test_a_first_server_that_refuses_ends_the_keeper_with_its_words(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path / "state", ("size=64M", "budget=nonsense"))
+    assert keeper.process.wait(DEADLINE_SECONDS) == 1
+    keeper.close()
+    assert "budget=nonsense: not a number of bytes" in keeper.log()
+
+
+def test_upgrade_replaces_the_server(keeper: Keeper) -> None:
+    client = keeper.connect()
+    keeper.arm()
+    client.pwrite(b"precious" * 512, 4096)
+    pid = keeper.server_pid()
+    client.shutdown()
+    seconds = upgrade(keeper.folder, lambda _line: None)
+    assert 0 < seconds < DEADLINE_SECONDS
+    keeper.until(keeper.serves)
+    assert keeper.server_pid() != pid
+    client = keeper.connect()
+    assert client.pread(4096, 4096) == b"precious" * 512
+    client.shutdown()
+
+
+def test_upgrade_to_code_that_cannot_read_the_image_changes_nothing(keeper: Keeper) -> None:
+    """Here the image becomes one of another version's, which is the same to the code that looks at it."""
+    keeper.connect().shutdown()
+    keeper.arm()
+    keeper.until(keeper.serves)
+    pid = keeper.server_pid()
+    descriptor = open_image(keeper.identity)
+    try:
+        with pytest.raises(SwapError, match=r"old server goes on.*made with page_count 16384, not 32768"):
+            check(descriptor, ("size=128M", *WORDS[1:]))
+        header = os.pread(descriptor, 4096, 0)
+        os.pwrite(descriptor, header.replace(b'image format": 1', b'image format": 9'), 0)
+        with pytest.raises(SwapError, match=r"old server goes on.*has format 9, this version reads format 1"):
+            upgrade(keeper.folder, lambda _line: None)
+        os.pwrite(descriptor, header, 0)
+    finally:
+        os.close(descriptor)
+    assert keeper.server_pid() == pid
+
+
+def test_without_a_keeper_there_is_nothing_to_upgrade(tmp_path: Path) -> None:
+    with pytest.raises(SwapError, match="no swap is up"):
+        upgrade(StateFolder(tmp_path), lambda _line: None)
