@@ -244,7 +244,7 @@ class Keeper:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"zcache keeper: {line}\n")
+    sys.stderr.write(f"zcache keeper: {time.monotonic():.1f} s: {line}\n")
     sys.stderr.flush()
 
 

@@ -86,6 +86,8 @@ def main() -> int:
         print_report(report, result)
     for failure in failures:
         print(f"FAILED: {failure}", file=sys.stderr)
+    if report and (failures or arguments.disturb):
+        print(f"the server's log:\n{report['server_log']}")
     if failures:
         print(f"the guest's kernel log is kept in {result.kernel_log}", file=sys.stderr)
         return 1

@@ -66,6 +66,7 @@ def run_load(parameters: tuple[str, ...], load: list[str], disturbance: str | No
         report["pages_in"] = after["pswpin"] - before["pswpin"]
         report["status"] = ask(control, "status")
         report["check"] = ask(control, "check")
+        report["server_log"] = StateFolder(control.parent).log.read_text(errors="replace")
         begin = time.monotonic()
     report["swap_off_seconds"] = round(time.monotonic() - begin, 1)
     return report
