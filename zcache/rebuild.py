@@ -5,45 +5,38 @@ falls away by itself: a put that had not published its entries (its pages are LO
 comes again), a frame whose last zpage had died, a flight that had not landed (its frames are in RAM only, again), a
 frame read back that had not been adopted. Nothing is believed that contradicts itself: two frames in one slot, two
 zpages in one place, a zpage in a frame that is nowhere end the rebuild with `Imbalance`.
+
+It runs when memory may be short: what it needs beside the store's own arrays is a list of the frames in RAM, to sort.
 """
 
 from zcache.codec import NAMES
 from zcache.entry import CODEC_MASK, CODEC_SHIFT, FRAME_MASK, SAME_FILLED
 from zcache.errors import Imbalance
-from zcache.pageframes import State
 from zcache.store import Store
 from zcache.tmem import Kind, TmemObject
 
 
 def rebuild(store: Store, thing: TmemObject) -> None:
     """`thing`, an object over the image's entries, becomes what its predecessor's was; before the first request."""
-    frames = store.frames
-    zpages: dict[int, list[int]] = {}
+    frames, allocator = store.frames, store.allocator
+    live, frame_count = frames.live, frames.frame_count
+    highest = 0
     for block in thing.table.take_over():
         store.statistics.account(block, Kind.PERSISTENT, 1)
         for entry in block:
             if 0 < entry < SAME_FILLED:
-                zpages.setdefault(entry & FRAME_MASK, []).append(entry)
-    states: dict[int, State] = {}
-    homes: set[int] = set()
-    belows: set[int] = set()
-    for frame, entries in zpages.items():
-        if not 0 < frame <= frames.frame_count or any(e >> CODEC_SHIFT & CODEC_MASK not in NAMES for e in entries):
-            raise Imbalance(f"an entry names frame {frame} of {frames.frame_count}, or a codec that is none")
-        home, below = frames.home[frame], frames.below[frame]
-        if not home and not below:
-            raise Imbalance(f"frame {frame} is nowhere, and {len(entries)} entries name it")
-        if home >= frames.slot_count or home in homes or below in belows:
-            raise Imbalance(f"frame {frame} is in RAM slot {home} and slot {below} below, which another has")
-        if home:
-            homes.add(home)
-        if below:
-            belows.add(below)
-            states[frame] = State.CLEAN if home else State.COLD
-    states |= store.allocator.take_over(zpages)
-    frames.take_over({frame: len(entries) for frame, entries in zpages.items()}, states)
-    store.allocator.offer(frame for frame, state in states.items() if state == State.ACTIVE)
-    if belows:
-        if not store.tier or max(belows) > store.tier.slot_count:
-            raise Imbalance(f"a frame is in slot {max(belows)} below, which is not there")
-        store.tier.take_over(belows)
+                frame = entry & FRAME_MASK
+                if not 0 < frame <= frame_count or entry >> CODEC_SHIFT & CODEC_MASK not in NAMES:
+                    raise Imbalance(f"an entry names frame {frame} of {frame_count}, or a codec that is none")
+                allocator.inherit(entry)
+                live[frame] += 1
+                highest = max(highest, frame)
+    for frame in range(1, highest + 1):
+        if live[frame]:
+            frames.inherit(frame, allocator.inherited_state)
+            if below := frames.below[frame]:
+                if not store.tier:
+                    raise Imbalance(f"frame {frame} is in slot {below} below, and there is nothing below")
+                store.tier.take_over(below)
+    frames.take_over(highest)
+    allocator.offer_inherited()

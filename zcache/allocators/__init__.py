@@ -12,7 +12,7 @@ The contract, which every allocator's contract suite runs (the caller holds the 
 - What a zpage's bytes were they stay, in place, until it is released.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from zcache.pageframes import State
@@ -40,12 +40,14 @@ class Allocator(Protocol):
     def evict(self, frame: int) -> list[int]:
         """Throw away an ephemeral frame; returns the owners of what was alive in it."""
 
-    def take_over(self, zpages: Mapping[int, list[int]]) -> dict[int, State]:
-        """Make own books anew from the entries of what is alive in each persistent frame, in RAM or below; which of
-        those in RAM only are ACTIVE, and which DIRTY. Raises `Imbalance` if no such frame could have been."""
+    def inherit(self, entry: int) -> None:
+        """Taking over, first: note a live zpage of a persistent frame, in RAM or below. Raises `Imbalance`."""
 
-    def offer(self, frames: Iterable[int]) -> None:
-        """The second half of taking over, once frames are in their queues: these take zpages again."""
+    def inherited_state(self, frame: int) -> State:
+        """Then, with all its zpages noted: the state of a frame that is in RAM only. Raises `Imbalance`."""
+
+    def offer_inherited(self) -> None:
+        """Last, when frames are in their queues: those that are ACTIVE take zpages again."""
 
     def check(self, live: memoryview, entry: memoryview) -> None:
         """Compare own books with what was found by frame id: the number of live zpages, and the entry of one of them.

@@ -18,11 +18,11 @@ has a bit for each non-empty list: the best fit is a mask and a `bit_length`. Co
 """
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from zcache.allocators import ReleaseBelow
-from zcache.entry import FRAME_MASK, OFFSET_MASK, OFFSET_SHIFT, PAGE_BYTES, decode_zpage
+from zcache.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFFSET_SHIFT, PAGE_BYTES, decode_zpage
 from zcache.errors import Imbalance
 from zcache.flat_array import FlatArray
 from zcache.pageframes import PageFrames, State
@@ -54,6 +54,7 @@ class Zbud:
         self._before = array("I", range(slots + 2 * CHUNKS))
         self._filled_lists = [0, 0]  # by kind: bit m is set while list m is not empty
         self._owners = FlatArray("Q", 2 * slots).view  # left, right
+        self._inherited = FlatArray("B", 2 * (frames.frame_count + 1)).view  # chunks, left and right, while taking over
 
     def place(
         self, kind: int, bodies: Sequence[bytes | None], tags: Sequence[int], entries: list[int], owner: int
@@ -165,32 +166,33 @@ class Zbud:
         frames.give(frame)
         return alive
 
-    def take_over(self, zpages: Mapping[int, list[int]]) -> dict[int, State]:
-        """See `Allocator.take_over`."""
-        frames = self._frames
-        states: dict[int, State] = {}
-        for frame, entries in zpages.items():
-            sizes = [0, 0]  # left, right, in chunks
-            for entry in entries:
-                zpage = decode_zpage(entry)
-                chunks = (zpage.length + 63) >> CHUNK_SHIFT
-                right = zpage.offset != 0
-                if sizes[right] or (right and zpage.offset != (CHUNKS - chunks) << CHUNK_SHIFT):
-                    raise Imbalance(f"zbud: frame {frame} holds a zpage of {zpage.length} bytes at {zpage.offset}")
-                sizes[right] = chunks
-            if sum(sizes) > CHUNKS:
-                raise Imbalance(f"zbud: the zpages of frame {frame} overlap")
-            slot = frames.home[frame]
-            if slot and not frames.below[frame]:
-                self._left[slot], self._right[slot] = sizes
-                has_room = len(entries) == 1 and sum(sizes) < CHUNKS
-                states[frame] = State.ACTIVE if has_room else State.DIRTY
-        return states
+    def inherit(self, entry: int) -> None:
+        """See `Allocator.inherit`."""
+        offset = entry >> OFFSET_SHIFT & OFFSET_MASK
+        chunks = ((entry >> LENGTH_SHIFT & LENGTH_MASK) + 64) >> CHUNK_SHIFT
+        is_right = offset != 0
+        place = 2 * (entry & FRAME_MASK) + is_right
+        if self._inherited[place] or (is_right and offset != (CHUNKS - chunks) << CHUNK_SHIFT):
+            raise Imbalance(f"zbud: frame {entry & FRAME_MASK} holds a zpage of {chunks} chunks at {offset}")
+        self._inherited[place] = chunks
 
-    def offer(self, frames: Iterable[int]) -> None:
-        """See `Allocator.offer`."""
-        for frame in frames:
-            self._offer(self._frames.home[frame])
+    def inherited_state(self, frame: int) -> State:
+        """See `Allocator.inherited_state`."""
+        left, right = self._inherited[2 * frame], self._inherited[2 * frame + 1]
+        if left + right > CHUNKS:
+            raise Imbalance(f"zbud: the zpages of frame {frame} overlap")
+        slot = self._frames.home[frame]
+        self._left[slot], self._right[slot] = left, right
+        is_unbuddied = not (left and right)
+        return State.ACTIVE if is_unbuddied and left + right < CHUNKS else State.DIRTY
+
+    def offer_inherited(self) -> None:
+        """See `Allocator.offer_inherited`."""
+        frames = self._frames
+        for slot in range(1, frames.slot_count):
+            if frames.state[frames.frame_of[slot]] == State.ACTIVE:
+                self._offer(slot)
+        self._inherited = FlatArray("B", 1).view  # it was for this
 
     def check(self, live: memoryview, entry: memoryview) -> None:
         """See `Allocator.check`."""

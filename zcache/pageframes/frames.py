@@ -19,12 +19,12 @@ Cost: 27 bytes a frame id ever used, 18 a RAM slot. Nothing is allocated after c
 import itertools
 import mmap
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Final
 
 from zcache import libc
-from zcache.errors import BadInput
+from zcache.errors import BadInput, Imbalance
 from zcache.flat_array import FlatArray, anonymous_memory
 from zcache.image import Image
 from zcache.pageframes.states import ALLOWED, State
@@ -247,36 +247,45 @@ class PageFrames:
 
     # -- taking over what an image holds ----------------------------------------------------------------------------
 
-    def take_over(self, live: Mapping[int, int], states: Mapping[int, State]) -> None:
-        """Start again from `home`, `below`, `seal` and `birth` as a predecessor left them.
+    def inherit(self, frame: int, ram_only_state: Callable[[int], State]) -> None:
+        """Go on with a frame that page-table entries name (`live` says how many), where a predecessor left it.
 
-        `live` says how many zpages each frame holds that any page-table entry names, `states` what each of those is
-        now; all other ids are free, and nowhere. Queues are in the order of births. Called once, before anything else.
+        `ram_only_state` tells what a frame is that is not below. Raises `Imbalance` if it is nowhere, or where another
+        is.
         """
-        self.fresh_id = max(live, default=0) + 1
+        slot, below = self.home[frame], self.below[frame]
+        if not slot and not below:
+            raise Imbalance(f"frame {frame} is nowhere, and {self.live[frame]} entries name it")
+        if slot:
+            if slot >= self.slot_count or self.frame_of[slot]:
+                raise Imbalance(f"frame {frame} is in RAM slot {slot}, which is another's or is not there")
+            self.frame_of[slot] = frame
+        else:
+            self.cold += 1
+        state = State.COLD if not slot else State.CLEAN if below else ram_only_state(frame)
+        self.state[frame] = state
+        self.sequence = max(self.sequence, self.birth[frame])
+
+    def take_over(self, highest: int) -> None:
+        """Once all frames are inherited, none above `highest`: all other ids and slots are free, and the queues are in
+        the order of births."""
+        live, frame_of = self.live, self.frame_of
+        self.fresh_id = highest + 1
         for table in (self.home_table, self.below_table):
             for start, stop in table.touched():
                 for frame, place in enumerate(table.view[start:stop].tolist(), start):
-                    if place and frame not in live:
+                    if place and not live[frame]:
                         table.view[frame] = NONE
-        for frame in range(self.fresh_id - 1, 0, -1):
-            if frame not in live:
+        for frame in range(highest, 0, -1):
+            if not live[frame]:
                 self._free_ids[self.free_id_count] = frame
                 self.free_id_count += 1
-        taken = bytearray(self.slot_count)
-        taken[0] = 1
-        for frame in sorted(live, key=self.birth.__getitem__):
-            state = states[frame]
-            self.state[frame], self.live[frame] = state, live[frame]
-            self.sequence = self.birth[frame]
-            slot = self.home[frame]
-            if not slot:
-                self.cold += 1
-                continue
-            taken[slot] = 1
-            self.frame_of[slot] = frame
-            self._link_youngest(slot, Queue.CLEAN if state == State.CLEAN else Queue.PERSISTENT)
-        spare = [slot for slot in range(self.slot_count - 1, 0, -1) if not taken[slot]]
+        resident = [frame for frame in frame_of if frame]
+        resident.sort(key=self.birth.__getitem__)
+        for frame in resident:
+            queue = Queue.CLEAN if self.state[frame] == State.CLEAN else Queue.PERSISTENT
+            self._link_youngest(self.home[frame], queue)
+        spare = [slot for slot in range(self.slot_count - 1, 0, -1) if not frame_of[slot]]
         self._fetch_slots[:] = array("I", spare[:FETCH_SLOTS])
         self._free_slots[: len(spare) - FETCH_SLOTS] = array("I", spare[FETCH_SLOTS:])
         self.free_slot_count = len(spare) - FETCH_SLOTS

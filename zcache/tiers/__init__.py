@@ -10,7 +10,7 @@ The contract, which every tier's contract suite runs:
 - `read` gives back what the last `write` to a slot put there. Proving it is the caller's seal's work, not the tier's.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 __all__ = ["Tier"]
@@ -25,8 +25,8 @@ class Tier(Protocol):
     def reserve(self, count: int) -> tuple[int, int]:
         """Reserve up to `count` consecutive free slots; returns the first and how many (0: the tier is full)."""
 
-    def take_over(self, slots: Iterable[int]) -> None:
-        """Mark slots as in use, at the start."""
+    def take_over(self, slot: int) -> None:
+        """Mark a slot as in use by a frame that a predecessor wrote; raises `Imbalance` if it cannot be."""
 
     def release(self, slot: int) -> None:
         """Give one slot back."""

@@ -7,10 +7,10 @@ of the map. `bytearray.find` does the looking in C. Cost: a byte a slot.
 """
 
 import ctypes
-from collections.abc import Iterable
 from typing import Final
 
 from zcache import libc
+from zcache.errors import Imbalance
 
 #: Slots looked at before shorter runs are tried: 1 GiB of zbud frames; a scan takes some 50 us.
 WINDOW_SLOTS: Final = 1 << 18
@@ -48,11 +48,12 @@ class SlotMap:
             start = start + WINDOW_SLOTS if start + WINDOW_SLOTS <= self.slot_count else 1
         raise AssertionError("free slots are counted, and none is found")
 
-    def take_over(self, slots: Iterable[int]) -> None:
-        """Mark slots as in use by frames that a predecessor wrote; on a map where none is."""
-        for slot in slots:
-            self._used[slot] = 1
-            self.used_slots += 1
+    def take_over(self, slot: int) -> None:
+        """See `Tier.take_over`."""
+        if slot > self.slot_count or self._used[slot]:
+            raise Imbalance(f"a frame is in slot {slot} below, which is another's or is not there")
+        self._used[slot] = 1
+        self.used_slots += 1
 
     def release(self, slot: int) -> None:
         """Make one slot free again."""
