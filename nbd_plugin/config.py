@@ -7,7 +7,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -41,7 +41,8 @@ KEYS: Final = {
     "overcommit": "yes or no (default): may size exceed what budget and backing can surely hold",
     "force": "yes or no (default): may a backing file that holds something else be overwritten",
     "control": "path of the control socket that `zcache status` talks to; none: no such socket",
-    "image": "descriptor of a memfd that keeps the pages while the server is replaced; swap-up gives it",
+    "image": "descriptor of a memfd that keeps the pages while the server is replaced; the keeper gives it",
+    "standby": "descriptor of a socket on which the keeper says when to begin; the keeper gives it",
     "hardening": "require, warn (default) or off: what to do when the server cannot be made safe to swap to itself",
 }
 
@@ -59,6 +60,7 @@ class Config:
     force: bool
     control: Path | None
     image: int | None
+    standby: int | None
     hardening: str
 
     @property
@@ -108,7 +110,8 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
         overcommit=overcommit,
         force=_parse_choice("force", given.get("force", "no"), ("yes", "no")) == "yes",
         control=_parse_control(given.get("control")),
-        image=_parse_image(given.get("image")),
+        image=_parse_descriptor("image", given.get("image"), stat.S_ISREG),
+        standby=_parse_descriptor("standby", given.get("standby"), stat.S_ISSOCK),
         hardening=_parse_choice("hardening", given.get("hardening", "warn"), HARDENING),
     )
 
@@ -157,16 +160,16 @@ def _parse_choice(key: str, text: str, choices: tuple[str, ...]) -> str:
     return text
 
 
-def _parse_image(text: str | None) -> int | None:
+def _parse_descriptor(key: str, text: str | None, is_kind: Callable[[int], bool]) -> int | None:
     if text is None:
         return None
     descriptor = int(text) if re.fullmatch("[0-9]{1,9}", text, re.ASCII) else -1
     try:
-        if descriptor > 2 and stat.S_ISREG(os.fstat(descriptor).st_mode):
+        if descriptor > 2 and is_kind(os.fstat(descriptor).st_mode):
             return descriptor
     except OSError:
         pass
-    raise BadInput(f"image={text}: not the descriptor of an open memfd; leave it to swap-up to give one")
+    raise BadInput(f"{key}={text}: not a {KEYS[key].partition(';')[0]}; leave it to swap-up to give one")
 
 
 def _parse_control(text: str | None) -> Path | None:

@@ -2,8 +2,9 @@
 else.
 
 Life: `config` and `config_complete` gather parameters; `get_ready` opens everything that can be refused, before a
-socket exists; `after_fork` makes the process safe and starts the server; requests; `cleanup`. On the request path
-nothing is raised but for a request that failed: nbdkit 1.32 leaks each exception, and prints it.
+socket exists; `after_fork` makes the process safe, waits if it is a standby, and starts the server; requests;
+`cleanup`. On the request path nothing is raised but for a request that failed: nbdkit 1.32 leaks each exception, and
+prints it.
 """
 
 import errno
@@ -67,10 +68,12 @@ def get_ready() -> None:
 def after_fork() -> None:
     hold_signals()
     try:
+        _server.make_safe()
+        _warm_up_callbacks()
+        _server.wait_for_turn()
         _server.start()
-    except EnvironmentProblem as error:
+    except (BadInput, EnvironmentProblem) as error:
         _refuse(error, _server.abandon)
-    _warm_up_callbacks()
     end_on_signals(nbdkit.shutdown)
 
 
@@ -179,14 +182,13 @@ def _warm_up_callbacks() -> None:
     """Run each request callback once, on a device of no consequence, so that none of its code is read from disk when
     memory is short."""
     page = memoryview(bytearray(b"zcache" * 683)[:4096])
-    served, _server.device = _server.device, scratch_device()
+    _server.device = scratch_device()
     for offset, data in ((0, page), (1, page[:100])):
         pwrite(1, data, offset, 0)
         pread(1, data, offset, 0)
     zero(1, 4000, 96, 0)
     extents(1, _server.device.size_bytes, 0, 0)
     trim(1, 8192, 0, 0)
-    _server.device = served
     try:
         raise _explain(StoreFull("(warming up)"))
     except RequestFailed as failure:

@@ -89,8 +89,8 @@ def check(parameters: list[str]) -> None:
 
 
 def names_a_place(options: list[str]) -> bool:
-    """Whether nbdkit's options say where to listen, or that it shall not."""
-    return any(word.startswith(_PLACES) or word in ("-s", "-V") for word in options)
+    """Whether nbdkit's options say where to listen, or that it shall not; or it is given a socket to listen on."""
+    return "LISTEN_FDS" in os.environ or any(word.startswith(_PLACES) or word in ("-s", "-V") for word in options)
 
 
 def main() -> None:
@@ -106,6 +106,8 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(root), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     )
+    if "LISTEN_FDS" in os.environ:  # sd_listen_fds(3): said to us, meant for what we become
+        os.environ["LISTEN_PID"] = str(os.getpid())
     os.environ["PYTHONMALLOC"] = "malloc"  # one heap for all, which can be populated: see zcache.hardening.heap
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, hard))

@@ -1,12 +1,14 @@
 """The server: puts the pieces together for one `Config`, in the order that safety asks for.
 
-`get_ready` (before nbdkit has a socket, in the process that may still fork): everything that can be refused. `start`
-(in the process that stays, with one thread): the store, the protections, the warm-up, and only then threads. `stop`:
-the reverse.
+`get_ready` (before nbdkit has a socket, in the process that may still fork): everything that can be refused. Then, in
+the process that stays, with one thread: `make_safe`, the protections and the warm-up; `wait_for_turn`, where a standby
+is ready for the death of the server that it will succeed; `start`, the store, and only then threads. `stop`: the
+reverse.
 """
 
 import gc
 import os
+import socket
 import sys
 import time
 from typing import Final
@@ -54,7 +56,14 @@ class Server:
         self._signs: Signs | None = None
 
     def get_ready(self) -> None:
-        """Open and check what was configured; raises `BadInput` or `EnvironmentProblem`."""
+        """Open and check what was configured; raises `BadInput` or `EnvironmentProblem`.
+
+        A standby does not: it would meet the server that is still there.
+        """
+        if self.config.standby is None:
+            self._open()
+
+    def _open(self) -> None:
         config = self.config
         available_bytes = meminfo.read_bytes("MemAvailable")
         # A server that goes on with an image finds its budget in RAM, and none to spare beside it.
@@ -76,17 +85,37 @@ class Server:
         if config.control:
             self._control = ControlSocket(config.control)
 
+    def make_safe(self) -> None:
+        """All that can be done before there is a store: apply the protections, and run all code once. Raises
+        `EnvironmentProblem`."""
+        without = {name for name in os.environ.get(WITHOUT_VARIABLE, "").split(",") if name}
+        if self.config.hardening == "off" or "threads" in without:
+            threads.leave_as_they_are()
+        if self.config.hardening != "off":
+            self._hardening = Hardening(without - {"threads", "warm_up"})
+            self._hardening.apply()
+        if "warm_up" not in without:
+            self._warm_up()
+            gc.collect()  # the scratch store is in a cycle: its memory is given back now
+
+    def wait_for_turn(self) -> None:
+        """A standby waits here until the keeper says that the server has ended; it ends itself when the keeper does."""
+        if self.config.standby is not None:
+            with socket.socket(fileno=self.config.standby) as keeper:
+                keeper.sendall(b"ready")
+                if not keeper.recv(1):
+                    os._exit(0)
+            self._open()
+
     def start(self) -> None:
-        """Be ready for requests; raises `EnvironmentProblem` with `hardening=require` when the process is not safe."""
-        config = self.config
+        """Be ready for requests; raises `BadInput`, and `EnvironmentProblem` with `hardening=require` when the process
+        is not safe."""
         store, pages = self._make_store()
         self.device = Device(store, pages)
-        if config.hardening == "off":
-            threads.leave_as_they_are()
-            self._warm_up()
-            _say("hardening=off: NOT safe to swap to itself")
+        if self._hardening:
+            self._prove_safe(self._hardening, store)
         else:
-            self._hardening = self._make_safe(store)
+            _say("hardening=off: NOT safe to swap to itself")
         store.reclaimer.start()
         self._upkeep = Upkeep(store.fault_ahead, self._signs.beat if self._signs else lambda: None)
         self._upkeep.start()
@@ -117,29 +146,18 @@ class Server:
             )
         return store, pages
 
-    def _make_safe(self, store: Store) -> Hardening:
-        """Apply the protections, run all code once, and see what holds."""
-        without = {name for name in os.environ.get(WITHOUT_VARIABLE, "").split(",") if name}
-        if "threads" in without:
-            threads.leave_as_they_are()
-        hardening = Hardening(store.populate, store.is_populated, without - {"threads", "warm_up"})
-        hardening.apply()
-        try:
-            if "warm_up" not in without:
-                self._warm_up()
-                gc.collect()  # the scratch store is in a cycle: its memory is given back now
-            if not hardening.self_check() and self.config.hardening == "require":
-                raise EnvironmentProblem(f"hardening=require: {hardening.verdict()}")
-        except BaseException:
-            hardening.close()  # gives stderr back, where the reason has to go
-            raise
+    def _prove_safe(self, hardening: Hardening, store: Store) -> None:
+        hardening.prefault(store.populate, store.is_populated)
+        if not hardening.self_check() and self.config.hardening == "require":
+            raise EnvironmentProblem(f"hardening=require: {hardening.verdict()}")
         hardening.start()
         _say(hardening.verdict())
-        return hardening
 
     def _warm_up(self) -> None:
+        # What a predecessor left below is not known yet, and the disk has been tried by it.
+        tier = None if self.config.is_succession else self._tier
         try:
-            warm_up(self.config.codec, self._tier)
+            warm_up(self.config.codec, tier)
         except PageDamaged as error:
             raise EnvironmentProblem(
                 f"backing={self.config.backing}: what is written there does not come back ({error}); give another disk"
@@ -152,6 +170,8 @@ class Server:
 
     def abandon(self) -> None:
         """After a refusal: as if nothing had been begun. Whatever threads there are end with the process."""
+        if self._hardening:
+            self._hardening.close()  # gives stderr back, where the reason has to go
         if self._control:
             self._control.close()
         if self._tier:

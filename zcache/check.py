@@ -38,11 +38,8 @@ class _Found:
         self.live, self.entry, self.free_ids, self.slots, self.belows = (array.view for array in self._arrays)
 
 
-def check(store: Store, slots_of_others: int = 0) -> dict[str, int]:
-    """Raises `Imbalance` with the first thing that is wrong; returns what was counted.
-
-    `slots_of_others` slots of the tier are in use by another store.
-    """
+def check(store: Store) -> dict[str, int]:
+    """Raises `Imbalance` with the first thing that is wrong; returns what was counted."""
     frames = store.frames
     # Frames that are taken between this line and the lock are few; the margin is checked below.
     margin = frames.fresh_id + (1 << 12)
@@ -54,7 +51,7 @@ def check(store: Store, slots_of_others: int = 0) -> dict[str, int]:
             raise Imbalance("the store grew while the check was being prepared; check again")
         counted = _walk_tables(store, found)
         _compare("statistics", {name: getattr(store.statistics, name) for name in HELD_NOW}, counted)
-        _check_frames(store, found, slots_of_others)
+        _check_frames(store, found)
         _check_queues(store)
         store.allocator.check(found.live, found.entry)
     return counted
@@ -114,7 +111,7 @@ def _mark_each_once(what: str, marks: memoryview, numbers: Iterable[int]) -> Non
         marks[number] = 1
 
 
-def _check_frames(store: Store, found: _Found, slots_of_others: int) -> None:
+def _check_frames(store: Store, found: _Found) -> None:
     frames, tier = store.frames, store.tier
     states: Counter[int] = Counter()
     resident = below_count = 0
@@ -154,7 +151,7 @@ def _check_frames(store: Store, found: _Found, slots_of_others: int) -> None:
     if frames.fetch_slot_count == FETCH_SLOTS:  # none is being read into
         _compare("RAM slots", frames.slot_count - 1, resident + frames.free_slot_count + FETCH_SLOTS)
     if tier and not frames.in_flight:
-        _compare("slots in use below", tier.used_slots, below_count + slots_of_others)
+        _compare("slots in use below", tier.used_slots, below_count)
 
 
 def _check_queues(store: Store) -> None:

@@ -120,6 +120,7 @@ class Signs:
     _EPOCH: Final = HEADER_BYTES // 8 - 1
     _CONNECTIONS: Final = _EPOCH - 1
     _HEARTBEATS: Final = _EPOCH - 2
+    _PID: Final = _EPOCH - 3
 
     def __init__(self, descriptor: int) -> None:
         self._words = memoryview(mmap.mmap(descriptor, HEADER_BYTES)).cast("Q")
@@ -129,6 +130,11 @@ class Signs:
     def epoch(self) -> int:
         """How many servers there were, this one included."""
         return self._words[self._EPOCH]
+
+    @property
+    def pid(self) -> int:
+        """The server."""
+        return self._words[self._PID]
 
     @property
     def connections(self) -> int:
@@ -143,6 +149,7 @@ class Signs:
     def begin_epoch(self) -> None:
         """A new server: it has no connections."""
         self._words[self._CONNECTIONS] = self._words[self._HEARTBEATS] = 0
+        self._words[self._PID] = os.getpid()
         self._words[self._EPOCH] += 1
 
     def count_connection(self, change: int) -> None:

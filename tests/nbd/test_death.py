@@ -85,8 +85,8 @@ def test_a_million_pages_are_taken_over_in_seconds(serve: Serve, tmp_path: Path,
     [
         (("size=32M", "budget=8M", "overcommit=yes"), "made with page_count 4096, not 8192"),
         (("size=16M", "budget=4M", "overcommit=yes"), "made with slot_count"),
-        (("size=16M", "budget=8M", "overcommit=yes", "image=0"), "not the descriptor of an open memfd"),
-        (("size=16M", "budget=8M", "overcommit=yes", "image=99"), "not the descriptor of an open memfd"),
+        (("size=16M", "budget=8M", "overcommit=yes", "image=0"), "not a descriptor of a memfd"),
+        (("size=16M", "budget=8M", "overcommit=yes", "image=99"), "not a descriptor of a memfd"),
     ],
 )
 def test_an_image_that_does_not_fit_is_refused_and_kept(

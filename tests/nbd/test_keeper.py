@@ -106,7 +106,7 @@ def test_a_killed_server_is_replaced_and_nothing_is_lost(keeper: Keeper) -> None
         keeper.until(keeper.serves)
         assert keeper.server_pid() != pid
         assert ask(keeper.folder.control, "check")["balanced"]
-    assert "starting the next one" in keeper.log()
+    assert "the standby takes its place" in keeper.log()
 
 
 def test_the_image_is_locked_in_memory_by_the_keeper_alone_while_there_is_no_server(keeper: Keeper) -> None:

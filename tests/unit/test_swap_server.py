@@ -22,9 +22,10 @@ def folder(tmp_path: Path) -> StateFolder:
 @pytest.fixture
 def started(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Server]]:
     monkeypatch.setenv("SOCKET", str(folder.socket))
-    monkeypatch.setenv("PIDFILE", str(folder.pidfile))
+    pidfile = folder.path / "pid"
+    monkeypatch.setenv("PIDFILE", str(pidfile))
     # The real question goes to a control socket, which these scripts have not.
-    monkeypatch.setattr(server, "is_answering", lambda _control: folder.pidfile.exists() and folder.pidfile.read_text())
+    monkeypatch.setattr(server, "is_answering", lambda _control: pidfile.exists() and pidfile.read_text())
     servers: list[Server] = []
     yield servers
     for each in servers:

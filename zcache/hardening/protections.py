@@ -17,6 +17,7 @@ from zcache.hardening import heap, log_pipe, program
 
 OOM_SCORE_ADJ: Final = Path("/proc/self/oom_score_adj")
 MIN_OOM_SCORE_ADJ: Final = -1000
+PREFAULT: Final = "prefault"
 
 #: Field 48 of /proc/PID/stat, counted from behind the name.
 _ARG_START: Final = 45
@@ -34,20 +35,13 @@ class Protection:
 
 
 class Hardening:
-    """All protections of this process: `apply`, warm up, `self_check`, `start`; then `close` at the end.
+    """All protections of this process: `apply`, warm up, `prefault`, `self_check`, `start`; then `close` at the end.
 
-    `populate` faults in all memory that the I/O path will touch; `populated` tells whether it is there. Those named
-    in `without` are left out, which the self-check will hold against us; a process that needs no others than `only` has
-    those alone.
+    Those named in `without` are left out, which the self-check will hold against us; a process that needs no others
+    than `only` has those alone.
     """
 
-    def __init__(
-        self,
-        populate: Callable[[], None],
-        populated: Callable[[], bool],
-        without: Collection[str] = (),
-        only: Collection[str] = (),
-    ) -> None:
+    def __init__(self, without: Collection[str] = (), only: Collection[str] = ()) -> None:
         self.results: dict[str, bool] = {}  # name to whether it holds, once `self_check` has run
         self._log_pipe: log_pipe.LogPipe | None = None
         self._without = without
@@ -60,7 +54,6 @@ class Hardening:
             ),
             Protection("memory_lock", "needs CAP_IPC_LOCK or a memlock limit beyond the budget", _lock, _is_locked),
             Protection("program", "needs Linux 5.14", program.populate_program, program.is_populated),
-            Protection("prefault", "needs Linux 5.14 and free memory for the budget", populate, populated),
             Protection("oom_score", "needs CAP_SYS_RESOURCE", _set_oom_score, _is_oom_exempt),
             Protection("stderr", "a bug", self._divert_stderr, lambda: log_pipe.is_log_pipe(2)),
             Protection("shutdown", "a bug", _mark_as_storage_daemon, _is_storage_daemon),
@@ -68,20 +61,30 @@ class Hardening:
         if only:
             self._protections = [protection for protection in self._protections if protection.name in only]
         self._remedies = {protection.name: protection.remedy for protection in self._protections}
-        unknown = ", ".join(sorted(set(without) - set(self._remedies)))
+        unknown = ", ".join(sorted(set(without) - {*self._remedies, PREFAULT}))
         if unknown:
             raise EnvironmentProblem(f"no protection is called {unknown}; there are {', '.join(self._remedies)}")
 
     def apply(self) -> None:
         """Apply each; what fails will show in the self-check."""
         for protection in self._protections:
-            if protection.name in self._without:
-                self._remedies[protection.name] = "left out on request"
-                continue
-            try:
-                protection.apply()
-            except OSError as error:
-                self._remedies[protection.name] = f"{protection.remedy}: {error.strerror}"
+            self._apply(protection)
+
+    def prefault(self, populate: Callable[[], None], is_populated: Callable[[], bool]) -> None:
+        """Fault in all memory that the I/O path will touch, once there is any; the last protection."""
+        protection = Protection(PREFAULT, "needs Linux 5.14 and free memory for the budget", populate, is_populated)
+        self._protections.append(protection)
+        self._remedies[PREFAULT] = protection.remedy
+        self._apply(protection)
+
+    def _apply(self, protection: Protection) -> None:
+        if protection.name in self._without:
+            self._remedies[protection.name] = "left out on request"
+            return
+        try:
+            protection.apply()
+        except OSError as error:
+            self._remedies[protection.name] = f"{protection.remedy}: {error.strerror}"
 
     def self_check(self) -> bool:
         """Ask the kernel about each; whether all hold."""

@@ -73,20 +73,12 @@ class Teardown:
     def stop_server(self, keeper: process.ProcessIdentity, folder: StateFolder) -> str:
         """By its keeper; and if that has gone before it, by itself."""
         outcome = process.stop(keeper, TERM_SECONDS)
-        server = server_of(folder)
-        return process.stop(server, TERM_SECONDS) if server else outcome
+        for server in process.having_argument(f"control={folder.control}"):
+            outcome = process.stop(server, TERM_SECONDS)
+        return outcome
 
     def close(self) -> None:
         self._swaps.close()
-
-
-def server_of(folder: StateFolder) -> process.ProcessIdentity | None:
-    """The server that serves the folder's socket now."""
-    try:
-        pid = int(folder.pidfile.read_text())
-    except (OSError, ValueError):
-        return None
-    return process.identify_by_argument(pid, str(folder.socket))
 
 
 def is_live(state: SwapState, machine: Teardown) -> bool:

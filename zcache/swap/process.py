@@ -44,14 +44,14 @@ def is_running(process: ProcessIdentity, proc: Path = _PROC) -> bool:
     return identify(process.pid, proc) == process
 
 
-def identify_by_argument(pid: int, argument: str, proc: Path = _PROC) -> ProcessIdentity | None:
-    """The running process under this pid, if that is one of its arguments: a pid file may be an old one."""
-    identity = identify(pid, proc)
-    try:
-        arguments = (proc / str(pid) / "cmdline").read_bytes().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return identity if os.fsencode(argument) in arguments else None
+def having_argument(argument: str, proc: Path = _PROC) -> Iterator[ProcessIdentity]:
+    """The running processes among whose arguments is this one."""
+    for entry in proc.glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if os.fsencode(argument) in (entry / "cmdline").read_bytes().split(b"\0"):
+                identity = identify(int(entry.name), proc)
+                if identity:
+                    yield identity
 
 
 @contextlib.contextmanager

@@ -57,7 +57,6 @@ class StateFolder:
         self.path = path
         self.state = path / "swap.json"
         self.socket = path / "nbd.sock"
-        self.pidfile = path / "server.pid"
         self.control = path / "control"
         self.log = path / "server.log"
         # From swap-up to the keeper: the netlink message that gives the device a new server; and back: it has it.
@@ -88,7 +87,7 @@ class StateFolder:
     def clear(self) -> None:
         part = self.state.with_suffix(".part")
         for name in (
-            *(self.state, part, self.socket, self.pidfile, self.control, self.log),
+            *(self.state, part, self.socket, self.control, self.log),
             *(self.reconnection, self.armed),
         ):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):

@@ -17,8 +17,9 @@ from typing import Final
 from zcache import image
 from zcache.swap import process
 from zcache.swap.error import SwapError
-from zcache.swap.keeper import REPLACE_SIGNAL, SERVE
+from zcache.swap.keeper import REPLACE_SIGNAL
 from zcache.swap.process import ProcessIdentity
+from zcache.swap.server_process import SERVE
 from zcache.swap.state import DEFAULT_FOLDER, StateFolder
 
 #: The old server's end (30 s at most), the new one's start, with memory short.
@@ -46,7 +47,7 @@ def upgrade(folder: StateFolder, report: Callable[[str], None] = print) -> float
             if time.monotonic() - begin > REPLACE_SECONDS:
                 raise SwapError(
                     f"the new server does not serve after {REPLACE_SECONDS:.0f} s; {folder.log} says why; "
-                    "it is started again and again: put code on disk that runs"
+                    "until one does the old one goes on"
                 )
             time.sleep(0.05)
         return time.monotonic() - begin

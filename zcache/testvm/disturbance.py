@@ -6,14 +6,19 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from zcache.image import Signs
 from zcache.swap.error import SwapError
 from zcache.swap.state import StateFolder
-from zcache.swap.upgrade import upgrade
+from zcache.swap.upgrade import open_image, upgrade
 
 
 def kill(folder: StateFolder) -> None:
     """SIGKILL the server, wherever it is."""
-    os.kill(int(folder.pidfile.read_text()), signal.SIGKILL)
+    state = folder.load()
+    assert state
+    descriptor = open_image(state.keeper)
+    os.kill(Signs(descriptor).pid, signal.SIGKILL)
+    os.close(descriptor)
 
 
 def replace(folder: StateFolder) -> None:
