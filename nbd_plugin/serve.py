@@ -3,6 +3,8 @@
 - nbdkit's options come first, then `key=value` parameters. `-f` is given (a daemon logs to syslog, whose reader may
   be swapped out).
 - Two threads a connection: they take turns under the GIL, and each has a stack and buffers to keep in memory.
+- nbdkit's Unix socket is for its owner alone; the mask that makes it so is the plugin's to set, for nbdkit sets its
+  own first (`Server.get_ready`). A program that is run with --run inherits it.
 - A small thread stack: nbdkit sets no stack size, so RLIMIT_STACK is what every thread gets.
 """
 
@@ -81,7 +83,10 @@ def names_a_place(options: list[str]) -> bool:
 
 def main() -> None:
     """Does not return."""
-    options = split_words(sys.argv[1:])[0]
+    options, parameters = split_words(sys.argv[1:])
+    for word in parameters:
+        if any("\udc80" <= character <= "\udcff" for character in word):  # how Python keeps such bytes in arguments
+            sys.exit(f"zcache: {ascii(word)[1:-1]}: not UTF-8, in which alone nbdkit passes parameters on")
     if not names_a_place(options):
         sys.exit("zcache: say where to listen: -U PATH (a Unix socket); without it nbdkit opens a port to the network")
     remove_dead_socket(options)
