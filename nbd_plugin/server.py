@@ -53,7 +53,12 @@ class Server:
         self._hardening: Hardening | None = None
 
     def get_ready(self) -> None:
-        """Open and check what was configured; raises `BadInput` or `EnvironmentProblem`."""
+        """Open and check what was configured; raises `BadInput` or `EnvironmentProblem`.
+
+        What is made from here on, nbdkit's Unix socket and pid file too, is for its owner alone: nbdkit has set the
+        mask to 022.
+        """
+        os.umask(0o177)
         config = self.config
         memory = psutil.virtual_memory()
         if config.budget_bytes + OWN_BYTES > memory.available:
@@ -139,6 +144,7 @@ class Server:
         except BaseException:
             hardening.close()  # gives stderr back, where the reason has to go
             raise
+        hardening.give_up_privileges(self.config.control)
         hardening.start()
         _say(hardening.verdict())
         return hardening
