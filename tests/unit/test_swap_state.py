@@ -1,9 +1,12 @@
 """The state file and its folder."""
 
+import os
+import random
 from pathlib import Path
 
 import pytest
 
+from zcache.swap.down import server_of
 from zcache.swap.error import SwapError
 from zcache.swap.process import ProcessIdentity
 from zcache.swap.state import StateFolder, SwapState, decode, encode
@@ -35,11 +38,59 @@ def test_no_folder_is_no_state(tmp_path: Path) -> None:
     assert StateFolder(tmp_path / "absent").load() is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"server": {"pid": 1}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "{}", "[]", "null", '"text"', "1" * 5000, "[" * 100_000, "\0", '{"server": {"pid": 1}}'),
+        encode(STATE).replace("22", "-22"),
+        encode(STATE).replace(": 7", ": 0"),
+        encode(STATE).replace(": 7", ": true"),
+        encode(STATE).replace(": 7", ': "7"'),
+        encode(STATE).replace(": 7", ": 99999999999"),
+        encode(STATE).replace('"device": null', '"device": "/dev/sda"'),
+        encode(STATE).replace('"device": null', '"device": "/dev/nbd/../sda"'),
+        encode(STATE).replace('"attached_by_pid": null', '"attached_by_pid": -1'),
+        encode(STATE).replace('"/run/zcache/control"', "5"),
+        encode(STATE).replace('"socket"', '"sock"'),
+    ],
+)
 def test_a_damaged_state_is_one_line(folder: StateFolder, text: str) -> None:
     folder.state.write_text(text)
-    with pytest.raises(SwapError, match=r"swap\.json is damaged"):
+    with pytest.raises(SwapError, match=r"swap\.json is damaged") as caught:
         folder.load()
+    assert str(caught.value).isprintable()
+
+
+def test_any_damage_to_a_state_is_a_state_or_one_line(folder: StateFolder, rng: random.Random) -> None:
+    good = encode(STATE.with_device("/dev/nbd3", 99)).encode()
+    for _ in range(1000):
+        bad = bytearray(good)
+        for _ in range(rng.randrange(1, 4)):
+            spot = rng.randrange(len(bad))
+            bad[spot : spot + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
+        folder.state.write_bytes(bad)
+        try:
+            state = folder.load()
+        except SwapError as error:
+            assert len(str(error).splitlines()) == 1
+        else:
+            assert state and decode(encode(state)) == state
+
+
+@pytest.mark.parametrize(
+    "text", [b"x", b"-5", b"0", b"\xff", b"7 7", b"99999999", b"9" * 5000, b"\0", "\u0667".encode()]
+)
+def test_a_damaged_pid_file_is_one_line(folder: StateFolder, text: bytes) -> None:
+    folder.pidfile.write_bytes(text)
+    with pytest.raises(SwapError, match=r"server\.pid is damaged; end the server"):
+        server_of(folder)
+
+
+def test_no_pid_file_is_no_server(folder: StateFolder) -> None:
+    assert server_of(folder) is None
+    for text in ("", "\n", f"{os.getpid()}\n"):  # the last is somebody else's
+        folder.pidfile.write_text(text)
+        assert server_of(folder) is None
 
 
 def test_remove_leaves_what_is_not_ours(folder: StateFolder) -> None:

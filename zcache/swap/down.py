@@ -13,6 +13,7 @@ pyroute2, no subprocess), locks its memory, and forks once (why: swapoff.py).
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -81,11 +82,16 @@ class Teardown:
 
 
 def server_of(folder: StateFolder) -> process.ProcessIdentity | None:
-    """The server that serves the folder's socket now."""
+    """The server that serves the folder's socket now. One that was killed may have left an empty pid file."""
     try:
-        pid = int(folder.pidfile.read_text())
-    except (OSError, ValueError):
+        text = folder.pidfile.read_bytes().strip()
+    except FileNotFoundError:
         return None
+    if not text:
+        return None
+    pid = int(text) if re.fullmatch(rb"[0-9]{1,7}", text) else 0
+    if not process.is_pid(pid):
+        raise SwapError(f"{folder.pidfile} is damaged; end the server of {folder.socket} by hand, and remove the file")
     return process.identify_by_argument(pid, str(folder.socket))
 
 
