@@ -9,7 +9,6 @@ from tests.support.control_clients import RudeClients
 from tests.support.stores import new_object, put, small_store
 from zcache.control import MAX_CONNECTIONS, ControlSocket, ask
 from zcache.hardening.protections import resident_bytes
-from zcache.status import gather_status
 
 CLIENTS = 100_000
 WARM_UP_CLIENTS = 5_000
@@ -24,7 +23,7 @@ def test_a_hundred_thousand_rude_clients(rng: random.Random, tmp_path: Path) -> 
     put(store, pages, 0, bytes(4096), b"x" * 2048 + bytes(2048))
     path = tmp_path / "control"
     control = ControlSocket(path)
-    control.start(store, lambda: gather_status(store, pages, {}))
+    control.start(store, store.statistics.as_dict)  # without what takes the kernel long to tell
     clients = RudeClients(path, rng)
     clients.throw(WARM_UP_CLIENTS)
     clients.close()
@@ -33,8 +32,7 @@ def test_a_hundred_thousand_rude_clients(rng: random.Random, tmp_path: Path) -> 
     clients.throw(CLIENTS)
     clients.close()
     assert clients.refused > CLIENTS // 4
-    memory = {"rss_bytes": 0, "locked_bytes": 0}
-    assert ask(path, "status") | memory == before | memory
+    assert ask(path, "status") == before
     assert ask(path, "check")["balanced"] is True
     threads, descriptors, objects, rss_bytes = resources()
     assert threads == figures[0]
