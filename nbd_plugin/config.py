@@ -78,6 +78,8 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
     """Raises `BadInput` for the first thing that is wrong."""
     given: dict[str, str] = {}
     for key, value in words:
+        if not (key + value).isprintable():
+            raise BadInput(f"{_shown(key)}={_shown(value)}: holds a character that cannot be printed; leave it away")
         if key not in KEYS:
             raise BadInput(f"{key}={value}: unknown parameter; give {', '.join(KEYS)}")
         if key in given:
@@ -89,7 +91,7 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
 
     size_bytes = parse_size("size", given["size"])
     budget_bytes = parse_budget(given["budget"])
-    backing = Path(given["backing"]).absolute() if given.get("backing") else None
+    backing = _absolute("backing", given["backing"]) if given.get("backing") else None
     overcommit = _parse_choice("overcommit", given.get("overcommit", "no"), ("yes", "no")) == "yes"
     if size_bytes > MAX_SIZE_BYTES:
         raise BadInput(f"size={given['size']}: more than frames can be numbered for; give at most 4T")
@@ -154,6 +156,18 @@ def parse_budget(text: str) -> int:
     return budget_bytes
 
 
+def _shown(text: str) -> str:
+    """On one line, whatever it is."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _absolute(key: str, text: str) -> Path:
+    try:
+        return Path(text).absolute()
+    except OSError:
+        raise BadInput(f"{key}={text}: the current folder is gone; give a path that begins with /") from None
+
+
 def _parse_choice(key: str, text: str, choices: tuple[str, ...]) -> str:
     if text not in choices:
         raise BadInput(f"{key}={text}: no such choice; give {' or '.join(choices)}")
@@ -175,7 +189,7 @@ def _parse_descriptor(key: str, text: str | None, is_kind: Callable[[int], bool]
 def _parse_control(text: str | None) -> Path | None:
     if text is None:
         return None
-    path = Path(text).absolute()
+    path = _absolute("control", text)
     if len(os.fsencode(path)) > 107:
         raise BadInput(f"control={text}: too long for a Unix socket; give a path of at most 107 bytes")
     try:

@@ -5,6 +5,8 @@
 - Two threads a connection: they take turns under the GIL, and each has a stack and buffers to keep in memory.
 - `--check` says whether this version accepts the parameters, and could go on with the image, and ends: a replacement
   that would refuse is found out while the old server still runs.
+- nbdkit's Unix socket is for its owner alone; the mask that makes it so is the plugin's to set, for nbdkit sets its
+  own first (`Server.get_ready`). A program that is run with --run inherits it.
 - A small thread stack: nbdkit sets no stack size, so RLIMIT_STACK is what every thread gets.
 """
 
@@ -96,6 +98,9 @@ def names_a_place(options: list[str]) -> bool:
 def main() -> None:
     """Returns from `--check` only."""
     options, parameters = split_words(sys.argv[1:])
+    for word in parameters:
+        if any("\udc80" <= character <= "\udcff" for character in word):  # how Python keeps such bytes in arguments
+            sys.exit(f"zcache: {ascii(word)[1:-1]}: not UTF-8, in which alone nbdkit passes parameters on")
     if "--check" in options:
         check(parameters)
         return

@@ -58,8 +58,10 @@ class Server:
     def get_ready(self) -> None:
         """Open and check what was configured; raises `BadInput` or `EnvironmentProblem`.
 
-        A standby does not: it would meet the server that is still there.
+        A standby does not: it would meet the server that is still there. What is made from here on, nbdkit's Unix
+        socket and pid file too, is for its owner alone: nbdkit has set the mask to 022.
         """
+        os.umask(0o177)
         if self.config.standby is None:
             self._open()
 
@@ -150,6 +152,7 @@ class Server:
         hardening.prefault(store.populate, store.is_populated)
         if not hardening.self_check() and self.config.hardening == "require":
             raise EnvironmentProblem(f"hardening=require: {hardening.verdict()}")
+        hardening.give_up_privileges(self.config.control)
         hardening.start()
         _say(hardening.verdict())
 

@@ -1,12 +1,15 @@
 """The control socket: one line in (`status` or `check`), one line of JSON out, and the connection ends.
 
-One connection at a time, each with a deadline and a limit on what it may send, served by a thread of its own that
-takes the store's lock only for a snapshot. Nothing that a client does here can hold up a page.
+A thread of its own serves all connections at once and waits for none of them: each has deadlines, and a limit on what
+it may send; when there are too many, the oldest gives way. Nothing that a client does here can hold up a page, or
+another client, but by asking for a `check`, which is answered before anybody is served again. The store's lock is
+taken only for a snapshot.
 """
 
-import contextlib
 import json
+import math
 import os
+import select
 import socket
 import struct
 import threading
@@ -21,10 +24,51 @@ from zcache.hardening.threads import begin_own_thread
 from zcache.store import Store
 
 REQUEST_BYTES: Final = 256
+#: To have asked, from being accepted on; and then once more to have read the answer. Ours take milliseconds.
 DEADLINE_SECONDS: Final = 5.0
+#: At a time, and as many in the queue.
+MAX_CONNECTIONS: Final = 16
+#: Between two attempts to accept when there are no descriptors.
+REST_SECONDS: Final = 0.1
 
 #: How long a client of ours waits for its turn, and then for its answer: an audit of a large store takes a while.
 ASK_SECONDS: Final = 60
+
+
+Commands = dict[str, Callable[[], dict[str, Any]]]
+
+
+class _Connection:
+    """One client: what it has said so far, then what it is still to be told."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
+        self.socket.setblocking(False)
+        self.deadline_seconds = time.monotonic() + DEADLINE_SECONDS
+        self._request = b""
+        self._answer: memoryview | None = None
+
+    @property
+    def events(self) -> int:
+        """What poll(2) is to wait for."""
+        return select.POLLIN if self._answer is None else select.POLLOUT
+
+    def go_on(self, commands: Commands) -> bool:
+        """Take or give what can be now; whether it has ended."""
+        try:
+            if self._answer is None:
+                said = self.socket.recv(REQUEST_BYTES - len(self._request))
+                self._request += said
+                if said and b"\n" not in said and len(self._request) < REQUEST_BYTES:
+                    return False
+                self._answer = memoryview(_answer(commands, self._request.partition(b"\n")[0]))
+                self.deadline_seconds = time.monotonic() + DEADLINE_SECONDS
+            self._answer = self._answer[self.socket.send(self._answer) :]
+        except BlockingIOError:
+            return False
+        except OSError:  # it went away
+            return True
+        return not self._answer
 
 
 class ControlSocket:
@@ -45,7 +89,9 @@ class ControlSocket:
             raise BadInput(f"control={path}: {error.strerror}; give a path in a folder that can be written") from None
         finally:
             os.umask(mask)
-        self._listener.listen(4)
+        self._listener.listen(MAX_CONNECTIONS)
+        self._listener.setblocking(False)
+        self._connections: dict[int, _Connection] = {}  # by descriptor, the oldest first
         self._thread: threading.Thread | None = None
         self._closing = False
 
@@ -58,9 +104,9 @@ class ControlSocket:
             except Imbalance as imbalance:
                 return {"balanced": False, "imbalance": str(imbalance)}
 
-        commands = {"status": status, "check": audit}
+        commands: Commands = {"status": status, "check": audit}
         for command in commands:
-            _answer(commands, command)
+            _answer(commands, command.encode())
         self._thread = threading.Thread(target=self._serve, args=(commands,), daemon=True)
         self._thread.start()
 
@@ -73,23 +119,50 @@ class ControlSocket:
             self._thread.join(timeout=DEADLINE_SECONDS)
         self._listener.close()
 
-    def _serve(self, commands: dict[str, Callable[[], dict[str, Any]]]) -> None:
+    def _serve(self, commands: Commands) -> None:
         begin_own_thread("zcache-control")
         while not self._closing:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                if not self._closing:
-                    time.sleep(0.1)
-                continue
-            with connection, contextlib.suppress(OSError):  # a client that went away, or is too slow
-                connection.settimeout(DEADLINE_SECONDS)
-                request = connection.recv(REQUEST_BYTES)
-                connection.sendall(_answer(commands, request.decode("ascii", "replace").strip()))
+            for descriptor in self._wait():
+                if descriptor == self._listener.fileno():
+                    self._accept()
+                elif descriptor in self._connections and self._connections[descriptor].go_on(commands):
+                    self._end(descriptor)
+            now_seconds = time.monotonic()
+            for descriptor, connection in list(self._connections.items()):
+                if connection.deadline_seconds <= now_seconds:
+                    self._end(descriptor)
+        for descriptor in list(self._connections):
+            self._end(descriptor)
+
+    def _wait(self) -> list[int]:
+        """The descriptors for which there is something to do; none at the first deadline."""
+        poll = select.poll()
+        for descriptor, connection in self._connections.items():
+            poll.register(descriptor, connection.events)
+        poll.register(self._listener, select.POLLIN)
+        if not self._connections:
+            return [descriptor for descriptor, _ in poll.poll()]
+        first_seconds = min(connection.deadline_seconds for connection in self._connections.values())
+        rest_ms = math.ceil(max(first_seconds - time.monotonic(), 0) * 1000)
+        return [descriptor for descriptor, _ in poll.poll(rest_ms)]
+
+    def _accept(self) -> None:
+        try:
+            connected, _ = self._listener.accept()
+        except OSError:
+            if not self._closing:
+                time.sleep(REST_SECONDS)
+            return
+        if len(self._connections) == MAX_CONNECTIONS:
+            self._end(next(iter(self._connections)))
+        self._connections[connected.fileno()] = _Connection(connected)
+
+    def _end(self, descriptor: int) -> None:
+        self._connections.pop(descriptor).socket.close()
 
 
-def _answer(commands: dict[str, Callable[[], dict[str, Any]]], request: str) -> bytes:
-    command = commands.get(request)
+def _answer(commands: Commands, request: bytes) -> bytes:
+    command = commands.get(request.decode("ascii", "replace").strip())
     try:
         answer = command() if command else {"error": f"unknown command; there are {', '.join(commands)}"}
     except Exception as error:  # the thread must live to answer the next one
@@ -121,7 +194,9 @@ def ask(path: Path, command: str) -> dict[str, Any]:
             connection.sendall(command.encode() + b"\n")
             connection.shutdown(socket.SHUT_WR)
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
-            decoded: dict[str, Any] = json.loads(answer)
+            decoded = json.loads(answer)
+            if not isinstance(decoded, dict):
+                raise ValueError("what it says is no answer")
         except PermissionError:
             raise EnvironmentProblem(f"the server at {path} answers its owner only: run this as root") from None
         except (OSError, ValueError) as error:

@@ -63,6 +63,8 @@ def with_words(**changes: str) -> list[str]:
         ({"backing": "/no/such/folder/b"}, ["backing=/no/such/folder/b", "folder does not exist"]),
         ({"control": "/no/such/folder/c"}, ["control=/no/such/folder/c", "folder does not exist"]),
         ({"control": "/etc/passwd"}, ["control=/etc/passwd", "something else is there"]),
+        ({"control": "/tmp/two\nlines"}, ["control=/tmp/two\\nlines", "cannot be printed"]),
+        ({"backing": "/tmp/\udcff"}, ["backing=/tmp/\\udcff", "not UTF-8"]),
     ],
 )
 def test_one_line(tmp_path: Path, changes: dict[str, str], said: list[str]) -> None:

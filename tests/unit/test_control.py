@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.stores import new_object, put, small_store
-from zcache.control import ControlSocket, ask
+from zcache.control import MAX_CONNECTIONS, ControlSocket, ask
 from zcache.errors import BadInput, EnvironmentProblem
 from zcache.status import gather_status
 from zcache.store import Store
@@ -133,3 +135,95 @@ def test_a_dead_socket_is_replaced_a_live_one_is_not(tmp_path: Path) -> None:
     alive.close()
     with pytest.raises(EnvironmentProblem, match="no server answers"):
         ask(path, "status")
+
+
+def held_connections(path: Path, count: int, said: bytes) -> list[socket.socket]:
+    clients = []
+    for _ in range(count):
+        clients.append(socket.socket(socket.AF_UNIX))
+        clients[-1].connect(str(path))
+        clients[-1].sendall(said)
+    return clients
+
+
+@pytest.mark.parametrize("said", [b"", b"stat"])
+def test_clients_that_never_ask_hold_up_nobody(control: Path, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
+    """More of them than are kept, and with all the time in the world: only the others' independence can help."""
+    monkeypatch.setattr("zcache.control.DEADLINE_SECONDS", 1e6)
+    clients = held_connections(control, 3 * MAX_CONNECTIONS, said)
+    for _ in range(3):
+        assert ask(control, "status")["puts"] == 2
+    kept = [client for client in clients if is_open(client)]
+    assert len(kept) < MAX_CONNECTIONS and kept == clients[-len(kept) :]
+    for client in clients:
+        client.close()
+
+
+def is_open(client: socket.socket) -> bool:
+    client.setblocking(False)
+    try:
+        return client.recv(1) != b""
+    except BlockingIOError:
+        return True
+
+
+def test_a_client_that_never_reads_holds_up_nobody(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer does not fit into the socket."""
+    monkeypatch.setattr("zcache.control.DEADLINE_SECONDS", 1e6)
+    path = tmp_path / "large"
+    listening = ControlSocket(path)
+    listening.start(store, lambda: {"large": "x" * 10_000_000})
+    (client,) = held_connections(path, 1, b"status\n")
+    assert len(ask(path, "status")["large"]) == 10_000_000
+    assert ask(path, "check")["balanced"]
+    assert client.recv(10) == b'{"large": '
+    client.close()
+    listening.close()
+
+
+def test_the_deadline_is_for_all_that_a_client_says(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then does not put it off."""
+    monkeypatch.setattr("zcache.control.DEADLINE_SECONDS", 0.3)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(control))
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            for _ in range(200):  # too few bytes to be taken for a request
+                client.sendall(b"s")
+                time.sleep(0.02)
+    assert ask(control, "status")["puts"] == 2
+
+
+def test_a_client_that_does_not_read_is_given_up(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zcache.control.DEADLINE_SECONDS", 0.1)
+    path = tmp_path / "large"
+    listening = ControlSocket(path)
+    listening.start(store, lambda: {"large": "x" * 10_000_000})
+    (client,) = held_connections(path, 1, b"status\n")
+    poll = select.poll()
+    poll.register(client, 0)  # only for the other end's going
+    assert poll.poll(10_000)
+    assert len(b"".join(iter(lambda: client.recv(65536), b""))) < 10_000_000
+    client.close()
+    listening.close()
+
+
+def test_an_answer_that_is_none(tmp_path: Path) -> None:
+    """Something else may be listening there."""
+    path = tmp_path / "control"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(4)
+        for answer in (b"", b"5", b"[]", b"{", b"\xff"):
+
+            def speak(answer: bytes = answer) -> None:
+                with listener.accept()[0] as connection:
+                    connection.recv(100)
+                    connection.sendall(answer)
+
+            speaker = threading.Thread(target=speak)
+            speaker.start()
+            with pytest.raises(EnvironmentProblem, match="no server answers"):
+                ask(path, "status")
+            speaker.join()

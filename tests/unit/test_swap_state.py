@@ -1,5 +1,6 @@
 """The state file and its folder."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,43 @@ def test_no_folder_is_no_state(tmp_path: Path) -> None:
     assert StateFolder(tmp_path / "absent").load() is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"server": {"pid": 1}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "{}", "[]", "null", '"text"', "1" * 5000, "[" * 100_000, "\0", '{"server": {"pid": 1}}'),
+        encode(STATE).replace("22", "-22"),
+        encode(STATE).replace(": 7", ": 0"),
+        encode(STATE).replace(": 7", ": true"),
+        encode(STATE).replace(": 7", ': "7"'),
+        encode(STATE).replace(": 7", ": 99999999999"),
+        encode(STATE).replace('"device": null', '"device": "/dev/sda"'),
+        encode(STATE).replace('"device": null', '"device": "/dev/nbd/../sda"'),
+        encode(STATE).replace('"attached_by_pid": null', '"attached_by_pid": -1'),
+        encode(STATE).replace('"/run/zcache/control"', "5"),
+        encode(STATE).replace('"socket"', '"sock"'),
+    ],
+)
 def test_a_damaged_state_is_one_line(folder: StateFolder, text: str) -> None:
     folder.state.write_text(text)
-    with pytest.raises(SwapError, match=r"swap\.json is damaged"):
+    with pytest.raises(SwapError, match=r"swap\.json is damaged") as caught:
         folder.load()
+    assert str(caught.value).isprintable()
+
+
+def test_any_damage_to_a_state_is_a_state_or_one_line(folder: StateFolder, rng: random.Random) -> None:
+    good = encode(STATE.with_device("/dev/nbd3", 99)).encode()
+    for _ in range(1000):
+        bad = bytearray(good)
+        for _ in range(rng.randrange(1, 4)):
+            spot = rng.randrange(len(bad))
+            bad[spot : spot + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
+        folder.state.write_bytes(bad)
+        try:
+            state = folder.load()
+        except SwapError as error:
+            assert len(str(error).splitlines()) == 1
+        else:
+            assert state and decode(encode(state)) == state
 
 
 def test_remove_leaves_what_is_not_ours(folder: StateFolder) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from zcache.swap.error import SwapError
 from zcache.swap.sysctls import MIN_FREE, hold, release
 
 BOOST = "vm/watermark_boost_factor"
@@ -86,3 +87,23 @@ def test_one_that_cannot_be_put_back_is_said_and_the_other_is_put_back(root: Pat
     (failure,) = release(holder, root, record)
     assert "watermark_boost_factor could not be put back to 15000" in failure
     assert (root / MIN_FREE).read_text() == "4096" and not record.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", "5", "\0", "[" * 60_000, '{"holder": []}', '{"holders": 5}', '{"holders": [5]}'),
+        '{"before": {"kernel/core_pattern": "|x"}, "ours": {"kernel/core_pattern": "core"}}',
+        '{"before": {"vm/min_free_kbytes": "1"}, "ours": {}}',
+        '{"before": {"vm/min_free_kbytes": 1}, "ours": {"vm/min_free_kbytes": 2}}',
+    ],
+)
+def test_a_damaged_record_is_one_line_and_sets_nothing(root: Path, tmp_path: Path, text: str) -> None:
+    """Turning a swap off says it and goes on."""
+    record, holder = tmp_path / "record", new_holder(tmp_path, "a")
+    record.write_text(text)
+    with pytest.raises(SwapError, match="record is damaged") as caught:
+        hold(holder, root, record)
+    (line,) = release(holder, root, record)
+    assert line == str(caught.value) and len(line.splitlines()) == 1
+    assert settings(root) == ("15000", "4096") and record.read_text() == text

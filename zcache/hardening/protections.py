@@ -13,7 +13,7 @@ from typing import Final
 
 from zcache import libc
 from zcache.errors import EnvironmentProblem
-from zcache.hardening import heap, log_pipe, program
+from zcache.hardening import heap, log_pipe, privileges, program
 
 OOM_SCORE_ADJ: Final = Path("/proc/self/oom_score_adj")
 MIN_OOM_SCORE_ADJ: Final = -1000
@@ -21,6 +21,9 @@ PREFAULT: Final = "prefault"
 
 #: Field 48 of /proc/PID/stat, counted from behind the name.
 _ARG_START: Final = 45
+
+#: Not among the protections: it is against whoever takes the server over, and comes after the self-check.
+LEAST_PRIVILEGE: Final = "least_privilege"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,8 @@ class Protection:
 
 
 class Hardening:
-    """All protections of this process: `apply`, warm up, `prefault`, `self_check`, `start`; then `close` at the end.
+    """All protections of this process: `apply`, warm up, `prefault`, `self_check`, `give_up_privileges`, `start`; then
+    `close` at the end.
 
     Those named in `without` are left out, which the self-check will hold against us; a process that needs no others
     than `only` has those alone.
@@ -43,6 +47,7 @@ class Hardening:
 
     def __init__(self, without: Collection[str] = (), only: Collection[str] = ()) -> None:
         self.results: dict[str, bool] = {}  # name to whether it holds, once `self_check` has run
+        self._privileges = ""  # what became of them
         self._log_pipe: log_pipe.LogPipe | None = None
         self._without = without
         self._protections = [
@@ -61,9 +66,10 @@ class Hardening:
         if only:
             self._protections = [protection for protection in self._protections if protection.name in only]
         self._remedies = {protection.name: protection.remedy for protection in self._protections}
-        unknown = ", ".join(sorted(set(without) - {*self._remedies, PREFAULT}))
+        known = (*self._remedies, PREFAULT, LEAST_PRIVILEGE)
+        unknown = ", ".join(sorted(set(without) - set(known)))
         if unknown:
-            raise EnvironmentProblem(f"no protection is called {unknown}; there are {', '.join(self._remedies)}")
+            raise EnvironmentProblem(f"no protection is called {unknown}; there are {', '.join(known)}")
 
     def apply(self) -> None:
         """Apply each; what fails will show in the self-check."""
@@ -95,13 +101,28 @@ class Hardening:
                 self.results[protection.name] = False
         return all(self.results.values())
 
+    def give_up_privileges(self, control: Path | None) -> None:
+        """In the process's only thread, and when nothing can be refused any more: what was made by then could not be
+        removed, but for the socket at `control`. The outcome is `results["least_privilege"]`."""
+        if LEAST_PRIVILEGE in self._without:
+            self._privileges = "NOT given up on request"
+        else:
+            try:
+                privileges.give_up(control)
+                self._privileges = "given up" if privileges.are_all_given_up() else "given up but for CAP_IPC_LOCK"
+            except OSError as error:
+                self._privileges = f"given up, but files are NOT out of reach: needs Landlock: {error.strerror}"
+        self.results[LEAST_PRIVILEGE] = privileges.are_given_up()
+
     def verdict(self) -> str:
         """The self-check in one line."""
-        holding = ", ".join(name for name, holds in self.results.items() if holds) or "nothing"
-        failing = ", ".join(f"{name} ({self._remedies[name]})" for name, holds in self.results.items() if not holds)
+        results = {name: self.results[name] for name in self._remedies}
+        holding = ", ".join(name for name, holds in results.items() if holds) or "nothing"
+        failing = ", ".join(f"{name} ({self._remedies[name]})" for name, holds in results.items() if not holds)
+        rest = f"; privileges {self._privileges}" if self._privileges else ""
         if not failing:
-            return f"safe to swap to itself: {holding}; {locked_bytes() >> 20} MiB locked"
-        return f"WARNING: NOT safe to swap to itself: without {failing}; has {holding}"
+            return f"safe to swap to itself: {holding}; {locked_bytes() >> 20} MiB locked{rest}"
+        return f"WARNING: NOT safe to swap to itself: without {failing}; has {holding}{rest}"
 
     def start(self) -> None:
         """Start what needs a thread; after everything else."""

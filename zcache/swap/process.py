@@ -23,6 +23,11 @@ class ProcessIdentity:
     start_time_ticks: int
 
 
+def is_pid(value: object) -> bool:
+    """Whether the kernel could have given that to a process (PID_MAX_LIMIT)."""
+    return type(value) is int and 0 < value <= 1 << 22
+
+
 def parse_stat(text: str) -> tuple[str, int]:
     """State and start time in ticks from /proc/PID/stat; a command's name may hold blanks and brackets."""
     fields = text.rpartition(")")[2].split()

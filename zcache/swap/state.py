@@ -11,12 +11,13 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from zcache.swap.error import SwapError
-from zcache.swap.process import ProcessIdentity
+from zcache.swap.process import ProcessIdentity, is_pid
 
 DEFAULT_FOLDER = Path("/run/zcache")
 
@@ -45,9 +46,20 @@ def encode(state: SwapState) -> str:
 
 
 def decode(text: str) -> SwapState:
+    """Raises an error of Python's own for what `encode` does not make: what follows acts on it as root."""
     fields = json.loads(text)
     keeper, parameters = ProcessIdentity(**fields["keeper"]), tuple(fields["parameters"])
-    return SwapState(**{**fields, "keeper": keeper, "parameters": parameters})
+    state = SwapState(**{**fields, "keeper": keeper, "parameters": parameters})
+    ticks, device = state.keeper.start_time_ticks, state.device
+    if not (is_pid(state.keeper.pid) and type(ticks) is int and ticks >= 0):
+        raise ValueError("keeper: no process")
+    if not (type(state.socket) is type(state.control) is str and all(type(word) is str for word in parameters)):
+        raise ValueError("socket, control, parameters: no words")
+    if device is not None and not (type(device) is str and re.fullmatch("/dev/nbd[0-9]{1,7}", device)):
+        raise ValueError("device: not /dev/nbdN")
+    if state.attached_by_pid is not None and not is_pid(state.attached_by_pid):
+        raise ValueError("attached_by_pid: no process")
+    return state
 
 
 class StateFolder:
@@ -71,8 +83,8 @@ class StateFolder:
             return decode(self.state.read_text())
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise SwapError(f"{self.state} is damaged ({error}); look at /proc/swaps") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise SwapError(f"{self.state} is damaged ({str(error)!a}); look at /proc/swaps") from error
 
     def save(self, state: SwapState) -> None:
         part = self.state.with_suffix(".part")

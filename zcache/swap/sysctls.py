@@ -23,9 +23,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
+from zcache.swap.error import SwapError
+
 PROC: Final = Path("/proc/sys")
 #: /run is emptied at boot, as the settings are.
 RECORD: Final = Path("/run/zcache-sysctls.json")
+BOOST_FACTOR: Final = "vm/watermark_boost_factor"
 MIN_FREE: Final = "vm/min_free_kbytes"
 MIN_FREE_KIB: Final = 16 << 10
 
@@ -39,9 +42,20 @@ class _Held:
     ours: dict[str, str] = field(default_factory=dict)
 
 
+def _decode(text: bytes) -> _Held:
+    """Raises an error of Python's own for what is not a record: its names and values go to /proc/sys."""
+    held = _Held(**json.loads(text))
+    settings = {**held.before, **held.ours}
+    if not held.before.keys() == held.ours.keys() <= {BOOST_FACTOR, MIN_FREE}:
+        raise ValueError("other settings than ours")
+    if not all(type(each) is str for each in (*held.holders, *settings.values())):
+        raise ValueError("not text")
+    return held
+
+
 def while_on(root: Path = PROC) -> dict[str, str]:
     """What to set: the reserve is only ever raised, and a setting that a kernel does not have is left out."""
-    wanted = {"vm/watermark_boost_factor": "0"}
+    wanted = {BOOST_FACTOR: "0"}
     min_free_kib = int((root / MIN_FREE).read_text())
     wanted[MIN_FREE] = str(max(min_free_kib, MIN_FREE_KIB))
     return {name: value for name, value in wanted.items() if (root / name).exists()}
@@ -65,9 +79,16 @@ def hold(holder: Path, root: Path = PROC, record: Path = RECORD) -> None:
 
 def release(holder: Path, root: Path = PROC, record: Path = RECORD) -> list[str]:
     """Undo `hold`: the last holder puts the settings back. Returns what could not be put back, one line each."""
-    failures = []
     if not record.exists():
         return []
+    try:
+        return _release(holder, root, record)
+    except SwapError as error:
+        return [str(error)]
+
+
+def _release(holder: Path, root: Path, record: Path) -> list[str]:
+    failures = []
     with _locked(record) as (held, save):
         held.holders = [name for name in held.holders if name != str(holder) and Path(name).exists()]
         if held.holders:
@@ -93,7 +114,13 @@ def _locked(record: Path) -> Iterator[tuple[_Held, Callable[[], None]]]:
             if not record.exists() or not os.path.samestat(os.fstat(descriptor), record.stat()):
                 continue  # its last holder has removed it while we waited
             text = os.pread(descriptor, 1 << 16, 0)
-            held = _Held(**json.loads(text)) if text else _Held()
+            try:
+                held = _decode(text) if text else _Held()
+            except (ValueError, TypeError, RecursionError) as error:
+                raise SwapError(
+                    f"{record} is damaged ({str(error)!a}); remove it, and set {BOOST_FACTOR} and {MIN_FREE} in {PROC} "
+                    "as they should be"
+                ) from None
 
             def save(descriptor: int = descriptor, held: _Held = held) -> None:
                 written = os.pwrite(descriptor, json.dumps(asdict(held)).encode(), 0)
