@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from zcache.codec import Codec, parse_codec
 from zcache.entry import FRAME_MASK, PAGE_BYTES
 from zcache.errors import BadInput
+from zcache.meminfo import memory_kib
 
 ALLOCATORS: Final = ("zbud",)
 HARDENING: Final = ("require", "warn", "off")
@@ -128,7 +127,7 @@ def parse_size(key: str, text: str) -> int:
 
 def parse_budget(text: str) -> int:
     """A size, or a percentage of the machine's RAM rounded down to whole pages."""
-    ram_bytes = psutil.virtual_memory().total
+    ram_bytes = memory_kib("MemTotal") << 10
     if text.strip().endswith("%"):
         share = float(text.strip()[:-1]) if _SHARE.fullmatch(text.strip()) else 0.0
         if not 0 < share <= 90:

@@ -11,8 +11,6 @@ import sys
 import time
 from typing import Final
 
-import psutil
-
 from nbd_plugin.config import MIN_BUDGET_BYTES, Config
 from nbd_plugin.device import Device
 from zcache.allocators.zbud import FRAME_BYTES
@@ -21,6 +19,7 @@ from zcache.control import ControlSocket
 from zcache.errors import BadInput, EnvironmentProblem, Imbalance, PageDamaged
 from zcache.hardening import Hardening, threads
 from zcache.image import Geometry, Image
+from zcache.meminfo import memory_kib
 from zcache.pageframes.frames import slots_of
 from zcache.rebuild import rebuild
 from zcache.status import gather_status
@@ -55,10 +54,10 @@ class Server:
     def get_ready(self) -> None:
         """Open and check what was configured; raises `BadInput` or `EnvironmentProblem`."""
         config = self.config
-        memory = psutil.virtual_memory()
-        if config.budget_bytes + OWN_BYTES > memory.available:
+        available_bytes = memory_kib("MemAvailable") << 10
+        if config.budget_bytes + OWN_BYTES > available_bytes:
             raise BadInput(
-                f"budget={config.budget_bytes}: {memory.available} bytes of RAM can be had now, and all of the budget "
+                f"budget={config.budget_bytes}: {available_bytes} bytes of RAM can be had now, and all of the budget "
                 "is locked at the start; give less, or free memory"
             )
         if config.backing:

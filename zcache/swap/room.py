@@ -6,12 +6,11 @@ real-time task may have a quarter. The dying swapoff then waits for a page that 
 server for memory to answer with.
 """
 
-import re
 from pathlib import Path
 
+from zcache.meminfo import MEMINFO, memory_kib
 from zcache.swap.proc_swaps import SwapEntry
 
-MEMINFO = Path("/proc/meminfo")
 # For everybody else while it runs, and for an estimate that is one.
 RESERVE_KIB = 32 << 10
 
@@ -22,11 +21,4 @@ def shortage_kib(device: str, entries: list[SwapEntry], meminfo: Path = MEMINFO)
     elsewhere_kib = sum(entry.size_kib - entry.used_kib for entry in entries if entry.path != device)
     if not used_kib:
         return 0
-    return max(used_kib + RESERVE_KIB - available_kib(meminfo) - elsewhere_kib, 0)
-
-
-def available_kib(meminfo: Path = MEMINFO) -> int:
-    """The kernel's own estimate of what can be had without swapping."""
-    found = re.search(r"^MemAvailable: +(\d+) kB", meminfo.read_text(), re.MULTILINE)
-    assert found
-    return int(found[1])
+    return max(used_kib + RESERVE_KIB - memory_kib("MemAvailable", meminfo) - elsewhere_kib, 0)
