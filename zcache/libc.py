@@ -21,6 +21,7 @@ PR_GET_IO_FLUSHER: Final = 58
 MCL_CURRENT: Final = 1
 MCL_FUTURE: Final = 2
 MCL_ONFAULT: Final = 4
+MADV_DONTNEED: Final = 4
 MADV_POPULATE_READ: Final = 22  # Linux 5.14, both
 MADV_POPULATE_WRITE: Final = 23
 M_TRIM_THRESHOLD: Final = -1
@@ -105,6 +106,13 @@ def populate(memory: memoryview) -> None:
 def populate_range(start: int, stop: int, *, write: bool) -> None:
     """Fault in whole pages by address; writing breaks copy-on-write. Raises `OSError`."""
     if _libc.madvise(start, stop - start, MADV_POPULATE_WRITE if write else MADV_POPULATE_READ) < 0:
+        _raise_errno()
+
+
+def drop_range(start: int, stop: int) -> None:
+    """Let go of whole pages by address: what is a file's is read again when it is touched, all else is lost. Raises
+    `OSError`, and lets go of nothing, if they are locked."""
+    if _libc.madvise(start, stop - start, MADV_DONTNEED) < 0:
         _raise_errno()
 
 
