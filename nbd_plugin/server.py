@@ -13,15 +13,19 @@ from typing import Final
 
 from nbd_plugin.config import MIN_BUDGET_BYTES, Config
 from nbd_plugin.device import Device
+from zcache import libc
 from zcache.allocators.zbud import FRAME_BYTES
 from zcache.codec import parse_codec
 from zcache.control import ControlSocket
 from zcache.errors import BadInput, EnvironmentProblem, Imbalance, PageDamaged
 from zcache.hardening import Hardening, threads
-from zcache.image import Geometry, Image
+from zcache.image import SECRET_BYTES, Geometry, Image
 from zcache.meminfo import memory_kib
 from zcache.pageframes.frames import slots_of
 from zcache.rebuild import rebuild
+from zcache.reclaim import BATCH_FRAMES, SYNC_BATCH_FRAMES
+from zcache.seals import Seal
+from zcache.seals.crc import CRC
 from zcache.status import gather_status
 from zcache.store import Store
 from zcache.tiers.backing_file import BackingFile
@@ -76,14 +80,16 @@ class Server:
     def start(self) -> None:
         """Be ready for requests; raises `EnvironmentProblem` with `hardening=require` when the process is not safe."""
         config = self.config
+        libc.forbid_core_dumps()
         store, pages = self._make_store()
         self.device = Device(store, pages)
+        trial_seal = self._new_seal(os.urandom(SECRET_BYTES))  # now: what that runs through need not be locked
         if config.hardening == "off":
             threads.leave_as_they_are()
-            self._warm_up()
+            self._warm_up(trial_seal)
             _say("hardening=off: NOT safe to swap to itself")
         else:
-            self._hardening = self._make_safe(store)
+            self._hardening = self._make_safe(store, trial_seal)
         store.reclaimer.start()
         self._upkeep = Upkeep(store.fault_ahead)
         self._upkeep.start()
@@ -103,11 +109,13 @@ class Server:
                 slot_count=slots_of(budget_frames),
                 frame_count=budget_frames + (tier.slot_count if tier else 0),
                 frame_bytes=FRAME_BYTES,
+                encrypt="yes" if config.encrypt else "no",
                 allocator=config.allocator,
                 backing=str(tier.path) if tier else None,
             )
             image = Image.open(config.image, geometry)
-        store = Store(budget_bytes=config.budget_bytes, codec=config.codec, tier=tier, image=image)
+        seal = self._new_seal(image.secret if image else os.urandom(SECRET_BYTES))
+        store = Store(budget_bytes=config.budget_bytes, codec=config.codec, tier=tier, seal=seal, image=image)
         pool = store.tmem.new_pool(Kind.PERSISTENT)
         pages = store.tmem.new_object(pool, 0, page_count, image.section("entries") if image else None)
         if image and image.epoch > 1:
@@ -122,7 +130,14 @@ class Server:
             )
         return store, pages
 
-    def _make_safe(self, store: Store) -> Hardening:
+    def _new_seal(self, key: bytes) -> Seal:
+        if not self.config.encrypt:
+            return CRC
+        from zcache.seals.aead import Aead  # a library that nobody should lock in memory without need
+
+        return Aead(key, FRAME_BYTES, (SYNC_BATCH_FRAMES, BATCH_FRAMES))
+
+    def _make_safe(self, store: Store, trial_seal: Seal) -> Hardening:
         """Apply the protections, run all code once, and see what holds."""
         without = {name for name in os.environ.get(WITHOUT_VARIABLE, "").split(",") if name}
         if "threads" in without:
@@ -131,7 +146,7 @@ class Server:
         hardening.apply()
         try:
             if "warm_up" not in without:
-                self._warm_up()
+                self._warm_up(trial_seal)
                 gc.collect()  # the scratch store is in a cycle: its memory is given back now
             if not hardening.self_check() and self.config.hardening == "require":
                 raise EnvironmentProblem(f"hardening=require: {hardening.verdict()}")
@@ -142,9 +157,9 @@ class Server:
         _say(hardening.verdict())
         return hardening
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, seal: Seal) -> None:
         try:
-            warm_up(self.config.codec, self._tier)
+            warm_up(self.config.codec, self._tier, seal)
         except PageDamaged as error:
             raise EnvironmentProblem(
                 f"backing={self.config.backing}: what is written there does not come back ({error}); give another disk"

@@ -13,6 +13,7 @@ from typing import Final
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 PR_SET_PDEATHSIG: Final = 1
+PR_SET_DUMPABLE: Final = 4
 PR_SET_NAME: Final = 15
 PR_SET_THP_DISABLE: Final = 41
 PR_GET_THP_DISABLE: Final = 42
@@ -59,6 +60,11 @@ def prctl(option: int, argument: int) -> int:
 def name_thread(name: str) -> None:
     """The calling thread's name for the kernel: in `top -H`, /proc and kernel traces. Cut to 15 bytes."""
     _libc.prctl(PR_SET_NAME, ctypes.c_char_p(name.encode()))
+
+
+def forbid_core_dumps() -> None:
+    """A core dump would take keys, and pages that others have swapped out, to a disk."""
+    prctl(PR_SET_DUMPABLE, 0)
 
 
 def mlockall(flags: int) -> None:

@@ -45,6 +45,13 @@ def test_defaults() -> None:
     assert config.codec.name == "lz4" and config.allocator == "zbud" and config.hardening == "warn"
     assert not config.overcommit and not config.force and config.backing is config.control is None
     assert config.below_bytes == 0
+    assert not config.encrypt
+
+
+@pytest.mark.parametrize(("words", "encrypt"), [({}, True), ({"encrypt": "yes"}, True), ({"encrypt": "no"}, False)])
+def test_what_leaves_ram_is_encrypted_unless_asked_not_to(words: dict[str, str], encrypt: bool) -> None:
+    config = parse_config([("size", "1G"), ("budget", "512M"), ("backing", "/b"), *words.items()])
+    assert config.encrypt is encrypt
 
 
 @given(st.lists(st.tuples(st.sampled_from([*KEYS, "other"]), st.text(max_size=12)), max_size=8))

@@ -219,6 +219,7 @@ def main(words: Sequence[str]) -> int:
     """`FOLDER COMMAND…`: returns when SIGTERM has ended both."""
     folder = StateFolder(Path(words[0]))
     errors = os.dup(2)  # the server's; ours goes through a pipe that cannot block
+    libc.forbid_core_dumps()
     hardening = Hardening(lambda: None, lambda: True, only=PROTECTIONS)
     hardening.apply()
     hardening.self_check()
