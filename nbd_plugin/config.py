@@ -36,6 +36,7 @@ KEYS: Final = {
     "size": "bytes of the device, with a suffix: 512M, 2G, 64G",
     "budget": "bytes of RAM for pageframes, with a suffix, or a share of this machine's RAM: 160M, 25%",
     "backing": "path of a regular file or block device that cold frames are written to; none: RAM only",
+    "encrypt": "yes (default, with a backing) or no: what is written to the backing, under a key that is in RAM only",
     "codec": "lz4 (default), lz4:ACCELERATION, zstd:LEVEL",
     "allocator": "zbud (default)",
     "overcommit": "yes or no (default): may size exceed what budget and backing can surely hold",
@@ -54,6 +55,7 @@ class Config:
     size_bytes: int
     budget_bytes: int
     backing: Path | None
+    encrypt: bool
     codec: Codec
     allocator: str
     overcommit: bool
@@ -102,11 +104,15 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
             f"size={given['size']}: larger than budget={given['budget']} ({budget_bytes} bytes), and no backing; "
             "give a smaller size, a larger budget, backing=PATH, or overcommit=yes"
         )
+    encrypt = _parse_choice("encrypt", given.get("encrypt", "yes" if backing else "no"), ("yes", "no")) == "yes"
+    if encrypt and not backing:
+        raise BadInput("encrypt=yes: without a backing nothing leaves RAM; give backing=PATH, or leave encrypt away")
     return Config(
         size_bytes=size_bytes,
         # More frames than pages would be locked for nothing.
         budget_bytes=max(min(budget_bytes, size_bytes), MIN_BUDGET_BYTES),
         backing=backing,
+        encrypt=encrypt,
         codec=parse_codec(given.get("codec", "lz4")),
         allocator=_parse_choice("allocator", given.get("allocator", "zbud"), ALLOCATORS),
         overcommit=overcommit,

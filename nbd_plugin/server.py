@@ -15,16 +15,19 @@ from typing import Final
 
 from nbd_plugin.config import MIN_BUDGET_BYTES, Config
 from nbd_plugin.device import Device
-from zcache import meminfo
+from zcache import libc, meminfo
 from zcache.allocators.zbud import FRAME_BYTES
 from zcache.codec import parse_codec
 from zcache.control import ControlSocket
 from zcache.entry import PAGE_BYTES
 from zcache.errors import BadInput, EnvironmentProblem, Imbalance, PageDamaged
 from zcache.hardening import Hardening, threads
-from zcache.image import Geometry, Image, Signs, check_header, read_header
+from zcache.image import SECRET_BYTES, Geometry, Image, Signs, check_header, read_header
 from zcache.pageframes.frames import slots_of
 from zcache.rebuild import rebuild
+from zcache.reclaim import BATCH_FRAMES, SYNC_BATCH_FRAMES
+from zcache.seals import Seal
+from zcache.seals.crc import CRC
 from zcache.status import gather_status
 from zcache.store import Store
 from zcache.tiers.backing_file import BackingFile
@@ -90,6 +93,8 @@ class Server:
     def make_safe(self) -> None:
         """All that can be done before there is a store: apply the protections, and run all code once. Raises
         `EnvironmentProblem`."""
+        libc.forbid_core_dumps()
+        trial_seal = self._new_seal(os.urandom(SECRET_BYTES))  # now: what that runs through need not be locked
         without = {name for name in os.environ.get(WITHOUT_VARIABLE, "").split(",") if name}
         if self.config.hardening == "off" or "threads" in without:
             threads.leave_as_they_are()
@@ -97,7 +102,7 @@ class Server:
             self._hardening = Hardening(without - {"threads", "warm_up"})
             self._hardening.apply()
         if "warm_up" not in without:
-            self._warm_up()
+            self._warm_up(trial_seal)
             gc.collect()  # the scratch store is in a cycle: its memory is given back now
 
     def wait_for_turn(self) -> None:
@@ -133,7 +138,8 @@ class Server:
         if config.image is not None:
             image = Image.open(config.image, geometry_of(config, tier.slot_count if tier else 0))
             self._signs = image.signs
-        store = Store(budget_bytes=config.budget_bytes, codec=config.codec, tier=tier, image=image)
+        seal = self._new_seal(image.secret if image else os.urandom(SECRET_BYTES))
+        store = Store(budget_bytes=config.budget_bytes, codec=config.codec, tier=tier, seal=seal, image=image)
         pool = store.tmem.new_pool(Kind.PERSISTENT)
         pages = store.tmem.new_object(pool, 0, page_count, image.section("entries") if image else None)
         if image and image.epoch > 1:
@@ -148,6 +154,13 @@ class Server:
             )
         return store, pages
 
+    def _new_seal(self, key: bytes) -> Seal:
+        if not self.config.encrypt:
+            return CRC
+        from zcache.seals.aead import Aead  # a library that nobody should lock in memory without need
+
+        return Aead(key, FRAME_BYTES, (SYNC_BATCH_FRAMES, BATCH_FRAMES))
+
     def _prove_safe(self, hardening: Hardening, store: Store) -> None:
         hardening.prefault(store.populate, store.is_populated)
         if not hardening.self_check() and self.config.hardening == "require":
@@ -156,11 +169,11 @@ class Server:
         hardening.start()
         _say(hardening.verdict())
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, seal: Seal) -> None:
         # What a predecessor left below is not known yet, and the disk has been tried by it.
         tier = None if self.config.is_succession else self._tier
         try:
-            warm_up(self.config.codec, tier)
+            warm_up(self.config.codec, tier, seal)
         except PageDamaged as error:
             raise EnvironmentProblem(
                 f"backing={self.config.backing}: what is written there does not come back ({error}); give another disk"
@@ -199,6 +212,7 @@ def geometry_of(config: Config, frames_below: int) -> Geometry:
         slot_count=slots_of(budget_frames),
         frame_count=budget_frames + frames_below,
         frame_bytes=FRAME_BYTES,
+        encrypt="yes" if config.encrypt else "no",
         allocator=config.allocator,
         backing=str(config.backing) if config.backing else None,
     )

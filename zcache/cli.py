@@ -61,6 +61,7 @@ def _print_status(status: dict[str, Any]) -> None:
         "CLEAN": _human(status["clean_frames"] * status["frame_bytes"]),
         "BACKING": f"{_human(status['backing_frames'] * status['frame_bytes'])}"
         f"/{_human(status['backing_capacity_frames'] * status['frame_bytes'])}",
+        "ENCRYPT": "yes" if status["encrypt"] else "no",
         "WRITTEN-BACK": _human(status["written_back_frames"] * status["frame_bytes"]),
         "RSS": _human(status["rss_bytes"]),
         "LOCKED": _human(status["locked_bytes"]),

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from zcache.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFFSET_SHIFT, SAME_FILLED
 from zcache.errors import PageDamaged
 from zcache.pageframes import PageFrames, State
-from zcache.reclaim import seal_of
+from zcache.seals import Seal
 from zcache.statistics import Statistics
 from zcache.tiers import Tier
 
@@ -35,16 +35,19 @@ class _Job:
         self.pages = pages
         self.below = frames.below[frame]
         self.birth = frames.birth[frame]
-        self.seal = frames.seal[frame]
+        self.seal = frames.seal_of(frame)
         self.failed: str | None = None
 
 
 class Fetcher:
     """Reads cold frames; one for a store, called by any number of threads without the lock."""
 
-    def __init__(self, frames: PageFrames, tier: Tier, lock: threading.Lock, statistics: Statistics) -> None:
+    def __init__(
+        self, frames: PageFrames, tier: Tier, seal: Seal, lock: threading.Lock, statistics: Statistics
+    ) -> None:
         self._frames = frames
         self._tier = tier
+        self._seal = seal
         self._lock = lock
         self._statistics = statistics
         self._slot_returned = threading.Condition(lock)
@@ -94,7 +97,7 @@ class Fetcher:
         return None if by_frame and not jobs else jobs
 
     def _read(self, jobs: list[_Job]) -> None:
-        """Without the lock: read all frames, neighbours below in one go, and verify their seals."""
+        """Without the lock: read all frames, neighbours below in one go, and open their seals."""
         jobs.sort(key=lambda job: job.below)
         size, ram = self._frames.frame_bytes, self._frames.ram_view
         views = [ram[job.slot * size : (job.slot + 1) * size] for job in jobs]
@@ -109,8 +112,8 @@ class Fetcher:
                     job.failed = f"reading slot {job.below}: {error.strerror}"
             start = stop
         for job, view in zip(jobs, views, strict=True):
-            if not job.failed and seal_of(view) != job.seal:
-                job.failed = f"checksum of slot {job.below} is wrong"
+            if not job.failed and not self._seal.opens(job.frame, job.birth, job.seal, view):
+                job.failed = f"what is in slot {job.below} is not what was sealed"
 
     def _take_over(
         self, jobs: list[_Job], table: memoryview, first: int, entries: list[int], bodies: list[bytes]
@@ -124,7 +127,7 @@ class Fetcher:
                 if job.failed:
                     if valid:
                         damage = job.failed
-                        statistics.checksum_errors += "checksum" in job.failed
+                        statistics.checksum_errors += "sealed" in job.failed
                         statistics.fetch_errors += "reading" in job.failed
                 else:
                     for index in valid:

@@ -11,8 +11,8 @@ two instructions; what makes the image whole at each of them is the order in whi
   frame's home before it is another's.
 
 Layout: a page of header, then the sections, each from a page boundary on. The header is one line of JSON (format,
-geometry, secrets), written once before the image is used. Its last words are what a server tells its keeper while both
-run (`Signs`). A format that is not ours is refused, never guessed at.
+geometry, the key of all that leaves RAM), written once before the image is used. Its last words are what a server tells
+its keeper while both run (`Signs`). A format that is not ours is refused, never guessed at.
 """
 
 import fcntl
@@ -26,9 +26,18 @@ from typing import Any, Final
 
 from zcache.errors import EnvironmentProblem
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 HEADER_BYTES: Final = 4096
 JSON_BYTES: Final = HEADER_BYTES - 64
+
+#: A birth is one word, of an epoch and a count: 44 bits count 100,000 frames a second for five years, and leave epochs
+#: for a million servers.
+EPOCH_SHIFT: Final = 44
+MAX_EPOCH: Final = (1 << 64 - EPOCH_SHIFT) - 1
+
+#: The key, and a frame's seal with `encrypt=` no and yes: a CRC-32, or the tag of AES-GCM.
+SECRET_BYTES: Final = 32
+SEAL_BYTES: Final = {"no": 4, "yes": 16}
 
 #: glibc copies up to 2 KiB by vector loads and stores, which a signal cannot tear; beyond that (`rep movsb`, see
 #: glibc.cpu.x86_rep_movsb_threshold) a copy can stop at any byte. 64 words of 8 bytes are well below.
@@ -41,12 +50,13 @@ NAME: Final = "zcache-image"
 @dataclass(frozen=True)
 class Geometry:
     """What fixes the layout, and what a server must agree with to go on with an image. Counts of pages, frames and RAM
-    slots."""
+    slots; `encrypt` is yes or no."""
 
     page_count: int
     slot_count: int
     frame_count: int
     frame_bytes: int
+    encrypt: str
     allocator: str
     backing: str | None
 
@@ -57,7 +67,7 @@ class Geometry:
             "entries": 8 * self.page_count,
             "home": 4 * ids,
             "below": 4 * ids,
-            "seal": 4 * ids,
+            "seal": SEAL_BYTES[self.encrypt] * ids,
             "birth": 8 * ids,
             "ram": self.slot_count * self.frame_bytes,
         }
@@ -87,7 +97,8 @@ class Image:
     def new(cls, descriptor: int, geometry: Geometry) -> "Image":
         """Lay out an empty memfd."""
         image = cls(descriptor, geometry)
-        header = json.dumps({"zcache image format": FORMAT, **asdict(geometry)}).encode() + b"\n"
+        fields = {"zcache image format": FORMAT, **asdict(geometry), "secret": os.urandom(SECRET_BYTES).hex()}
+        header = json.dumps(fields).encode() + b"\n"
         assert len(header) <= JSON_BYTES
         os.ftruncate(descriptor, image.size_bytes)
         image.signs = Signs(descriptor)
@@ -101,6 +112,8 @@ class Image:
         check_header(read_header(descriptor), geometry)
         image = cls(descriptor, geometry)
         image.signs = Signs(descriptor)
+        if image.epoch >= MAX_EPOCH:
+            raise EnvironmentProblem(f"the image has had {MAX_EPOCH} servers; take the swap off and on again")
         image.signs.begin_epoch()
         return image
 
@@ -108,6 +121,11 @@ class Image:
     def epoch(self) -> int:
         """How many servers have used the image, this one included."""
         return self.signs.epoch
+
+    @property
+    def secret(self) -> bytes:
+        """32 random bytes, made with the image."""
+        return bytes.fromhex(read_header(self.descriptor)["secret"])
 
     def section(self, name: str) -> "Section":
         """A section's memory, shared with whoever else has the image."""

@@ -28,6 +28,7 @@ CAP_IPC_LOCK: Final = 14
 MCL_CURRENT: Final = 1
 MCL_FUTURE: Final = 2
 MCL_ONFAULT: Final = 4
+MADV_DONTNEED: Final = 4
 MADV_POPULATE_READ: Final = 22  # Linux 5.14, both
 MADV_POPULATE_WRITE: Final = 23
 _CAPABILITY_VERSION_3: Final = 0x20080522
@@ -108,6 +109,11 @@ def _landlock(number: int, *arguments: object) -> int:
     return result
 
 
+def forbid_core_dumps() -> None:
+    """A core dump would take keys, and pages that others have swapped out, to a disk."""
+    prctl(PR_SET_DUMPABLE, 0)
+
+
 def mlockall(flags: int) -> None:
     """mlockall(2)."""
     if _libc.mlockall(flags) < 0:
@@ -158,6 +164,13 @@ def populate(memory: memoryview) -> None:
 def populate_range(start: int, stop: int, *, write: bool) -> None:
     """Fault in whole pages by address; writing breaks copy-on-write. Raises `OSError`."""
     if _libc.madvise(start, stop - start, MADV_POPULATE_WRITE if write else MADV_POPULATE_READ) < 0:
+        _raise_errno()
+
+
+def drop_range(start: int, stop: int) -> None:
+    """Let go of whole pages by address: what is a file's is read again when it is touched, all else is lost. Raises
+    `OSError`, and lets go of nothing, if they are locked."""
+    if _libc.madvise(start, stop - start, MADV_DONTNEED) < 0:
         _raise_errno()
 
 

@@ -15,7 +15,6 @@ other flights.
 """
 
 import threading
-import zlib
 from collections.abc import Callable
 from typing import Final
 
@@ -23,6 +22,7 @@ from zcache.allocators import Allocator
 from zcache.hardening.threads import begin_own_thread
 from zcache.pageframes import PageFrames
 from zcache.pageframes.frames import Queue
+from zcache.seals import Seal
 from zcache.statistics import Statistics
 from zcache.tiers import Tier
 
@@ -36,12 +36,6 @@ SYNC_BATCH_FRAMES: Final = 32
 RETRY_SECONDS: Final = 1.0
 
 
-def seal_of(frame_bytes: memoryview) -> int:
-    """The checksum under which a frame leaves RAM: CRC-32. It is kept in the frame table, not below, so that another
-    frame's bytes do not pass either."""
-    return zlib.crc32(frame_bytes)
-
-
 class Reclaimer:
     """Writes frames back, in the background (`start`, `stop`) and on demand (`make_room`)."""
 
@@ -50,6 +44,7 @@ class Reclaimer:
         frames: PageFrames,
         allocator: Allocator,
         tier: Tier | None,
+        seal: Seal,
         lock: threading.Lock,
         statistics: Statistics,
         forget: Callable[[int], None],
@@ -57,6 +52,7 @@ class Reclaimer:
         self._frames = frames
         self._allocator = allocator
         self._tier = tier
+        self._seal = seal
         self._lock = lock
         self._statistics = statistics
         self._forget = forget
@@ -84,13 +80,13 @@ class Reclaimer:
             while True:
                 if self._frames.available or self._evict_oldest_ephemeral():
                     return True
-                first_slot, batch = self._start_flight(SYNC_BATCH_FRAMES)
+                first_slot, first_birth, batch = self._start_flight(SYNC_BATCH_FRAMES)
                 if batch:
                     break
                 if not self._frames.in_flight:
                     return False
                 self.landed.wait()
-        if self._fly(first_slot, batch):
+        if self._fly(first_slot, first_birth, batch):
             with self._lock:
                 self._statistics.reclaim_sync += len(batch)
             return True
@@ -126,10 +122,10 @@ class Reclaimer:
     def clean_some(self) -> bool | None:
         """One background flight. None: there is nothing to clean, or no room below."""
         with self._lock:
-            first_slot, batch = self._start_flight(BATCH_FRAMES)
+            first_slot, first_birth, batch = self._start_flight(BATCH_FRAMES)
         if not batch:
             return None
-        arrived = self._fly(first_slot, batch)
+        arrived = self._fly(first_slot, first_birth, batch)
         if arrived:
             with self._lock:
                 self._statistics.reclaim_background += len(batch)
@@ -137,36 +133,38 @@ class Reclaimer:
 
     # -- one flight -------------------------------------------------------------------------------------------------
 
-    def _start_flight(self, limit: int) -> tuple[int, list[int]]:
-        """Under the lock: slots below and the frames that will go there, now in WRITEBACK. No frames: nothing to do."""
+    def _start_flight(self, limit: int) -> tuple[int, int, list[int]]:
+        """Under the lock: the first slot below, the first birth, and the frames that they are for, now in WRITEBACK.
+
+        No frames: there is nothing to do."""
         waiting = self._frames.queue_length[Queue.PERSISTENT]
         if self._tier is None or not waiting:
-            return 0, []
+            return 0, 0, []
         first_slot, count = self._tier.reserve(min(limit, waiting))
         batch = self._frames.isolate_oldest(count, self._allocator.retire)
         for slot in range(first_slot + len(batch), first_slot + count):
             self._tier.release(slot)
-        return first_slot, batch
+        return first_slot, self._frames.give_births(len(batch)), batch
 
-    def _fly(self, first_slot: int, batch: list[int]) -> bool:
+    def _fly(self, first_slot: int, first_birth: int, batch: list[int]) -> bool:
         """Without the lock: seal and write; then land the frames. False: the tier failed, and the frames are DIRTY
         again."""
         frames, tier = self._frames, self._tier
         assert tier
         size = frames.frame_bytes
-        seals: list[int] = []
+        seals: list[bytes] = []
         try:
             starts = [frames.home[frame] * size for frame in batch]
             views = [frames.ram_view[start : start + size] for start in starts]
-            seals = [seal_of(view) for view in views]
-            tier.write(first_slot, views)
+            with self._seal.sealed(batch, first_birth, views) as (bodies, seals):
+                tier.write(first_slot, bodies)
             arrived = True
         except Exception:  # whatever it is, frames that stayed in flight would be waited for for ever
             arrived = False
         with self._lock:
             for index, frame in enumerate(batch):
                 if arrived:
-                    self.release_below(frames.land(frame, first_slot + index, seals[index]))
+                    self.release_below(frames.land(frame, first_slot + index, first_birth + index, seals[index]))
                 else:
                     tier.release(first_slot + index)
             if not arrived:

@@ -44,6 +44,7 @@ def gather_status(store: Store, pages: TmemObject, protections: dict[str, bool])
         "allocator": store.allocator.name,
         "backing": str(getattr(tier, "path", "")) if tier else None,
         "backing_direct_io": getattr(tier, "direct", None),
+        "encrypt": store.seal.encrypts,
         "low_watermark_frames": reclaimer.low_watermark,
         "high_watermark_frames": reclaimer.high_watermark,
         **status,

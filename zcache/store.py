@@ -35,6 +35,8 @@ from zcache.page_table import LOST_RUN, MAX_RUN_PAGES
 from zcache.pageframes import PageFrames
 from zcache.partial_write import PartialWrite
 from zcache.reclaim import Reclaimer
+from zcache.seals import Seal
+from zcache.seals.crc import CRC
 from zcache.statistics import Statistics
 from zcache.tiers import Tier
 from zcache.tmem import Kind, Pool, Tmem, TmemObject
@@ -52,17 +54,26 @@ class Store:
     """Compressed pages in at most `budget_bytes` of pageframes, and below them in `tier`."""
 
     def __init__(
-        self, *, budget_bytes: int, codec: Codec, tier: Tier | None = None, image: Image | None = None
+        self,
+        *,
+        budget_bytes: int,
+        codec: Codec,
+        tier: Tier | None = None,
+        seal: Seal = CRC,
+        image: Image | None = None,
     ) -> None:
         self.codec = codec
         self.tier = tier
+        self.seal = seal
         self.lock = threading.Lock()
         self.statistics = Statistics()
         self.tmem = Tmem()
-        self.frames = PageFrames(budget_bytes // FRAME_BYTES, tier.slot_count if tier else 0, FRAME_BYTES, image)
+        self.frames = PageFrames(
+            budget_bytes // FRAME_BYTES, tier.slot_count if tier else 0, FRAME_BYTES, seal.seal_bytes, image
+        )
         self.allocator: Allocator = Zbud(self.frames, self._release_below)
-        self.reclaimer = Reclaimer(self.frames, self.allocator, tier, self.lock, self.statistics, self._forget)
-        self._fetcher = Fetcher(self.frames, tier, self.lock, self.statistics) if tier else None
+        self.reclaimer = Reclaimer(self.frames, self.allocator, tier, seal, self.lock, self.statistics, self._forget)
+        self._fetcher = Fetcher(self.frames, tier, seal, self.lock, self.statistics) if tier else None
         self._partial_write = PartialWrite()
         self._waiting_puts = 0  # puts that wait for room, with pages LOST for the time being
 
@@ -315,6 +326,7 @@ class Store:
     def populate(self) -> None:
         """Fault in everything that puts and gets touch: the RAM slots, and the tables as far as `fault_ahead` goes."""
         self.frames.populate()
+        self.seal.populate()
         self.fault_ahead()
 
     def is_populated(self) -> bool:

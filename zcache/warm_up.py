@@ -3,10 +3,12 @@
 What it is for: memory locked on fault is locked only once it was touched, and code is read from disk the first time
 that it runs. When memory is short it is too late for either. The scratch store shares nothing with the real one but
 code, codec and tier; its pages go through every state that a frame can be in, and its books must balance at the end.
+Its seal has a key of its own: births start anew in it.
 """
 
 import contextlib
 import random
+import threading
 from typing import Final
 
 from zcache.check import check
@@ -14,6 +16,7 @@ from zcache.codec import Codec
 from zcache.entry import PAGE_BYTES
 from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.page_table import MAX_RUN_PAGES
+from zcache.seals import Seal
 from zcache.store import Store
 from zcache.tiers import Tier
 from zcache.tmem import Kind
@@ -22,12 +25,12 @@ FRAMES: Final = 2 * MAX_RUN_PAGES
 ROUNDS: Final = 8  # CPython specialises a function's byte code after eight calls
 
 
-def warm_up(codec: Codec, tier: Tier | None) -> None:
+def warm_up(codec: Codec, tier: Tier | None, seal: Seal) -> None:
     """Leaves nothing behind but warm code; the tier's slots are free again, those that were.
 
     Raises `PageDamaged` if the tier does not give back what was written to it, or does not take it.
     """
-    store = Store(budget_bytes=FRAMES * PAGE_BYTES, codec=codec, tier=tier)
+    store = Store(budget_bytes=FRAMES * PAGE_BYTES, codec=codec, tier=tier, seal=seal)
     pool = store.tmem.new_pool(Kind.PERSISTENT)
     pages = store.tmem.new_object(pool, 0, 4 * FRAMES)
     randomness = random.Random(0)
@@ -54,8 +57,26 @@ def warm_up(codec: Codec, tier: Tier | None) -> None:
             with contextlib.suppress(PageLost):
                 store.get(pages, page, out[: 8 * PAGE_BYTES])
         store.flush(pages, 1, FRAMES)
+        _refuse_once(seal, memoryview(mixed)[-PAGE_BYTES:])
     if store.statistics.writeback_errors:
         raise PageDamaged("a write failed")
     check(store)
     store.flush_pool(pool)
     check(store)
+
+
+def _refuse_once(seal: Seal, frame: memoryview) -> None:
+    """What a seal does about a flipped bit is code, too; and so is what it does first in each thread."""
+    refused = []
+
+    def refuse() -> None:
+        with seal.sealed([1], 0, [frame]) as (bodies, seals):
+            read = bytearray(bodies[0])
+        read[0] ^= 1
+        refused.append(not seal.opens(1, 0, seals[0], memoryview(read)))
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    thread.join()
+    if refused != [True]:
+        raise PageDamaged("a flipped bit was not noticed")

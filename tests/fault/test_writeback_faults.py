@@ -2,6 +2,7 @@
 for."""
 
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,9 +20,17 @@ from zcache.pageframes import State
 from zcache.store import Store
 from zcache.tmem import TmemObject
 
+chosen = "no"
+
+
+@pytest.fixture(params=["no", "yes"], autouse=True)
+def encrypt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs with either seal."""
+    monkeypatch.setattr(sys.modules[__name__], "chosen", request.param)
+
 
 def store_with_tier(budget_frames: int = 4, below_frames: int = 8) -> tuple[Store, MemoryTier, TmemObject]:
-    store = small_store(budget_frames, below_frames)
+    store = small_store(budget_frames, below_frames, encrypt=chosen)
     assert isinstance(store.tier, MemoryTier)
     return store, store.tier, new_object(store, 16)
 
@@ -279,7 +288,7 @@ def test_no_memory_in_the_middle_of_a_flight_gives_the_frames_back(
     store, _, thing = store_with_tier()
     page = raw_page(rng)
     put(store, thing, 0, page)
-    monkeypatch.setattr("zcache.reclaim.seal_of", raise_memory_error)
+    monkeypatch.setattr(store.seal, "sealed", raise_memory_error)
     assert store.reclaimer.clean_some() is False
     assert store.frames.in_flight == 0 and get(store, thing, 0) == page
     check(store)
@@ -291,7 +300,7 @@ def test_no_memory_in_the_middle_of_a_fetch_gives_the_slots_back(
     store, _, thing = store_with_tier()
     page = make_cold(store, thing, rng)
     with monkeypatch.context() as patch:
-        patch.setattr("zcache.fetch.seal_of", raise_memory_error)
+        patch.setattr(store.seal, "opens", raise_memory_error)
         for _ in range(100):
             with pytest.raises(MemoryError):
                 get(store, thing, 0)

@@ -58,6 +58,8 @@ def with_words(**changes: str) -> list[str]:
         ({"overcommit": "maybe"}, ["overcommit=maybe", "yes or no"]),
         ({"force": "1"}, ["force=1", "yes or no"]),
         ({"hardening": "on"}, ["hardening=on", "require or warn or off"]),
+        ({"encrypt": "aes"}, ["encrypt=aes", "yes or no"]),
+        ({"encrypt": "yes"}, ["encrypt=yes", "nothing leaves RAM", "backing=PATH"]),
         ({"backing": ""}, ["backing=", "empty"]),
         ({"backing": "/"}, ["backing=/", "is a directory"]),
         ({"backing": "/no/such/folder/b"}, ["backing=/no/such/folder/b", "folder does not exist"]),

@@ -161,8 +161,8 @@ def test_upgrade_to_code_that_cannot_read_the_image_changes_nothing(keeper: Keep
         with pytest.raises(SwapError, match=r"old server goes on.*made with page_count 16384, not 32768"):
             check(descriptor, ("size=128M", *WORDS[1:]))
         header = os.pread(descriptor, 4096, 0)
-        os.pwrite(descriptor, header.replace(b'image format": 1', b'image format": 9'), 0)
-        with pytest.raises(SwapError, match=r"old server goes on.*has format 9, this version reads format 1"):
+        os.pwrite(descriptor, header.replace(b'image format": 2', b'image format": 9'), 0)
+        with pytest.raises(SwapError, match=r"old server goes on.*has format 9, this version reads format 2"):
             upgrade(keeper.folder, lambda _line: None)
         os.pwrite(descriptor, header, 0)
     finally:

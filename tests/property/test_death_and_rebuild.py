@@ -77,8 +77,9 @@ class Death:
 class World:
     """A store over an image, and what its pages should be. `None` is a lost page."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, encrypt: str) -> None:
         self.rng = rng
+        self.encrypt = encrypt
         self.budget_frames = rng.randrange(4, 16)
         self.tier = MemoryTier(PAGES - self.budget_frames + 8)
         self.descriptor = new_descriptor()
@@ -86,7 +87,7 @@ class World:
         self.model: dict[int, bytes | None] = {}
 
     def over(self, descriptor: int, tier: MemoryTier) -> tuple[Store, TmemObject]:
-        return store_with_image(descriptor, PAGES, self.budget_frames, tier)
+        return store_with_image(descriptor, PAGES, self.budget_frames, tier, self.encrypt)
 
     def operation(self) -> tuple[Callable[[], None], dict[int, bytes | None]]:
         """Something to do, and what it will make of the pages that it is about."""
@@ -170,10 +171,11 @@ class World:
             assert page in allowed, f"page {index}"
 
 
-@pytest.mark.parametrize("world", range(30))
-def test_death_at_any_line(rng: random.Random, world: int) -> None:
+@pytest.mark.parametrize("encrypt", ["no", "yes"])
+@pytest.mark.parametrize("world", range(20))
+def test_death_at_any_line(rng: random.Random, world: int, encrypt: str) -> None:
     rng.seed(rng.random() + world)
-    here = World(rng)
+    here = World(rng, encrypt)
     died = 0
     for _ in range(120):
         died += here.do_and_die_within(rng.choice([rng.randrange(1, 40), rng.randrange(1, 400)]))

@@ -50,6 +50,7 @@ VALUES = {
         "/tmp/\0",
     ],
     "image": ["", "0", "-1", "3", "99", "9" * 9, "9" * 10, "9" * 5000, "\uff13", "3 ", "0x3", "1e1"],
+    "standby": ["", "0", "-1", "3", "99", "9" * 5000, "x", "0x3"],
     "hardening": ["require", "warn", "off", "on", ""],
 }
 #: What mutations are made of: digits, separators, what ends lines, and what only looks like a digit.

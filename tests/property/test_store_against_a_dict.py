@@ -31,10 +31,14 @@ class StoreAgainstADict(RuleBasedStateMachine):
     faults = False
     fits = True
 
-    @initialize(budget=st.integers(4, 16), codec=st.sampled_from(["lz4", "lz4:8", "zstd:1"]))
-    def build(self, budget: int, codec: str) -> None:
+    @initialize(
+        budget=st.integers(4, 16),
+        codec=st.sampled_from(["lz4", "lz4:8", "zstd:1"]),
+        encrypt=st.sampled_from(["no", "yes"]),
+    )
+    def build(self, budget: int, codec: str, encrypt: str) -> None:
         below = PAGES - budget if self.fits else 6
-        self.store = small_store(budget, below, codec)
+        self.store = small_store(budget, below, codec, encrypt)
         assert isinstance(self.store.tier, MemoryTier)
         self.tier = self.store.tier
         self.device = new_object(self.store, PAGES)

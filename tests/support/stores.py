@@ -2,6 +2,7 @@
 
 import os
 
+from tests.support.seals import new_seal
 from tests.support.tiers import MemoryTier
 from zcache.codec import parse_codec
 from zcache.image import Geometry, Image
@@ -13,20 +14,27 @@ from zcache.tmem import Kind, TmemObject
 PAGE_BYTES = 4096
 
 
-def small_store(budget_frames: int = 8, below_frames: int = 0, codec: str = "lz4") -> Store:
+def small_store(budget_frames: int = 8, below_frames: int = 0, codec: str = "lz4", encrypt: str = "no") -> Store:
     """A store without threads: background reclaim happens when the test calls `store.reclaimer.clean_some()`."""
     tier = MemoryTier(below_frames) if below_frames else None
-    return Store(budget_bytes=budget_frames * PAGE_BYTES, codec=parse_codec(codec), tier=tier)
+    return Store(budget_bytes=budget_frames * PAGE_BYTES, codec=parse_codec(codec), tier=tier, seal=new_seal(encrypt))
 
 
 def store_with_image(
-    descriptor: int, page_count: int, budget_frames: int, tier: MemoryTier, codec: str = "lz4"
+    descriptor: int, page_count: int, budget_frames: int, tier: MemoryTier, encrypt: str = "no"
 ) -> tuple[Store, TmemObject]:
     """A store over an image, and its object: made in an empty memfd, or taken over from whoever had it before."""
-    geometry = Geometry(page_count, slots_of(budget_frames), budget_frames + tier.slot_count, PAGE_BYTES, "zbud", None)
+    frame_count = budget_frames + tier.slot_count
+    geometry = Geometry(page_count, slots_of(budget_frames), frame_count, PAGE_BYTES, encrypt, "zbud", None)
     empty = not os.fstat(descriptor).st_size
     image = Image.open(descriptor, geometry)
-    store = Store(budget_bytes=budget_frames * PAGE_BYTES, codec=parse_codec(codec), tier=tier, image=image)
+    store = Store(
+        budget_bytes=budget_frames * PAGE_BYTES,
+        codec=parse_codec("lz4"),
+        tier=tier,
+        seal=new_seal(encrypt, image.secret),
+        image=image,
+    )
     pool = store.tmem.new_pool(Kind.PERSISTENT)
     thing = store.tmem.new_object(pool, 0, page_count, image.section("entries"))
     if not empty:

@@ -2,12 +2,12 @@
 
 import random
 
-import psutil
 import pytest
 
 from nbd_plugin.config import KEYS, parse_budget, parse_config, parse_size
 from nbd_plugin.serve import THREADS, command_line, names_a_place, split_words
 from zcache.errors import BadInput
+from zcache.meminfo import read_bytes
 
 
 @pytest.mark.parametrize(
@@ -29,13 +29,13 @@ def test_sizes(text: str, size_bytes: int) -> None:
 def test_budget_as_a_share_of_ram() -> None:
     budget_bytes = parse_budget("25%")
     assert budget_bytes % 4096 == 0
-    assert abs(budget_bytes - psutil.virtual_memory().total / 4) < 4096
+    assert abs(budget_bytes - read_bytes("MemTotal") / 4) < 4096
 
 
 def test_no_more_budget_is_taken_than_the_size_can_use() -> None:
     assert parse_config([("size", "64M"), ("budget", "1G")]).budget_bytes == 64 << 20
     with pytest.raises(BadInput, match="more than 90% of this machine's"):
-        parse_budget(str(psutil.virtual_memory().total // 4096 * 4096))
+        parse_budget(str(read_bytes("MemTotal") // 4096 * 4096))
 
 
 def test_defaults() -> None:
@@ -43,6 +43,13 @@ def test_defaults() -> None:
     assert config.codec.name == "lz4" and config.allocator == "zbud" and config.hardening == "warn"
     assert not config.overcommit and not config.force and config.backing is config.control is None
     assert config.below_bytes == 0
+    assert not config.encrypt
+
+
+@pytest.mark.parametrize(("words", "encrypt"), [({}, True), ({"encrypt": "yes"}, True), ({"encrypt": "no"}, False)])
+def test_what_leaves_ram_is_encrypted_unless_asked_not_to(words: dict[str, str], encrypt: bool) -> None:
+    config = parse_config([("size", "1G"), ("budget", "512M"), ("backing", "/b"), *words.items()])
+    assert config.encrypt is encrypt
 
 
 def test_serve_tells_options_from_parameters() -> None:

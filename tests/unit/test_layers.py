@@ -10,7 +10,7 @@ LAYERS = [
     ["zcache.errors", "zcache.libc", "zcache.meminfo"],
     ["zcache.entry", "zcache.image"],
     ["zcache.flat_array"],
-    ["zcache.codec", "zcache.page_table", "zcache.pageframes", "zcache.tiers", "zcache.hardening"],
+    ["zcache.codec", "zcache.seals", "zcache.page_table", "zcache.pageframes", "zcache.tiers", "zcache.hardening"],
     ["zcache.statistics"],
     ["zcache.allocators", "zcache.tmem", "zcache.admission"],
     ["zcache.reclaim", "zcache.partial_write"],

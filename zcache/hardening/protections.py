@@ -199,6 +199,7 @@ def _has_small_pages() -> bool:
 def _lock() -> None:
     """Nothing that we touched is ever swapped out or, if it is code, dropped. On fault: nbdkit's 192 MiB of BSS stay
     untouched."""
+    program.drop_what_the_start_left()
     libc.mlockall(libc.MCL_CURRENT | libc.MCL_FUTURE | libc.MCL_ONFAULT)
 
 

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from zcache import libc
 from zcache.hardening import Hardening
 from zcache.swap.error import SwapError
 from zcache.swap.locked_image import LockedImage
@@ -233,6 +234,7 @@ def main(words: Sequence[str]) -> int:
     folder = StateFolder(Path(words[0]))
     listen(folder.socket)
     errors = os.dup(2)  # the server's; ours goes through a pipe that cannot block
+    libc.forbid_core_dumps()
     hardening = Hardening(only=PROTECTIONS)
     hardening.apply()
     hardening.self_check()
