@@ -1,4 +1,4 @@
-"""The control socket: one line in (`status` or `check`), one line of JSON out, and the connection ends.
+"""The control socket: one line in (`status`, `check` or `objects`), one line of JSON out, and the connection ends.
 
 One connection at a time, each with a deadline and a limit on what it may send, served by a thread of its own that
 takes the store's lock only for a snapshot. Nothing that a client does here can hold up a page.
@@ -18,6 +18,7 @@ from typing import Any, Final
 from zcache.check import check
 from zcache.errors import BadInput, EnvironmentProblem, Imbalance
 from zcache.hardening.threads import begin_own_thread
+from zcache.status import gather_objects
 from zcache.store import Store
 
 REQUEST_BYTES: Final = 256
@@ -58,7 +59,7 @@ class ControlSocket:
             except Imbalance as imbalance:
                 return {"balanced": False, "imbalance": str(imbalance)}
 
-        commands = {"status": status, "check": audit}
+        commands = {"status": status, "check": audit, "objects": gather_objects}
         for command in commands:
             _answer(commands, command)
         self._thread = threading.Thread(target=self._serve, args=(commands,), daemon=True)
