@@ -1,4 +1,4 @@
-"""The control socket: one line in (`status` or `check`), one line of JSON out, and the connection ends.
+"""The control socket: one line in (`status`, `check` or `objects`), one line of JSON out, and the connection ends.
 
 A thread of its own serves all connections at once and waits for none of them: each has deadlines, and a limit on what
 it may send; when there are too many, the oldest gives way. Nothing that a client does here can hold up a page, or
@@ -21,6 +21,7 @@ from typing import Any, Final
 from zcache.check import check
 from zcache.errors import BadInput, EnvironmentProblem, Imbalance
 from zcache.hardening.threads import begin_own_thread
+from zcache.status import gather_objects
 from zcache.store import Store
 
 REQUEST_BYTES: Final = 256
@@ -104,7 +105,7 @@ class ControlSocket:
             except Imbalance as imbalance:
                 return {"balanced": False, "imbalance": str(imbalance)}
 
-        commands: Commands = {"status": status, "check": audit}
+        commands: Commands = {"status": status, "check": audit, "objects": gather_objects}
         for command in commands:
             _answer(commands, command.encode())
         self._thread = threading.Thread(target=self._serve, args=(commands,), daemon=True)

@@ -139,6 +139,22 @@ def free(address: int) -> None:
     _libc.free(address)
 
 
+class _Mallinfo2(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")),
+        *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")),
+    )
+
+
+_libc.mallinfo2.restype = _Mallinfo2
+
+
+def malloced_bytes() -> int:
+    """What malloc has given out and not got back: mallinfo2(3), of all arenas and of what is mapped."""
+    figures = _libc.mallinfo2()
+    return int(figures.uordblks + figures.hblkhd)
+
+
 def program_break() -> int:
     """The end of the heap: sbrk(0)."""
     address: int = _libc.sbrk(0)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.nbd.conftest import Serve
 from zcache.image import new_descriptor
-from zcache.testvm.swap_run import page_faults
+from zcache.testvm.figures import page_faults
 
 PAGES = 2048
 MARK = b"zcache plaintext"

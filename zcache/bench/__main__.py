@@ -3,10 +3,10 @@
 import signal
 import sys
 
-from zcache.bench import ablation, store
+from zcache.bench import ablation, soak, store
 from zcache.testvm.signals import end_in_order
 
-BENCHMARKS = {"store": store.main, "ablation": ablation.main}
+BENCHMARKS = {"store": store.main, "ablation": ablation.main, "soak": soak.main}
 
 
 def main() -> int:

@@ -31,7 +31,7 @@ def complain(folder: Path, without: str) -> str:
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=write_fd, stdout=write_fd) as server:
         try:
             os.close(write_fd)
-            answered = _failing_writes(socket)
+            answered = fail_writes(socket, FAILING_WRITES)
         finally:
             os.close(read_fd)  # what blocks the server, if anything does
             server.send_signal(signal.SIGTERM)
@@ -41,8 +41,8 @@ def complain(folder: Path, without: str) -> str:
     return f"answered {answered} failing requests"
 
 
-def _failing_writes(socket: Path) -> int:
-    """How many failing writes were answered."""
+def fail_writes(socket: Path, count: int) -> int:
+    """How many of `count` failing writes were answered, by a server of 16 MiB with too small a budget."""
     client = nbd.NBD()
     deadline = time.monotonic() + START_SECONDS
     while True:
@@ -55,7 +55,7 @@ def _failing_writes(socket: Path) -> int:
             client = nbd.NBD()
             time.sleep(0.1)
     failed = page = 0
-    while failed < FAILING_WRITES:
+    while failed < count:
         data = nbd.Buffer.from_bytearray(bytearray(os.urandom(PAGE_BYTES)))
         cookie = client.aio_pwrite(data, page % 4096 * PAGE_BYTES)
         deadline = time.monotonic() + ANSWER_SECONDS

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from zcache.swap import process, room, swapoff, sysctls
+from zcache.swap import cgroup, process, room, swapoff, sysctls
 from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.interruption import Interrupted, Interruption
 from zcache.swap.nbd_device import NbdDevice
@@ -121,6 +121,7 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
     if outcome == "stuck":
         raise SwapError(f"the server (pid {state.keeper.pid}) does not end, not even by SIGKILL; see dmesg")
     report(f"server (pid {state.keeper.pid}): {outcome}")
+    cgroup.remove(folder.cgroup)
     folder.remove()
     return outcome
 

@@ -28,6 +28,7 @@ from typing import Final
 
 from zcache import libc
 from zcache.hardening import Hardening
+from zcache.swap import cgroup
 from zcache.swap.error import SwapError
 from zcache.swap.locked_image import LockedImage
 from zcache.swap.proc_swaps import ProcSwaps
@@ -62,6 +63,7 @@ class Keeper:
         self._swaps = ProcSwaps()
         self._reconnection: Reconnection | None = None  # once swap-up has armed us
         self._device: str | None = None
+        self._is_armed = False  # and swap-up knows it
         self._is_ending = self._is_to_be_replaced = self._is_replacing = False
         self._is_broken_since: float | None = None
         self._complaint = ""
@@ -73,7 +75,7 @@ class Keeper:
         self._server = ServerProcess(self._parameters, self._image.descriptor, errors, is_standby=False)
 
     def run(self) -> int:
-        """Until SIGTERM, or until the server ends before swap-up has armed us; exit status."""
+        """Until SIGTERM, or until the server ends before we are armed; exit status."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(REPLACE_SIGNAL, self._on_signal)
         wakeup, signalled = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -90,7 +92,7 @@ class Keeper:
                 break
             self._is_ending = False
             if self._server.has_ended():
-                if not self._reconnection:
+                if not self._is_armed:
                     return 1  # it has said why
                 self._replace()
             elif self._is_cut_off():
@@ -110,7 +112,7 @@ class Keeper:
         """What has to be done all the time, whatever else is being waited for."""
         self._image.keep()
         if self._reconnection is None:
-            self._arm()
+            self._prepare()
         else:
             self._keep_standby()
             self._replace_on_request()
@@ -122,13 +124,12 @@ class Keeper:
             self._server.kill()
             self._beat_seconds = time.monotonic()
 
-    def _arm(self) -> None:
-        """Take what swap-up leaves before it turns the swap on."""
+    def _prepare(self) -> None:
+        """Take what swap-up leaves; it turns the swap on when we are armed."""
         if self._folder.reconnection.exists():
             state = self._folder.load()
             self._device = state.device if state else None
             self._reconnection = Reconnection(self._folder.reconnection.read_bytes(), self._folder.socket)
-            self._folder.armed.touch()
 
     def _keep_standby(self) -> None:
         """There shall be one that is ready, or on its way."""
@@ -143,6 +144,9 @@ class Keeper:
             self._rest_seconds = min(2 * self._rest_seconds, LAST_REST_SECONDS)
         elif self._standby.is_ready():
             self._rest_seconds = FIRST_REST_SECONDS
+            if not self._is_armed:
+                self._is_armed = True
+                self._folder.armed.touch()
 
     def _replace_on_request(self) -> None:
         """A standby from before the request is not of the code that is on disk now: there must be another first."""
@@ -233,6 +237,7 @@ def main(words: Sequence[str]) -> int:
     """`FOLDER key=value…`: returns when SIGTERM has ended both."""
     folder = StateFolder(Path(words[0]))
     listen(folder.socket)
+    problem = cgroup.enter_swapless(folder.cgroup)
     errors = os.dup(2)  # the server's; ours goes through a pipe that cannot block
     libc.forbid_core_dumps()
     hardening = Hardening(only=PROTECTIONS)
@@ -241,6 +246,8 @@ def main(words: Sequence[str]) -> int:
     keeper = Keeper(folder, words[1:], errors)
     hardening.start()
     _say(hardening.verdict())
+    if problem:
+        _say(f"WARNING: a server that starts when memory is short may be swapped out, to itself: {problem}")
     status = keeper.run()
     hardening.close()
     return status

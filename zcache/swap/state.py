@@ -92,6 +92,11 @@ class StateFolder:
         part.chmod(0o600)
         part.replace(self.state)
 
+    @property
+    def cgroup(self) -> str:
+        """The name of the keeper's control group."""
+        return str(self.path.absolute()).strip("/").replace("/", "-")
+
     def disarm_keeper(self) -> None:
         """It no longer connects the device again when its connection ends."""
         self.reconnection.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from zcache.swap.up import Options, swap_area
 from zcache.testvm.device_probe import DeviceProbe
 from zcache.testvm.disturbance import Disturbance
 from zcache.testvm.disturbance import parse as parse_disturbance
+from zcache.testvm.figures import page_faults, read_vmstat
 
 PROGRESS_SECONDS: Final = 10.0
 
@@ -70,27 +71,6 @@ def run_load(parameters: tuple[str, ...], load: list[str], disturbance: str | No
         begin = time.monotonic()
     report["swap_off_seconds"] = round(time.monotonic() - begin, 1)
     return report
-
-
-def read_vmstat() -> dict[str, int]:
-    """/proc/vmstat: `pswpout` and `pswpin` are in pages."""
-    lines = Path("/proc/vmstat").read_text().splitlines()
-    return {name: int(value) for name, value in (line.split() for line in lines)}
-
-
-def page_faults(pid: int) -> int:
-    """Page faults so far, minor and major, of the threads of a server that a request may wait for.
-
-    Those that populate memory ahead, answer on the control socket or write the log may fault as they like. (Fields 10
-    and 12 of /proc/PID/task/TID/stat.)
-    """
-    faults = 0
-    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
-        head, _, tail = stat.read_text().rpartition(")")
-        if head.partition("(")[2] not in ("zcache-upkeep", "zcache-control", "zcache-log"):
-            fields = tail.split()
-            faults += int(fields[7]) + int(fields[9])
-    return faults
 
 
 def _watch(load: list[str], before: dict[str, int]) -> tuple[int, str]:

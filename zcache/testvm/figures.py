@@ -1,0 +1,30 @@
+"""What the guest's kernel counts: read before and after a load."""
+
+from pathlib import Path
+
+
+def read_vmstat() -> dict[str, int]:
+    """/proc/vmstat: `pswpout` and `pswpin` are in pages."""
+    lines = Path("/proc/vmstat").read_text().splitlines()
+    return {name: int(value) for name, value in (line.split() for line in lines)}
+
+
+def read_meminfo_kib() -> dict[str, int]:
+    """/proc/meminfo, in KiB."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return {name.rstrip(":"): int(value) for name, value, *_ in (line.split() for line in lines)}
+
+
+def page_faults(pid: int) -> int:
+    """Page faults so far, minor and major, of the threads of a server that a request may wait for.
+
+    Those that populate memory ahead, answer on the control socket or write the log may fault as they like. (Fields 10
+    and 12 of /proc/PID/task/TID/stat.)
+    """
+    faults = 0
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        head, _, tail = stat.read_text().rpartition(")")
+        if head.partition("(")[2] not in ("zcache-upkeep", "zcache-control", "zcache-log"):
+            fields = tail.split()
+            faults += int(fields[7]) + int(fields[9])
+    return faults
