@@ -26,10 +26,12 @@ from lz4.block import decompress as lz4_decompress
 from zcache.admission import reject_poor
 from zcache.allocators import Allocator
 from zcache.allocators.zbud import FRAME_BYTES, Zbud
+from zcache.backoff import Clock
 from zcache.codec import LZ4, RAW, WORD, Codec, decoders, decompress
 from zcache.entry import CODEC_SHIFT, LENGTH_SHIFT, LOST, PAGE_BYTES, SAME_FILLED, zpage_tag
 from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.fetch import Fetcher
+from zcache.health import Health
 from zcache.image import Image
 from zcache.page_table import LOST_RUN, MAX_RUN_PAGES
 from zcache.pageframes import PageFrames
@@ -52,7 +54,13 @@ class Store:
     """Compressed pages in at most `budget_bytes` of pageframes, and below them in `tier`."""
 
     def __init__(
-        self, *, budget_bytes: int, codec: Codec, tier: Tier | None = None, image: Image | None = None
+        self,
+        *,
+        budget_bytes: int,
+        codec: Codec,
+        tier: Tier | None = None,
+        image: Image | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.codec = codec
         self.tier = tier
@@ -61,10 +69,13 @@ class Store:
         self.tmem = Tmem()
         self.frames = PageFrames(budget_bytes // FRAME_BYTES, tier.slot_count if tier else 0, FRAME_BYTES, image)
         self.allocator: Allocator = Zbud(self.frames, self._release_below)
-        self.reclaimer = Reclaimer(self.frames, self.allocator, tier, self.lock, self.statistics, self._forget)
-        self._fetcher = Fetcher(self.frames, tier, self.lock, self.statistics) if tier else None
+        self.health = Health(clock or Clock())
+        self.reclaimer = Reclaimer(
+            self.frames, self.allocator, tier, self.lock, self.statistics, self.health, self._forget
+        )
+        self._fetcher = Fetcher(self.frames, tier, self.lock, self.statistics, self.health) if tier else None
         self._partial_write = PartialWrite()
-        self._waiting_puts = 0  # puts that wait for room, with pages LOST for the time being
+        self.waiting_pages = 0  # LOST for the time being: their puts wait for room
 
     # -- put (hot) --------------------------------------------------------------------------------------------------
 
@@ -150,7 +161,7 @@ class Store:
                 statistics.same_filled_pages += same_filled
             else:
                 self._settle(thing, first, placed, 0, count)
-                self._waiting_puts += done < count
+                self.waiting_pages += count - done
         except BaseException:
             self._abandon(thing, first, count, placed)
             raise
@@ -340,6 +351,7 @@ class Store:
     ) -> bool:
         """Finish a put whose frames ran out: make room and place, until all are placed or no room can be made."""
         table, count = thing.table, len(bodies)
+        waiting = count - len(placed)
         try:
             while len(placed) < count:
                 room = self.reclaimer.make_room(thing.kind)
@@ -366,10 +378,12 @@ class Store:
                         raise
                     table.entries[start : first + len(placed)] = array("Q", placed[before:])
                     self._settle(thing, first, placed, before, count)
+                    waiting -= len(placed) - before
+                    self.waiting_pages -= len(placed) - before
             return True
         finally:
             with self.lock:
-                self._waiting_puts -= 1
+                self.waiting_pages -= waiting
                 self.reclaimer.landed.notify_all()
 
     def _abandon(self, thing: TmemObject, first: int, count: int, placed: list[int]) -> None:
@@ -401,7 +415,7 @@ class Store:
         good."""
         with self.lock:
             while any(entry >= LOST for entry in thing.table.entries[first : first + count].tolist()):
-                if not self._waiting_puts:
+                if not self.waiting_pages:
                     raise PageLost(f"page {first} or one of {count} from there: its last write failed")
                 self.reclaimer.landed.wait()
 

@@ -12,6 +12,7 @@ import pytest
 from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.stores import get, new_object, put, small_store
 from tests.support.tiers import MemoryTier
+from zcache.backoff import FIRST_REST_SECONDS, LAST_REST_SECONDS
 from zcache.check import check
 from zcache.entry import decode_zpage
 from zcache.errors import PageDamaged, PageLost, StoreFull
@@ -49,6 +50,8 @@ def test_a_failed_writeback_keeps_the_frames_oldest_first(rng: random.Random) ->
     assert store.statistics.writeback_errors == 1
     assert get(store, thing, 0, 4) == b"".join(pages)
     check(store)
+    assert store.reclaimer.clean_some() is False and tier.tries == 1, "it did not rest"
+    tier.clock.sleep(FIRST_REST_SECONDS)
     assert store.reclaimer.clean_some() is True
     assert store.frames.queue_length[2] == 4
     check(store)
@@ -58,9 +61,11 @@ def test_a_put_that_needs_a_failing_tier_fails_and_costs_no_other_page(rng: rand
     store, tier, thing = store_with_tier()
     pages = [raw_page(rng) for _ in range(4)]
     put(store, thing, 0, *pages)
-    tier.failing_writes = 1
+    tier.failing_writes = 100
     with pytest.raises(StoreFull):
         put(store, thing, 4, raw_page(rng))
+    tier.failing_writes = 0
+    tier.clock.sleep(LAST_REST_SECONDS)
     assert get(store, thing, 0, 4) == b"".join(pages)
     again = raw_page(rng)
     put(store, thing, 4, again)
@@ -164,7 +169,7 @@ def test_another_frames_bytes_do_not_pass_the_seal(rng: random.Random) -> None:
 def test_a_read_error_is_an_error_once_and_loses_nothing(rng: random.Random) -> None:
     store, tier, thing = store_with_tier()
     page = make_cold(store, thing, rng)
-    tier.failing_reads = 1
+    tier.failing_reads = 4  # one read, tried again three times
     with pytest.raises(PageDamaged):
         get(store, thing, 0)
     assert store.statistics.fetch_errors == 1

@@ -2,6 +2,7 @@
 
 import os
 
+from tests.support.clock import FakeClock
 from tests.support.tiers import MemoryTier
 from zcache.codec import parse_codec
 from zcache.image import Geometry, Image
@@ -13,10 +14,14 @@ from zcache.tmem import Kind, TmemObject
 PAGE_BYTES = 4096
 
 
-def small_store(budget_frames: int = 8, below_frames: int = 0, codec: str = "lz4") -> Store:
-    """A store without threads: background reclaim happens when the test calls `store.reclaimer.clean_some()`."""
-    tier = MemoryTier(below_frames) if below_frames else None
-    return Store(budget_bytes=budget_frames * PAGE_BYTES, codec=parse_codec(codec), tier=tier)
+def small_store(
+    budget_frames: int = 8, below_frames: int = 0, codec: str = "lz4", clock: FakeClock | None = None
+) -> Store:
+    """A store without threads: background reclaim happens when the test calls `store.reclaimer.clean_some()`, and time
+    passes when somebody waits for it."""
+    clock = clock or FakeClock()
+    tier = MemoryTier(below_frames, clock=clock) if below_frames else None
+    return Store(budget_bytes=budget_frames * PAGE_BYTES, codec=parse_codec(codec), tier=tier, clock=clock)
 
 
 def store_with_image(
