@@ -147,9 +147,10 @@ class Server:
         try:
             warm_up(self.config.codec, self._tier)
         except PageDamaged as error:
-            raise EnvironmentProblem(
-                f"backing={self.config.backing}: what is written there does not come back ({error}); give another disk"
-            ) from None
+            trouble = f"backing={self.config.backing}: what is written there does not come back ({error})"
+            if not self.device.store.statistics.stored_pages:
+                raise EnvironmentProblem(f"{trouble}; give another disk") from None
+            _say(f"WARNING: {trouble}; going on, with the pages that a predecessor left")
 
     def abandon(self) -> None:
         """After a refusal: as if nothing had been begun. Whatever threads there are end with the process."""

@@ -16,7 +16,7 @@ from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.page_table import MAX_RUN_PAGES
 from zcache.store import Store
 from zcache.tiers import Tier
-from zcache.tmem import Kind
+from zcache.tmem import Kind, TmemObject
 
 FRAMES: Final = 2 * MAX_RUN_PAGES
 ROUNDS: Final = 8  # CPython specialises a function's byte code after eight calls
@@ -39,6 +39,17 @@ def warm_up(codec: Codec, tier: Tier | None) -> None:
         mixed[start : start + 32 * (index + 32)] = bytes(32 * (index + 32))
     mixed[: 2 * PAGE_BYTES] = bytes(PAGE_BYTES) + b"zcache !" * (PAGE_BYTES // 8)
     out = memoryview(bytearray(MAX_RUN_PAGES * PAGE_BYTES))
+    try:
+        _run_all(store, pages, raw, mixed, out)
+        if store.statistics.writeback_errors:
+            raise PageDamaged(f"a write failed: {store.health.writing.last_error}")
+        check(store, slots_of_others)
+    finally:
+        store.flush_pool(pool)
+    check(store, slots_of_others)
+
+
+def _run_all(store: Store, pages: TmemObject, raw: bytes, mixed: bytearray, out: memoryview) -> None:
     for _ in range(ROUNDS):
         for number in range(4 * FRAMES // MAX_RUN_PAGES):
             first = number * MAX_RUN_PAGES
@@ -55,8 +66,3 @@ def warm_up(codec: Codec, tier: Tier | None) -> None:
             with contextlib.suppress(PageLost):
                 store.get(pages, page, out[: 8 * PAGE_BYTES])
         store.flush(pages, 1, FRAMES)
-    if store.statistics.writeback_errors:
-        raise PageDamaged("a write failed")
-    check(store, slots_of_others)
-    store.flush_pool(pool)
-    check(store, slots_of_others)
