@@ -82,16 +82,21 @@ class Store:
     def put(self, thing: TmemObject, first: int, data: memoryview) -> None:
         """Store whole pages: `data` (format B, a multiple of 4096 bytes) becomes pages `first` and following.
 
-        Raises `StoreFull` (persistent pools only); pages that found no room are then lost, those before them are
-        stored.
+        Raises `StoreFull` (persistent pools only); pages that found no room are then lost, all others are stored.
         """
         size_bytes = len(data)
         if size_bytes <= MAX_RUN_PAGES * PAGE_BYTES:
             self._put_run(thing, first, data)
             return
+        failure = None
         for start in range(0, size_bytes, MAX_RUN_PAGES * PAGE_BYTES):
             run = data[start : start + MAX_RUN_PAGES * PAGE_BYTES]
-            self._put_run(thing, first + (start >> 12), run)
+            try:
+                self._put_run(thing, first + (start >> 12), run)
+            except StoreFull as full:  # the runs after it must not keep what they had
+                failure = full
+        if failure:
+            raise failure
 
     def _put_run(self, thing: TmemObject, first: int, data: memoryview, modifier: bool = False) -> bool:
         """One run. False, and nothing is done, if the caller is `modify` and its page was written meanwhile."""
