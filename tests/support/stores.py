@@ -1,27 +1,42 @@
 """Stores for tests, and shorthands to talk to them in bytes."""
 
+import functools
 import os
+import random
+import threading
+import time
+from collections.abc import Callable
 
 from tests.support.clock import FakeClock
+from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.tiers import MemoryTier
 from zcache.codec import parse_codec
+from zcache.entry import decode_zpage
 from zcache.image import Geometry, Image
-from zcache.pageframes.frames import slots_of
+from zcache.pageframes import State
+from zcache.pageframes.frames import Queue, slots_of
 from zcache.rebuild import rebuild
 from zcache.store import Store
 from zcache.tmem import Kind, TmemObject
 
 PAGE_BYTES = 4096
 
+parse = functools.cache(parse_codec)  # a codec's contexts take memory: the same for all stores
+
 
 def small_store(
-    budget_frames: int = 8, below_frames: int = 0, codec: str = "lz4", clock: FakeClock | None = None
+    budget_frames: int = 8,
+    below_frames: int = 0,
+    codec: str = "lz4",
+    clock: FakeClock | None = None,
+    tier: MemoryTier | None = None,
 ) -> Store:
     """A store without threads: background reclaim happens when the test calls `store.reclaimer.clean_some()`, and time
-    passes when somebody waits for it."""
-    clock = clock or FakeClock()
-    tier = MemoryTier(below_frames, clock=clock) if below_frames else None
-    return Store(budget_bytes=budget_frames * PAGE_BYTES, codec=parse_codec(codec), tier=tier, clock=clock)
+    passes when somebody waits for it. Over `tier`, or one that is made with `below_frames`."""
+    clock = clock or (tier.clock if tier else FakeClock())
+    if below_frames:
+        tier = MemoryTier(below_frames, clock=clock)
+    return Store(budget_bytes=budget_frames * PAGE_BYTES, codec=parse(codec), tier=tier, clock=clock)
 
 
 def store_with_image(
@@ -31,7 +46,7 @@ def store_with_image(
     geometry = Geometry(page_count, slots_of(budget_frames), budget_frames + tier.slot_count, PAGE_BYTES, "zbud", None)
     empty = not os.fstat(descriptor).st_size
     image = Image.open(descriptor, geometry)
-    store = Store(budget_bytes=budget_frames * PAGE_BYTES, codec=parse_codec(codec), tier=tier, image=image)
+    store = Store(budget_bytes=budget_frames * PAGE_BYTES, codec=parse(codec), tier=tier, image=image, clock=tier.clock)
     pool = store.tmem.new_pool(Kind.PERSISTENT)
     thing = store.tmem.new_object(pool, 0, page_count, image.section("entries"))
     if not empty:
@@ -58,3 +73,48 @@ def get(store: Store, thing: TmemObject, first: int, count: int = 1) -> bytes:
 def is_miss(store: Store, thing: TmemObject, index: int) -> bool:
     with memoryview(bytearray(PAGE_BYTES)) as view:
         return store.get(thing, index, view) == 1
+
+
+def store_with_tier(budget_frames: int = 4, below_frames: int = 8) -> tuple[Store, MemoryTier, TmemObject]:
+    store = small_store(budget_frames, below_frames)
+    assert isinstance(store.tier, MemoryTier)
+    return store, store.tier, new_object(store, 16)
+
+
+def once(action: Callable[[], None]) -> Callable[[], None]:
+    """The action at the first call, nothing after that."""
+    pending = [action]
+
+    def act() -> None:
+        if pending:
+            pending.pop()()
+
+    return act
+
+
+def make_cold(store: Store, thing: TmemObject, rng: random.Random) -> bytes:
+    """Page 0 is put and pushed below; returns it."""
+    page = page_with_zpage_of(rng, 1000)
+    put(store, thing, 0, page)
+    store.reclaimer.clean_some()
+    put(store, thing, 8, *(raw_page(rng) for _ in range(4)))
+    assert store.frames.state[decode_zpage(thing.table.entries[0]).frame] == State.COLD
+    return page
+
+
+def drop_clean_frames(store: Store) -> None:
+    """All frames that are below are there only, from here on."""
+    while store.frames.queue_length[Queue.CLEAN]:
+        store.frames._put_free_slot(store.frames._drop_oldest_clean())
+
+
+def frame_of(thing: TmemObject, index: int) -> int:
+    """The frame that a page's zpage is in."""
+    return decode_zpage(thing.table.entries[index]).frame
+
+
+def wait_for_a_waiter(store: Store, thread: threading.Thread) -> None:
+    """Until a thread waits for a flight to land."""
+    while not store.reclaimer.landed._waiters:  # type: ignore[attr-defined]
+        assert thread.is_alive(), "it did not wait"
+        time.sleep(0.001)
