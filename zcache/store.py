@@ -75,7 +75,7 @@ class Store:
         )
         self._fetcher = Fetcher(self.frames, tier, self.lock, self.statistics, self.health) if tier else None
         self._partial_write = PartialWrite()
-        self.waiting_pages = 0  # LOST for the time being: their puts wait for room
+        self._waiting: list[tuple[TmemObject, range]] = []  # puts that wait for room: LOST for the time being
 
     # -- put (hot) --------------------------------------------------------------------------------------------------
 
@@ -166,7 +166,8 @@ class Store:
                 statistics.same_filled_pages += same_filled
             else:
                 self._settle(thing, first, placed, 0, count)
-                self.waiting_pages += count - done
+                if done < count:
+                    self._waiting.append((thing, range(first, last)))
         except BaseException:
             self._abandon(thing, first, count, placed)
             raise
@@ -333,6 +334,12 @@ class Store:
         self.frames.populate()
         self.fault_ahead()
 
+    @property
+    def waiting_pages(self) -> int:
+        """Under the lock: how many pages are LOST for the time being only."""
+        pages = {(thing, page) for thing, run in self._waiting for page in run}
+        return sum(thing.table.entries[page] >= LOST for thing, page in pages)
+
     def is_populated(self) -> bool:
         """Whether all RAM slots are in memory, asked of the kernel."""
         return self.frames.is_populated()
@@ -356,7 +363,6 @@ class Store:
     ) -> bool:
         """Finish a put whose frames ran out: make room and place, until all are placed or no room can be made."""
         table, count = thing.table, len(bodies)
-        waiting = count - len(placed)
         try:
             while len(placed) < count:
                 room = self.reclaimer.make_room(thing.kind)
@@ -383,12 +389,10 @@ class Store:
                         raise
                     table.entries[start : first + len(placed)] = array("Q", placed[before:])
                     self._settle(thing, first, placed, before, count)
-                    waiting -= len(placed) - before
-                    self.waiting_pages -= len(placed) - before
             return True
         finally:
             with self.lock:
-                self.waiting_pages -= waiting
+                self._waiting.remove((thing, range(first, first + count)))
                 self.reclaimer.landed.notify_all()
 
     def _abandon(self, thing: TmemObject, first: int, count: int, placed: list[int]) -> None:
@@ -417,10 +421,14 @@ class Store:
 
     def _wait_for_lost(self, thing: TmemObject, first: int, count: int) -> None:
         """Return once none of the pages is lost only because its put still waits for room; `PageLost` if one is for
-        good."""
+        good: no put that waits is for it."""
         with self.lock:
-            while any(entry >= LOST for entry in thing.table.entries[first : first + count].tolist()):
-                if not self.waiting_pages:
+            while True:
+                entries = thing.table.entries[first : first + count].tolist()
+                lost = {page for page, entry in enumerate(entries, first) if entry >= LOST}
+                if not lost:
+                    return
+                if lost.difference(*(pages for other, pages in self._waiting if other is thing)):
                     raise PageLost(f"page {first} or one of {count} from there: its last write failed")
                 self.reclaimer.landed.wait()
 

@@ -153,6 +153,34 @@ def test_a_put_waits_for_a_flight_of_others(rng: random.Random, fails: bool) -> 
     check(store)
 
 
+def test_a_get_of_a_lost_page_does_not_wait_for_the_puts_of_others(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is lost for good: while a put of another page waits for a slow disk, the answer is there already."""
+    store, tier, thing = store_with_tier(budget_frames=2)
+    put(store, thing, 0, raw_page(rng), raw_page(rng))
+    with monkeypatch.context() as patch, pytest.raises(StoreFull):
+        patch.setattr(store.reclaimer, "make_room", lambda _queue: False)
+        put(store, thing, 3, raw_page(rng))
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        with pytest.raises(PageLost) as caught:
+            get(store, thing, 3)
+        failures.append(caught.value)
+
+    def read_meanwhile() -> None:
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        reader.join(timeout=10)
+        assert len(failures) == 1, "it waits"
+
+    tier.before_write = once(read_meanwhile)
+    put(store, thing, 5, raw_page(rng))
+    assert failures
+    check(store)
+
+
 def test_a_rejected_overwrite_then_reclaim_of_the_old_copy(rng: random.Random) -> None:
     """The put over page 0 fails; whatever becomes of the frame with its old zpage, the old data never comes back."""
     store, _, thing = store_with_tier(budget_frames=2, below_frames=2)
