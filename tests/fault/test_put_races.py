@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.pages import page_with_zpage_of, raw_page
+from tests.support.pages import page_with_zpage_of, raw_page, same_filled_page
 from tests.support.stores import (
     drop_clean_frames,
     get,
@@ -284,7 +284,7 @@ def test_a_partial_write_that_waits_for_room_meets_a_whole_one(rng: random.Rando
     """The page that it read, and is about to put, was overwritten while it waited: it starts again with the new one."""
     store, tier, thing = store_with_tier(budget_frames=2)
     put(store, thing, 0, raw_page(rng), raw_page(rng))
-    other = bytes(4096)
+    other = same_filled_page(1 << 31)
     tier.before_write = once(lambda: put(store, thing, 5, other))
     store.modify(thing, 5, 10, memoryview(raw_page(rng)[:4000]))  # a frame is needed, and none is free
     after = get(store, thing, 5)

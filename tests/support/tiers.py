@@ -25,6 +25,7 @@ class MemoryTier(SlotMap):
         self.write_sizes: list[int] = []
         self.before_write: Callable[[], None] = lambda: None
         self.before_read: Callable[[], None] = lambda: None
+        self.after_read: Callable[[], None] = lambda: None  # one that succeeded
 
     def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         self.before_write()
@@ -47,6 +48,7 @@ class MemoryTier(SlotMap):
             raise OSError(errno.EIO, "injected read error")
         for slot, frame in enumerate(frames, first_slot):
             frame[:] = self.medium[slot]
+        self.after_read()
 
     def _begin(self, first_slot: int, count: int, what: str) -> None:
         self.tries += 1
@@ -114,7 +116,15 @@ class FaultyTier(MemoryTier):
         """Whether a read of the slot may fail now although it is not spoiled."""
         return "read_error" in self._regime or "read_flip" in self._regime or slot in self.bad_slots
 
+    def successor(self) -> "FaultyTier":
+        """The same disk, as the next server will find it."""
+        tier = FaultyTier(self.slot_count, self.clock, self._rng)
+        tier.medium, tier._given, tier.bad_slots = dict(self.medium), dict(self._given), set(self.bad_slots)
+        tier._regime = self._regime
+        return tier
+
     def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        self.before_write()
         self._pass_time(first_slot)
         self._begin(first_slot, len(frames), "write")
         if self._happens("write_error"):
@@ -131,6 +141,7 @@ class FaultyTier(MemoryTier):
                 self.medium[slot] = bytes(frame)
 
     def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        self.before_read()
         self._pass_time(first_slot)
         self._begin(first_slot, len(frames), "read")
         if self._happens("read_error"):
@@ -141,6 +152,7 @@ class FaultyTier(MemoryTier):
             frame[:] = self.medium[slot]
             if self._happens("read_flip"):
                 frame[self._rng.randrange(self.frame_bytes)] ^= 1 << self._rng.randrange(8)
+        self.after_read()
 
     def _pass_time(self, slot: int) -> None:
         if self._happens("slow"):
@@ -151,7 +163,7 @@ class FaultyTier(MemoryTier):
             self.flip_bit(self._rng.choice(sorted(self.medium)), self._rng.randrange(self.frame_bytes))
         if self._happens("truncation"):
             end = self._rng.randrange(self.slot_count)
-            self.medium = {slot: frame for slot, frame in self.medium.items() if slot <= end}
+            self.medium = {slot: frame for slot, frame in list(self.medium.items()) if slot <= end}
 
     def _happens(self, fault: str) -> bool:
         if self._rng.random() >= self._regime.get(fault, 0.0):
