@@ -50,7 +50,9 @@ class Client:
         self.operations = 0
         self.log: deque[tuple[object, ...]] = deque(maxlen=40)  # the last operations, for a failure's message
         self.max_count = 24
+        self.may_lose = range(0)  # pages that are lost if the server dies within the operation
         self.may_be_full = False
+        self.is_alone = True  # no other threads use the store
         self._stamp = rng.getrandbits(32) << 24
         self._depth = 0
         self._busy = range(0)  # pages of the put or modify that this one is in the middle of
@@ -147,7 +149,7 @@ class Client:
         self.log.append(("put", first, count, self._depth))
         pages = [self._page() for _ in range(count)]
         outer, self._busy = self._busy, range(first, first + count)
-        self._begin(first, count)
+        self._begin(first, count, True)
         full = False
         try:
             self.store.put(self.thing, first, memoryview(b"".join(pages)))
@@ -164,10 +166,11 @@ class Client:
             made = [*pages]
         self._publish(first, made)
 
-    def _begin(self, first: int, count: int) -> None:
+    def _begin(self, first: int, count: int, writes: bool) -> None:
         if not self._depth:
             self._meanwhile.clear()
             self._about = range(first, first + count)
+            self.may_lose = self._about if writes else range(0)
 
     def _publish(self, first: int, made: list[bytes | None]) -> None:
         meanwhile = self._meanwhile
@@ -184,7 +187,7 @@ class Client:
         """What is read is what the dict says; an error has a reason."""
         self.operations += 1
         self.log.append(("get", first, count, self._depth))
-        self._begin(first, count)
+        self._begin(first, count, False)
         model = self.model
         wanted = [model.get(index, ZEROS) for index in range(first, first + count)]
         out = bytearray(count * PAGE_BYTES)
@@ -217,11 +220,14 @@ class Client:
             if index not in self._meanwhile:
                 self.unsure.pop(index, None)
                 model[index] = page
+                if self._depth:
+                    self._meanwhile[index] = [page]
 
     def flush(self, first: int, count: int) -> None:
         """Trimmed pages read as zeros."""
         self.operations += 1
         self.log.append(("flush", first, count, self._depth))
+        self._begin(first, count, False)
         self.store.flush(self.thing, first, count)
         stop = first + count
         if self._depth:
@@ -245,7 +251,7 @@ class Client:
         data = self._stamp.to_bytes(8, "little")[: PAGE_BYTES - offset] * rng.choice([1, 1, 100])
         data = data[: PAGE_BYTES - offset]
         self.log.append(("modify", index, offset, len(data), self._depth))
-        self._begin(index, 1)
+        self._begin(index, 1, True)
         outer, self._busy = self._busy, range(index, index + 1)
         try:
             self.store.modify(self.thing, index, offset, memoryview(data))
@@ -308,6 +314,8 @@ class Client:
     def _check_damaged(self, first: int, count: int) -> None:
         tier, frames = self.store.tier, self.store.frames
         assert isinstance(tier, FaultyTier)
+        if tier.faults and not self.is_alone:  # they may be others now
+            return
         for entry in self.thing.table.entries[first : first + count].tolist():
             slot = frames.below[entry & FRAME_MASK] if 0 < entry < SAME_FILLED else 0
             if slot and (tier.is_spoiled(slot) or tier.may_fail(slot)):

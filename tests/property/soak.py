@@ -46,7 +46,8 @@ def run_world(seed: int, operations: int) -> tuple[int, str]:
 def run_worlds(seed: int, operations: int, jobs: int) -> Iterator[tuple[int, str]]:
     """`operations` in worlds whose seeds follow from `seed`, in `jobs` processes; yields as `run_world` does, until
     something is found."""
-    seeds = iter(random.Random(seed).getrandbits(48) for _ in range(-(-operations // WORLD_OPERATIONS)))
+    rng = random.Random(seed)
+    seeds = iter([rng.getrandbits(48) for _ in range(-(-operations // WORLD_OPERATIONS))])
     running: dict[Future[tuple[int, str]], int] = {}
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         try:

@@ -59,6 +59,7 @@ class World:
         self.death_every = rng.choice([0, 60, 400]) if self.has_image and self.threads == 1 else 0
         self.deaths = 0
         self._is_happening = False
+        self._found: Exception | None = None
         self.descriptor = new_descriptor() if self.has_image else -1
         self.page_count = stop
         store, thing = self._store()
@@ -71,6 +72,7 @@ class World:
         ]
         for client in self.clients:
             client.may_be_full, client.max_count = self.may_be_full, max_count
+            client.is_alone = self.threads == 1
         if not self.has_image and rng.random() < 0.4:
             ephemeral = new_object(store, EPHEMERAL_PAGES, Kind.EPHEMERAL)
             self.clients.append(
@@ -137,12 +139,17 @@ class World:
         if self._is_happening:
             return
         self._is_happening = True
-        while rng.random() < self.busy_share:
-            if rng.random() < 0.15:
-                self.store.reclaimer.clean_some()
-            else:
-                rng.choice(self.clients).meanwhile()
-        self._is_happening = False
+        try:
+            while rng.random() < self.busy_share:
+                if rng.random() < 0.15:
+                    self.store.reclaimer.clean_some()
+                else:
+                    rng.choice(self.clients).meanwhile()
+        except Exception as error:  # which a flight takes for its tier's
+            self._found = error
+            raise
+        finally:
+            self._is_happening = False
 
     def _pause(self) -> None:
         if self.rng.random() < self.busy_share:
@@ -178,6 +185,8 @@ class World:
                 self._change_faults()
             else:
                 rng.choice(self.clients).act()
+            if self._found:
+                raise self._found
             if done >= next_check:
                 next_check = done + CHECK_EVERY
                 check(self.store)
@@ -252,12 +261,13 @@ class World:
         left: list[tuple[int, FaultyTier]] = []
         line = self.rng.choice([self.rng.randrange(1, 40), self.rng.randrange(1, 400)])
         act: Callable[[], object] = client.act if self.rng.random() < 0.85 else self.store.reclaimer.clean_some
+        client.may_lose = range(0)
         with Death(line, lambda: left.append((copy_image(self.descriptor), tier.successor()))):
             act()
         if not left:
             return
         zeros: list[bytes | None] = [bytes(4096)]
-        changed = set(client._meanwhile)
+        changed = {*client._meanwhile, *client.may_lose}
         changed.update(i for i in before.keys() | client.model.keys() if self._allowed(i) != before.get(i, zeros))
         for index in changed:
             possible = [*before.get(index, zeros), *self._allowed(index), *client._meanwhile.get(index, ()), None]
