@@ -316,6 +316,8 @@ class Client:
         assert isinstance(tier, FaultyTier)
         if tier.faults and not self.is_alone:  # they may be others now
             return
+        if tier.bad_slots and "slow" in tier.faults:  # no patience left to read apart what failed in one read
+            return
         for entry in self.thing.table.entries[first : first + count].tolist():
             slot = frames.below[entry & FRAME_MASK] if 0 < entry < SAME_FILLED else 0
             if slot and (tier.is_spoiled(slot) or tier.may_fail(slot)):
