@@ -175,9 +175,10 @@ class Server:
         try:
             warm_up(self.config.codec, tier, seal)
         except PageDamaged as error:
-            raise EnvironmentProblem(
-                f"backing={self.config.backing}: what is written there does not come back ({error}); give another disk"
-            ) from None
+            trouble = f"backing={self.config.backing}: what is written there does not come back ({error})"
+            if not self.device.store.statistics.stored_pages:
+                raise EnvironmentProblem(f"{trouble}; give another disk") from None
+            _say(f"WARNING: {trouble}; going on, with the pages that a predecessor left")
 
     def count_connection(self, change: int) -> None:
         """A connection was opened (1), or has ended with all its requests (-1)."""

@@ -14,6 +14,18 @@ from zcache.errors import ZcacheError
 
 DEFAULT_CONTROL: Final = Path("/run/zcache/control")
 
+#: Counters that are 0 as long as nothing was ever wrong.
+TROUBLES: Final = (
+    "failed_puts",
+    "checksum_errors",
+    "decode_errors",
+    "writeback_errors",
+    "fetch_errors",
+    "fetch_retries",
+    "slow_writes",
+    "slow_reads",
+)
+
 
 def main() -> int:
     """Exit status: 0; 1 when the books do not balance; 2 when there is no answer."""
@@ -46,7 +58,7 @@ def main() -> int:
 
 
 def _print_status(status: dict[str, Any]) -> None:
-    """A table in the manner of zramctl, and what needs attention below it."""
+    """A table in the manner of zramctl; below it whether all is well, and if not, why."""
     table = Table(box=None, pad_edge=False)
     stored_bytes = status["stored_pages"] * 4096
     columns = {
@@ -71,21 +83,14 @@ def _print_status(status: dict[str, Any]) -> None:
     table.add_row(*map(str, columns.values()))
     console = Console(width=max(120, Console().width))
     console.print(table)
-    troubles = [
-        f"{status[name]} {name.replace('_', ' ')}"
-        for name in (
-            "lost_pages",
-            "failed_puts",
-            "checksum_errors",
-            "decode_errors",
-            "writeback_errors",
-            "fetch_errors",
-        )
-        if status[name]
-    ]
-    troubles += [f"not protected: {name}" for name, holds in status["hardening"].items() if not holds]
+    lines = [f"state: {status['state'].upper()}", *(f"  {reason}" for reason in status["reasons"])]
+    troubles = [f"{status[name]} {name.replace('_', ' ')}" for name in TROUBLES if status[name]]
     if troubles:
-        console.print("attention: " + "; ".join(troubles))
+        lines.append("since the start: " + ", ".join(troubles))
+    exposed = [name for name, holds in status["hardening"].items() if not holds]
+    if exposed:
+        lines.append("not protected: " + ", ".join(exposed))
+    print("\n".join(lines))
 
 
 def _human(size_bytes: float) -> str:

@@ -9,13 +9,23 @@ away.
 A frame is read into a RAM slot beside the budget. If the budget has a free slot, or a CLEAN frame to drop for it, the
 slot becomes the frame's home and the other takes its place (COLD -> CLEAN, no copy): its neighbours will be found in
 RAM. It never costs a DIRTY frame its place.
+
+A read that fails kills the task whose page it was, so a frame is not given up at the first error: it is read again,
+alone (its neighbours in the run may be sound), at once and then after each of `RETRY_PAUSES_SECONDS`. A wrong seal is
+read again once: a bit that flipped on the way is right on the disk. All that begins within `PATIENCE_SECONDS` of the
+first read or not at all, so a request is held up by pauses for 1.4 s at most; and there are none when nothing could be
+read for that long: then the disk is dead, and whoever waits behind this request is not helped by waiting.
 """
 
+import contextlib
 import threading
 from collections.abc import Sequence
+from typing import Final
 
+from zcache.backoff import PATIENCE_SECONDS
 from zcache.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFFSET_SHIFT, SAME_FILLED
 from zcache.errors import PageDamaged
+from zcache.health import SEAL_BROKEN, UNREADABLE, Health, describe
 from zcache.pageframes import PageFrames, State
 from zcache.seals import Seal
 from zcache.statistics import Statistics
@@ -23,11 +33,14 @@ from zcache.tiers import Tier
 
 __all__ = ["Fetcher"]
 
+#: Before a frame is read for the third time, and the fourth: link resets and path failovers take tenths of a second.
+RETRY_PAUSES_SECONDS: Final = (0.1, 0.4)
+
 
 class _Job:
     """One frame to read: what was known of it under the lock, and the run's pages that are in it."""
 
-    __slots__ = ("below", "birth", "failed", "frame", "pages", "seal", "slot")
+    __slots__ = ("below", "birth", "failed", "frame", "pages", "seal", "slot", "wrong")
 
     def __init__(self, frames: PageFrames, frame: int, slot: int, pages: list[int]) -> None:
         self.frame = frame
@@ -36,20 +49,22 @@ class _Job:
         self.below = frames.below[frame]
         self.birth = frames.birth[frame]
         self.seal = frames.seal_of(frame)
-        self.failed: str | None = None
+        self.failed: str | None = None  # why its pages cannot be had
+        self.wrong = ""  # the same, in `Health`'s words
 
 
 class Fetcher:
     """Reads cold frames; one for a store, called by any number of threads without the lock."""
 
     def __init__(
-        self, frames: PageFrames, tier: Tier, seal: Seal, lock: threading.Lock, statistics: Statistics
+        self, frames: PageFrames, tier: Tier, seal: Seal, lock: threading.Lock, statistics: Statistics, health: Health
     ) -> None:
         self._frames = frames
         self._tier = tier
         self._seal = seal
         self._lock = lock
         self._statistics = statistics
+        self._health = health
         self._slot_returned = threading.Condition(lock)
 
     def fetch(self, table: memoryview, first: int, cold: list[int], entries: list[int], bodies: list[bytes]) -> None:
@@ -98,6 +113,7 @@ class Fetcher:
 
     def _read(self, jobs: list[_Job]) -> None:
         """Without the lock: read all frames, neighbours below in one go, and open their seals."""
+        patience_ends = self._health.clock.now() + PATIENCE_SECONDS
         jobs.sort(key=lambda job: job.below)
         size, ram = self._frames.frame_bytes, self._frames.ram_view
         views = [ram[job.slot * size : (job.slot + 1) * size] for job in jobs]
@@ -106,14 +122,58 @@ class Fetcher:
             if stop < len(jobs) and jobs[stop].below == jobs[stop - 1].below + 1:
                 continue
             try:
-                self._tier.read(jobs[start].below, views[start:stop])
+                self._transfer(jobs[start].below, views[start:stop])
             except OSError as error:
-                for job in jobs[start:stop]:
-                    job.failed = f"reading slot {job.below}: {error.strerror}"
+                for job, view in zip(jobs[start:stop], views[start:stop], strict=True):
+                    self._read_again(job, view, error, patience_ends)
             start = stop
         for job, view in zip(jobs, views, strict=True):
-            if not job.failed and not self._seal.opens(job.frame, job.birth, job.seal, view):
-                job.failed = f"what is in slot {job.below} is not what was sealed"
+            if not job.failed and not self._opens(job, view):
+                self._verify_again(job, view)
+
+    def _read_again(self, job: _Job, view: memoryview, error: OSError, patience_ends: float) -> None:
+        """One frame, after a read that it was in has failed: until it is there, or is not worth another try."""
+        clock, reading = self._health.clock, self._health.reading
+        for pause in (0.0, *RETRY_PAUSES_SECONDS):
+            if clock.now() >= patience_ends or (pause and reading.failures and not reading.patience_seconds()):
+                break
+            clock.sleep(pause)
+            try:
+                with self._lock:
+                    self._statistics.fetch_retries += 1
+                self._transfer(job.below, [view])
+                return
+            except OSError as again:
+                error = again
+        with self._lock:
+            reading.failed(describe(error))
+        job.failed, job.wrong = f"reading slot {job.below}: {error.strerror}", UNREADABLE
+
+    def _verify_again(self, job: _Job, view: memoryview) -> None:
+        """One frame that was read, and is not what was written: was it the reading?"""
+        with self._lock:
+            self._statistics.fetch_retries += 1
+        with contextlib.suppress(OSError):
+            self._transfer(job.below, [view])
+        if not self._opens(job, view):
+            job.failed, job.wrong = f"what is in slot {job.below} is not what was sealed", SEAL_BROKEN
+
+    def _opens(self, job: _Job, view: memoryview) -> bool:
+        return self._seal.opens(job.frame, job.birth, job.seal, view)
+
+    def _transfer(self, first_slot: int, views: list[memoryview]) -> None:
+        """One read, timed; a success ends what trouble there was."""
+        health = self._health
+        transfer = health.begin_transfer()
+        try:
+            self._tier.read(first_slot, views)
+        finally:
+            if health.end_transfer(transfer):
+                with self._lock:
+                    self._statistics.slow_reads += 1
+        if health.reading.failures:
+            with self._lock:
+                health.reading.succeeded()
 
     def _take_over(
         self, jobs: list[_Job], table: memoryview, first: int, entries: list[int], bodies: list[bytes]
@@ -127,9 +187,11 @@ class Fetcher:
                 if job.failed:
                     if valid:
                         damage = job.failed
-                        statistics.checksum_errors += "sealed" in job.failed
-                        statistics.fetch_errors += "reading" in job.failed
+                        statistics.checksum_errors += job.wrong == SEAL_BROKEN
+                        statistics.fetch_errors += job.wrong == UNREADABLE
+                        self._health.mark(job.frame, job.birth, job.wrong)
                 else:
+                    self._health.unmark(job.frame)
                     for index in valid:
                         bodies[index] = _body(frames, job.slot, entries[index])
                     statistics.fetched_frames += 1

@@ -10,8 +10,14 @@ One flight: under the lock, reserve a run of slots below and isolate as many of 
 now: nobody changes their bytes or reuses their RAM); without the lock, seal and write them; under the lock, they land
 as CLEAN, or go straight to FREE if all their pages died meanwhile. A write that fails puts them back as the oldest.
 
-Law: work between two looks at the lock is bounded by the batch. Nothing here waits for anything but the tier and
-other flights.
+A tier that fails is tried again with `Backoff`: by background reclaim, and by a put that needs room, one of them at a
+time. A put for which there is no room waits while that trouble is younger than `PATIENCE_SECONDS`, and fails at once
+when it is older: it is held up for that long and two writes, at most. The next try writes to other slots, because slots
+are handed out next-fit; so a bad spot below costs a rest, and not the tier. A write that neither fails nor ends is
+waited for: giving up would leave its frames in RAM all the same, and the disk's driver has a timeout of its own.
+
+Law: work between two looks at the lock is bounded by the batch. Nothing here waits for anything but the tier,
+other flights, and a rest.
 """
 
 import threading
@@ -19,7 +25,9 @@ from collections.abc import Callable
 from typing import Final
 
 from zcache.allocators import Allocator
+from zcache.backoff import FIRST_REST_SECONDS
 from zcache.hardening.threads import begin_own_thread
+from zcache.health import Health, describe
 from zcache.pageframes import PageFrames
 from zcache.pageframes.frames import Queue
 from zcache.seals import Seal
@@ -31,9 +39,6 @@ from zcache.tiers import Tier
 BATCH_FRAMES: Final = 128
 #: Frames in one synchronous flight: its put waits for the whole of it.
 SYNC_BATCH_FRAMES: Final = 32
-
-#: How long background reclaim rests after a failed write before it tries again.
-RETRY_SECONDS: Final = 1.0
 
 
 class Reclaimer:
@@ -47,6 +52,7 @@ class Reclaimer:
         seal: Seal,
         lock: threading.Lock,
         statistics: Statistics,
+        health: Health,
         forget: Callable[[int], None],
     ) -> None:
         self._frames = frames
@@ -55,6 +61,7 @@ class Reclaimer:
         self._seal = seal
         self._lock = lock
         self._statistics = statistics
+        self._health = health
         self._forget = forget
         # Between 1/32 and 1/16 of the budget: at 160 MiB, 5 MiB of frames are ready before reclaim wakes, and 10 MiB
         # when it rests.
@@ -74,23 +81,36 @@ class Reclaimer:
 
     def make_room(self, queue: int) -> bool:
         """Called without the lock by a put that found no frame. False: there is no room, and waiting will not help."""
-        with self._lock:
-            if queue == Queue.EPHEMERAL:
-                return self._evict_oldest_ephemeral()
-            while True:
+        writing = self._health.writing
+        while True:
+            with self._lock:
+                if queue == Queue.EPHEMERAL:
+                    return self._evict_oldest_ephemeral()
                 if self._frames.available or self._evict_oldest_ephemeral():
                     return True
-                first_slot, first_birth, batch = self._start_flight(SYNC_BATCH_FRAMES)
-                if batch:
-                    break
-                if not self._frames.in_flight:
+                can_clean = self._can_clean()
+                if not can_clean and not self._frames.in_flight:
                     return False
-                self.landed.wait()
-        if self._fly(first_slot, first_birth, batch):
-            with self._lock:
-                self._statistics.reclaim_sync += len(batch)
+                if not (can_clean and writing.begin_try()):
+                    if not self._wait_for_landing():
+                        return False
+                    continue
+                first_slot, first_birth, batch = self._start_flight(SYNC_BATCH_FRAMES)
+            if self._fly(first_slot, first_birth, batch):
+                with self._lock:
+                    self._statistics.reclaim_sync += len(batch)
+                return True
+
+    def _wait_for_landing(self) -> bool:
+        """Under the lock: a flight has ended, or it may be time for the next try. False: no more patience."""
+        writing = self._health.writing
+        if not writing.failures:
+            self.landed.wait()
             return True
-        return self._frames.available > 0
+        patience = writing.patience_seconds()
+        if patience:
+            self._health.clock.wait(self.landed, min(patience, max(writing.rest_seconds(), FIRST_REST_SECONDS)))
+        return patience > 0
 
     # -- the background thread --------------------------------------------------------------------------------------
 
@@ -112,19 +132,27 @@ class Reclaimer:
         while not self._stopped.is_set():
             self._wake.wait()
             self._wake.clear()
-            while not self._stopped.is_set() and self._frames.available < self.high_watermark:
+            while not self._stopped.is_set() and self.wants_to_clean():
                 arrived = self.clean_some()
                 if arrived is None:
                     break
                 if not arrived:
-                    self._stopped.wait(RETRY_SECONDS)
+                    self._stopped.wait(self._health.writing.rest_seconds())
+
+    def wants_to_clean(self) -> bool:
+        """Whether background reclaim goes on: few frames are available, or it is yet to be seen that writes work
+        again."""
+        return self._frames.available < self.high_watermark or self._health.writing.failures > 0
 
     def clean_some(self) -> bool | None:
-        """One background flight. None: there is nothing to clean, or no room below."""
+        """One background flight; False: it failed, or it is too early for another try. None: there is nothing to
+        clean, or no room below."""
         with self._lock:
+            if not self._can_clean():
+                return None
+            if not self._health.writing.begin_try():
+                return False
             first_slot, first_birth, batch = self._start_flight(BATCH_FRAMES)
-        if not batch:
-            return None
         arrived = self._fly(first_slot, first_birth, batch)
         if arrived:
             with self._lock:
@@ -133,13 +161,18 @@ class Reclaimer:
 
     # -- one flight -------------------------------------------------------------------------------------------------
 
-    def _start_flight(self, limit: int) -> tuple[int, int, list[int]]:
-        """Under the lock: the first slot below, the first birth, and the frames that they are for, now in WRITEBACK.
+    def _can_clean(self) -> bool:
+        """Under the lock: whether there is a frame to clean, and room below for it."""
+        tier = self._tier
+        return (
+            tier is not None and self._frames.queue_length[Queue.PERSISTENT] > 0 and tier.used_slots < tier.slot_count
+        )
 
-        No frames: there is nothing to do."""
+    def _start_flight(self, limit: int) -> tuple[int, int, list[int]]:
+        """Under the lock, after `_can_clean`: the first slot below, the first birth, and the frames that they are for,
+        now in WRITEBACK."""
+        assert self._tier
         waiting = self._frames.queue_length[Queue.PERSISTENT]
-        if self._tier is None or not waiting:
-            return 0, 0, []
         first_slot, count = self._tier.reserve(min(limit, waiting))
         batch = self._frames.isolate_oldest(count, self._allocator.retire)
         for slot in range(first_slot + len(batch), first_slot + count):
@@ -149,19 +182,22 @@ class Reclaimer:
     def _fly(self, first_slot: int, first_birth: int, batch: list[int]) -> bool:
         """Without the lock: seal and write; then land the frames. False: the tier failed, and the frames are DIRTY
         again."""
-        frames, tier = self._frames, self._tier
+        frames, tier, health = self._frames, self._tier, self._health
         assert tier
         size = frames.frame_bytes
         seals: list[bytes] = []
+        failure = ""
+        transfer = health.begin_transfer()
         try:
             starts = [frames.home[frame] * size for frame in batch]
             views = [frames.ram_view[start : start + size] for start in starts]
             with self._seal.sealed(batch, first_birth, views) as (bodies, seals):
                 tier.write(first_slot, bodies)
-            arrived = True
-        except Exception:  # whatever it is, frames that stayed in flight would be waited for for ever
-            arrived = False
+        except Exception as error:  # whatever it is, frames that stayed in flight would be waited for for ever
+            failure = describe(error)
+        arrived = not failure
         with self._lock:
+            self._statistics.slow_writes += health.end_transfer(transfer)
             for index, frame in enumerate(batch):
                 if arrived:
                     self.release_below(frames.land(frame, first_slot + index, first_birth + index, seals[index]))
@@ -170,7 +206,11 @@ class Reclaimer:
             if not arrived:
                 for frame in reversed(batch):  # each becomes the oldest, so the oldest goes back last
                     frames.abort(frame)
+                health.writing.failed(failure)
                 self._statistics.writeback_errors += 1
+                self._statistics.writeback_kept_frames += len(batch)
+            else:
+                health.writing.succeeded()
             self._statistics.writeback_batches += 1
             self.landed.notify_all()
         return arrived

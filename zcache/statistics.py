@@ -63,8 +63,12 @@ class Statistics:
     # damage
     checksum_errors: int = 0
     decode_errors: int = 0
-    writeback_errors: int = 0
+    writeback_errors: int = 0  # flights that failed
+    writeback_kept_frames: int = 0  # frames of failed flights, which stayed in RAM
     fetch_errors: int = 0
+    fetch_retries: int = 0  # frames read again within their request, after an error or a wrong seal
+    slow_writes: int = 0  # flights that took longer than a second
+    slow_reads: int = 0
 
     def account(self, entries: Iterable[int], ephemeral: int, sign: int) -> None:
         """Add (`sign` 1) or take away (-1) pages by their page-table entries; `ephemeral` is their pool's kind."""

@@ -35,10 +35,14 @@ def gather_status(store: Store, pages: TmemObject, protections: dict[str, bool])
             "backing_frames": tier.used_slots if tier else 0,
             "backing_capacity_frames": tier.slot_count if tier else 0,
         }
+        lost_pages = status["lost_pages"] - store.waiting_pages
+        reasons = store.health.reasons(frames, lost_pages, status["decode_errors"])
     status["written_back_frames"] = status["reclaim_background"] + status["reclaim_sync"]
     zpages = status["stored_pages"] - status["same_filled_pages"]
     used_frames = status["resident_frames"] + status["cold_frames"]
     return {
+        "state": "degraded" if reasons else "ok",
+        "reasons": reasons,
         "size_bytes": pages.page_count * 4096,
         "budget_bytes": frames.budget_frames * frame_bytes,
         "frame_bytes": frame_bytes,

@@ -26,10 +26,12 @@ from lz4.block import decompress as lz4_decompress
 from zcache.admission import reject_poor
 from zcache.allocators import Allocator
 from zcache.allocators.zbud import FRAME_BYTES, Zbud
+from zcache.backoff import Clock
 from zcache.codec import LZ4, RAW, WORD, Codec, decoders, decompress
 from zcache.entry import CODEC_SHIFT, LENGTH_SHIFT, LOST, PAGE_BYTES, SAME_FILLED, zpage_tag
 from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.fetch import Fetcher
+from zcache.health import Health
 from zcache.image import Image
 from zcache.page_table import LOST_RUN, MAX_RUN_PAGES
 from zcache.pageframes import PageFrames
@@ -61,6 +63,7 @@ class Store:
         tier: Tier | None = None,
         seal: Seal = CRC,
         image: Image | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.codec = codec
         self.tier = tier
@@ -72,26 +75,34 @@ class Store:
             budget_bytes // FRAME_BYTES, tier.slot_count if tier else 0, FRAME_BYTES, seal.seal_bytes, image
         )
         self.allocator: Allocator = Zbud(self.frames, self._release_below)
-        self.reclaimer = Reclaimer(self.frames, self.allocator, tier, seal, self.lock, self.statistics, self._forget)
-        self._fetcher = Fetcher(self.frames, tier, seal, self.lock, self.statistics) if tier else None
+        self.health = Health(clock or Clock())
+        self.reclaimer = Reclaimer(
+            self.frames, self.allocator, tier, seal, self.lock, self.statistics, self.health, self._forget
+        )
+        self._fetcher = Fetcher(self.frames, tier, seal, self.lock, self.statistics, self.health) if tier else None
         self._partial_write = PartialWrite()
-        self._waiting_puts = 0  # puts that wait for room, with pages LOST for the time being
+        self._waiting: list[tuple[TmemObject, range]] = []  # puts that wait for room: LOST for the time being
 
     # -- put (hot) --------------------------------------------------------------------------------------------------
 
     def put(self, thing: TmemObject, first: int, data: memoryview) -> None:
         """Store whole pages: `data` (format B, a multiple of 4096 bytes) becomes pages `first` and following.
 
-        Raises `StoreFull` (persistent pools only); pages that found no room are then lost, those before them are
-        stored.
+        Raises `StoreFull` (persistent pools only); pages that found no room are then lost, all others are stored.
         """
         size_bytes = len(data)
         if size_bytes <= MAX_RUN_PAGES * PAGE_BYTES:
             self._put_run(thing, first, data)
             return
+        failure = None
         for start in range(0, size_bytes, MAX_RUN_PAGES * PAGE_BYTES):
             run = data[start : start + MAX_RUN_PAGES * PAGE_BYTES]
-            self._put_run(thing, first + (start >> 12), run)
+            try:
+                self._put_run(thing, first + (start >> 12), run)
+            except StoreFull as full:  # the runs after it must not keep what they had
+                failure = full
+        if failure:
+            raise failure
 
     def _put_run(self, thing: TmemObject, first: int, data: memoryview, modifier: bool = False) -> bool:
         """One run. False, and nothing is done, if the caller is `modify` and its page was written meanwhile."""
@@ -161,7 +172,8 @@ class Store:
                 statistics.same_filled_pages += same_filled
             else:
                 self._settle(thing, first, placed, 0, count)
-                self._waiting_puts += done < count
+                if done < count:
+                    self._waiting.append((thing, range(first, last)))
         except BaseException:
             self._abandon(thing, first, count, placed)
             raise
@@ -329,6 +341,12 @@ class Store:
         self.seal.populate()
         self.fault_ahead()
 
+    @property
+    def waiting_pages(self) -> int:
+        """Under the lock: how many pages are LOST for the time being only."""
+        pages = {(thing, page) for thing, run in self._waiting for page in run}
+        return sum(thing.table.entries[page] >= LOST for thing, page in pages)
+
     def is_populated(self) -> bool:
         """Whether all RAM slots are in memory, asked of the kernel."""
         return self.frames.is_populated()
@@ -381,7 +399,7 @@ class Store:
             return True
         finally:
             with self.lock:
-                self._waiting_puts -= 1
+                self._waiting.remove((thing, range(first, first + count)))
                 self.reclaimer.landed.notify_all()
 
     def _abandon(self, thing: TmemObject, first: int, count: int, placed: list[int]) -> None:
@@ -410,10 +428,14 @@ class Store:
 
     def _wait_for_lost(self, thing: TmemObject, first: int, count: int) -> None:
         """Return once none of the pages is lost only because its put still waits for room; `PageLost` if one is for
-        good."""
+        good: no put that waits is for it."""
         with self.lock:
-            while any(entry >= LOST for entry in thing.table.entries[first : first + count].tolist()):
-                if not self._waiting_puts:
+            while True:
+                entries = thing.table.entries[first : first + count].tolist()
+                lost = {page for page, entry in enumerate(entries, first) if entry >= LOST}
+                if not lost:
+                    return
+                if lost.difference(*(pages for other, pages in self._waiting if other is thing)):
                     raise PageLost(f"page {first} or one of {count} from there: its last write failed")
                 self.reclaimer.landed.wait()
 

@@ -19,7 +19,7 @@ from zcache.page_table import MAX_RUN_PAGES
 from zcache.seals import Seal
 from zcache.store import Store
 from zcache.tiers import Tier
-from zcache.tmem import Kind
+from zcache.tmem import Kind, TmemObject
 
 FRAMES: Final = 2 * MAX_RUN_PAGES
 ROUNDS: Final = 8  # CPython specialises a function's byte code after eight calls
@@ -41,6 +41,18 @@ def warm_up(codec: Codec, tier: Tier | None, seal: Seal) -> None:
         mixed[start : start + 32 * (index + 32)] = bytes(32 * (index + 32))
     mixed[: 2 * PAGE_BYTES] = bytes(PAGE_BYTES) + b"zcache !" * (PAGE_BYTES // 8)
     out = memoryview(bytearray(MAX_RUN_PAGES * PAGE_BYTES))
+    try:
+        _run_all(store, pages, raw, mixed, out)
+        _refuse_once(seal, memoryview(mixed)[-PAGE_BYTES:])
+        if store.statistics.writeback_errors:
+            raise PageDamaged(f"a write failed: {store.health.writing.last_error}")
+        check(store)
+    finally:
+        store.flush_pool(pool)
+    check(store)
+
+
+def _run_all(store: Store, pages: TmemObject, raw: bytes, mixed: bytearray, out: memoryview) -> None:
     for _ in range(ROUNDS):
         for number in range(4 * FRAMES // MAX_RUN_PAGES):
             first = number * MAX_RUN_PAGES
@@ -57,12 +69,6 @@ def warm_up(codec: Codec, tier: Tier | None, seal: Seal) -> None:
             with contextlib.suppress(PageLost):
                 store.get(pages, page, out[: 8 * PAGE_BYTES])
         store.flush(pages, 1, FRAMES)
-        _refuse_once(seal, memoryview(mixed)[-PAGE_BYTES:])
-    if store.statistics.writeback_errors:
-        raise PageDamaged("a write failed")
-    check(store)
-    store.flush_pool(pool)
-    check(store)
 
 
 def _refuse_once(seal: Seal, frame: memoryview) -> None:

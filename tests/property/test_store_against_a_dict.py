@@ -38,7 +38,7 @@ class StoreAgainstADict(RuleBasedStateMachine):
     )
     def build(self, budget: int, codec: str, encrypt: str) -> None:
         below = PAGES - budget if self.fits else 6
-        self.store = small_store(budget, below, codec, encrypt)
+        self.store = small_store(budget, below, codec, encrypt=encrypt)
         assert isinstance(self.store.tier, MemoryTier)
         self.tier = self.store.tier
         self.device = new_object(self.store, PAGES)

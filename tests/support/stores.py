@@ -1,27 +1,58 @@
 """Stores for tests, and shorthands to talk to them in bytes."""
 
+import functools
 import os
+import random
+import threading
+import time
+from collections.abc import Callable
 
+from tests.support.clock import FakeClock
+from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.seals import new_seal
 from tests.support.tiers import MemoryTier
 from zcache.codec import parse_codec
+from zcache.entry import decode_zpage
 from zcache.image import Geometry, Image
-from zcache.pageframes.frames import slots_of
+from zcache.pageframes import State
+from zcache.pageframes.frames import Queue, slots_of
 from zcache.rebuild import rebuild
 from zcache.store import Store
 from zcache.tmem import Kind, TmemObject
 
 PAGE_BYTES = 4096
 
+parse = functools.cache(parse_codec)  # a codec's contexts take memory: the same for all stores
 
-def small_store(budget_frames: int = 8, below_frames: int = 0, codec: str = "lz4", encrypt: str = "no") -> Store:
-    """A store without threads: background reclaim happens when the test calls `store.reclaimer.clean_some()`."""
-    tier = MemoryTier(below_frames) if below_frames else None
-    return Store(budget_bytes=budget_frames * PAGE_BYTES, codec=parse_codec(codec), tier=tier, seal=new_seal(encrypt))
+
+#: What `encrypt=` is where a test does not say: tests/fault runs with either.
+default_encrypt = "no"
+
+
+def small_store(
+    budget_frames: int = 8,
+    below_frames: int = 0,
+    codec: str = "lz4",
+    clock: FakeClock | None = None,
+    tier: MemoryTier | None = None,
+    encrypt: str | None = None,
+) -> Store:
+    """A store without threads: background reclaim happens when the test calls `store.reclaimer.clean_some()`, and time
+    passes when somebody waits for it. Over `tier`, or one that is made with `below_frames`."""
+    clock = clock or (tier.clock if tier else FakeClock())
+    if below_frames:
+        tier = MemoryTier(below_frames, clock=clock)
+    seal = new_seal(encrypt or default_encrypt)
+    return Store(budget_bytes=budget_frames * PAGE_BYTES, codec=parse(codec), tier=tier, seal=seal, clock=clock)
 
 
 def store_with_image(
-    descriptor: int, page_count: int, budget_frames: int, tier: MemoryTier, encrypt: str = "no"
+    descriptor: int,
+    page_count: int,
+    budget_frames: int,
+    tier: MemoryTier,
+    encrypt: str = "no",
+    codec: str = "lz4",
 ) -> tuple[Store, TmemObject]:
     """A store over an image, and its object: made in an empty memfd, or taken over from whoever had it before."""
     frame_count = budget_frames + tier.slot_count
@@ -30,10 +61,11 @@ def store_with_image(
     image = Image.open(descriptor, geometry)
     store = Store(
         budget_bytes=budget_frames * PAGE_BYTES,
-        codec=parse_codec("lz4"),
+        codec=parse(codec),
         tier=tier,
         seal=new_seal(encrypt, image.secret),
         image=image,
+        clock=tier.clock,
     )
     pool = store.tmem.new_pool(Kind.PERSISTENT)
     thing = store.tmem.new_object(pool, 0, page_count, image.section("entries"))
@@ -61,3 +93,48 @@ def get(store: Store, thing: TmemObject, first: int, count: int = 1) -> bytes:
 def is_miss(store: Store, thing: TmemObject, index: int) -> bool:
     with memoryview(bytearray(PAGE_BYTES)) as view:
         return store.get(thing, index, view) == 1
+
+
+def store_with_tier(budget_frames: int = 4, below_frames: int = 8) -> tuple[Store, MemoryTier, TmemObject]:
+    store = small_store(budget_frames, below_frames)
+    assert isinstance(store.tier, MemoryTier)
+    return store, store.tier, new_object(store, 16)
+
+
+def once(action: Callable[[], None]) -> Callable[[], None]:
+    """The action at the first call, nothing after that."""
+    pending = [action]
+
+    def act() -> None:
+        if pending:
+            pending.pop()()
+
+    return act
+
+
+def make_cold(store: Store, thing: TmemObject, rng: random.Random) -> bytes:
+    """Page 0 is put and pushed below; returns it."""
+    page = page_with_zpage_of(rng, 1000)
+    put(store, thing, 0, page)
+    store.reclaimer.clean_some()
+    put(store, thing, 8, *(raw_page(rng) for _ in range(4)))
+    assert store.frames.state[decode_zpage(thing.table.entries[0]).frame] == State.COLD
+    return page
+
+
+def drop_clean_frames(store: Store) -> None:
+    """All frames that are below are there only, from here on."""
+    while store.frames.queue_length[Queue.CLEAN]:
+        store.frames._put_free_slot(store.frames._drop_oldest_clean())
+
+
+def frame_of(thing: TmemObject, index: int) -> int:
+    """The frame that a page's zpage is in."""
+    return decode_zpage(thing.table.entries[index]).frame
+
+
+def wait_for_a_waiter(store: Store, thread: threading.Thread) -> None:
+    """Until a thread waits for a flight to land."""
+    while not store.reclaimer.landed._waiters:  # type: ignore[attr-defined]
+        assert thread.is_alive(), "it did not wait"
+        time.sleep(0.001)

@@ -7,11 +7,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 #: From the bottom up. A module may import from its own row and from rows above it in this list, never from below it.
 LAYERS = [
-    ["zcache.errors", "zcache.libc", "zcache.meminfo"],
+    ["zcache.backoff", "zcache.errors", "zcache.libc", "zcache.meminfo"],
     ["zcache.entry", "zcache.image"],
     ["zcache.flat_array"],
     ["zcache.codec", "zcache.seals", "zcache.page_table", "zcache.pageframes", "zcache.tiers", "zcache.hardening"],
-    ["zcache.statistics"],
+    ["zcache.health", "zcache.statistics"],
     ["zcache.allocators", "zcache.tmem", "zcache.admission"],
     ["zcache.reclaim", "zcache.partial_write"],
     ["zcache.fetch"],

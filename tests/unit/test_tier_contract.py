@@ -13,12 +13,14 @@ from zcache.tiers.backing_file import BackingFile
 FRAME_BYTES = 4096
 
 
-@pytest.fixture(params=["memory", "file"])
-def tier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tier]:
+@pytest.fixture(params=["memory", "file", "file without O_DIRECT"])
+def tier(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tier]:
     made: Tier
     if request.param == "memory":
         made = MemoryTier(64)
     else:
+        if request.param != "file":
+            monkeypatch.setattr("zcache.tiers.backing_file._try_direct", lambda *_arguments: False)
         made = BackingFile.open(
             tmp_path / "b", needed_bytes=0, new_bytes=64 * FRAME_BYTES, frame_bytes=FRAME_BYTES, force=False
         )

@@ -50,6 +50,26 @@ def test_a_failed_duplicate_put_invalidates_a_persistent_page(rng: random.Random
     check(store)
 
 
+def test_a_failed_put_of_several_runs_leaves_none_of_its_pages_as_it_was(rng: random.Random) -> None:
+    """It fails in its first run of 64 pages: the pages of the second are stored, or lost, but not what they were."""
+    store = small_store(budget_frames=40)
+    thing = new_object(store, 140)
+    old = [page_with_zpage_of(rng, 1500) for _ in range(70)]
+    put(store, thing, 0, *old)
+    new = [raw_page(rng) for _ in range(66)] + [bytes(4096)] * 4
+    with pytest.raises(StoreFull):
+        put(store, thing, 0, *new)
+    lost = 0
+    for index in range(70):
+        try:
+            assert get(store, thing, index) == new[index]
+        except PageLost:
+            lost += 1
+    assert 0 < lost == store.statistics.lost_pages < 66
+    assert get(store, thing, 66, 4) == bytes(4 * 4096)  # needs no frame
+    check(store)
+
+
 def test_a_failed_duplicate_put_invalidates_an_ephemeral_page(rng: random.Random) -> None:
     store = small_store()
     thing = new_object(store, 1, Kind.EPHEMERAL)

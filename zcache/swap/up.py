@@ -27,8 +27,6 @@ from zcache.swap.process import ProcessIdentity
 from zcache.swap.server import Server
 from zcache.swap.state import DEFAULT_FOLDER, StateFolder, SwapState
 
-ARM_SECONDS = 30.0
-
 
 @dataclass(frozen=True)
 class Options:
@@ -86,15 +84,15 @@ class Buildup:
         return device.path, device.attached_by_pid() or os.getpid()
 
     def arm_keeper(self, device: str) -> None:
-        """Leave it the message by which it can give the device a new server, and wait until it has it."""
+        """Leave it the message by which it can give the device a new server, and wait until it has one ready."""
         message = reconnection.prepare(NbdDevice(device).index)
         part = self._folder.reconnection.with_suffix(".part")
         part.write_bytes(message)
         part.replace(self._folder.reconnection)
-        deadline_seconds = time.monotonic() + ARM_SECONDS
+        deadline_seconds = time.monotonic() + self._options.start_seconds
         while not self._folder.armed.exists():
             if time.monotonic() > deadline_seconds:
-                raise SwapError(f"the keeper has not taken its orders in {ARM_SECONDS:.0f} s; see {self._folder.log}")
+                raise SwapError(f"no standby is ready after {self._options.start_seconds:.0f} s (--start-seconds)")
             time.sleep(0.05)
 
     def detach(self, device: str) -> None:

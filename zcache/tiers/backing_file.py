@@ -54,6 +54,8 @@ class BackingFile(SlotMap):
         self.direct = direct
         self._descriptor = descriptor
         self._made = made
+        # Without O_DIRECT the page cache would take any write, and say later, to nobody, that it failed.
+        self._write_flags = 0 if direct else os.RWF_DSYNC
 
     @classmethod
     def open(
@@ -90,7 +92,8 @@ class BackingFile(SlotMap):
                 _refuse_foreign_content(descriptor, path, size_bytes, frame_bytes, report)
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
                 _allocate(descriptor, path, size_bytes)
-            os.pwrite(descriptor, HEADER.ljust(frame_bytes, b"\0"), 0)
+            if not _is_ours(descriptor, frame_bytes):
+                os.pwrite(descriptor, HEADER.ljust(frame_bytes, b"\0"), 0)
             direct = _try_direct(descriptor, frame_bytes)
         except BaseException as error:
             os.close(descriptor)
@@ -106,15 +109,23 @@ class BackingFile(SlotMap):
 
     def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """One sequential write of all frames."""
-        done = os.pwritev(self._descriptor, frames, first_slot * self.frame_bytes)
-        if done != len(frames) * self.frame_bytes:
-            raise OSError(errno.EIO, f"short write: {done} bytes of {len(frames) * self.frame_bytes}")
+        self._move("write", self._pwritev, first_slot, frames)
 
     def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """One sequential read into all frames."""
-        done = os.preadv(self._descriptor, frames, first_slot * self.frame_bytes)
-        if done != len(frames) * self.frame_bytes:
-            raise OSError(errno.EIO, f"short read: {done} bytes of {len(frames) * self.frame_bytes}")
+        self._move("read", os.preadv, first_slot, frames)
+
+    def _pwritev(self, descriptor: int, frames: Sequence[memoryview], offset: int) -> int:
+        return os.pwritev(descriptor, frames, offset, self._write_flags)
+
+    def _move(self, what: str, call: Callable[..., int], first_slot: int, frames: Sequence[memoryview]) -> None:
+        """All frames; after a short transfer the rest is asked for, which says why it was short."""
+        moved = 0
+        while moved < len(frames):
+            done = call(self._descriptor, frames[moved:] if moved else frames, (first_slot + moved) * self.frame_bytes)
+            if done < self.frame_bytes:
+                raise OSError(errno.EIO, f"short {what}: {done} bytes of slot {first_slot + moved}")
+            moved += done // self.frame_bytes
 
     def close(self) -> None:
         """Close the file and so give up its lock."""
@@ -199,11 +210,15 @@ def _allocate(descriptor: int, path: Path, size_bytes: int) -> int:
     return size_bytes
 
 
+def _is_ours(descriptor: int, frame_bytes: int) -> bool:
+    return os.pread(descriptor, frame_bytes, 0) == HEADER.ljust(frame_bytes, b"\0")
+
+
 def _refuse_foreign_content(
     descriptor: int, path: Path, size_bytes: int, frame_bytes: int, report: Callable[[str], None]
 ) -> None:
     """Raise `BadInput` if anything that is not ours and not zero is in the file."""
-    if os.pread(descriptor, frame_bytes, 0) == HEADER.ljust(frame_bytes, b"\0"):
+    if _is_ours(descriptor, frame_bytes):
         return
     blank = bytes(SCAN_BYTES)
     said = time.monotonic()
@@ -244,8 +259,9 @@ def _try_direct(descriptor: int, frame_bytes: int) -> bool:
         with mmap.mmap(-1, frame_bytes) as page, memoryview(page) as view:
             if os.preadv(descriptor, [view], 0) == frame_bytes and os.pwritev(descriptor, [view], 0) == frame_bytes:
                 return True
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            return True  # that it fails is another matter: the warm-up sees to it
     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
     return False
 

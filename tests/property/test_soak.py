@@ -1,0 +1,28 @@
+"""A share of what `python -m tests.property.soak` does for as long as it is asked to; scripts/test runs a million."""
+
+import random
+
+from tests.property.soak import WORLD_OPERATIONS, run_worlds
+from tests.property.world import World
+
+
+def test_operations_in_small_worlds(seed: int) -> None:
+    for _, found in run_worlds(seed, 100_000, jobs=2):
+        assert not found, found
+
+
+def test_a_world_with_one_thread_repeats_exactly(rng: random.Random) -> None:
+    """Or a failure could not be replayed: the same operations, the same faults, the same figures at the end."""
+    ends = []
+    world_seed = next(seed for seed in iter(lambda: rng.getrandbits(48), None) if _is_eventful(World(seed)))
+    for _ in range(2):
+        world = World(world_seed)
+        world.run(WORLD_OPERATIONS)
+        assert world.tier
+        ends.append((world.log(), world.describe(), world.store.statistics.as_dict()))
+    assert ends[0] == ends[1]
+
+
+def _is_eventful(world: World) -> bool:
+    world.close()
+    return world.threads == 1 and world.has_faults and world.busy_share > 0 and world.death_every > 0

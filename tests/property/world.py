@@ -1,0 +1,290 @@
+"""A small world: a store of a few frames, a tier that fails, servers that die, and clients who know what is right.
+
+Everything about a world comes from its seed: budget, room below, codec, layout of the pages, faults, what else happens
+while the tier works, deaths. In most worlds one thread does it all, and the seed repeats it exactly. In some, two to
+four threads have a range of pages each, and background reclaim runs; what a seed repeats there is the set-up.
+
+The books are checked every so often; at the end every page is read, all are trimmed, and nothing may be left.
+"""
+
+import gc
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from tests.property.client import Client
+from tests.property.test_death_and_rebuild import Death, copy_image
+from tests.support.clock import FakeClock
+from tests.support.stores import drop_clean_frames, new_object, small_store, store_with_image
+from tests.support.tiers import FaultyTier
+from zcache.backoff import LAST_REST_SECONDS
+from zcache.check import check
+from zcache.image import new_descriptor
+from zcache.store import Store
+from zcache.tmem import Kind, TmemObject
+
+CODECS: Final = ["lz4", "lz4", "lz4", "lz4:8", "zstd:1", "zstd:-5", "zstd:3"]
+
+CHECK_EVERY: Final = 150  # operations
+EPHEMERAL_PAGES: Final = 12
+
+#: How often threads may change places: a hundred times as often as usual.
+SWITCH_SECONDS: Final = 5e-5
+
+
+class World:
+    """`run` it; raises what is found. `operations` says how far it got, `describe` what it is."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.rng = rng = random.Random(seed)
+        self.threads = rng.randrange(2, 5) if rng.random() < 0.15 else 1
+        self.codec = rng.choice(CODECS)
+        has_tier = rng.random() < 0.85
+        self.has_image = has_tier and rng.random() < 0.4
+        is_tight = rng.random() < 0.25  # overcommitted: puts may fail
+        self.has_faults = has_tier and rng.random() < 0.6
+        self.busy_share = rng.choice([0.0, 0.3, 0.7]) if has_tier else 0.0  # of transfers with something meanwhile
+        spots, stop, max_count = self._layout()
+        pages = len({page for spot in spots for page in range(spot, min(spot + max_count, stop))})
+        self.budget_frames = rng.choice([2, 3, 4, 6, 8, 12]) if has_tier or is_tight else pages
+        self.reclaim_share = rng.choice([0.03, 0.1, 0.3])
+        below = max(pages * (rng.random() if is_tight else 1.0) - self.budget_frames, 0)
+        self.tier = FaultyTier(int(below) + rng.randrange(1, 9), FakeClock(), rng) if has_tier else None
+        self.may_be_full = is_tight or self.has_faults
+        self.death_every = rng.choice([0, 60, 400]) if self.has_image and self.threads == 1 else 0
+        self.deaths = 0
+        self._is_happening = False
+        self._found: Exception | None = None
+        self.descriptor = new_descriptor() if self.has_image else -1
+        self.page_count = stop
+        store, thing = self._store()
+        share = (len(spots) + self.threads - 1) // self.threads
+        groups = [spots[start : start + share] for start in range(0, len(spots), share)]
+        stops = [group[0] for group in groups[1:]] + [stop]
+        self.clients = [
+            Client(store, thing, random.Random(rng.random()), group, end)
+            for group, end in zip(groups, stops, strict=True)
+        ]
+        for client in self.clients:
+            client.may_be_full, client.max_count = self.may_be_full, max_count
+            client.is_alone = self.threads == 1
+        if not self.has_image and rng.random() < 0.4:
+            ephemeral = new_object(store, EPHEMERAL_PAGES, Kind.EPHEMERAL)
+            self.clients.append(
+                Client(store, ephemeral, random.Random(rng.random()), [*range(EPHEMERAL_PAGES)], EPHEMERAL_PAGES)
+            )
+
+    def _layout(self) -> tuple[list[int], int, int]:
+        """Where operations may begin, how many pages there are, and how long the longest put is."""
+        rng = self.rng
+        if rng.random() < 0.75:
+            stop = rng.randrange(12, 64)
+            return [*range(stop)], stop, 24
+        first, second = rng.randrange(480, 512), rng.randrange(1000, 1024)
+        spots = [*range(rng.randrange(2, 20)), *range(first, first + 20), *range(second, second + 12)]
+        return spots, rng.choice([1024 + 24, 1200, 1536]), rng.choice([24, 70])
+
+    def _store(self) -> tuple[Store, TmemObject]:
+        tier = self.tier
+        if self.has_image:
+            assert tier
+            store, thing = store_with_image(
+                self.descriptor, self.page_count, self.budget_frames, tier, codec=self.codec
+            )
+        else:
+            store = small_store(self.budget_frames, codec=self.codec, tier=tier)
+            thing = new_object(store, self.page_count)
+        if tier and self.busy_share:
+            happen = self._pause if self.threads > 1 else self._happen
+            tier.before_write = tier.before_read = tier.after_read = happen
+        return store, thing
+
+    @property
+    def operations(self) -> int:
+        """Calls of put, get, flush and modify so far."""
+        return sum(client.operations for client in self.clients)
+
+    @property
+    def store(self) -> Store:
+        """That of the server that lives."""
+        return self.clients[0].store
+
+    def describe(self) -> str:
+        """One line."""
+        below = f"{self.tier.slot_count} frames below, faults {self.tier.faults}" if self.tier else "no tier"
+        return (
+            f"world {self.seed}: {self.threads} threads, {self.page_count} pages, {self.codec}, "
+            f"{self.budget_frames} frames, {below}, image {self.has_image}, busy {self.busy_share}, "
+            f"{self.deaths} deaths"
+        )
+
+    def log(self) -> str:
+        """The last operations of each client, the latest last."""
+        return "\n".join(f"client {n}: {list(client.log)}" for n, client in enumerate(self.clients))
+
+    def close(self) -> None:
+        """Give the image back."""
+        if self.has_image:
+            os.close(self.descriptor)
+            gc.collect()  # stores are in cycles, with their images mapped
+
+    # -- what happens while the tier works --------------------------------------------------------------------------
+
+    def _happen(self) -> None:
+        """Other requests, in the middle of this one; nothing happens in the middle of those."""
+        rng = self.rng
+        if self._is_happening:
+            return
+        self._is_happening = True
+        try:
+            while rng.random() < self.busy_share:
+                if rng.random() < 0.15:
+                    self.store.reclaimer.clean_some()
+                else:
+                    rng.choice(self.clients).meanwhile()
+        except Exception as error:  # which a flight takes for its tier's
+            self._found = error
+            raise
+        finally:
+            self._is_happening = False
+
+    def _pause(self) -> None:
+        if self.rng.random() < self.busy_share:
+            time.sleep(self.rng.random() * 3e-4)
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def run(self, operations: int) -> None:
+        """About so many operations, and the end of the world."""
+        try:
+            if self.threads > 1:
+                self._run_threads(operations)
+            else:
+                self._run_one(operations)
+            self._end()
+        finally:
+            self.store.reclaimer.stop()
+            self.close()
+
+    def _run_one(self, operations: int) -> None:
+        rng, next_check = self.rng, CHECK_EVERY
+        next_death = self.death_every
+        while (done := self.operations) < operations:
+            if next_death and done >= next_death:
+                next_death += rng.randrange(1, 2 * self.death_every)
+                self._die()
+            dice = rng.random()
+            if dice < self.reclaim_share:
+                self.store.reclaimer.clean_some()
+                if rng.random() < 0.2:
+                    drop_clean_frames(self.store)
+            elif dice < self.reclaim_share + 0.02 and self.has_faults:
+                self._change_faults()
+            else:
+                rng.choice(self.clients).act()
+            if self._found:
+                raise self._found
+            if done >= next_check:
+                next_check = done + CHECK_EVERY
+                check(self.store)
+                self.clients[0].check_extents()
+
+    def _change_faults(self) -> None:
+        """Time passes; now and then other faults begin."""
+        assert self.tier
+        self.tier.clock.seconds += self.rng.choice((0.01, 0.3, 5.0))
+        if self.rng.random() < 0.4:
+            self.tier.choose_regime()
+
+    def _run_threads(self, operations: int) -> None:
+        found: list[BaseException] = []
+        share = operations // len(self.clients)
+
+        def work(client: Client) -> None:
+            try:
+                while client.operations < share and not found:
+                    client.act()
+            except BaseException as error:
+                found.append(error)
+
+        workers = [threading.Thread(target=work, args=(client,), daemon=True) for client in self.clients]
+        usual = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_SECONDS)
+        try:
+            self.store.reclaimer.start()
+            for worker in workers:
+                worker.start()
+            while any(worker.is_alive() for worker in workers) and not found:
+                time.sleep(0.005)
+                check(self.store)
+                if self.has_faults:
+                    self._change_faults()
+        finally:
+            sys.setswitchinterval(usual)
+            for worker in workers:
+                worker.join()
+            self.store.reclaimer.stop()
+        if found:
+            raise found[0]
+
+    def _end(self) -> None:
+        store = self.store
+        if self.tier:
+            self.tier.before_write = self.tier.before_read = self.tier.after_read = lambda: None
+            self.tier.heal()
+            self.tier.clock.seconds += LAST_REST_SECONDS
+        for client in self.clients:
+            client.check_all()
+        check(store)
+        drop_clean_frames(store)  # and once more, from below
+        for client in self.clients:
+            client.check_all()
+            client.flush(client.first, client.stop - client.first)
+        check(store)
+        assert not store.frames.resident and not store.frames.cold, "frames are held for nobody"
+        assert not self.tier or not self.tier.used_slots, "slots below are held for nobody"
+
+    # -- deaths -----------------------------------------------------------------------------------------------------
+
+    def _die(self) -> None:
+        """The server is killed, between two operations or at some line of one, and the next one goes on."""
+        self.deaths += 1
+        client, tier = self.clients[0], self.tier
+        assert tier
+        if self.rng.random() < 0.3:
+            self._go_on(self.descriptor, tier.successor())
+            return
+        before = {index: [page, *client.unsure.get(index, ())] for index, page in client.model.items()}
+        left: list[tuple[int, FaultyTier]] = []
+        line = self.rng.choice([self.rng.randrange(1, 40), self.rng.randrange(1, 400)])
+        act: Callable[[], object] = client.act if self.rng.random() < 0.85 else self.store.reclaimer.clean_some
+        client.may_lose = range(0)
+        with Death(line, lambda: left.append((copy_image(self.descriptor), tier.successor()))):
+            act()
+        if not left:
+            return
+        zeros: list[bytes | None] = [bytes(4096)]
+        changed = {*client._meanwhile, *client.may_lose}
+        changed.update(i for i in before.keys() | client.model.keys() if self._allowed(i) != before.get(i, zeros))
+        for index in changed:
+            possible = [*before.get(index, zeros), *self._allowed(index), *client._meanwhile.get(index, ()), None]
+            client.model[index], client.unsure[index] = possible[0], possible[1:]
+        os.close(self.descriptor)
+        self._go_on(*left[0])
+
+    def _allowed(self, index: int) -> list[bytes | None]:
+        client = self.clients[0]
+        return [client.model.get(index, bytes(4096)), *client.unsure.get(index, ())]
+
+    def _go_on(self, descriptor: int, tier: FaultyTier) -> None:
+        self.descriptor, self.tier = descriptor, tier
+        store, thing = self._store()
+        for client in self.clients:
+            client.store, client.thing = store, thing
+            client._meanwhile.clear()
+        check(store)

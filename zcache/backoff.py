@@ -1,0 +1,88 @@
+"""Backoff: when something that fails is tried again, and how long others may wait for that.
+
+One policy for writes and for reads. The first failure begins a *trouble*; the first success ends it. While it lasts,
+tries are spaced: each rest is twice as long as the last one, up to `LAST_REST_SECONDS`. So a disk that has healed is
+noticed after that rest and one try at the latest, and one that is dead is asked once in two seconds. Whoever cannot go
+on without it waits while the trouble is young (`PATIENCE_SECONDS`): most are over by then. After that, waiting has
+shown itself to be useless, and it is told of the failure at once, until a try succeeds.
+
+It holds no lock: its owner says which one protects it. Time comes from a `Clock`, so that tests need not wait.
+"""
+
+import threading
+import time
+from typing import Final
+
+#: Between the first failure and the next try: what a path failover or a link reset begins with.
+FIRST_REST_SECONDS: Final = 0.05
+#: The longest rest. Each try on a dead disk costs one request and a line or two in the kernel log.
+LAST_REST_SECONDS: Final = 2.0
+#: Tries come 0.05, 0.15, 0.35 and 0.75 s after the first one: four chances before anyone is told. The kernel's reclaim
+#: waits for a swap-out that long without harm; a slow disk makes it wait longer.
+PATIENCE_SECONDS: Final = 1.0
+
+
+class Clock:
+    """Monotonic time in seconds, and the ways to let it pass."""
+
+    def now(self) -> float:
+        """Since some moment in the past."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Not under a lock."""
+        if seconds:
+            time.sleep(seconds)
+
+    def wait(self, condition: threading.Condition, seconds: float) -> None:
+        """Until somebody notifies, `seconds` at the longest; the condition's lock is held."""
+        condition.wait(seconds)
+
+
+class Backoff:
+    """The trouble that one thing is in, if any."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began = 0.0
+        self._retry_at = 0.0
+        self.failures = 0  # in a row
+        self.last_error = ""
+
+    def failed(self, error: str) -> None:
+        """A try failed."""
+        now = self._clock.now()
+        if not self.failures:
+            self._began = now
+        self.failures += 1
+        self.last_error = error
+        self._retry_at = now + self._rest()
+
+    def succeeded(self) -> None:
+        """A try succeeded: the trouble is over."""
+        self.failures = 0
+
+    def begin_try(self) -> bool:
+        """Whether to try now. In a trouble, who is told so is alone in it until they say how it ended, or a rest has
+        passed."""
+        if self.failures:
+            now = self._clock.now()
+            if now < self._retry_at:
+                return False
+            self._retry_at = now + self._rest()
+        return True
+
+    def rest_seconds(self) -> float:
+        """Until the next try; 0: now."""
+        return max(self._retry_at - self._clock.now(), 0.0) if self.failures else 0.0
+
+    def patience_seconds(self) -> float:
+        """How much longer to wait for the end of the trouble; 0: fail at once."""
+        return max(PATIENCE_SECONDS - self.trouble_seconds(), 0.0)
+
+    def trouble_seconds(self) -> float:
+        """How long it has lasted; 0: there is none."""
+        return self._clock.now() - self._began if self.failures else 0.0
+
+    def _rest(self) -> float:
+        return min(FIRST_REST_SECONDS * 2.0 ** min(self.failures - 1, 16), LAST_REST_SECONDS)
