@@ -93,9 +93,8 @@ class World:
         tier = self.tier
         if self.has_image:
             assert tier
-            store, thing = store_with_image(
-                self.descriptor, self.page_count, self.budget_frames, tier, codec=self.codec
-            )
+            place = (self.descriptor, self.page_count, self.budget_frames, tier)
+            store, thing = store_with_image(*place, codec=self.codec)
         else:
             store = small_store(self.budget_frames, codec=self.codec, tier=tier)
             thing = new_object(store, self.page_count)

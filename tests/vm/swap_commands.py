@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from zcache.control import ask
+from zcache.swap.server import is_answering
 from zcache.swap.state import StateFolder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -28,8 +29,8 @@ HOG = (
 
 def command(script: str, *words: str) -> list[str]:
     """What the script becomes once it has looked at the set-up, which takes seconds here."""
-    module = {"swap-up": "zcache.swap.up", "swap-down": "zcache.swap.down"}[script]
-    return [sys.executable, "-P", "-m", module, *words]
+    module = {"swap-up": "up", "swap-down": "down", "swap-upgrade": "upgrade"}[script]
+    return [sys.executable, "-P", "-m", f"zcache.swap.{module}", *words]
 
 
 def run(script: str, *words: str, status: int = 0) -> str:
@@ -60,6 +61,11 @@ def servers() -> list[int]:
     return found
 
 
+def serving() -> list[int]:
+    """Those that are no standby."""
+    return [pid for pid in servers() if b"standby=" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 def settings() -> list[str]:
     return [path.read_text() for path in SETTINGS]
 
@@ -82,12 +88,12 @@ def two_areas_at_once(before: list[str]) -> None:
     other = Path("/run/other")
     subprocess.run([str(REPOSITORY / "scripts/swap-up"), "size=64M", "budget=64M", "hardening=require"], check=True)
     run("swap-up", "--state-folder", str(other), "--priority", "5", "size=64M", "budget=64M", "codec=zstd:1")
-    assert len(swap_areas()) == len(attached_devices()) == len(servers()) == 2
+    assert len(swap_areas()) == len(attached_devices()) == len(serving()) == 2
     assert settings()[0] == "0\n" and int(settings()[1]) >= 16384
     assert "already up" in run("swap-up", "size=64M", "budget=64M", status=1)
     assert ask(StateFolder().control, "check")["balanced"]
     run("swap-down")
-    assert len(swap_areas()) == len(attached_devices()) == len(servers()) == 1
+    assert len(swap_areas()) == len(attached_devices()) == len(serving()) == 1
     assert settings()[0] == "0\n"
     subprocess.run([str(REPOSITORY / "scripts/swap-down"), str(other)], check=True)
     nothing_is_left(before, other)
@@ -125,8 +131,21 @@ def killed_swap_ups(before: list[str]) -> None:
 
 
 def dead_server(before: list[str]) -> None:
-    """It has died, with nothing swapped out to it: the swap still comes off."""
+    """A server that is killed is replaced, a keeper refuses to end; when both have died, with nothing swapped out to
+    them, the swap still comes off."""
     run("swap-up", "size=64M", "budget=64M")
+    (server,) = serving()
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: is_answering(StateFolder().control), "no other server serves")
+    assert "the new server serves" in run("swap-upgrade")
+    assert ask(StateFolder().control, "check")["balanced"]
+    state = StateFolder().load()
+    assert state
+    os.kill(state.keeper.pid, signal.SIGTERM)
+    wait_until(lambda: "not ending" in StateFolder().log.read_text(), "the keeper does not refuse to end")
+    assert len(swap_areas()) == 1
+    os.kill(state.keeper.pid, signal.SIGKILL)
+    wait_until(lambda: len(servers()) == 1, "the standby does not end with its keeper")
     (server,) = servers()
     os.kill(server, signal.SIGKILL)
     wait_until(lambda: not servers(), "the server does not die")
@@ -144,7 +163,7 @@ def too_little_memory_to_swap_off(before: list[str]) -> None:
             down.send_signal(signal.SIGINT)
             said, _ = down.communicate(timeout=60)
             assert down.returncode == 130 and "Traceback" not in said, (down.returncode, said)
-        assert len(swap_areas()) == len(servers()) == 1 and ask(StateFolder().control, "check")["balanced"]
+        assert len(swap_areas()) == len(serving()) == 1 and ask(StateFolder().control, "check")["balanced"]
         with waiting_swap_down() as down:
             hog.communicate(b"\n", timeout=60)
             said, _ = down.communicate(timeout=120)

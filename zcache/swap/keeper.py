@@ -98,7 +98,7 @@ class Keeper:
             elif self._is_cut_off():
                 self._reconnect()
         if self._standby:
-            self._standby.close()
+            self._standby.discard()
         self._server.end()
         return 0
 
@@ -152,8 +152,7 @@ class Keeper:
         """A standby from before the request is not of the code that is on disk now: there must be another first."""
         if self._is_to_be_replaced and self._standby:
             _say("making a standby of the code that is on disk now")
-            self._standby.kill()
-            self._standby.close()
+            self._standby.discard()
             self._standby = None
             self._next_standby_seconds = 0.0
             self._is_to_be_replaced, self._is_replacing = False, True

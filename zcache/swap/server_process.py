@@ -64,8 +64,14 @@ class ServerProcess:
         return self._process.returncode
 
     def kill(self) -> None:
-        """Now."""
+        """One that may hang; it is not waited for."""
         self._process.kill()
+
+    def discard(self) -> None:
+        """A standby that is not wanted any more."""
+        self._process.kill()
+        self._process.wait()
+        self.close()
 
     def end(self) -> None:
         """By SIGTERM, and by SIGKILL if that does not help."""
@@ -77,6 +83,6 @@ class ServerProcess:
             self._process.wait()
 
     def close(self) -> None:
-        """When it has ended, or is to end as a standby: it sees the end of its channel."""
+        """When it has ended."""
         self._channel.close()
         os.close(self.pidfd)
