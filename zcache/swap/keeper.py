@@ -132,9 +132,10 @@ class Keeper:
             self._reconnection = Reconnection(self._folder.reconnection.read_bytes(), self._folder.socket)
 
     def _keep_standby(self) -> None:
-        """There shall be one that is ready, or on its way."""
+        """There shall be one that is ready, or on its way; but not while the last one is taking over: that comes first."""
         if self._standby is None:
-            if time.monotonic() > self._next_standby_seconds:
+            is_taking_over = self._is_broken_since and not self._server.has_ended()
+            if time.monotonic() > self._next_standby_seconds and not is_taking_over:
                 self._standby = ServerProcess(self._parameters, self._image.descriptor, self._errors, is_standby=True)
         elif self._standby.has_ended():
             _say(f"the standby ended with status {self._standby.exit_status}")
@@ -187,7 +188,6 @@ class Keeper:
             self._server.close()
             self._server, self._standby = self._standby, None
             self._server.begin()
-            # The next one starts when this one serves: there is no memory for it before.
             self._beat_seconds = time.monotonic()
 
     def _reconnect(self) -> None:

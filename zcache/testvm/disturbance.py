@@ -56,6 +56,8 @@ class Disturbance:
         while self.done < self._times and not self._stopped.wait(self._interval_seconds):
             try:
                 self._act(self._folder)
+            except ProcessLookupError:
+                continue  # the last one has no successor yet: at the next turn
             except (SwapError, OSError, ValueError) as error:
                 self.failure = f"disturbance {self.done + 1}: {error}"
                 return
