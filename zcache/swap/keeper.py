@@ -132,10 +132,11 @@ class Keeper:
             self._reconnection = Reconnection(self._folder.reconnection.read_bytes(), self._folder.socket)
 
     def _keep_standby(self) -> None:
-        """There shall be one that is ready, or on its way; but not while the last one is taking over: that comes first."""
+        """There shall be one that is ready, or on its way; but not while the last one takes over: that comes first."""
         if self._standby is None:
-            is_taking_over = self._is_broken_since and not self._server.has_ended()
-            if time.monotonic() > self._next_standby_seconds and not is_taking_over:
+            signs = self._image.signs
+            serves = signs and signs.pid == self._server.pid and signs.heartbeats
+            if time.monotonic() > self._next_standby_seconds and (serves or self._server.has_ended()):
                 self._standby = ServerProcess(self._parameters, self._image.descriptor, self._errors, is_standby=True)
         elif self._standby.has_ended():
             _say(f"the standby ended with status {self._standby.exit_status}")

@@ -43,6 +43,10 @@ class ServerProcess:
         self.pidfd = os.pidfd_open(self._process.pid)
         self._is_ready = False
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def is_ready(self) -> bool:
         """Whether a standby waits for `begin`."""
         if not self._is_ready:
