@@ -1,4 +1,4 @@
-"""The short row of scripts/pressure: a small guest that swaps to itself, under two of its loads."""
+"""The short row of scripts/pressure: a small guest that swaps to itself, under one of its loads."""
 
 import json
 import subprocess
@@ -16,5 +16,5 @@ def test_the_short_row_passes(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     cells = json.loads((tmp_path / "pressure.json").read_text())["cells"]
-    assert [(cell["load"], cell["verdict"]) for cell in cells] == [("heartbeat", "passed"), ("build", "passed")]
+    assert [(cell["load"], cell["verdict"]) for cell in cells] == [("heartbeat", "passed")]
     assert "| 384 | self | heartbeat |" in (tmp_path / "pressure.md").read_text()
