@@ -18,7 +18,7 @@ class FakeClock(Clock):
     def sleep(self, seconds: float) -> None:
         if seconds:
             self.waits.append(seconds)
-            self.seconds += seconds
+            self.seconds += max(seconds, 1e-6)  # less may not change a float of this size
 
     def wait(self, condition: threading.Condition, seconds: float) -> None:  # noqa: ARG002 (nobody notifies)
         self.sleep(seconds)
