@@ -13,7 +13,7 @@ RAM. It never costs a DIRTY frame its place.
 A read that fails kills the task whose page it was, so a frame is not given up at the first error: it is read again,
 alone (its neighbours in the run may be sound), at once and then after each of `RETRY_PAUSES_SECONDS`. A wrong seal is
 read again once: a bit that flipped on the way is right on the disk. All that begins within `PATIENCE_SECONDS` of the
-first read or not at all, so a request is held up by pauses for 1.4 s at most; and there are none when nothing could be
+first read or not at all, so a request is held up by pauses for 3 s at most; and there are none when nothing could be
 read for that long: then the disk is dead, and whoever waits behind this request is not helped by waiting.
 """
 
@@ -33,8 +33,8 @@ from zcache.tiers import Tier
 
 __all__ = ["Fetcher"]
 
-#: Before a frame is read for the third time, and the fourth: link resets and path failovers take tenths of a second.
-RETRY_PAUSES_SECONDS: Final = (0.1, 0.4)
+#: Before a frame is read for the third, fourth and fifth time: a disk may be gone for as long as a put has patience.
+RETRY_PAUSES_SECONDS: Final = (0.1, 0.4, 1.0)
 
 
 class _Job:

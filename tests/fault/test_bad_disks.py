@@ -4,10 +4,11 @@ Time is the test's own: nothing sleeps, and a disk that takes thirty seconds tak
 """
 
 import errno
+import itertools
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,12 @@ from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.fetch import RETRY_PAUSES_SECONDS
 from zcache.health import SLOW_MEMORY_SECONDS
 from zcache.pageframes import State
+from zcache.seals.crc import CRC
 from zcache.status import gather_status
 from zcache.store import Store
 from zcache.tiers.backing_file import BackingFile
 from zcache.tmem import TmemObject
+from zcache.warm_up import warm_up
 
 ALWAYS = 1 << 30
 BUDGET = 4
@@ -193,12 +196,12 @@ def test_a_put_that_meets_a_dead_disk_fails_after_its_patience_and_the_next_ones
     check(bench.store)
 
 
-def test_a_put_that_only_finds_frames_in_flight_on_a_dead_disk_does_not_wait_for_ever(bench: Bench) -> None:
-    """Somebody else's write hangs, with all of RAM in it; the put waits for it as long as it has patience."""
+def test_a_put_that_only_finds_frames_in_flight_on_a_dead_disk_does_not_wait_for_them(bench: Bench) -> None:
+    """Somebody else's try may hang, with all of RAM in it, and it began when patience was over."""
     bench.put(0, BUDGET)
     bench.tier.failing_writes = 1
     bench.store.reclaimer.clean_some()
-    bench.clock.seconds += 0.9
+    bench.clock.seconds += PATIENCE_SECONDS
     failed: list[bool] = []
 
     def put_meanwhile() -> None:
@@ -208,7 +211,7 @@ def test_a_put_that_only_finds_frames_in_flight_on_a_dead_disk_does_not_wait_for
 
     bench.tier.before_write = put_meanwhile
     assert bench.store.reclaimer.clean_some() is True
-    assert failed and sum(bench.clock.waits) == pytest.approx(0.1)
+    assert failed and bench.clock.waits == []
     check(bench.store)
 
 
@@ -246,7 +249,7 @@ def test_a_write_that_takes_seconds_is_waited_for_counted_and_told(bench: Bench)
 # -- reads --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("failures", [1, 2, 3])
+@pytest.mark.parametrize("failures", [1, 2, 3, 4])
 def test_a_read_error_that_passes_is_not_seen(bench: Bench, failures: int) -> None:
     bench.make_cold(1)
     bench.tier.failing_reads = failures
@@ -296,6 +299,8 @@ def test_on_a_dead_disk_reads_fail_without_pauses(bench: Bench) -> None:
     bench.tier.failing_reads = 0
     bench.holds(0)
     assert bench.reasons() == []
+    bench.tier.failing_reads = 4
+    bench.holds(1)  # patient again
 
 
 def test_a_disk_whose_errors_take_half_a_minute_is_asked_once_a_request(bench: Bench) -> None:
@@ -315,8 +320,12 @@ def test_a_bit_that_flips_on_the_way_is_read_again(bench: Bench) -> None:
     bench.make_cold(1)
     slot = bench.slot(0)
     bench.tier.flip_bit(slot)
-    reads: Iterator[Callable[[], None]] = iter([lambda: None, lambda: bench.tier.flip_bit(slot)])
-    bench.tier.before_read = lambda: next(reads)()
+
+    def be_right_at_the_second_read() -> None:
+        if bench.store.statistics.fetch_retries:
+            bench.tier.flip_bit(slot)
+
+    bench.tier.before_read = be_right_at_the_second_read
     bench.holds(0)
     assert bench.store.statistics.fetch_retries == 1 and bench.store.statistics.checksum_errors == 0
     assert bench.reasons() == []
@@ -351,6 +360,21 @@ def test_pages_of_a_put_that_still_waits_are_not_called_lost(bench: Bench) -> No
     put(bench.store, bench.thing, 4, *(raw_page(bench.rng) for _ in range(3)))
     assert said and not any(said)
     assert bench.store.waiting_pages == 0
+
+
+def test_a_trial_that_fails_leaves_no_slot_behind() -> None:
+    """A server that goes on over an image goes on after it, with the same tier."""
+    tier = MemoryTier(1024)
+    count = itertools.count()
+
+    def spoil_everything() -> None:
+        for slot in tier.medium:
+            tier.flip_bit(slot, next(count) % PAGE_BYTES)
+
+    tier.before_read = spoil_everything
+    with pytest.raises(PageDamaged):
+        warm_up(parse_codec("lz4"), tier, CRC)
+    assert tier.used_slots == 0
 
 
 # -- a real file --------------------------------------------------------------------------------------------------
@@ -398,7 +422,7 @@ def test_a_backing_file_that_is_truncated_costs_the_frames_that_were_there(rng: 
     [
         (2 * PAGE_BYTES, "ENOSPC: No space left on device"),
         (0, "ENOSPC"),
-        (512, "EIO: short write: 512 bytes of slot 1"),
+        (512, "EIO: short write: 512 bytes"),
     ],
 )
 def test_after_a_short_write_the_rest_is_asked_for_and_says_why(

@@ -80,7 +80,7 @@ def test_another_frames_bytes_do_not_pass_the_seal(rng: random.Random) -> None:
 def test_a_read_error_is_an_error_once_and_loses_nothing(rng: random.Random) -> None:
     store, tier, thing = store_with_tier()
     page = make_cold(store, thing, rng)
-    tier.failing_reads = 4  # one read, tried again three times
+    tier.failing_reads = 5  # one read, tried again four times
     with pytest.raises(PageDamaged):
         get(store, thing, 0)
     assert store.statistics.fetch_errors == 1

@@ -19,6 +19,9 @@ START_DEADLINE_SECONDS = 30
 class RunningServer:
     """One nbdkit process: `uri` for clients, `status()`, `check()`, `stop()`."""
 
+    program: tuple[str, ...] = (str(REPOSITORY / "scripts/serve"),)
+    start_seconds = START_DEADLINE_SECONDS
+
     def __init__(
         self, folder: Path, words: tuple[str, ...], options: tuple[str, ...] = (), descriptors: tuple[int, ...] = ()
     ) -> None:
@@ -26,12 +29,12 @@ class RunningServer:
         self.control = folder / "control"
         self.uri = f"nbd+unix:///?socket={self.socket}"
         self.log = folder / "server.log"
-        command = [str(REPOSITORY / "scripts/serve"), "-U", str(self.socket), "-P", str(folder / "pid"), *options]
+        command = [*self.program, "-U", str(self.socket), "-P", str(folder / "pid"), *options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, *words, f"control={self.control}"], stderr=log, stdout=log, pass_fds=descriptors
             )
-        deadline = time.monotonic() + START_DEADLINE_SECONDS
+        deadline = time.monotonic() + self.start_seconds
         while not self._answers():
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)

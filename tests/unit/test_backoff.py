@@ -62,8 +62,22 @@ def test_patience_is_counted_from_the_first_failure(backoff: Backoff, clock: Fak
     clock.seconds += 0.75
     backoff.failed("ENOSPC")
     assert backoff.patience_seconds() == PATIENCE_SECONDS - 0.75 and backoff.last_error == "ENOSPC"
-    clock.seconds += 1
-    assert backoff.patience_seconds() == 0 and backoff.trouble_seconds() == 1.75
+    clock.seconds += 1.5
+    assert backoff.patience_seconds() == 0 and backoff.trouble_seconds() == 2.25
+
+
+def test_a_try_that_began_in_time_is_waited_for_and_one_that_began_later_is_not(
+    backoff: Backoff, clock: FakeClock
+) -> None:
+    backoff.failed("EIO")
+    clock.seconds += PATIENCE_SECONDS - 0.1
+    assert backoff.begin_try()
+    clock.seconds += 10
+    assert backoff.patience_seconds() == FIRST_REST_SECONDS
+    backoff.failed("EIO")
+    assert backoff.patience_seconds() == 0
+    clock.seconds += 10
+    assert backoff.begin_try() and backoff.patience_seconds() == 0
 
 
 def test_errors_are_named_as_a_person_would_look_them_up() -> None:

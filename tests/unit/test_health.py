@@ -70,12 +70,12 @@ def test_a_store_that_is_not(
     lines = said(served, monkeypatch, capfd).splitlines()
     assert lines[2:5] == ["state: DEGRADED", *(f"  {reason}" for reason in status["reasons"])]
     assert "EIO: injected write error" in lines[3] and "4 frames kept in RAM" in lines[3] and "1 page lost" in lines[4]
-    assert lines[5] == "since the start: 1 failed puts, 5 writeback errors"
+    assert lines[5] == "since the start: 1 failed puts, 6 writeback errors"
     served.tier.failing_writes = 0
     served.tier.clock.sleep(10)
     put(served.store, served.pages, 4, raw_page(rng))
     lines = said(served, monkeypatch, capfd).splitlines()
-    assert lines[2:4] == ["state: OK", "since the start: 1 failed puts, 5 writeback errors"]
+    assert lines[2:4] == ["state: OK", "since the start: 1 failed puts, 6 writeback errors"]
 
 
 def test_memory_that_changed_by_itself_is_never_over(served: Served) -> None:
