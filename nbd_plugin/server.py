@@ -22,6 +22,7 @@ from zcache.control import ControlSocket
 from zcache.entry import PAGE_BYTES
 from zcache.errors import BadInput, EnvironmentProblem, Imbalance, PageDamaged
 from zcache.hardening import Hardening, threads
+from zcache.hardening.program import unshare
 from zcache.image import SECRET_BYTES, Geometry, Image, Signs, check_header, read_header
 from zcache.pageframes.frames import slots_of
 from zcache.rebuild import rebuild
@@ -57,6 +58,7 @@ class Server:
         self._upkeep: Upkeep | None = None
         self._hardening: Hardening | None = None
         self._signs: Signs | None = None
+        self._is_copied = False  # and so shares its memory with its heir, page by page until it writes there
 
     def get_ready(self) -> None:
         """Open and check what was configured; raises `BadInput` or `EnvironmentProblem`.
@@ -106,13 +108,31 @@ class Server:
             gc.collect()  # the scratch store is in a cycle: its memory is given back now
 
     def wait_for_turn(self) -> None:
-        """A standby waits here until the keeper says that the server has ended; it ends itself when the keeper does."""
-        if self.config.standby is not None:
-            with socket.socket(fileno=self.config.standby) as keeper:
-                keeper.sendall(b"ready")
-                if not keeper.recv(1):
-                    os._exit(0)
-            self._open()
+        """A standby waits here until the keeper says that the server has ended; it ends itself when the keeper does.
+
+        Before it goes on it leaves a copy of itself, its heir, that waits in its place.
+        """
+        if self.config.standby is None:
+            return
+        keeper = socket.socket(fileno=self.config.standby)
+        while True:
+            keeper.sendall(b"r")
+            if not keeper.recv(1):
+                os._exit(0)
+            keepers, heirs = socket.socketpair()
+            pid = os.fork()
+            if pid:
+                break
+            keeper.close()
+            keepers.close()
+            keeper = heirs
+            if self._hardening:
+                self._hardening.lock_again()
+        socket.send_fds(keeper, [str(pid).encode()], [keepers.fileno()])
+        self._is_copied = True
+        for channel in (keeper, keepers, heirs):
+            channel.close()
+        self._open()
 
     def start(self) -> None:
         """Be ready for requests; raises `BadInput`, and `EnvironmentProblem` with `hardening=require` when the process
@@ -124,7 +144,11 @@ class Server:
         else:
             _say("hardening=off: NOT safe to swap to itself")
         store.reclaimer.start()
-        self._upkeep = Upkeep(store.fault_ahead, self._signs.beat if self._signs else lambda: None)
+        self._upkeep = Upkeep(
+            store.fault_ahead,
+            self._signs.beat if self._signs else lambda: None,
+            unshare if self._is_copied else lambda: None,
+        )
         self._upkeep.start()
         if self._control:
             holds = self._hardening.results if self._hardening else {}

@@ -17,9 +17,12 @@ UPKEEP_SECONDS: Final = 0.25
 
 
 class Upkeep:
-    """Calls `beat` and `fault_ahead` now and then, from `start` to `stop`."""
+    """Calls `first` once, then `beat` and `fault_ahead` now and then, from `start` to `stop`."""
 
-    def __init__(self, fault_ahead: Callable[[], None], beat: Callable[[], None]) -> None:
+    def __init__(
+        self, fault_ahead: Callable[[], None], beat: Callable[[], None], first: Callable[[], None] = lambda: None
+    ) -> None:
+        self._first = first
         self._fault_ahead = fault_ahead
         self._beat = beat
         self._stopped = threading.Event()
@@ -35,6 +38,9 @@ class Upkeep:
 
     def _run(self) -> None:
         begin_own_thread("zcache-upkeep")
+        self._beat()
+        with contextlib.suppress(OSError):
+            self._first()
         while not self._stopped.wait(UPKEEP_SECONDS):
             self._beat()
             # No memory now, or a kernel that cannot: the tables are then touched as they are used.

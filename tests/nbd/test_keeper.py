@@ -58,6 +58,13 @@ class Keeper:
     def server_pid(self) -> int:
         return int(ask(self.folder.control, "status")["pid"])
 
+    def signs(self) -> image.Signs:
+        descriptor = open_image(self.identity)
+        try:
+            return image.Signs(descriptor)
+        finally:
+            os.close(descriptor)
+
     def connect(self) -> Any:
         """A client, as soon as a server serves."""
         handle = None
@@ -107,6 +114,23 @@ def test_a_killed_server_is_replaced_and_nothing_is_lost(keeper: Keeper) -> None
         assert keeper.server_pid() != pid
         assert ask(keeper.folder.control, "check")["balanced"]
     assert "the standby takes its place" in keeper.log()
+
+
+def test_twenty_deaths_in_a_row(keeper: Keeper) -> None:
+    """Each server dies as soon as it has answered: its heir is there before it needs memory, or time, to start."""
+    client = keeper.connect()
+    keeper.arm()
+    data = os.urandom(4096)
+    client.pwrite(data, 0)
+    for _ in range(20):
+        os.kill(keeper.signs().pid, signal.SIGKILL)
+        client = keeper.connect()
+        assert client.pread(4096, 0) == data
+    client.shutdown()
+    keeper.until(keeper.serves)
+    assert keeper.signs().epoch == 21
+    assert ask(keeper.folder.control, "check")["balanced"]
+    assert "standby ended" not in keeper.log()
 
 
 def test_the_image_is_locked_in_memory_by_the_keeper_alone_while_there_is_no_server(keeper: Keeper) -> None:

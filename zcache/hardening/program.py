@@ -53,6 +53,16 @@ def populate_program() -> None:
         libc.populate_range(start, stop, write=writable)
 
 
+def unshare() -> None:
+    """In a process that was copied by fork(2): have a copy of our own of the heap and the program's data, rather than
+    make one of each page when it is first written, with a request in hand. Raises `OSError`."""
+    populate_program()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith("[heap]"):
+            start, stop = (int(end, 16) for end in line.split()[0].split("-"))
+            libc.populate_range(start, stop, write=True)
+
+
 def drop_what_the_start_left() -> None:
     """Let go of those pages of the objects to be dropped that are as they are in their files."""
     span, is_dropped = "", False

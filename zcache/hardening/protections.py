@@ -5,6 +5,7 @@ later, memory locks do not survive a fork, and malloc's arenas are handed out to
 is against; what happened without each is in ARCHITECTURE.md ("Ablation").
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -123,6 +124,12 @@ class Hardening:
         if not failing:
             return f"safe to swap to itself: {holding}; {locked_bytes() >> 20} MiB locked{rest}"
         return f"WARNING: NOT safe to swap to itself: without {failing}; has {holding}{rest}"
+
+    def lock_again(self) -> None:
+        """In a copy of this process: fork(2) leaves locks behind, and nothing else."""
+        if "memory_lock" not in self._without:
+            with contextlib.suppress(OSError):  # as it was for the original
+                _lock()
 
     def start(self) -> None:
         """Start what needs a thread; after everything else."""

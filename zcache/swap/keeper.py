@@ -8,7 +8,7 @@ folder it does not read or write meanwhile: they lie in a tmpfs, and may be swap
 
 The next server is there before it is needed: a standby that has loaded and locked all it needs, and waits. When the
 server dies, memory is short, nothing can be swapped, and a program that starts asks for 20 MiB: the guest stood still
-for a minute and a half (seen).
+for a minute and a half (seen). A standby that begins leaves an heir, the next standby (`server_process.py`).
 
 Life: `python -m zcache.swap.keeper FOLDER key=value…`. SIGTERM ends the server, then the keeper; not while the
 kernel swaps to the device: nothing that ends processes, a shutdown included, gets at the pages before swapoff. SIGUSR1
@@ -72,7 +72,7 @@ class Keeper:
         self._standby: ServerProcess | None = None
         self._rest_seconds = FIRST_REST_SECONDS
         self._next_standby_seconds = 0.0
-        self._server = ServerProcess(self._parameters, self._image.descriptor, errors, is_standby=False)
+        self._server = ServerProcess.start(self._parameters, self._image.descriptor, errors, is_standby=False)
 
     def run(self) -> int:
         """Until SIGTERM, or until the server ends before we are armed; exit status."""
@@ -134,12 +134,15 @@ class Keeper:
     def _keep_standby(self) -> None:
         """There shall be one that is ready, or on its way; but not while the last one takes over: that comes first."""
         if self._standby is None:
+            self._standby = self._server.heir()
+        if self._standby is None:
             signs = self._image.signs
             serves = signs and signs.pid == self._server.pid and signs.heartbeats
             if time.monotonic() > self._next_standby_seconds and (serves or self._server.has_ended()):
-                self._standby = ServerProcess(self._parameters, self._image.descriptor, self._errors, is_standby=True)
+                image = self._image.descriptor
+                self._standby = ServerProcess.start(self._parameters, image, self._errors, is_standby=True)
         elif self._standby.has_ended():
-            _say(f"the standby ended with status {self._standby.exit_status}")
+            _say(f"the standby ended with status {self._standby.exit_status()}")
             self._standby.close()
             self._standby = None
             self._next_standby_seconds = time.monotonic() + self._rest_seconds
@@ -185,7 +188,7 @@ class Keeper:
         """The server has ended: the standby takes its place, as soon as it is ready."""
         self._is_broken_since = self._is_broken_since or time.monotonic()
         if self._standby and self._standby.is_ready():
-            _say(f"the server ended with status {self._server.exit_status}; the standby takes its place")
+            _say(f"the server ended with status {self._server.exit_status()}; the standby takes its place")
             self._server.close()
             self._server, self._standby = self._standby, None
             self._server.begin()
@@ -240,6 +243,7 @@ def main(words: Sequence[str]) -> int:
     problem = cgroup.enter_swapless(folder.cgroup)
     errors = os.dup(2)  # the server's; ours goes through a pipe that cannot block
     libc.forbid_core_dumps()
+    libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
     hardening = Hardening(only=PROTECTIONS)
     hardening.apply()
     hardening.self_check()

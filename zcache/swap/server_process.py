@@ -1,11 +1,17 @@
-"""A server as its keeper sees it: a child process that begins to serve when it is told to.
+"""A server as its keeper sees it: a process that begins to serve when it is told to.
 
 It inherits three descriptors: the socket to listen on (systemd's protocol, sd_listen_fds(3), which nbdkit speaks: so
-the socket stays where it is when servers come and go), the image, and a socket on which a standby says that it is
-ready and is told to begin.
+the socket stays where it is when servers come and go), the image, and a channel: on that a standby says that it is
+ready, is told to begin, and then names its heir, a copy of itself that is the next standby. So there is one at once: a
+program that starts takes a second, and memory that may not be there.
+
+A heir is no child of the keeper's, but its grandchild; it becomes one when the server dies (the keeper is a subreaper).
+Everything goes by pidfd, which does not care.
 """
 
+import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -24,13 +30,22 @@ END_SECONDS: Final = 30.0
 
 
 class ServerProcess:
-    """One server, from its start to its end. `errors` is the descriptor that it writes its messages to."""
+    """One server, from its start to its end."""
 
-    def __init__(self, parameters: Sequence[str], image: int, errors: int, *, is_standby: bool) -> None:
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self._channel = channel
+        self._channel.setblocking(False)
+        self._is_ready = False
+
+    @classmethod
+    def start(cls, parameters: Sequence[str], image: int, errors: int, *, is_standby: bool) -> "ServerProcess":
+        """A new program; `errors` is the descriptor that it writes its messages to."""
         ours, theirs = socket.socketpair()
         words = [*parameters, f"image={image}", *([f"standby={theirs.fileno()}"] if is_standby else [])]
         with theirs:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [*SERVE, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
@@ -38,20 +53,14 @@ class ServerProcess:
                 pass_fds=(LISTEN_DESCRIPTOR, image, theirs.fileno()),
                 env={**os.environ, "LISTEN_FDS": "1"},
             )
-        self._channel = ours
-        self._channel.setblocking(False)
-        self.pidfd = os.pidfd_open(self._process.pid)
-        self._is_ready = False
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        process.returncode = 0  # it is waited for here, by its pidfd
+        return cls(process.pid, ours)
 
     def is_ready(self) -> bool:
         """Whether a standby waits for `begin`."""
         if not self._is_ready:
             try:
-                self._is_ready = bool(self._channel.recv(16))
+                self._is_ready = self._channel.recv(1) == b"r"
             except OSError:
                 return False
         return self._is_ready
@@ -60,33 +69,60 @@ class ServerProcess:
         """Take the place of the server that has ended."""
         self._channel.send(b"!")
 
-    def has_ended(self) -> bool:
-        return self._process.poll() is not None
+    def heir(self) -> "ServerProcess | None":
+        """The next standby, once after `begin`."""
+        try:
+            name, descriptors, _, _ = socket.recv_fds(self._channel, 16, 1)
+        except OSError:
+            return None
+        if not descriptors:
+            return None
+        channel = socket.socket(fileno=descriptors[0])
+        try:
+            return ServerProcess(int(name), channel)
+        except ProcessLookupError:
+            channel.close()
+            return None
 
-    @property
+    def has_ended(self) -> bool:
+        return self._wait(0)
+
     def exit_status(self) -> int | None:
-        return self._process.returncode
+        """Of one that has ended and is our child: as `subprocess` has it, minus the signal's number."""
+        try:
+            result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            return None
+        if result is None:
+            return None
+        return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
     def kill(self) -> None:
         """One that may hang; it is not waited for."""
-        self._process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def discard(self) -> None:
         """A standby that is not wanted any more."""
-        self._process.kill()
-        self._process.wait()
+        self.kill()
+        self._wait(END_SECONDS)
         self.close()
 
     def end(self) -> None:
         """By SIGTERM, and by SIGKILL if that does not help."""
-        self._process.terminate()
-        try:
-            self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+        if not self._wait(END_SECONDS):
+            self.kill()
+            self._wait(END_SECONDS)
 
     def close(self) -> None:
         """When it has ended."""
+        self.exit_status()
         self._channel.close()
         os.close(self.pidfd)
+
+    def _wait(self, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
