@@ -53,6 +53,7 @@ class Server:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self._is_successor = config.is_succession
         self._tier: BackingFile | None = None
         self._control: ControlSocket | None = None
         self._upkeep: Upkeep | None = None
@@ -74,7 +75,7 @@ class Server:
         config = self.config
         available_bytes = meminfo.read_bytes("MemAvailable")
         # A server that goes on with an image finds its budget in RAM, and none to spare beside it.
-        if not config.is_succession and config.budget_bytes + OWN_BYTES > available_bytes:
+        if not self._is_successor and config.budget_bytes + OWN_BYTES > available_bytes:
             raise BadInput(
                 f"budget={config.budget_bytes}: {available_bytes} bytes of RAM can be had now, and all of the budget "
                 "is locked at the start; give less, or free memory"
@@ -187,7 +188,9 @@ class Server:
 
     def _prove_safe(self, hardening: Hardening, store: Store) -> None:
         hardening.prefault(store.populate, store.is_populated)
-        if not hardening.self_check() and self.config.hardening == "require":
+        is_safe = hardening.self_check()
+        # A successor does not refuse: the pages are here already.
+        if not is_safe and self.config.hardening == "require" and not self._is_successor:
             raise EnvironmentProblem(f"hardening=require: {hardening.verdict()}")
         hardening.give_up_privileges(self.config.control)
         hardening.start()
@@ -195,7 +198,7 @@ class Server:
 
     def _warm_up(self, seal: Seal) -> None:
         # What a predecessor left below is not known yet, and the disk has been tried by it.
-        tier = None if self.config.is_succession else self._tier
+        tier = None if self._is_successor else self._tier
         try:
             warm_up(self.config.codec, tier, seal)
         except PageDamaged as error:

@@ -112,3 +112,17 @@ def test_an_image_that_does_not_fit_is_refused_and_kept(
     client = server.connect()
     assert client.pread(4096, 4096) == b"precious" * 512
     client.shutdown()
+
+
+def test_a_successor_serves_even_where_it_is_not_safe(serve: Serve, image: int) -> None:
+    """`hardening=require` refuses to begin; to refuse to go on would lose every page. (It can fail only where a server
+    is not safe: in a container, or not as root.)"""
+    words = ("size=16M", "budget=8M", "overcommit=yes", f"image={image}")
+    server = serve(*words, descriptors=(image,))
+    client = server.connect()
+    client.pwrite(b"precious" * 512, 4096)
+    kill(server)
+    server = serve(*words, "hardening=require", descriptors=(image,))
+    client = server.connect()
+    assert client.pread(4096, 4096) == b"precious" * 512
+    client.shutdown()

@@ -53,6 +53,13 @@ def populate_program() -> None:
         libc.populate_range(start, stop, write=writable)
 
 
+def map_program() -> None:
+    """In a copy made by fork(2), which has no page of a file mapped, and so none locked: map those that are in memory.
+    Its data stays the original's until somebody writes to it."""
+    for start, stop, _ in _mappings():
+        libc.populate_range(start, stop, write=False)
+
+
 def unshare() -> None:
     """In a process that was copied by fork(2): have a copy of our own of the heap and the program's data, rather than
     make one of each page when it is first written, with a request in hand. Raises `OSError`."""

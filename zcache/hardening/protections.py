@@ -126,10 +126,11 @@ class Hardening:
         return f"WARNING: NOT safe to swap to itself: without {failing}; has {holding}{rest}"
 
     def lock_again(self) -> None:
-        """In a copy of this process: fork(2) leaves locks behind, and nothing else."""
-        if "memory_lock" not in self._without:
-            with contextlib.suppress(OSError):  # as it was for the original
+        """In a copy of this process: fork(2) leaves locks behind, and with them all that is mapped from files."""
+        with contextlib.suppress(OSError):  # as it was for the original
+            if "memory_lock" not in self._without:
                 _lock()
+            program.map_program()
 
     def start(self) -> None:
         """Start what needs a thread; after everything else."""
