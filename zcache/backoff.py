@@ -18,8 +18,8 @@ FIRST_REST_SECONDS: Final = 0.05
 #: The longest rest. Each try on a dead disk costs one request and a line or two in the kernel log.
 LAST_REST_SECONDS: Final = 2.0
 #: Tries come 0.05, 0.15, 0.35, 0.75 and 1.55 s after the first one, each later by what those before it took; so nobody
-#: is told of a disk that was gone for a second and a half. (With 1.6 s the last one came too late now and then: dm-flakey,
-#: one second in four, test VM.) A slow disk makes the kernel's reclaim wait longer.
+#: is told of a disk that was gone for a second and a half. (With 1.6 s the last one came too late now and then:
+#: dm-flakey, one second in four, test VM.) A slow disk makes the kernel's reclaim wait longer.
 PATIENCE_SECONDS: Final = 2.0
 
 
