@@ -35,8 +35,8 @@ from zcache.swap.nbd_device import attach
 from zcache.swap.up import Options, swap_area
 
 PAGE = 4096
-PAGES = 768
-BUDGET_PAGES = 256
+PAGES = 384
+BUDGET_PAGES = 128
 #: Pages of a write: 128 KiB, as the kernel's are.
 RUN = 32
 SIZES = (f"size={PAGES * PAGE}", f"budget={BUDGET_PAGES * PAGE}")
