@@ -4,8 +4,12 @@ import io
 import sys
 from pathlib import Path
 
+import pytest
+
 from zcache.testvm import VmConfig
 from zcache.testvm.vm import run_in_vm
+
+pytestmark = pytest.mark.thorough
 
 
 def test_bad_disks(tmp_path: Path) -> None:
