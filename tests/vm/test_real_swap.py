@@ -9,7 +9,7 @@ from zcache.testvm.run import judge, kernel_troubles
 from zcache.testvm.vm import run_in_vm
 
 
-def test_the_guest_swaps_to_a_server_inside_it_which_is_killed_meanwhile(tmp_path: Path) -> None:
+def test_the_guest_swaps_to_a_server_inside_it(tmp_path: Path) -> None:
     disk, report_path = tmp_path / "disk", tmp_path / "share" / "report.json"
     report_path.parent.mkdir()
     with disk.open("wb") as file:
@@ -22,13 +22,12 @@ def test_the_guest_swaps_to_a_server_inside_it_which_is_killed_meanwhile(tmp_pat
         timeout_seconds=480,
         hung_task_panic=True,
     )
-    death = "kill:1:15"
-    command = [sys.executable, "-m", "zcache.testvm.swap_run", str(report_path), death, "size=512M", "budget=48M"]
+    command = [sys.executable, "-m", "zcache.testvm.swap_run", str(report_path), "size=512M", "budget=48M"]
     command += ["backing=/dev/disk/by-id/virtio-vmdisk0", "hardening=require", "--", "stress-ng", "--vm", "2"]
     command += ["--vm-bytes", "520M"]
     result = run_in_vm(config, [*command, "--vm-keep", "--vm-method", "rand-set", "--verify", "--timeout", "30s"])
     report = json.loads(report_path.read_text()) if report_path.exists() else None
-    assert judge(result, report, death) == []
+    assert judge(result, report) == []
     assert report
     assert report["pages_out"] > 20_000 and report["pages_in"] > 500
     status = report["status"]
