@@ -6,8 +6,10 @@ is ready for the death of the server that it will succeed; `start`, the store, a
 reverse.
 """
 
+import contextlib
 import gc
 import os
+import signal
 import socket
 import sys
 import time
@@ -53,19 +55,19 @@ class Server:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._is_successor = config.is_succession
+        self._is_successor = False
         self._tier: BackingFile | None = None
         self._control: ControlSocket | None = None
         self._upkeep: Upkeep | None = None
         self._hardening: Hardening | None = None
         self._signs: Signs | None = None
-        self._is_copied = False  # and so shares its memory with its heir, page by page until it writes there
+        self._is_sharing = False  # its memory with its heir, page by page until it writes there
 
     def get_ready(self) -> None:
         """Open and check what was configured; raises `BadInput` or `EnvironmentProblem`.
 
-        A standby does not: it would meet the server that is still there. What is made from here on, nbdkit's Unix
-        socket and pid file too, is for its owner alone: nbdkit has set the mask to 022.
+        A standby does not: it would meet the server that is there. What is made from here on, nbdkit's Unix socket and
+        pid file too, is for its owner alone: nbdkit has set the mask to 022.
         """
         os.umask(0o177)
         if self.config.standby is None:
@@ -73,6 +75,7 @@ class Server:
 
     def _open(self) -> None:
         config = self.config
+        self._is_successor = config.is_succession
         available_bytes = meminfo.read_bytes("MemAvailable")
         # A server that goes on with an image finds its budget in RAM, and none to spare beside it.
         if not self._is_successor and config.budget_bytes + OWN_BYTES > available_bytes:
@@ -109,9 +112,9 @@ class Server:
             gc.collect()  # the scratch store is in a cycle: its memory is given back now
 
     def wait_for_turn(self) -> None:
-        """A standby waits here until the keeper says that the server has ended; it ends itself when the keeper does.
+        """A standby waits here until the keeper says that it is the server; it ends itself when the keeper does.
 
-        Before it goes on it leaves a copy of itself, its heir, that waits in its place.
+        Before it goes on it leaves a copy of itself, its heir, that waits in its place. Raises as `get_ready` does.
         """
         if self.config.standby is None:
             return
@@ -129,11 +132,17 @@ class Server:
             keeper = heirs
             if self._hardening:
                 self._hardening.lock_again()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # when the heir ends, nobody waits for it here
         socket.send_fds(keeper, [str(pid).encode()], [keepers.fileno()])
-        self._is_copied = True
         for channel in (keeper, keepers, heirs):
             channel.close()
         self._open()
+        self._is_sharing = self._is_successor  # which is waited for
+        if not self._is_successor:
+            with contextlib.suppress(OSError):
+                unshare()
+            if self._tier:
+                self._warm_up(self._new_seal(os.urandom(SECRET_BYTES)))
 
     def start(self) -> None:
         """Be ready for requests; raises `BadInput`, and `EnvironmentProblem` with `hardening=require` when the process
@@ -148,7 +157,7 @@ class Server:
         self._upkeep = Upkeep(
             store.fault_ahead,
             self._signs.beat if self._signs else lambda: None,
-            unshare if self._is_copied else lambda: None,
+            unshare if self._is_sharing else lambda: None,
         )
         self._upkeep.start()
         if self._control:
@@ -197,15 +206,12 @@ class Server:
         _say(hardening.verdict())
 
     def _warm_up(self, seal: Seal) -> None:
-        # What a predecessor left below is not known yet, and the disk has been tried by it.
-        tier = None if self._is_successor else self._tier
+        """With the tier, which is tried by that; not a successor's: it holds pages."""
         try:
-            warm_up(self.config.codec, tier, seal)
+            warm_up(self.config.codec, None if self._is_successor else self._tier, seal)
         except PageDamaged as error:
             trouble = f"backing={self.config.backing}: what is written there does not come back ({error})"
-            if not self.device.store.statistics.stored_pages:
-                raise EnvironmentProblem(f"{trouble}; give another disk") from None
-            _say(f"WARNING: {trouble}; going on, with the pages that a predecessor left")
+            raise EnvironmentProblem(f"{trouble}; give another disk") from None
 
     def count_connection(self, change: int) -> None:
         """A connection was opened (1), or has ended with all its requests (-1)."""

@@ -44,6 +44,7 @@ M_ARENA_MAX: Final = -8
 
 _libc.malloc.restype = ctypes.c_void_p
 _libc.malloc.argtypes = [ctypes.c_size_t]
+_libc.malloc_trim.argtypes = [ctypes.c_size_t]
 _libc.free.argtypes = [ctypes.c_void_p]
 _libc.sbrk.restype = ctypes.c_void_p
 _libc.sbrk.argtypes = [ctypes.c_ssize_t]
@@ -138,6 +139,11 @@ def malloc(size_bytes: int) -> int:
 def free(address: int) -> None:
     """free(3)."""
     _libc.free(address)
+
+
+def malloc_trim(keep_bytes: int) -> None:
+    """malloc_trim(3): give back what is free in whole pages; at the end of the heap, all but `keep_bytes`."""
+    _libc.malloc_trim(keep_bytes)
 
 
 class _Mallinfo2(ctypes.Structure):

@@ -3,6 +3,7 @@
 The kernel's half (a device whose requests wait) is tested in the VM (tests/vm).
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -91,6 +92,16 @@ class Keeper:
         self._log.close()
 
 
+def servers_of(folder: StateFolder) -> list[str]:
+    """The pids of those that run, standbys included."""
+    found = []
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            if f"control={folder.control}".encode() in command.read_bytes() and b"nbd_plugin" in command.read_bytes():
+                found.append(command.parent.name)
+    return found
+
+
 @pytest.fixture
 def keeper(tmp_path: Path) -> Iterator[Keeper]:
     keeper = Keeper(tmp_path / "state")
@@ -114,6 +125,7 @@ def test_a_killed_server_is_replaced_and_nothing_is_lost(keeper: Keeper) -> None
         assert keeper.server_pid() != pid
         assert ask(keeper.folder.control, "check")["balanced"]
     assert "the standby takes its place" in keeper.log()
+    assert len(servers_of(keeper.folder)) == 2
 
 
 def test_twenty_deaths_in_a_row(keeper: Keeper) -> None:
@@ -152,11 +164,18 @@ def test_the_image_is_locked_in_memory_by_the_keeper_alone_while_there_is_no_ser
     keeper.until(lambda: locked_image_kib() > 16 << 10)
 
 
-def test_a_first_server_that_refuses_ends_the_keeper_with_its_words(tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path / "state", ("size=64M", "budget=nonsense"))
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [("size=nonsense", "not a number of bytes"), ("backing=/nowhere/at/all", "its folder does not exist")],
+)
+def test_a_first_server_that_refuses_ends_the_keeper_with_its_words(tmp_path: Path, word: str, reason: str) -> None:
+    """Before it can have an heir, and after: that ends, too."""
+    words = [other for other in WORDS if other.partition("=")[0] != word.partition("=")[0]]
+    keeper = Keeper(tmp_path / "state", (word, *words))
     assert keeper.process.wait(DEADLINE_SECONDS) == 1
     keeper.close()
-    assert "budget=nonsense: not a number of bytes" in keeper.log()
+    assert f"{word}: " in keeper.log() and reason in keeper.log()
+    assert not servers_of(keeper.folder)
 
 
 def test_upgrade_replaces_the_server(keeper: Keeper) -> None:
@@ -192,6 +211,23 @@ def test_upgrade_to_code_that_cannot_read_the_image_changes_nothing(keeper: Keep
     finally:
         os.close(descriptor)
     assert keeper.server_pid() == pid
+
+
+def test_what_a_killed_keeper_leaves_ends_with_the_server(tmp_path: Path) -> None:
+    """The server goes on: somebody may swap to it. The standby is of no use any more, and ends."""
+    keeper = Keeper(tmp_path / "state")
+    keeper.arm()
+    assert len(servers_of(keeper.folder)) == 2
+    keeper.process.kill()
+    keeper.process.wait()
+    pid = keeper.server_pid()
+    keeper.until(lambda: servers_of(keeper.folder) == [str(pid)])
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    keeper.until(lambda: not children.read_text())  # not even a zombie
+    assert keeper.serves()
+    os.kill(pid, signal.SIGKILL)
+    keeper.until(lambda: not servers_of(keeper.folder))
+    keeper.close()
 
 
 def test_without_a_keeper_there_is_nothing_to_upgrade(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ PYTHONMALLOC=malloc in the environment (scripts/serve sets it) there is one heap
 end.
 """
 
+import mmap
 from typing import Final
 
 from zcache import libc
@@ -26,6 +27,16 @@ def fix_heap() -> None:
     libc.mallopt(libc.M_TOP_PAD, 1 << 20)
     address = libc.malloc(HEAP_BYTES)
     libc.fill(address, HEAP_BYTES)
+    libc.free(address)
+
+
+def give_back_free_memory() -> None:
+    """In a copy made by fork(2), which has nothing locked: let go of what is free on the heap, whose end stays where it
+    is. It comes back page by page as it is touched, or by `program.unshare`."""
+    libc.malloc_trim(2 * HEAP_BYTES)
+    address = libc.malloc(HEAP_BYTES)
+    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    libc.drop_range(start, (address + HEAP_BYTES) // mmap.PAGESIZE * mmap.PAGESIZE)
     libc.free(address)
 
 

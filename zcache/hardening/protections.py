@@ -127,6 +127,8 @@ class Hardening:
 
     def lock_again(self) -> None:
         """In a copy of this process: fork(2) leaves locks behind, and with them all that is mapped from files."""
+        with contextlib.suppress(OSError):
+            heap.give_back_free_memory()
         with contextlib.suppress(OSError):  # as it was for the original
             if "memory_lock" not in self._without:
                 _lock()

@@ -72,7 +72,8 @@ class Keeper:
         self._standby: ServerProcess | None = None
         self._rest_seconds = FIRST_REST_SECONDS
         self._next_standby_seconds = 0.0
-        self._server = ServerProcess.start(self._parameters, self._image.descriptor, errors, is_standby=False)
+        self._server = self._start()
+        self._server.begin()
 
     def run(self) -> int:
         """Until SIGTERM, or until the server ends before we are armed; exit status."""
@@ -89,18 +90,22 @@ class Keeper:
                 os.read(wakeup, 64)
             self._look()
             if self._is_ending and not self._is_swapping():
-                break
+                self._end()
+                return 0
             self._is_ending = False
             if self._server.has_ended():
                 if not self._is_armed:
+                    self._end()
                     return 1  # it has said why
                 self._replace()
             elif self._is_cut_off():
                 self._reconnect()
-        if self._standby:
-            self._standby.discard()
+
+    def _end(self) -> None:
+        standby = self._standby or self._server.heir()
+        if standby:
+            standby.discard()
         self._server.end()
-        return 0
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if number == signal.SIGTERM:
@@ -131,6 +136,9 @@ class Keeper:
             self._device = state.device if state else None
             self._reconnection = Reconnection(self._folder.reconnection.read_bytes(), self._folder.socket)
 
+    def _start(self) -> ServerProcess:
+        return ServerProcess.start(self._parameters, self._image.descriptor, self._errors)
+
     def _keep_standby(self) -> None:
         """There shall be one that is ready, or on its way; but not while the last one takes over: that comes first."""
         if self._standby is None:
@@ -139,8 +147,7 @@ class Keeper:
             signs = self._image.signs
             serves = signs and signs.pid == self._server.pid and signs.heartbeats
             if time.monotonic() > self._next_standby_seconds and (serves or self._server.has_ended()):
-                image = self._image.descriptor
-                self._standby = ServerProcess.start(self._parameters, image, self._errors, is_standby=True)
+                self._standby = self._start()
         elif self._standby.has_ended():
             _say(f"the standby ended with status {self._standby.exit_status()}")
             self._standby.close()

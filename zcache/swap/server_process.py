@@ -1,9 +1,9 @@
 """A server as its keeper sees it: a process that begins to serve when it is told to.
 
 It inherits three descriptors: the socket to listen on (systemd's protocol, sd_listen_fds(3), which nbdkit speaks: so
-the socket stays where it is when servers come and go), the image, and a channel: on that a standby says that it is
-ready, is told to begin, and then names its heir, a copy of itself that is the next standby. So there is one at once: a
-program that starts takes a second, and memory that may not be there.
+the socket stays where it is when servers come and go), the image, and a channel: on that it says that it is ready, as
+a standby, is told to begin, and then names its heir, a copy of itself that is the next standby. So there is one at
+once: a program that starts takes a second, and memory that may not be there.
 
 A heir is no child of the keeper's, but its grandchild; it becomes one when the server dies (the keeper is a subreaper).
 Everything goes by pidfd, which does not care.
@@ -40,10 +40,10 @@ class ServerProcess:
         self._is_ready = False
 
     @classmethod
-    def start(cls, parameters: Sequence[str], image: int, errors: int, *, is_standby: bool) -> "ServerProcess":
-        """A new program; `errors` is the descriptor that it writes its messages to."""
+    def start(cls, parameters: Sequence[str], image: int, errors: int) -> "ServerProcess":
+        """A new program, a standby; `errors` is the descriptor that it writes its messages to."""
         ours, theirs = socket.socketpair()
-        words = [*parameters, f"image={image}", *([f"standby={theirs.fileno()}"] if is_standby else [])]
+        words = [*parameters, f"image={image}", f"standby={theirs.fileno()}"]
         with theirs:
             process = subprocess.Popen(
                 [*SERVE, *words],
@@ -66,11 +66,13 @@ class ServerProcess:
         return self._is_ready
 
     def begin(self) -> None:
-        """Take the place of the server that has ended."""
+        """Serve, now or once it is ready: the first, or in the place of one that has ended."""
         self._channel.send(b"!")
 
     def heir(self) -> "ServerProcess | None":
         """The next standby, once after `begin`."""
+        if not self.is_ready():
+            return None  # it says that first
         try:
             name, descriptors, _, _ = socket.recv_fds(self._channel, 16, 1)
         except OSError:
