@@ -5,6 +5,7 @@ The kernel's half (a device whose requests wait) is tested in the VM (tests/vm).
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -90,6 +91,7 @@ class Keeper:
             self.process.terminate()
             assert self.process.wait(60) == 0, self.log()
         self._log.close()
+        assert not re.search(r"ended with status -(?!9\b)", self.log()), self.log()  # by a signal that we do not send
 
 
 def servers_of(folder: StateFolder) -> list[str]:

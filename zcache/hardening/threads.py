@@ -9,6 +9,7 @@ Nobody destroys such a state when its thread ends, so the next new thread does t
 """
 
 import ctypes
+import os
 import threading
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,9 @@ _delete.argtypes = [ctypes.c_void_p]
 _kept = threading.local()
 _keeping = True
 _states: dict[int, int] = {}  # native thread id to the address of the state that is kept for it
+# A copy made by fork(2) has one thread, under another id: its state would be taken for a dead thread's. Those of the
+# other threads, Python destroys.
+os.register_at_fork(after_in_child=_states.clear)
 
 
 def leave_as_they_are() -> None:

@@ -106,6 +106,9 @@ class Keeper:
         if standby:
             standby.discard()
         self._server.end()
+        status = self._server.exit_status()
+        if status and status < 0:
+            _say(f"the server ended with status {status}")
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if number == signal.SIGTERM:
