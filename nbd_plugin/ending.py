@@ -1,9 +1,9 @@
 """Ending on a signal, with clients connected.
 
-nbdkit 1.32 stops accepting when it is told to end, and then waits until every client has gone; a client that is idle
-holds it up for ever. So its termination signals are blocked in every thread but one of ours, which waits for them,
-tells nbdkit, and then tells each connection that no more requests will be read. Requests under way are answered
-first.
+nbdkit 1.32 answers requests with ESHUTDOWN once it has been told to end (to a kernel that swaps that is an I/O error),
+and then waits until every client has gone; a client that is idle holds it up for ever. So its termination signals are
+blocked in every thread but one of ours, which waits for them, tells each connection that no more requests will be read,
+and tells nbdkit when none is left. Requests that the client has sent by then are answered first.
 """
 
 import os
@@ -37,27 +37,37 @@ def hold_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-def end_on_signals(tell_nbdkit: Callable[[], None]) -> None:
-    """Act on the signals from here on, those that came since `hold_signals` included."""
-    threading.Thread(target=_wait_and_end, args=(tell_nbdkit,), daemon=True).start()
+def end_on_signals(end: Callable[[], None]) -> None:
+    """Act on the signals from here on, those that came since `hold_signals` included; `end` is called when all
+    connections have ended."""
+    threading.Thread(target=_wait_and_end, args=(end,), daemon=True).start()
 
 
-def _wait_and_end(tell_nbdkit: Callable[[], None]) -> None:
+def _wait_and_end(end: Callable[[], None]) -> None:
     begin_own_thread("zcache-end")
     signal.sigwait(SIGNALS)
-    tell_nbdkit()
+    while _stop_reading():
+        time.sleep(LOOK_SECONDS)
+    end()
     while True:  # until the process has ended
-        for entry in Path("/proc/self/fd").iterdir():
-            _stop_reading(int(entry.name))
+        _stop_reading()
         time.sleep(LOOK_SECONDS)
 
 
-def _stop_reading(descriptor: int) -> None:
-    """If it is a connected socket: its reader sees the end, its writer may finish."""
+def _stop_reading() -> int:
+    """Of each connection: its reader sees the end, its writer may finish. How many there are."""
+    return sum(_stop_reading_from(int(entry.name)) for entry in Path("/proc/self/fd").iterdir())
+
+
+def _stop_reading_from(descriptor: int) -> bool:
+    """If it is a connected socket."""
     try:
-        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            with socket.socket(fileno=os.dup(descriptor)) as connection:
-                if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    connection.shutdown(socket.SHUT_RD)
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            return False
+        with socket.socket(fileno=os.dup(descriptor)) as connection:
+            if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return False
+            connection.shutdown(socket.SHUT_RD)
+            return True
     except OSError:
-        pass  # gone
+        return False  # gone

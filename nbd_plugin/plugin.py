@@ -74,7 +74,7 @@ def after_fork() -> None:
         _server.start()
     except (BadInput, EnvironmentProblem) as error:
         _refuse(error, _server.abandon)
-    end_on_signals(nbdkit.shutdown)
+    end_on_signals(nbdkit.shutdown if _server.config.standby is None else _server.leave)
 
 
 def cleanup() -> None:

@@ -227,6 +227,13 @@ class Server:
         if self._tier:
             self._tier.abandon()
 
+    def leave(self) -> None:
+        """End at once, with everything in the image, whose keeper has a successor. A client that comes at this moment
+        is cut off; nbdkit would answer it with an error."""
+        if self._hardening:
+            self._hardening.close()
+        os._exit(0)
+
     def stop(self) -> None:
         """Let flights land and close everything. nbdkit has ended all connections."""
         if self._control:
