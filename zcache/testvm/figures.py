@@ -15,6 +15,20 @@ def read_meminfo_kib() -> dict[str, int]:
     return {name.rstrip(":"): int(value) for name, value, *_ in (line.split() for line in lines)}
 
 
+def own_kib(pid: int) -> int:
+    """A process's memory without the image: its share of what it has (Pss), anonymous and of files."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {name: int(value) for name, value, _ in (line.split() for line in lines)}
+    return sizes["Pss_Anon:"] + sizes["Pss_File:"]
+
+
+def others_in_group(pid: int) -> list[int]:
+    """The processes of a process's control group (cgroup v2) beside it."""
+    group = Path(f"/proc/{pid}/cgroup").read_text().strip().rpartition("0::/")[2]
+    pids = (Path("/sys/fs/cgroup") / group / "cgroup.procs").read_text().split()
+    return [int(other) for other in pids if int(other) != pid]
+
+
 def page_faults(pid: int) -> int:
     """Page faults so far, minor and major, of the threads of a server that a request may wait for.
 

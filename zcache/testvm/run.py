@@ -150,6 +150,7 @@ def print_report(report: dict[str, Any], result: VmResult) -> None:
         "frames read back": str(status["fetched_frames"]),
         "reclaimed in the background, by a put": f"{status['reclaim_background']}, {status['reclaim_sync']}",
         "server RSS, locked": f"{mebibytes['rss_bytes']}, {mebibytes['locked_bytes']}",
+        "keeper, standby, without the image": f"{report['keeper_kib'] >> 10} MiB, {report['standby_kib'] >> 10} MiB",
         "server's page faults under load": str(report["server_page_faults"]),
         "protections that do not hold": ", ".join(k for k, holds in status["hardening"].items() if not holds) or "none",
         "longest stall of a read": f"{report['longest_stall_seconds']} s",

@@ -21,7 +21,7 @@ from zcache.swap.up import Options, swap_area
 from zcache.testvm.device_probe import DeviceProbe
 from zcache.testvm.disturbance import Disturbance
 from zcache.testvm.disturbance import parse as parse_disturbance
-from zcache.testvm.figures import page_faults, read_vmstat
+from zcache.testvm.figures import others_in_group, own_kib, page_faults, read_vmstat
 
 PROGRESS_SECONDS: Final = 10.0
 
@@ -49,6 +49,8 @@ def run_load(parameters: tuple[str, ...], load: list[str], disturbance: str | No
         before = read_vmstat()
         server_pid = ask(control, "status")["pid"]
         faults_before = page_faults(server_pid)
+        report["keeper_kib"] = own_kib(state.keeper.pid)
+        report["standby_kib"] = sum(own_kib(pid) for pid in others_in_group(state.keeper.pid) if pid != server_pid)
         probe = DeviceProbe(state.device or "")
         trouble = Disturbance(*parse_disturbance(disturbance), StateFolder(control.parent)) if disturbance else None
         begin = time.monotonic()
