@@ -58,7 +58,7 @@ class Server:
         self._is_successor = False
         self._tier: BackingFile | None = None
         self._control: ControlSocket | None = None
-        self._upkeep: Upkeep | None = None
+        self._upkeep: list[Upkeep] = []
         self._hardening: Hardening | None = None
         self._signs: Signs | None = None
         self._is_sharing = False  # its memory with its heir, page by page until it writes there
@@ -154,15 +154,20 @@ class Server:
         else:
             _say("hardening=off: NOT safe to swap to itself")
         store.reclaimer.start()
-        self._upkeep = Upkeep(
-            store.fault_ahead,
-            self._signs.beat if self._signs else lambda: None,
-            unshare if self._is_sharing else lambda: None,
-        )
-        self._upkeep.start()
+        self._upkeep.append(Upkeep("zcache-upkeep", self._fault_ahead))
+        if self._signs:
+            self._upkeep.append(Upkeep("zcache-beat", self._signs.beat))
+        for upkeep in self._upkeep:
+            upkeep.start()
         if self._control:
             holds = self._hardening.results if self._hardening else {}
             self._control.start(store, lambda: gather_status(store, pages, holds))
+
+    def _fault_ahead(self) -> None:
+        if self._is_sharing:
+            unshare()
+            self._is_sharing = False
+        self.device.store.fault_ahead()
 
     def _make_store(self) -> tuple[Store, TmemObject]:
         """A store and the object whose pages are the device's: empty, or as a predecessor left them."""
@@ -238,8 +243,8 @@ class Server:
         """Let flights land and close everything. nbdkit has ended all connections."""
         if self._control:
             self._control.close()
-        if self._upkeep:
-            self._upkeep.stop()
+        for upkeep in self._upkeep:
+            upkeep.stop()
         self.device.store.close()
         if self._hardening:
             self._hardening.close()

@@ -1,7 +1,8 @@
-"""Upkeep: keeps the store's tables populated ahead of use, from a thread that may wait for memory as long as it likes.
+"""Upkeep: what a server does beside its requests, each in a thread of its own.
 
-It is a thread of its own because populating can wait when memory is short, and background reclaim must not; and because
-reclaim may be busy for as long as there is pressure, which is when tables grow.
+Tables are populated ahead of use by a thread that may wait for memory as long as it likes: background reclaim must not,
+and may be busy for as long as there is pressure, which is when tables grow. The heartbeat, by which the keeper knows
+that the server's threads run, comes from a thread that waits for nothing.
 """
 
 import contextlib
@@ -17,14 +18,12 @@ UPKEEP_SECONDS: Final = 0.25
 
 
 class Upkeep:
-    """Calls `first` once, then `beat` and `fault_ahead` now and then, from `start` to `stop`."""
+    """Calls `work` now and then, from `start` to `stop`, in a thread of that name. An `OSError` (no memory now, or a
+    kernel that cannot) is no reason to end: tables are then touched as they are used."""
 
-    def __init__(
-        self, fault_ahead: Callable[[], None], beat: Callable[[], None], first: Callable[[], None] = lambda: None
-    ) -> None:
-        self._first = first
-        self._fault_ahead = fault_ahead
-        self._beat = beat
+    def __init__(self, name: str, work: Callable[[], None]) -> None:
+        self._name = name
+        self._work = work
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -37,12 +36,9 @@ class Upkeep:
         self._stopped.set()
 
     def _run(self) -> None:
-        begin_own_thread("zcache-upkeep")
-        self._beat()
-        with contextlib.suppress(OSError):
-            self._first()
-        while not self._stopped.wait(UPKEEP_SECONDS):
-            self._beat()
-            # No memory now, or a kernel that cannot: the tables are then touched as they are used.
+        begin_own_thread(self._name)
+        while True:
             with contextlib.suppress(OSError):
-                self._fault_ahead()
+                self._work()
+            if self._stopped.wait(UPKEEP_SECONDS):
+                return

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,11 +34,12 @@ REFUSED_MESSAGE = (20).to_bytes(4, "little") + b"\xff\x0f" + b"\x05\x00" + bytes
 class Keeper:
     """One keeper process over a state folder, as swap-up would leave it, but for the device."""
 
-    def __init__(self, path: Path, words: tuple[str, ...] = WORDS) -> None:
+    def __init__(self, path: Path, words: tuple[str, ...] = WORDS, program: tuple[str, ...] = ()) -> None:
         self.folder = StateFolder(path)
         self.folder.create()
         self._log = (path / "server.log").open("ab")
         command = server_module.command(self.folder, words)
+        command = [sys.executable, *program, *command[command.index(str(path)) :]] if program else command
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
         identity = process.identify(self.process.pid)
         assert identity
@@ -178,6 +180,23 @@ def test_a_first_server_that_refuses_ends_the_keeper_with_its_words(tmp_path: Pa
     keeper.close()
     assert f"{word}: " in keeper.log() and reason in keeper.log()
     assert not servers_of(keeper.folder)
+
+
+def test_a_server_that_hangs_is_ended_and_replaced(tmp_path: Path) -> None:
+    """One that gives no sign of life for as long as it takes: a second here, and not a minute."""
+    impatient = "import sys; from zcache.swap import keeper; keeper.HEARTBEAT_SECONDS = 1.0; keeper.main(sys.argv[1:])"
+    keeper = Keeper(tmp_path / "state", program=("-c", impatient))
+    client = keeper.connect()
+    keeper.arm()
+    client.pwrite(b"precious" * 512, 4096)
+    pid = keeper.server_pid()
+    time.sleep(2.5)
+    assert keeper.server_pid() == pid, "one that is idle lives"
+    os.kill(pid, signal.SIGSTOP)
+    keeper.until(lambda: keeper.signs().pid != pid)
+    assert keeper.connect().pread(4096, 4096) == b"precious" * 512
+    keeper.close()
+    assert "no sign of life from the server for 1 s: ending it" in keeper.log()
 
 
 def test_upgrade_replaces_the_server(keeper: Keeper) -> None:

@@ -32,13 +32,13 @@ def others_in_group(pid: int) -> list[int]:
 def page_faults(pid: int) -> int:
     """Page faults so far, minor and major, of the threads of a server that a request may wait for.
 
-    Those that populate memory ahead, answer on the control socket or write the log may fault as they like. (Fields 10
-    and 12 of /proc/PID/task/TID/stat.)
+    Those that populate memory ahead, beat, answer on the control socket or write the log may fault as they like.
+    (Fields 10 and 12 of /proc/PID/task/TID/stat.)
     """
     faults = 0
     for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
         head, _, tail = stat.read_text().rpartition(")")
-        if head.partition("(")[2] not in ("zcache-upkeep", "zcache-control", "zcache-log"):
+        if head.partition("(")[2] not in ("zcache-upkeep", "zcache-beat", "zcache-control", "zcache-log"):
             fields = tail.split()
             faults += int(fields[7]) + int(fields[9])
     return faults
