@@ -42,9 +42,9 @@ class _Job:
 
     __slots__ = ("below", "birth", "failed", "frame", "pages", "seal", "slot", "wrong")
 
-    def __init__(self, frames: PageFrames, frame: int, slot: int, pages: list[int]) -> None:
+    def __init__(self, frames: PageFrames, frame: int, pages: list[int]) -> None:
         self.frame = frame
-        self.slot = slot
+        self.slot = 0  # that it is read into
         self.pages = pages
         self.below = frames.below[frame]
         self.birth = frames.birth[frame]
@@ -105,10 +105,11 @@ class Fetcher:
                     by_frame.setdefault(frame, []).append(index)
         jobs = []
         for frame, pages in by_frame.items():
-            slot = frames.take_fetch_slot()
-            if not slot:
+            jobs.append(_Job(frames, frame, pages))
+            jobs[-1].slot = frames.take_fetch_slot()  # last: nothing after it can fail for lack of memory
+            if not jobs[-1].slot:
+                jobs.pop()
                 break
-            jobs.append(_Job(frames, frame, slot, pages))
         return None if by_frame and not jobs else jobs
 
     def _read(self, jobs: list[_Job]) -> None:
