@@ -1,7 +1,8 @@
 """The server's refusals that need no nbdkit (the others are in tests/nbd/test_bad_input.py)."""
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,14 @@ from nbd_plugin.config import parse_config
 from nbd_plugin.server import Server
 from zcache.errors import EnvironmentProblem
 from zcache.tiers.backing_file import BackingFile
+
+
+@pytest.fixture(autouse=True)
+def own_mask() -> Iterator[None]:
+    """A server sets its process's mask for files, which is ours here."""
+    mask = os.umask(0o022)
+    yield
+    os.umask(mask)
 
 
 @pytest.mark.parametrize("encrypt", ["yes", "no"])
