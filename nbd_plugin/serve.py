@@ -3,8 +3,6 @@
 - nbdkit's options come first, then `key=value` parameters. `-f` is given (a daemon logs to syslog, whose reader may
   be swapped out).
 - One thread a connection: it answers one request after the other, and so all that it has read.
-- `--check` says whether this version accepts the parameters, and could go on with the image, and ends: a replacement
-  that would refuse is found out while the old server still runs.
 - nbdkit's Unix socket is for its owner alone; the mask that makes it so is the plugin's to set, for nbdkit sets its
   own first (`Server.get_ready`). A program that is run with --run inherits it.
 - A small thread stack: nbdkit sets no stack size, so RLIMIT_STACK is what every thread gets.
@@ -79,32 +77,17 @@ def remove_dead_socket(options: list[str]) -> None:
                     sys.exit(f"zcache: {path}: a socket of another user's is there; give another path with -U")
 
 
-def check(parameters: list[str]) -> None:
-    """Ends with status 1 and a line if these are refused."""
-    from nbd_plugin.config import parse_config  # the server's libraries: not for the way to nbdkit
-    from nbd_plugin.server import check_succession
-    from zcache.errors import ZcacheError
-
-    try:
-        check_succession(parse_config((key, value) for key, _, value in (word.partition("=") for word in parameters)))
-    except ZcacheError as error:
-        sys.exit(f"zcache: {error}")
-
-
 def names_a_place(options: list[str]) -> bool:
     """Whether nbdkit's options say where to listen, or that it shall not; or it is given a socket to listen on."""
     return "LISTEN_FDS" in os.environ or any(word.startswith(_PLACES) or word in ("-s", "-V") for word in options)
 
 
 def main() -> None:
-    """Returns from `--check` only."""
+    """Does not return."""
     options, parameters = split_words(sys.argv[1:])
     for word in parameters:
         if any("\udc80" <= character <= "\udcff" for character in word):  # how Python keeps such bytes in arguments
             sys.exit(f"zcache: {ascii(word)[1:-1]}: not UTF-8, in which alone nbdkit passes parameters on")
-    if "--check" in options:
-        check(parameters)
-        return
     if not names_a_place(options):
         sys.exit("zcache: say where to listen: -U PATH (a Unix socket); without it nbdkit opens a port to the network")
     remove_dead_socket(options)

@@ -66,12 +66,15 @@ class Server:
     def get_ready(self) -> None:
         """Open and check what was configured; raises `BadInput` or `EnvironmentProblem`.
 
-        A standby does not: it would meet the server that is there. What is made from here on, nbdkit's Unix socket and
-        pid file too, is for its owner alone: nbdkit has set the mask to 022.
+        A standby opens nothing: it would meet the server that is there. But it says now if it could not go on with the
+        image. What is made from here on, nbdkit's Unix socket and pid file too, is for its owner alone: nbdkit has set
+        the mask to 022.
         """
         os.umask(0o177)
         if self.config.standby is None:
             self._open()
+        else:
+            check_succession(self.config)
 
     def _open(self) -> None:
         config = self.config
@@ -265,8 +268,7 @@ def geometry_of(config: Config, frames_below: int) -> Geometry:
 
 
 def check_succession(config: Config) -> None:
-    """Whether this version could go on with the image of a server that is still running; raises
-    `EnvironmentProblem`."""
+    """Whether this version can go on with the image that there is, if any; raises `EnvironmentProblem`."""
     if config.image is not None and config.is_succession:
         fields = read_header(config.image)
         frames_below = fields["frame_count"] - config.budget_bytes // FRAME_BYTES

@@ -11,8 +11,8 @@ two instructions; what makes the image whole at each of them is the order in whi
   frame's home before it is another's.
 
 Layout: a page of header, then the sections, each from a page boundary on. The header is one line of JSON (format,
-geometry, the key of all that leaves RAM), written once before the image is used. Its last words are what a server tells
-its keeper while both run (`Signs`). A format that is not ours is refused, never guessed at.
+geometry, the key of all that leaves RAM), written once before the image is used. Its last words are what server, keeper
+and swap-upgrade tell each other while they run (`Signs`). A format that is not ours is refused, never guessed at.
 """
 
 import fcntl
@@ -133,12 +133,15 @@ class Image:
 
 
 class Signs:
-    """What the keeper can see of a server without asking it, in the last words of an image's header."""
+    """What the keeper can see of a server without asking it, and swap-upgrade of the keeper, in the last words of an
+    image's header."""
 
     _EPOCH: Final = HEADER_BYTES // 8 - 1
     _CONNECTIONS: Final = _EPOCH - 1
     _HEARTBEATS: Final = _EPOCH - 2
     _PID: Final = _EPOCH - 3
+    _UPGRADED: Final = _EPOCH - 4
+    _REFUSALS: Final = _EPOCH - 5
 
     def __init__(self, descriptor: int) -> None:
         self._words = memoryview(mmap.mmap(descriptor, HEADER_BYTES)).cast("Q")
@@ -164,6 +167,16 @@ class Signs:
         """Goes up for as long as the server's threads run."""
         return self._words[self._HEARTBEATS]
 
+    @property
+    def upgraded(self) -> int:
+        """The epoch of the last server that swap-upgrade has brought."""
+        return self._words[self._UPGRADED]
+
+    @property
+    def refusals(self) -> int:
+        """How many times the code on disk was of no use to swap-upgrade."""
+        return self._words[self._REFUSALS]
+
     def begin_epoch(self) -> None:
         """A new server: it has no connections."""
         self._words[self._CONNECTIONS] = self._words[self._HEARTBEATS] = 0
@@ -176,8 +189,16 @@ class Signs:
             self._words[self._CONNECTIONS] += change
 
     def beat(self) -> None:
-        """From one thread."""
+        """From one thread of the server."""
         self._words[self._HEARTBEATS] += 1
+
+    def begin_upgrade(self) -> None:
+        """From the keeper: the next epoch is that of an upgrade."""
+        self._words[self._UPGRADED] = self._words[self._EPOCH] + 1
+
+    def refuse_upgrade(self) -> None:
+        """From the keeper: there will be none."""
+        self._words[self._REFUSALS] += 1
 
 
 class Section:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from zcache.swap import process
 from zcache.swap import server as server_module
 from zcache.swap.error import SwapError
 from zcache.swap.state import StateFolder, SwapState
-from zcache.swap.upgrade import check, open_image, upgrade
+from zcache.swap.upgrade import open_image, upgrade
 
 WORDS = ("size=64M", "budget=16M", "overcommit=yes")
 DEADLINE_SECONDS = 60
@@ -221,17 +222,38 @@ def test_upgrade_to_code_that_cannot_read_the_image_changes_nothing(keeper: Keep
     keeper.until(keeper.serves)
     pid = keeper.server_pid()
     descriptor = open_image(keeper.identity)
-    try:
-        with pytest.raises(SwapError, match=r"old server goes on.*made with page_count 16384, not 32768"):
-            check(descriptor, ("size=128M", *WORDS[1:]))
-        header = os.pread(descriptor, 4096, 0)
-        os.pwrite(descriptor, header.replace(b'image format": 2', b'image format": 9'), 0)
-        with pytest.raises(SwapError, match=r"old server goes on.*has format 9, this version reads format 2"):
+    header = os.pread(descriptor, image.JSON_BYTES, 0)
+    for old, new, reason in (
+        (b'image format": 2', b'image format": 9', "has format 9, this version reads format 2"),
+        (b'page_count": 16384', b'page_count": 99999', "made with page_count 99999, not 16384"),
+    ):
+        os.pwrite(descriptor, header.replace(old, new), 0)
+        with pytest.raises(SwapError, match=rf"(?s)old server goes on.*{reason}"):
             upgrade(keeper.folder, lambda _line: None)
         os.pwrite(descriptor, header, 0)
-    finally:
-        os.close(descriptor)
-    assert keeper.server_pid() == pid
+        assert keeper.server_pid() == pid
+    os.close(descriptor)
+    assert len(servers_of(keeper.folder)) == 2, "the standby is still there"
+    assert "ending the server" not in keeper.log()
+    os.kill(pid, signal.SIGKILL)
+    keeper.connect().shutdown()
+    assert upgrade(keeper.folder, lambda _line: None) > 0
+
+
+def test_an_upgrade_outlives_the_death_of_the_server(keeper: Keeper) -> None:
+    """It dies while the new code starts: its standby takes its place, and then the new code takes that one's."""
+    client = keeper.connect()
+    keeper.arm()
+    client.pwrite(b"precious" * 512, 4096)
+    pid = keeper.server_pid()
+    with ThreadPoolExecutor() as pool:
+        seconds = pool.submit(upgrade, keeper.folder, lambda _line: None)
+        keeper.until(lambda: "starting the code" in keeper.log())
+        os.kill(pid, signal.SIGKILL)
+        assert seconds.result() > 0
+    assert keeper.connect().pread(4096, 4096) == b"precious" * 512
+    assert keeper.signs().epoch == keeper.signs().upgraded == 3
+    keeper.until(lambda: len(servers_of(keeper.folder)) == 2)
 
 
 def test_what_a_killed_keeper_leaves_ends_with_the_server(tmp_path: Path) -> None:

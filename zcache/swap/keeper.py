@@ -12,7 +12,8 @@ for a minute and a half (seen). A standby that begins leaves an heir, the next s
 
 Life: `python -m zcache.swap.keeper FOLDER key=value…`. SIGTERM ends the server, then the keeper; not while the
 kernel swaps to the device: nothing that ends processes, a shutdown included, gets at the pages before swapoff. SIGUSR1
-has a standby made from the code that is on disk now and, when it is ready, ends the server (swap-upgrade).
+(swap-upgrade) has a second standby started, from the code that is on disk now; when it is ready, which it is not if it
+cannot go on with the image, it is the standby, and the server is ended.
 """
 
 import contextlib
@@ -64,12 +65,14 @@ class Keeper:
         self._reconnection: Reconnection | None = None  # once swap-up has armed us
         self._device: str | None = None
         self._is_armed = False  # and swap-up knows it
-        self._is_ending = self._is_to_be_replaced = self._is_replacing = False
+        self._is_ending = self._is_to_be_replaced = False
         self._is_broken_since: float | None = None
         self._complaint = ""
         self._heartbeats = 0
         self._beat_seconds = time.monotonic()
         self._standby: ServerProcess | None = None
+        self._replacement: ServerProcess | None = None  # a standby of other code than the server's, not ready yet
+        self._is_upgrading = False  # it has been, and is the standby
         self._rest_seconds = FIRST_REST_SECONDS
         self._next_standby_seconds = 0.0
         self._server = self._start()
@@ -102,9 +105,9 @@ class Keeper:
                 self._reconnect()
 
     def _end(self) -> None:
-        standby = self._standby or self._server.heir()
-        if standby:
-            standby.discard()
+        for process in (self._standby or self._server.heir(), self._replacement):
+            if process:
+                process.discard()
         self._server.end()
         status = self._server.exit_status()
         if status and status < 0:
@@ -164,16 +167,25 @@ class Keeper:
                 self._folder.armed.touch()
 
     def _replace_on_request(self) -> None:
-        """A standby from before the request is not of the code that is on disk now: there must be another first."""
-        if self._is_to_be_replaced and self._standby:
-            _say("making a standby of the code that is on disk now")
-            self._standby.discard()
-            self._standby = None
-            self._next_standby_seconds = 0.0
-            self._is_to_be_replaced, self._is_replacing = False, True
-        elif self._is_replacing and self._standby and self._standby.is_ready():
-            _say("ending the server")
-            self._is_replacing = False
+        """The standby is of the server's code, and stays until there is one of the code that is on disk now."""
+        if self._is_to_be_replaced:
+            self._is_to_be_replaced = False
+            if self._replacement:
+                self._replacement.discard()
+            _say("starting the code that is on disk now")
+            self._replacement = self._start()
+        elif self._replacement and self._replacement.has_ended():
+            _say(f"the code that is on disk now ended with status {self._replacement.exit_status()}")
+            self._replacement.close()
+            self._replacement = None
+            if self._image.signs:
+                self._image.signs.refuse_upgrade()
+        elif self._replacement and self._replacement.is_ready():
+            if self._standby:
+                self._standby.discard()
+            self._standby, self._replacement = self._replacement, None
+            self._is_upgrading = True
+            _say("it is ready: ending the server")
             self._is_broken_since = time.monotonic()
             self._server.end()
 
@@ -200,6 +212,9 @@ class Keeper:
         if self._standby and self._standby.is_ready():
             _say(f"the server ended with status {self._server.exit_status()}; the standby takes its place")
             self._server.close()
+            if self._is_upgrading and self._image.signs:
+                self._image.signs.begin_upgrade()
+            self._is_upgrading = False
             self._server, self._standby = self._standby, None
             self._server.begin()
             self._beat_seconds = time.monotonic()

@@ -1,13 +1,12 @@
 """swap-upgrade: the code that is on disk now takes the running server's place, with the swap on.
 
-What the new code would refuse (the parameters, the image) is found out first, while the old server serves: then nothing
-happens. The keeper does the replacing, exactly as after a death; the requests of some seconds wait.
+The keeper does it, exactly as after a death, once the new code has started and found that it can go on with the image;
+if it cannot, the old server goes on as if nothing had been asked for. The requests of some seconds wait.
 """
 
 import argparse
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,11 +18,11 @@ from zcache.swap import process
 from zcache.swap.error import SwapError
 from zcache.swap.keeper import REPLACE_SIGNAL
 from zcache.swap.process import ProcessIdentity
-from zcache.swap.server_process import SERVE
+from zcache.swap.server import error_lines
 from zcache.swap.state import DEFAULT_FOLDER, StateFolder
 
-#: The old server's end (30 s at most), the new one's start, with memory short.
-REPLACE_SECONDS: Final = 120.0
+#: The new server's start with memory short, the old one's end (30 s at most), the new one's turn.
+REPLACE_SECONDS: Final = 300.0
 
 
 def upgrade(folder: StateFolder, report: Callable[[str], None] = print) -> float:
@@ -35,15 +34,18 @@ def upgrade(folder: StateFolder, report: Callable[[str], None] = print) -> float
         raise SwapError("swap-up has not come to its end; try again when it has")
     descriptor = open_image(state.keeper)
     try:
-        check(descriptor, state.parameters)
         signs = image.Signs(descriptor)
-        epoch, begin = signs.epoch, time.monotonic()
+        upgraded, refusals, begin = signs.upgraded, signs.refusals, time.monotonic()
+        said_before = len(folder.log.read_text(errors="replace"))
         with process.opened(state.keeper) as keeper:
             if keeper is None:
                 raise SwapError("the keeper has ended")
             signal.pidfd_send_signal(keeper, REPLACE_SIGNAL)
-        report(f"replacing server number {epoch}")
-        while signs.epoch == epoch or not signs.connections:
+        report(f"replacing server number {signs.epoch}")
+        while signs.upgraded == upgraded or signs.epoch < signs.upgraded or not signs.connections:
+            if signs.refusals != refusals:
+                said = error_lines(folder.log.read_text(errors="replace")[said_before:]) or ["it says nothing"]
+                raise SwapError("refused by the code on disk, the old server goes on:\n  " + "\n  ".join(said))
             if time.monotonic() - begin > REPLACE_SECONDS:
                 raise SwapError(
                     f"the new server does not serve after {REPLACE_SECONDS:.0f} s; {folder.log} says why; "
@@ -61,15 +63,6 @@ def open_image(keeper: ProcessIdentity) -> int:
         if str(link.readlink()).startswith(f"/memfd:{image.NAME}"):
             return os.open(link, os.O_RDWR | os.O_CLOEXEC)
     raise SwapError(f"the keeper (pid {keeper.pid}) has no image")
-
-
-def check(descriptor: int, parameters: Sequence[str]) -> None:
-    """Raises `SwapError` if the code on disk would not go on with the image."""
-    command = [*SERVE, "--check", *parameters, f"image={descriptor}"]
-    done = subprocess.run(command, pass_fds=[descriptor], capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        raise SwapError(f"refused by the code on disk, the old server goes on: {reason}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
