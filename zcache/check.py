@@ -2,8 +2,8 @@
 
 Everything that is derived (live counts, queues, free stacks, slot maps, statistics) is found anew from the page
 tables and the frame table, and compared. It holds the store's lock for as long as that takes (about two seconds for a
-million pages), so on a live swap device it is a tool for diagnosis. What memory it needs (15 bytes a frame id in use)
-it takes, and populates, before it takes the lock: under it, it asks the system for nothing.
+million pages), so on a live swap device it is a tool for diagnosis. What memory it needs (11 bytes a frame id, one a
+slot) it takes, and populates, before it takes the lock: under it, it asks the system for nothing.
 """
 
 import contextlib

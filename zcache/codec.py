@@ -25,8 +25,8 @@ ZSTD: Final = 3
 NAMES: Final = {RAW: "raw", WORD: "word", LZ4: "lz4", ZSTD: "zstd"}
 CHOICES: Final = "lz4, lz4:ACCELERATION (1 to 65537) or zstd:LEVEL (-7 to 19)"
 
-#: zstd contexts made ahead: a context must not be used by two threads at once, and scripts/serve runs four.
-#: `list.pop` and `append` are atomic, so a list is all the locking that they need.
+#: zstd contexts made ahead: a context must not be used by two threads at once, and each connection has
+#: one. `list.pop` and `append` are atomic, so a list is all the locking that they need.
 ZSTD_CONTEXTS: Final = 4
 _idle_decompressors: Final[list[zstandard.ZstdDecompressor]] = []
 

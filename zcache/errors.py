@@ -23,7 +23,7 @@ class PageLost(ZcacheError):
 
 
 class PageDamaged(ZcacheError):
-    """The bytes that came back are not those that were stored: seal or codec says so. (EIO)"""
+    """The bytes cannot be read, or are not those that were stored: seal or codec says so. (EIO)"""
 
 
 class StoreFull(ZcacheError):
@@ -31,4 +31,4 @@ class StoreFull(ZcacheError):
 
 
 class Imbalance(ZcacheError):
-    """`check()` found that the store's books do not balance."""
+    """`check()` found that the store's books do not balance, or `rebuild()` that an image contradicts itself."""

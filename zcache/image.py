@@ -80,7 +80,6 @@ class Image:
 
     def __init__(self, descriptor: int, geometry: Geometry) -> None:
         self.descriptor = descriptor
-        self.geometry = geometry
         self._spans: dict[str, tuple[int, int]] = {}
         offset = HEADER_BYTES
         for name, size_bytes in geometry.sections().items():

@@ -24,7 +24,7 @@ HELD_NOW: Final = (
 
 @dataclass(slots=True)
 class Statistics:
-    """What the store counts; figures that other objects hold are added by `Store.status`."""
+    """What the store counts; figures that other objects hold are added by `zcache.status.gather_status`."""
 
     # held now
     stored_pages: int = 0  # all pages with data: zpages, raw and same-filled

@@ -8,7 +8,8 @@ import pytest
 
 from zcache.testvm import VmResult
 from zcache.testvm.pressure.__main__ import Cell, judge_guest
-from zcache.testvm.pressure.verdict import COUNTERS, judge_report
+from zcache.testvm.pressure.verdict import judge_report
+from zcache.testvm.run import LOSSES
 
 MARK = "[  10.000000] zcache pressure: cell {}\n"
 
@@ -23,7 +24,7 @@ def good_report() -> dict[str, Any]:
         "pages_in": 20_000,
         "oom_kills": 0,
         "longest_gap_seconds": 0.3,
-        "status": dict.fromkeys(COUNTERS, 0),
+        "status": dict.fromkeys(LOSSES, 0),
         "check": {"balanced": True},
         "server_replaced": False,
     }
@@ -41,7 +42,7 @@ def test_a_good_report_passes() -> None:
         ({"oom_kills": 1}, "killed for memory"),
         ({"check": {"balanced": False, "imbalance": "one too many"}}, "one too many"),
         ({"server_replaced": True}, "server did not live"),
-        ({"status": dict.fromkeys(COUNTERS, 0) | {"lost_pages": 2}}, "lost_pages is 2"),
+        ({"status": dict.fromkeys(LOSSES, 0) | {"lost_pages": 2}}, "lost_pages is 2"),
         ({"longest_gap_seconds": None}, "ticker"),
         ({"error": "swap-up failed"}, "swap-up failed"),
         ({"programs": [{"command": ["x"], "exit_status": 1, "said": "page 3 is WRONG"}]}, "page 3 is WRONG"),
@@ -106,5 +107,5 @@ def test_what_the_server_outside_says_counts_for_all_cells_of_its_guest(share: S
     share.log.write_text(MARK.format("stress") + MARK.format("heartbeat"))
     share.report("stress")
     share.report("heartbeat")
-    cells = share.judge(0, dict.fromkeys(COUNTERS, 0) | {"checksum_errors": 1})
+    cells = share.judge(0, dict.fromkeys(LOSSES, 0) | {"checksum_errors": 1})
     assert [cell.failures for cell in cells] == [["checksum_errors is 1"]] * 2

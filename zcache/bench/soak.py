@@ -63,7 +63,7 @@ Sample = dict[str, float]
 def main(words: Sequence[str]) -> int:
     """Prints the verdicts."""
     arguments = _parse(words)
-    seed = arguments.seed or random.SystemRandom().getrandbits(32)
+    seed = random.SystemRandom().getrandbits(32) if arguments.seed is None else arguments.seed
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="zcache-soak-"))
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(width=130)

@@ -87,7 +87,7 @@ class Traffic:
         return b"".join(map(self._page, self._seeds[start : start + count]))
 
     def _page(self, seed: int) -> bytes:
-        """One in 32 is same-filled, one repeats a word of eight bytes; a fifth does not compress to half."""
+        """One in 32 is same-filled, one repeats a word of eight bytes; half do not compress to half."""
         if not seed:
             return bytes(PAGE_BYTES)
         match seed >> 1 & 31:

@@ -4,7 +4,7 @@ The danger is a circle: the kernel needs the server to free memory, and the serv
 protection breaks it at one place; `protections.py` has them in the order in which they are applied.
 """
 
-from zcache.hardening.protections import Hardening, Protection
+from zcache.hardening.protections import Hardening
 from zcache.hardening.threads import keep_thread
 
-__all__ = ["Hardening", "Protection", "keep_thread"]
+__all__ = ["Hardening", "keep_thread"]

@@ -14,8 +14,7 @@ from typing import Final
 
 from zcache import libc
 
-#: Room for requests: nbdkit's buffers and our copies for 16 threads of 128 KiB requests come to 8 MiB; measured use
-#: is below 2 MiB.
+#: Room for requests of 128 KiB: nbdkit's buffers and our copies, of a few connections; measured use is below 2 MiB.
 HEAP_BYTES: Final = 4 << 20
 
 

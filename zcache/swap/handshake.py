@@ -35,10 +35,6 @@ class Export:
     def can_trim(self) -> bool:
         return bool(self.flags & NBD_FLAG_SEND_TRIM)
 
-    @property
-    def can_multi_conn(self) -> bool:
-        return bool(self.flags & NBD_FLAG_CAN_MULTI_CONN)
-
     def check(self, discard: bool) -> None:
         """Say now, in one line, what would otherwise fail later, or silently do nothing."""
         if self.flags & NBD_FLAG_READ_ONLY:

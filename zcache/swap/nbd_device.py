@@ -21,21 +21,15 @@ allocates swap slots by clusters), no seek penalty, requests of 128 KiB at most.
 import mmap
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from zcache.swap.error import SwapError
 
 BLOCK_SIZE_BYTES = 4096
-# A healthy server answers within 0.4 s, and a new one serves some 2 s after the death of the old.
+# A healthy server answers within 0.4 s.  What was under way at a server's death waits for as long as this.
 REQUEST_SECONDS = 5
 # Time for a supervisor, or a human at a console, to replace the server.  Not measured.
 DEAD_CONNECTION_SECONDS = 300
-
-_WARM_UP_BYTES = 64 << 20
-_WARM_UP_READ_BYTES = 1 << 20
-# 1 MiB makes eight requests, so 64 are under way at once: four times nbdkit's 16 threads.
-_WARM_UP_THREAD_COUNT = 8
 
 
 class NbdDevice:
@@ -90,34 +84,24 @@ class NbdDevice:
                 raise SwapError(f"{self.path} is still attached after {timeout_seconds:.0f} s: who holds it?")
             time.sleep(0.05)
 
-    def warm_up(self, length_bytes: int = _WARM_UP_BYTES) -> int:
-        """Read the start of the device, many requests at once, past the page cache; the bytes read.
+    def warm_up(self) -> None:
+        """Read the first page, past the page cache.
 
-        A server's thread that serves its first request while memory is already short allocates its Python
-        thread state, its stack's pages and its malloc arena at the worst moment, and waits for memory that
-        only it can free.  So each thread is made to serve some now.
+        A server's thread that serves its first request while memory is already short makes its Python thread state
+        and populates its stack at the worst moment, and waits for memory that only it can free.
         """
-        length_bytes = min(length_bytes, self.size_bytes())
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         except OSError as error:
             raise SwapError(f"opening {self.path} failed: {error.strerror}") from error
         try:
-            starts = range(0, length_bytes, _WARM_UP_READ_BYTES)
-            with ThreadPoolExecutor(_WARM_UP_THREAD_COUNT) as threads:
-                reads = [threads.submit(_read_direct, fd, start, length_bytes) for start in starts]
-                return sum(read.result() for read in reads)
+            # O_DIRECT wants an aligned buffer, and an anonymous mapping is one.
+            with mmap.mmap(-1, BLOCK_SIZE_BYTES) as buffer:
+                os.preadv(fd, [buffer], 0)
         except OSError as error:
             raise SwapError(f"reading {self.path} failed: {error.strerror}; see dmesg") from error
         finally:
             os.close(fd)
-
-
-def _read_direct(fd: int, start: int, end: int) -> int:
-    length_bytes = min(_WARM_UP_READ_BYTES, end - start)
-    # O_DIRECT wants an aligned buffer, and an anonymous mapping is one.
-    with mmap.mmap(-1, length_bytes) as buffer:
-        return os.preadv(fd, [buffer], start)
 
 
 def attach(

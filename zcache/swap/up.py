@@ -36,7 +36,7 @@ class Options:
     discard: bool = False
     timeout_seconds: int = nbd_device.REQUEST_SECONDS
     dead_connection_seconds: int = nbd_device.DEAD_CONNECTION_SECONDS
-    # It locks and touches its whole pool and tests itself before it listens.
+    # It locks and touches its whole pool and tests itself before it answers.
     start_seconds: float = 120.0
     folder: Path = DEFAULT_FOLDER
 

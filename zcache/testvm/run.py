@@ -32,6 +32,9 @@ TROUBLE: Final = re.compile(
     r"swap_info_get|nbd\d+: (?:Connection timed out|Dead connection|Possible stuck request)|Out of memory|oom-kill"
 )
 
+#: Any of these in a server's status means that pages were lost, or nearly.
+LOSSES: Final = ("lost_pages", "failed_puts", "checksum_errors", "decode_errors", "writeback_errors", "fetch_errors")
+
 PARAMETERS: Final = ("size=1536M", "budget=160M", "codec=lz4", "hardening=require")
 #: The backing disk: size - budget and a header.
 DISK_BYTES: Final = (1536 - 160 + 1) << 20
@@ -105,6 +108,11 @@ def kernel_troubles(log: str, *, disturbed: bool = False) -> list[str]:
     ]
 
 
+def losses(status: dict[str, Any]) -> list[str]:
+    """What a server's counters tell of pages that were lost, or nearly."""
+    return [f"{name} is {status[name]}" for name in LOSSES if status[name]]
+
+
 def judge(result: VmResult, report: dict[str, Any] | None, disturbance: str | None = None) -> list[str]:
     """Everything that keeps a run from being a success."""
     failures = []
@@ -121,9 +129,7 @@ def judge(result: VmResult, report: dict[str, Any] | None, disturbance: str | No
     if not report["check"]["balanced"]:
         failures.append(f"the books do not balance: {report['check']['imbalance']}")
     status = report["status"]
-    for name in ("lost_pages", "failed_puts", "checksum_errors", "decode_errors", "writeback_errors", "fetch_errors"):
-        if status[name]:
-            failures.append(f"{name} is {status[name]}")
+    failures += losses(status)
     for name in ("pages_out", "pages_in"):
         if not report[name]:
             failures.append(f"nothing was swapped ({name} is 0): the load is too small")

@@ -37,8 +37,6 @@ from zcache.errors import BadInput, EnvironmentProblem
 from zcache.testvm import VmConfig, VmResult
 from zcache.testvm.kvm import newest_kernel, usable_kvm
 
-__all__ = ["VmConfig", "VmResult", "run_in_vm"]
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 # A short mount point in the guest's /run, which virtme makes a tmpfs.
 JOB_MOUNT = Path("/run/zcache-vm")

@@ -1,6 +1,6 @@
 """A build: `build.py FOLDER JOBS` compiles a tree of sources it has made, over and over, until SIGTERM.
 
-Each source is compiled by a Python of its own, in a shell pipeline of its own: four forks and three execs. What comes
+Each source is compiled by a Python of its own, in a shell pipeline of its own: four forks and four execs. What comes
 out for a source must be the same each time. The last line of its output is JSON: how many were compiled.
 """
 

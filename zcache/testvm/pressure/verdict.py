@@ -3,22 +3,12 @@
 import re
 from typing import Any, Final
 
-from zcache.testvm.run import kernel_troubles
+from zcache.testvm.run import kernel_troubles, losses
 
 #: Of the guest's memory: a cell that swapped less than this out, or back in, was no trial of swap.
 LEAST_OUT: Final = 0.05
 LEAST_IN: Final = 0.01
 PAGES_PER_MIB: Final = 256
-
-#: Any of these in a server's status means that pages were lost, or nearly.
-COUNTERS: Final = (
-    "lost_pages",
-    "failed_puts",
-    "checksum_errors",
-    "decode_errors",
-    "writeback_errors",
-    "fetch_errors",
-)
 
 MARK: Final = re.compile(r"zcache pressure: cell (\w+)")
 
@@ -62,7 +52,7 @@ def judge_report(report: dict[str, Any], memory_mib: int) -> list[str]:
 
 def judge_status(status: dict[str, Any] | None) -> list[str]:
     """What a server's counters say."""
-    return [f"{name} is {status[name]}" for name in COUNTERS if status[name]] if status else []
+    return losses(status) if status else []
 
 
 def judge_log(log: str) -> list[str]:
