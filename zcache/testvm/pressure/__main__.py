@@ -2,9 +2,9 @@
 
 A cell passes if its load ended by itself and verified what it had in memory, the guest truly swapped, nothing was
 killed for memory, the server lived, its books balance (if it is inside) and its counters tell of no loss, and the
-kernel's log has nothing to complain of. A task that is blocked for a minute panics the guest; a guest that does not come to an end is
-made to dump its tasks, and killed. Both are failures of the cell that they happened in; the cells that are left get a
-new guest.
+kernel's log has nothing to complain of. A task that is blocked for a minute panics the guest; a guest that does not
+come to an end is made to dump its tasks, and killed. Both are failures of the cell that they happened in; the cells
+that are left get a new guest.
 
 One guest takes all loads of a size and attachment, one after the other; a swap area inside is new for each, one on
 the host serves them all. The table
