@@ -4,6 +4,9 @@ nbdkit 1.32 answers requests with ESHUTDOWN once it has been told to end (to a k
 and then waits until every client has gone; a client that is idle holds it up for ever. So its termination signals are
 blocked in every thread but one of ours, which waits for them, tells each connection that no more requests will be read,
 and tells nbdkit when none is left. Requests that the client has sent by then are answered first.
+
+A server with a keeper just goes. The kernel takes the end of reading for the end of the connection, and sends
+everything that was not answered again to the next server.
 """
 
 import os
@@ -37,16 +40,15 @@ def hold_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-def end_on_signals(end: Callable[[], None]) -> None:
-    """Act on the signals from here on, those that came since `hold_signals` included; `end` is called when all
-    connections have ended."""
-    threading.Thread(target=_wait_and_end, args=(end,), daemon=True).start()
+def end_on_signals(end: Callable[[], None], *, at_once: bool) -> None:
+    """Call `end` when one comes, or came since `hold_signals`: `at_once`, or when all connections have ended."""
+    threading.Thread(target=_wait_and_end, args=(end, at_once), daemon=True).start()
 
 
-def _wait_and_end(end: Callable[[], None]) -> None:
+def _wait_and_end(end: Callable[[], None], at_once: bool) -> None:
     begin_own_thread("zcache-end")
     signal.sigwait(SIGNALS)
-    while _stop_reading():
+    while not at_once and _stop_reading():
         time.sleep(LOOK_SECONDS)
     end()
     while True:  # until the process has ended

@@ -24,6 +24,7 @@ from nbd_plugin.ending import end_on_signals, hold_signals
 from nbd_plugin.server import Server, scratch_device
 from zcache.errors import BadInput, EnvironmentProblem, StoreFull, ZcacheError
 from zcache.hardening import keep_thread
+from zcache.hardening.log_pipe import say
 
 API_VERSION = 2
 
@@ -37,8 +38,7 @@ _server: Server
 def _refuse(error: ZcacheError, undo: Callable[[], None] = lambda: None) -> None:
     """End nbdkit with one line instead of a traceback."""
     undo()
-    sys.stderr.write(f"zcache: {error}\n")
-    sys.stderr.flush()
+    say(f"zcache: {error}")
     os._exit(1)
 
 
@@ -74,7 +74,8 @@ def after_fork() -> None:
         _server.start()
     except (BadInput, EnvironmentProblem) as error:
         _refuse(error, _server.abandon)
-    end_on_signals(nbdkit.shutdown if _server.config.standby is None else _server.leave)
+    is_kept = _server.config.standby is not None
+    end_on_signals(_server.leave if is_kept else nbdkit.shutdown, at_once=is_kept)
 
 
 def cleanup() -> None:

@@ -11,7 +11,6 @@ import gc
 import os
 import signal
 import socket
-import sys
 import time
 from typing import Final
 
@@ -20,10 +19,11 @@ from nbd_plugin.device import Device
 from zcache import libc, meminfo
 from zcache.allocators.zbud import FRAME_BYTES
 from zcache.codec import parse_codec
-from zcache.control import ControlSocket
+from zcache.control import ControlSocket, rehearse
 from zcache.entry import PAGE_BYTES
 from zcache.errors import BadInput, EnvironmentProblem, Imbalance, PageDamaged
 from zcache.hardening import Hardening, threads
+from zcache.hardening.log_pipe import say
 from zcache.hardening.program import unshare
 from zcache.image import SECRET_BYTES, Geometry, Image, Signs, check_header, read_header
 from zcache.pageframes.frames import slots_of
@@ -36,7 +36,7 @@ from zcache.store import Store
 from zcache.tiers.backing_file import BackingFile
 from zcache.tmem import Kind, TmemObject
 from zcache.upkeep import Upkeep
-from zcache.warm_up import warm_up
+from zcache.warm_up import try_seal, warm_up
 
 #: Names of protections to leave out, separated by commas: how `scripts/bench ablation` shows what each is for.
 WITHOUT_VARIABLE: Final = "ZCACHE_WITHOUT"
@@ -79,6 +79,7 @@ class Server:
     def _open(self) -> None:
         config = self.config
         self._is_successor = config.is_succession
+        check_succession(config)
         available_bytes = meminfo.read_bytes("MemAvailable")
         # A server that goes on with an image finds its budget in RAM, and none to spare beside it.
         if not self._is_successor and config.budget_bytes + OWN_BYTES > available_bytes:
@@ -86,7 +87,14 @@ class Server:
                 f"budget={config.budget_bytes}: {available_bytes} bytes of RAM can be had now, and all of the budget "
                 "is locked at the start; give less, or free memory"
             )
-        if config.backing:
+        if config.backing and config.image is not None and self._is_successor:
+            self._tier = BackingFile.reopen(
+                config.backing,
+                slot_count=_frames_below(config, config.image),
+                frame_bytes=FRAME_BYTES,
+                report=_say,
+            )
+        elif config.backing:
             self._tier = BackingFile.open(
                 config.backing,
                 needed_bytes=0 if config.overcommit else config.below_bytes,
@@ -97,7 +105,12 @@ class Server:
                 report=_say,
             )
         if config.control:
-            self._control = ControlSocket(config.control)
+            try:
+                self._control = ControlSocket(config.control)
+            except BadInput as error:
+                if not self._is_successor:
+                    raise
+                _say(f"WARNING: {error}")
 
     def make_safe(self) -> None:
         """All that can be done before there is a store: apply the protections, and run all code once. Raises
@@ -112,7 +125,10 @@ class Server:
             self._hardening.apply()
         if "warm_up" not in without:
             self._warm_up(trial_seal)
-            gc.collect()  # the scratch store is in a cycle: its memory is given back now
+            scratch = scratch_device()
+            rehearse(scratch.store, lambda: gather_status(scratch.store, scratch.pages, {}))
+            del scratch
+            gc.collect()  # the scratch stores are in cycles: their memory is given back now
 
     def wait_for_turn(self) -> None:
         """A standby waits here until the keeper says that it is the server; it ends itself when the keeper does.
@@ -127,7 +143,11 @@ class Server:
             if not keeper.recv(1):
                 os._exit(0)
             keepers, heirs = socket.socketpair()
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except OSError as error:
+                _say(f"no heir: {error.strerror}")  # the keeper starts one, when there is a server again
+                pid = -1
             if pid:
                 break
             keeper.close()
@@ -135,8 +155,11 @@ class Server:
             keeper = heirs
             if self._hardening:
                 self._hardening.lock_again()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # when the heir ends, nobody waits for it here
-        socket.send_fds(keeper, [str(pid).encode()], [keepers.fileno()])
+                try_seal(self._new_seal(os.urandom(SECRET_BYTES)))  # which the populating of the program leaves out
+        if pid > 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # when the heir ends, nobody waits for it here
+            with contextlib.suppress(OSError):
+                socket.send_fds(keeper, [str(pid).encode()], [keepers.fileno()])
         for channel in (keeper, keepers, heirs):
             channel.close()
         self._open()
@@ -165,11 +188,14 @@ class Server:
         if self._control:
             holds = self._hardening.results if self._hardening else {}
             self._control.start(store, lambda: gather_status(store, pages, holds))
+        if self._signs:
+            self._signs.begin_to_serve()
 
     def _fault_ahead(self) -> None:
         if self._is_sharing:
-            unshare()
-            self._is_sharing = False
+            with contextlib.suppress(OSError):  # at the next turn, then
+                unshare()
+                self._is_sharing = False
         self.device.store.fault_ahead()
 
     def _make_store(self) -> tuple[Store, TmemObject]:
@@ -187,7 +213,7 @@ class Server:
         if image and image.epoch > 1:
             begin = time.monotonic()
             try:
-                rebuild(store, pages)
+                rebuild(store, pages, image.signs.beat)
             except Imbalance as imbalance:
                 raise EnvironmentProblem(f"what the last server left does not fit together: {imbalance}") from None
             _say(
@@ -236,8 +262,7 @@ class Server:
             self._tier.abandon()
 
     def leave(self) -> None:
-        """End at once, with everything in the image, whose keeper has a successor. A client that comes at this moment
-        is cut off; nbdkit would answer it with an error."""
+        """End at once, with everything in the image, whose keeper has a successor."""
         if self._hardening:
             self._hardening.close()
         os._exit(0)
@@ -270,9 +295,13 @@ def geometry_of(config: Config, frames_below: int) -> Geometry:
 def check_succession(config: Config) -> None:
     """Whether this version can go on with the image that there is, if any; raises `EnvironmentProblem`."""
     if config.image is not None and config.is_succession:
-        fields = read_header(config.image)
-        frames_below = fields["frame_count"] - config.budget_bytes // FRAME_BYTES
-        check_header(fields, geometry_of(config, frames_below))
+        check_header(read_header(config.image), geometry_of(config, _frames_below(config, config.image)))
+
+
+def _frames_below(config: Config, image: int) -> int:
+    """How many slots a predecessor had below: as many as the image has frames for beyond the budget's."""
+    count: int = read_header(image)["frame_count"] - config.budget_bytes // FRAME_BYTES
+    return count
 
 
 def scratch_device() -> Device:
@@ -282,5 +311,4 @@ def scratch_device() -> Device:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"zcache: {line}\n")
-    sys.stderr.flush()
+    say(f"zcache: {line}")

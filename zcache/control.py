@@ -97,18 +97,8 @@ class ControlSocket:
         self._closing = False
 
     def start(self, store: Store, status: Callable[[], dict[str, Any]]) -> None:
-        """Answer from a thread. The answers are tried once before, so that their code is in memory."""
-
-        def audit() -> dict[str, Any]:
-            try:
-                return {"balanced": True, **check(store)}
-            except Imbalance as imbalance:
-                return {"balanced": False, "imbalance": str(imbalance)}
-
-        commands: Commands = {"status": status, "check": audit, "objects": gather_objects}
-        for command in commands:
-            _answer(commands, command.encode())
-        self._thread = threading.Thread(target=self._serve, args=(commands,), daemon=True)
+        """Answer from a thread."""
+        self._thread = threading.Thread(target=self._serve, args=(_commands(store, status),), daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -160,6 +150,23 @@ class ControlSocket:
 
     def _end(self, descriptor: int) -> None:
         self._connections.pop(descriptor).socket.close()
+
+
+def rehearse(store: Store, status: Callable[[], dict[str, Any]]) -> None:
+    """Answer everything once, about a store of no consequence, so that the code is in memory."""
+    commands = _commands(store, status)
+    for command in commands:
+        _answer(commands, command.encode())
+
+
+def _commands(store: Store, status: Callable[[], dict[str, Any]]) -> Commands:
+    def audit() -> dict[str, Any]:
+        try:
+            return {"balanced": True, **check(store)}
+        except Imbalance as imbalance:
+            return {"balanced": False, "imbalance": str(imbalance)}
+
+    return {"status": status, "check": audit, "objects": gather_objects}
 
 
 def _answer(commands: Commands, request: bytes) -> bytes:

@@ -141,6 +141,7 @@ class Signs:
     _PID: Final = _EPOCH - 3
     _UPGRADED: Final = _EPOCH - 4
     _REFUSALS: Final = _EPOCH - 5
+    _SERVES: Final = _EPOCH - 6
 
     def __init__(self, descriptor: int) -> None:
         self._words = memoryview(mmap.mmap(descriptor, HEADER_BYTES)).cast("Q")
@@ -167,6 +168,11 @@ class Signs:
         return self._words[self._HEARTBEATS]
 
     @property
+    def serves(self) -> bool:
+        """Whether the last server that began has come so far as to serve."""
+        return self._words[self._SERVES] == self._words[self._EPOCH]
+
+    @property
     def upgraded(self) -> int:
         """The epoch of the last server that swap-upgrade has brought."""
         return self._words[self._UPGRADED]
@@ -188,8 +194,12 @@ class Signs:
             self._words[self._CONNECTIONS] += change
 
     def beat(self) -> None:
-        """From one thread of the server."""
+        """From one thread of the server at a time."""
         self._words[self._HEARTBEATS] += 1
+
+    def begin_to_serve(self) -> None:
+        """From the server: it is ready for requests."""
+        self._words[self._SERVES] = self._words[self._EPOCH]
 
     def begin_upgrade(self) -> None:
         """From the keeper: the next epoch is that of an upgrade."""

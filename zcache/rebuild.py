@@ -9,6 +9,8 @@ zpages in one place, a zpage in a frame that is nowhere end the rebuild with `Im
 It runs when memory may be short: what it needs beside the store's own arrays is a list of the frames in RAM, to sort.
 """
 
+from collections.abc import Callable
+
 from zcache.codec import NAMES
 from zcache.entry import CODEC_MASK, CODEC_SHIFT, FRAME_MASK, SAME_FILLED
 from zcache.errors import Imbalance
@@ -16,12 +18,14 @@ from zcache.store import Store
 from zcache.tmem import Kind, TmemObject
 
 
-def rebuild(store: Store, thing: TmemObject) -> None:
-    """`thing`, an object over the image's entries, becomes what its predecessor's was; before the first request."""
+def rebuild(store: Store, thing: TmemObject, beat: Callable[[], None] = lambda: None) -> None:
+    """`thing`, an object over the image's entries, becomes what its predecessor's was; before the first request. `beat`
+    is called now and then."""
     frames, allocator = store.frames, store.allocator
     live, frame_count = frames.live, frames.frame_count
     highest = 0
     for block in thing.table.take_over():
+        beat()
         store.statistics.account(block, Kind.PERSISTENT, 1)
         for entry in block:
             if 0 < entry < SAME_FILLED:

@@ -43,7 +43,7 @@ def warm_up(codec: Codec, tier: Tier | None, seal: Seal) -> None:
     out = memoryview(bytearray(MAX_RUN_PAGES * PAGE_BYTES))
     try:
         _run_all(store, pages, raw, mixed, out)
-        _refuse_once(seal, memoryview(mixed)[-PAGE_BYTES:])
+        try_seal(seal)
         if store.statistics.writeback_errors:
             raise PageDamaged(f"a write failed: {store.health.writing.last_error}")
         check(store)
@@ -71,9 +71,11 @@ def _run_all(store: Store, pages: TmemObject, raw: bytes, mixed: bytearray, out:
         store.flush(pages, 1, FRAMES)
 
 
-def _refuse_once(seal: Seal, frame: memoryview) -> None:
-    """What a seal does about a flipped bit is code, too; and so is what it does first in each thread."""
+def try_seal(seal: Seal) -> None:
+    """What a seal does about a flipped bit is code, too; and so is what it does first in each thread. Raises
+    `PageDamaged` if it does nothing."""
     refused = []
+    frame = memoryview(bytes(PAGE_BYTES))
 
     def refuse() -> None:
         with seal.sealed([1], 0, [frame]) as (bodies, seals):

@@ -6,6 +6,7 @@ The kernel's half (a device whose requests wait) is tested in the VM (tests/vm).
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import nbd
 import pytest
 
 from zcache import image
+from zcache.bench.complaints import fail_writes
 from zcache.control import ask
 from zcache.swap import process
 from zcache.swap import server as server_module
@@ -26,6 +28,7 @@ from zcache.swap.error import SwapError
 from zcache.swap.state import StateFolder, SwapState
 from zcache.swap.upgrade import open_image, upgrade
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = ("size=64M", "budget=16M", "overcommit=yes")
 DEADLINE_SECONDS = 60
 #: A netlink message to a generic family that no kernel has: it is refused, as by a kernel whose device is gone.
@@ -35,13 +38,20 @@ REFUSED_MESSAGE = (20).to_bytes(4, "little") + b"\xff\x0f" + b"\x05\x00" + bytes
 class Keeper:
     """One keeper process over a state folder, as swap-up would leave it, but for the device."""
 
-    def __init__(self, path: Path, words: tuple[str, ...] = WORDS, program: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, path: Path, words: tuple[str, ...] = WORDS, program: tuple[str, ...] = (), code: Path | None = None
+    ) -> None:
         self.folder = StateFolder(path)
         self.folder.create()
         self._log = (path / "server.log").open("ab")
         command = server_module.command(self.folder, words)
         command = [sys.executable, *program, *command[command.index(str(path)) :]] if program else command
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        if code:
+            environment["PYTHONPATH"] = str(code)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=environment
+        )
         identity = process.identify(self.process.pid)
         assert identity
         self.identity = identity
@@ -89,12 +99,13 @@ class Keeper:
     def log(self) -> str:
         return self.folder.log.read_text()
 
-    def close(self) -> None:
+    def close(self, *, has_crashes: bool = False) -> None:
         if self.process.poll() is None:
             self.process.terminate()
             assert self.process.wait(60) == 0, self.log()
         self._log.close()
-        assert not re.search(r"ended with status -(?!9\b)", self.log()), self.log()  # by a signal that we do not send
+        crashed = re.search(r"ended with status -(?!9\b)", self.log())  # by a signal that we do not send
+        assert bool(crashed) == has_crashes, self.log()
 
 
 def servers_of(folder: StateFolder) -> list[str]:
@@ -105,6 +116,12 @@ def servers_of(folder: StateFolder) -> list[str]:
             if f"control={folder.control}".encode() in command.read_bytes() and b"nbd_plugin" in command.read_bytes():
                 found.append(command.parent.name)
     return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.fixture
@@ -181,6 +198,77 @@ def test_a_first_server_that_refuses_ends_the_keeper_with_its_words(tmp_path: Pa
     keeper.close()
     assert f"{word}: " in keeper.log() and reason in keeper.log()
     assert not servers_of(keeper.folder)
+
+
+def test_a_server_that_dies_with_much_to_say_is_replaced(tmp_path: Path) -> None:
+    """Its pipe for messages is full then, and nobody empties it any more."""
+    keeper = Keeper(tmp_path / "state", ("size=16M", "budget=1M", "overcommit=yes"))
+    keeper.connect().shutdown()
+    keeper.arm()
+    for _ in range(4):
+        pid = keeper.signs().pid
+        with ThreadPoolExecutor() as pool:
+            failing = pool.submit(fail_writes, keeper.folder.socket, 100_000)
+            time.sleep(1)
+            os.kill(pid, signal.SIGKILL)
+            assert failing.exception() or failing.result() > 100
+        keeper.connect().shutdown()
+        assert keeper.signs().pid != pid
+    assert keeper.signs().epoch == 5
+    keeper.close()
+
+
+def test_waiting_for_a_standby_costs_nothing(keeper: Keeper) -> None:
+    """Server and standby die together: what the keeper has of the processor is what their successor needs."""
+    keeper.connect().shutdown()
+    keeper.arm()
+    before = cpu_seconds(keeper.process.pid)
+    server = keeper.server_pid()
+    for pid in sorted(servers_of(keeper.folder), key=lambda pid: int(pid) == server):
+        os.kill(int(pid), signal.SIGKILL)
+    keeper.until(lambda: keeper.signs().pid != server)
+    assert cpu_seconds(keeper.process.pid) - before < 0.3
+
+
+def test_a_backing_file_that_was_cut_off_keeps_no_successor_from_serving(tmp_path: Path) -> None:
+    backing = tmp_path / "backing"
+    keeper = Keeper(tmp_path / "state", ("size=64M", "budget=16M", f"backing={backing}"))
+    client = keeper.connect()
+    keeper.arm()
+    client.pwrite(b"precious" * 512, 4096)
+    os.truncate(backing, 20 << 20)
+    os.kill(keeper.signs().pid, signal.SIGKILL)
+    assert keeper.connect().pread(4096, 4096) == b"precious" * 512
+    backing.unlink()
+    backing.mkdir()  # not even to be opened
+    os.kill(keeper.signs().pid, signal.SIGKILL)
+    assert keeper.connect().pread(4096, 4096) == b"precious" * 512
+    keeper.close()
+    assert "is a directory" in keeper.log() and "going on with what is in RAM" in keeper.log()
+
+
+def test_new_code_that_does_not_last_gives_way_to_the_old(tmp_path: Path) -> None:
+    """It starts, looks at the image, says that it is ready, and dies as it begins. So do its heirs."""
+    code = tmp_path / "code"
+    for package in ("zcache", "nbd_plugin"):
+        shutil.copytree(REPOSITORY / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    keeper = Keeper(tmp_path / "state", code=code)
+    client = keeper.connect()
+    keeper.arm()
+    client.pwrite(b"precious" * 512, 4096)
+    server = code / "nbd_plugin/server.py"
+    good = server.read_text()
+    server.write_text(good.replace("store, pages = self._make_store()", "os.abort()"))
+    assert server.read_text() != good
+    with pytest.raises(SwapError, match="the old server goes on"):
+        upgrade(keeper.folder, lambda _line: None)
+    assert keeper.connect().pread(4096, 4096) == b"precious" * 512
+    keeper.until(lambda: len(servers_of(keeper.folder)) == 2)
+    server.write_text(good)
+    upgrade(keeper.folder, lambda _line: None)
+    assert keeper.connect().pread(4096, 4096) == b"precious" * 512
+    assert "going back to the code from before the upgrade" in keeper.log()
+    keeper.close(has_crashes=True)
 
 
 def test_a_server_that_hangs_is_ended_and_replaced(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """The server's refusals that need no nbdkit (the others are in tests/nbd/test_bad_input.py)."""
 
+import errno
 import os
 import re
+import signal
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,11 +17,13 @@ from zcache.tiers.backing_file import BackingFile
 
 
 @pytest.fixture(autouse=True)
-def own_mask() -> Iterator[None]:
-    """A server sets its process's mask for files, which is ours here."""
+def own_process() -> Iterator[None]:
+    """A server sets its process's mask for files, and does not care for its children; here the process is ours."""
     mask = os.umask(0o022)
+    on_child = signal.getsignal(signal.SIGCHLD)
     yield
     os.umask(mask)
+    signal.signal(signal.SIGCHLD, on_child)
 
 
 @pytest.mark.parametrize("encrypt", ["yes", "no"])
@@ -41,3 +46,21 @@ def test_a_disk_that_does_not_give_back_what_was_written_is_refused(
         server.make_safe()
     server.abandon()
     assert not path.exists(), "what was made for a refused server is removed"
+
+
+def test_a_standby_that_cannot_leave_an_heir_takes_over_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    keepers, ours = socket.socketpair()
+    words = {"size": "32M", "budget": "16M", "overcommit": "yes", "hardening": "off", "standby": str(ours.detach())}
+    server = Server(parse_config(words.items()))
+    keepers.sendall(b"!")
+
+    def fork() -> int:
+        raise OSError(errno.EAGAIN, "no more processes")
+
+    monkeypatch.setattr(os, "fork", fork)
+    with keepers:
+        server.wait_for_turn()
+        assert keepers.recv(16) == b"r"
+        assert keepers.recv(16) == b"", "the channel is closed, and names no heir"
+    server.start()
+    server.stop()

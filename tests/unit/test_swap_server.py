@@ -29,7 +29,7 @@ def started(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[li
     servers: list[Server] = []
     yield servers
     for each in servers:
-        each.stop(term_seconds=5)
+        process.stop(each.identity, term_seconds=5)
 
 
 def start(started: list[Server], folder: StateFolder, script: str) -> Server:

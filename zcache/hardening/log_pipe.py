@@ -27,14 +27,14 @@ class LogPipe:
 
     def __init__(self) -> None:
         self._original = os.dup(2)
-        self._reader, writer = os.pipe2(os.O_CLOEXEC)
-        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        os.set_blocking(writer, False)
-        os.write(writer, b"\n")
-        os.read(self._reader, PIPE_BYTES)  # the pipe has its page from here on
-        os.dup2(writer, 2, inheritable=False)
-        os.close(writer)
+        self._reader = _divert()
         self._thread = threading.Thread(target=self._pass_on, daemon=True)
+
+    def renew(self) -> None:
+        """In a copy made by fork(2), before `start`: a pipe of our own. The other is full when the original has died
+        with much to say, and nobody else would empty it."""
+        os.close(self._reader)
+        self._reader = _divert()
 
     def start(self) -> None:
         """Start passing on. A thread, so it comes after everything that must be set before threads are."""
@@ -53,6 +53,24 @@ class LogPipe:
                 output = os.fstat(self._original)
                 if not stat.S_ISREG(output.st_mode) or output.st_size < MAX_FILE_BYTES:
                     os.write(self._original, message)
+
+
+def _divert() -> int:
+    """Make file descriptor 2 a new pipe; the other end of it."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    os.set_blocking(writer, False)
+    os.write(writer, b"\n")
+    os.read(reader, PIPE_BYTES)  # the pipe has its page from here on
+    os.dup2(writer, 2, inheritable=False)
+    os.close(writer)
+    return reader
+
+
+def say(line: str) -> None:
+    """Write a line to stderr, or drop it. Not by `sys.stderr`, which raises when the pipe is full, and again later."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode())
 
 
 def is_log_pipe(descriptor: int) -> bool:

@@ -126,7 +126,10 @@ class Hardening:
         return f"WARNING: NOT safe to swap to itself: without {failing}; has {holding}{rest}"
 
     def lock_again(self) -> None:
-        """In a copy of this process: fork(2) leaves locks behind, and with them all that is mapped from files."""
+        """In a copy of this process: fork(2) leaves locks behind, and with them all that is mapped from files; and it
+        shares the pipe that stderr is."""
+        if self._log_pipe:
+            self._log_pipe.renew()
         with contextlib.suppress(OSError):
             heap.give_back_free_memory()
         with contextlib.suppress(OSError):  # as it was for the original

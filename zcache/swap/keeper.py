@@ -29,6 +29,7 @@ from typing import Final
 
 from zcache import libc
 from zcache.hardening import Hardening
+from zcache.hardening.log_pipe import say
 from zcache.swap import cgroup
 from zcache.swap.error import SwapError
 from zcache.swap.locked_image import LockedImage
@@ -48,6 +49,8 @@ LOOK_SECONDS: Final = 0.1
 #: Between two standbys, when one has ended by itself: doubled each time, until one is ready.
 FIRST_REST_SECONDS: Final = 0.5
 LAST_REST_SECONDS: Final = 8.0
+#: As many servers end before they serve until the next one is not an heir, but started from what is on disk.
+LAST_FAILURE: Final = 3
 #: A server whose own threads have not run for this long never will: the next one has all that it had. Ten times the
 #: longest that was seen under emulation.
 HEARTBEAT_SECONDS: Final = 60.0
@@ -67,12 +70,15 @@ class Keeper:
         self._is_armed = False  # and swap-up knows it
         self._is_ending = self._is_to_be_replaced = False
         self._is_broken_since: float | None = None
+        self._has_failed = False  # the server has ended before it served, and that was dealt with
+        self._failures = 0  # how many have, one after the other
         self._complaint = ""
         self._heartbeats = 0
         self._beat_seconds = time.monotonic()
         self._standby: ServerProcess | None = None
         self._replacement: ServerProcess | None = None  # a standby of other code than the server's, not ready yet
-        self._is_upgrading = False  # it has been, and is the standby
+        self._old_standby: ServerProcess | None = None  # of the old code, until the new has served
+        self._is_upgrading = False  # the standby is of new code
         self._rest_seconds = FIRST_REST_SECONDS
         self._next_standby_seconds = 0.0
         self._server = self._start()
@@ -86,26 +92,40 @@ class Keeper:
         signal.set_wakeup_fd(signalled)
         while True:
             poll = select.poll()
-            poll.register(self._server.pidfd, select.POLLIN)
             poll.register(wakeup, select.POLLIN)
+            if not self._server.has_ended():  # or it would never wait until there is a standby
+                poll.register(self._server.pidfd, select.POLLIN)
             poll.poll(LOOK_SECONDS * 1000)
             with contextlib.suppress(BlockingIOError):
                 os.read(wakeup, 64)
-            self._look()
-            if self._is_ending and not self._is_swapping():
+            try:
+                status = self._turn()
+            except Exception as error:  # no memory, no process: whatever it is, who would replace the server?
+                self._complain(f"{type(error).__name__}: {error}")
+                time.sleep(LOOK_SECONDS)
+                continue
+            if status is not None:
+                return status
+
+    def _turn(self) -> int | None:
+        """What there is to do now; the exit status if that was all."""
+        self._look()
+        if self._is_ending:
+            self._is_ending = False
+            if not self._is_swapping():
                 self._end()
                 return 0
-            self._is_ending = False
-            if self._server.has_ended():
-                if not self._is_armed:
-                    self._end()
-                    return 1  # it has said why
-                self._replace()
-            elif self._is_cut_off():
-                self._reconnect()
+        if self._server.has_ended():
+            if not self._is_armed:
+                self._end()
+                return 1  # it has said why
+            self._replace()
+        elif self._is_cut_off():
+            self._reconnect()
+        return None
 
     def _end(self) -> None:
-        for process in (self._standby or self._server.heir(), self._replacement):
+        for process in (self._standby or self._server.heir(), self._replacement, self._old_standby):
             if process:
                 process.discard()
         self._server.end()
@@ -127,13 +147,25 @@ class Keeper:
         else:
             self._keep_standby()
             self._replace_on_request()
-        heartbeats = self._image.signs.heartbeats if self._image.signs else 0
-        if not heartbeats or heartbeats != self._heartbeats:  # none yet: it is starting, and may look at a whole disk
+        if self._serves():
+            self._failures = 0
+            if self._old_standby and not self._is_upgrading:  # the new code serves
+                self._old_standby.discard()
+                self._old_standby = None
+        signs = self._image.signs
+        heartbeats = signs.heartbeats if signs else 0
+        is_first = not signs or signs.epoch <= 1
+        if heartbeats != self._heartbeats or (is_first and not heartbeats):  # which may look at a whole disk first
             self._heartbeats, self._beat_seconds = heartbeats, time.monotonic()
         elif time.monotonic() - self._beat_seconds > HEARTBEAT_SECONDS:
             _say(f"no sign of life from the server for {HEARTBEAT_SECONDS:.0f} s: ending it")
             self._server.kill()
             self._beat_seconds = time.monotonic()
+
+    def _serves(self) -> bool:
+        """Whether the server has come so far as to serve, be it dead by now."""
+        signs = self._image.signs
+        return bool(signs and signs.pid == self._server.pid and signs.serves)
 
     def _prepare(self) -> None:
         """Take what swap-up leaves; it turns the swap on when we are armed."""
@@ -150,21 +182,25 @@ class Keeper:
         if self._standby is None:
             self._standby = self._server.heir()
         if self._standby is None:
-            signs = self._image.signs
-            serves = signs and signs.pid == self._server.pid and signs.heartbeats
-            if time.monotonic() > self._next_standby_seconds and (serves or self._server.has_ended()):
+            is_needed = self._serves() or self._server.has_ended()
+            if is_needed and time.monotonic() > self._next_standby_seconds:
+                self._rest()
                 self._standby = self._start()
         elif self._standby.has_ended():
             _say(f"the standby ended with status {self._standby.exit_status()}")
             self._standby.close()
             self._standby = None
-            self._next_standby_seconds = time.monotonic() + self._rest_seconds
-            self._rest_seconds = min(2 * self._rest_seconds, LAST_REST_SECONDS)
+            self._fall_back()
         elif self._standby.is_ready():
             self._rest_seconds = FIRST_REST_SECONDS
             if not self._is_armed:
-                self._is_armed = True
                 self._folder.armed.touch()
+                self._is_armed = True
+
+    def _rest(self) -> None:
+        """Before another standby is started; longer each time, until one is ready."""
+        self._next_standby_seconds = time.monotonic() + self._rest_seconds
+        self._rest_seconds = min(2 * self._rest_seconds, LAST_REST_SECONDS)
 
     def _replace_on_request(self) -> None:
         """The standby is of the server's code, and stays until there is one of the code that is on disk now."""
@@ -180,9 +216,8 @@ class Keeper:
             self._replacement = None
             if self._image.signs:
                 self._image.signs.refuse_upgrade()
-        elif self._replacement and self._replacement.is_ready():
-            if self._standby:
-                self._standby.discard()
+        elif self._replacement and self._replacement.is_ready() and (self._serves() or self._server.has_ended()):
+            self._old_standby = self._standby
             self._standby, self._replacement = self._replacement, None
             self._is_upgrading = True
             _say("it is ready: ending the server")
@@ -209,8 +244,15 @@ class Keeper:
     def _replace(self) -> None:
         """The server has ended: the standby takes its place, as soon as it is ready."""
         self._is_broken_since = self._is_broken_since or time.monotonic()
+        if not (self._serves() or self._has_failed):
+            self._has_failed = True
+            self._failures += 1
+            _say(f"the server ended before it served; {self._failures} in a row")
+            if self._old_standby or self._failures % LAST_FAILURE == 0:
+                self._give_up_heir()
         if self._standby and self._standby.is_ready():
             _say(f"the server ended with status {self._server.exit_status()}; the standby takes its place")
+            self._has_failed = False
             self._server.close()
             if self._is_upgrading and self._image.signs:
                 self._image.signs.begin_upgrade()
@@ -218,6 +260,28 @@ class Keeper:
             self._server, self._standby = self._standby, None
             self._server.begin()
             self._beat_seconds = time.monotonic()
+
+    def _give_up_heir(self) -> None:
+        """It is of the same code, and will fare no better than the server. What is on disk might."""
+        heir = self._standby or self._server.heir()
+        if heir:
+            heir.discard()
+        self._standby = None
+        self._fall_back()
+
+    def _fall_back(self) -> None:
+        """To a standby of the code before an upgrade, if the new code has not served yet."""
+        if self._old_standby:
+            _say("going back to the code from before the upgrade")
+            self._standby, self._old_standby = self._old_standby, None
+            self._is_upgrading = False
+            if self._image.signs:
+                self._image.signs.refuse_upgrade()
+
+    def _complain(self, line: str) -> None:
+        if line != self._complaint:  # it is tried again ten times a second
+            self._complaint = line
+            _say(line)
 
     def _reconnect(self) -> None:
         """Connect the device to the server, which may still be starting; tried again at the next look."""
@@ -228,9 +292,7 @@ class Keeper:
         except ServerNotThereError:
             return  # yet
         except SwapError as error:
-            if str(error) != self._complaint:  # it is tried again ten times a second
-                self._complaint = str(error)
-                _say(self._complaint)
+            self._complain(str(error))
             return
         self._complaint = ""
         _say(f"the device is connected again, after {time.monotonic() - begin:.1f} s")
@@ -242,8 +304,7 @@ class Keeper:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"zcache keeper: {line}\n")
-    sys.stderr.flush()
+    say(f"zcache keeper: {line}")
 
 
 def listen(path: Path) -> None:

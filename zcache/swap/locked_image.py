@@ -7,6 +7,8 @@ of what is in use. Every page is then locked twice, and still once when the serv
 
 import mmap
 import os
+import sys
+from collections.abc import Iterator
 
 from zcache import image, libc
 
@@ -19,6 +21,7 @@ class LockedImage:
         self.signs: image.Signs | None = None  # once a server has laid the image out
         self._memory: mmap.mmap | None = None
         self._blocks = 0
+        self._kept: list[tuple[int, int]] = []  # runs of bytes that are faulted in, in order
 
     def keep(self) -> None:
         """Fault in what has come since the last call; nothing is ever let go."""
@@ -28,14 +31,33 @@ class LockedImage:
         if self._memory is None:
             self._memory = mmap.mmap(self.descriptor, status.st_size)
             self.signs = image.Signs(self.descriptor)
-        start = 0
         address = libc.address(self._memory)
+        populated = list(self._populated())
+        for start, stop in _without(populated, self._kept):
+            libc.populate_range(address + start, address + stop, write=False)
+        self._kept = populated
+        self._blocks = status.st_blocks
+
+    def _populated(self) -> Iterator[tuple[int, int]]:
+        stop = 0
         while True:
             try:
-                start = os.lseek(self.descriptor, start, os.SEEK_DATA)
+                start = os.lseek(self.descriptor, stop, os.SEEK_DATA)
             except OSError:  # nothing but a hole from here on
-                break
+                return
             stop = os.lseek(self.descriptor, start, os.SEEK_HOLE)
-            libc.populate_range(address + start, address + stop, write=False)
-            start = stop
-        self._blocks = status.st_blocks
+            yield start, stop
+
+
+def _without(runs: list[tuple[int, int]], known: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What of `runs` is not in `known`, each of which lies within one of them; both are in order."""
+    left = iter([*known, (sys.maxsize, sys.maxsize)])
+    known_start, known_stop = next(left)
+    for start, stop in runs:
+        while known_start < stop:
+            if start < known_start:
+                yield start, known_start
+            start = known_stop
+            known_start, known_stop = next(left)
+        if start < stop:
+            yield start, stop

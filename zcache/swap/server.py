@@ -69,17 +69,19 @@ class Server:
         nbdkit listens, and writes its pid file, long before that. One that ends instead says why itself.
         """
         deadline_seconds = time.monotonic() + timeout_seconds
-        while not is_answering(folder.control):
-            if not process.is_running(self.identity):
-                said = error_lines(self.log()) or ["nothing"]
-                raise SwapError("the server ended at its start; it said:\n  " + "\n  ".join(said))
+        while True:
+            self.check_running()
+            if is_answering(folder.control):
+                return
             if time.monotonic() > deadline_seconds:
                 raise SwapError(f"the server is not ready after {timeout_seconds:.0f} s (--start-seconds)")
             time.sleep(0.05)
 
-    def stop(self, term_seconds: float) -> str:
-        """End it, and collect it; the caller vouches that nothing swaps to it."""
-        return process.stop(self.identity, term_seconds)
+    def check_running(self) -> None:
+        """Raises `SwapError`, with its last words, if it has ended."""
+        if not process.is_running(self.identity):
+            said = error_lines(self.log()) or ["nothing"]
+            raise SwapError("the server ended at its start; it said:\n  " + "\n  ".join(said))
 
 
 def is_answering(control: Path) -> bool:

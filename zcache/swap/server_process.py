@@ -67,7 +67,8 @@ class ServerProcess:
 
     def begin(self) -> None:
         """Serve, now or once it is ready: the first, or in the place of one that has ended."""
-        self._channel.send(b"!")
+        with contextlib.suppress(OSError):  # it has ended: that will be seen
+            self._channel.send(b"!")
 
     def heir(self) -> "ServerProcess | None":
         """The next standby, once after `begin`."""

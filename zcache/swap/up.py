@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from zcache.swap import area, nbd_device, reconnection, sysctls
+from zcache.swap import area, cgroup, nbd_device, reconnection, sysctls
 from zcache.swap import server as server_module
 from zcache.swap.down import Report, Teardown, is_live, take_down
 from zcache.swap.error import StillSwappingError, SwapError
@@ -71,9 +71,11 @@ class Buildup:
 
     def stop_server(self) -> None:
         assert self._server is not None
-        if self._server.stop(term_seconds=10) == "stuck":
-            pid = self._server.identity.pid
-            raise SwapError(f"the server (pid {pid}) does not end, not even by SIGKILL; see dmesg")
+        keeper = self._server.identity
+        with contextlib.closing(Teardown(self._report)) as teardown:
+            if teardown.stop_server(keeper, self._folder) == "stuck":
+                raise SwapError(f"the server (pid {keeper.pid}) does not end, not even by SIGKILL; see dmesg")
+        cgroup.remove(self._folder.cgroup)
 
     def attach(self) -> tuple[str, int]:
         """The device, and the pid that sysfs shows for it while it is ours."""
@@ -91,6 +93,8 @@ class Buildup:
         part.replace(self._folder.reconnection)
         deadline_seconds = time.monotonic() + self._options.start_seconds
         while not self._folder.armed.exists():
+            assert self._server is not None
+            self._server.check_running()
             if time.monotonic() > deadline_seconds:
                 raise SwapError(f"no standby is ready after {self._options.start_seconds:.0f} s (--start-seconds)")
             time.sleep(0.05)

@@ -37,6 +37,9 @@ REPORT_SECONDS: Final = 5.0
 #: Slot numbers and frame ids are kept in 31 bits; what a larger device has beyond 4 TiB is not used.
 MAX_SLOTS: Final = 1 << 30
 
+#: For a descriptor: each transfer is EBADF.
+_NOWHERE: Final = -1
+
 GIVE: Final = "give a block device, or a regular file in an existing folder"
 
 
@@ -107,6 +110,19 @@ class BackingFile(SlotMap):
         slot_count = min(size_bytes // frame_bytes - 1, max_slots, MAX_SLOTS)
         return cls(descriptor, path, slot_count, frame_bytes, direct, made)
 
+    @classmethod
+    def reopen(
+        cls, path: Path, *, slot_count: int, frame_bytes: int, report: Callable[[str], None] = print
+    ) -> "BackingFile":
+        """Go on where a predecessor was: open and lock, and check nothing. What is wrong with it shows in its reads and
+        writes, which may fail; pages in RAM do not depend on it. All fail when it cannot even be opened."""
+        try:
+            descriptor = _open_locked(path)
+        except BadInput as error:
+            report(f"WARNING: {error}; going on with what is in RAM")
+            return cls(_NOWHERE, path, slot_count, frame_bytes, False, None)
+        return cls(descriptor, path, slot_count, frame_bytes, _try_direct(descriptor, frame_bytes), None)
+
     def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """One sequential write of all frames."""
         self._move("write", self._pwritev, first_slot, frames)
@@ -129,7 +145,8 @@ class BackingFile(SlotMap):
 
     def close(self) -> None:
         """Close the file and so give up its lock."""
-        os.close(self._descriptor)
+        if self._descriptor != _NOWHERE:
+            os.close(self._descriptor)
 
     def abandon(self) -> None:
         """Close it as if it had never been opened: a file that we made goes."""

@@ -1,0 +1,41 @@
+"""What the keeper faults in of an image that grows."""
+
+import mmap
+import os
+import random
+
+from zcache import libc
+from zcache.swap.locked_image import LockedImage, _without
+
+
+def test_what_was_known_is_left_out() -> None:
+    assert list(_without([], [])) == []
+    assert list(_without([(0, 8)], [])) == [(0, 8)]
+    assert list(_without([(0, 8)], [(0, 8)])) == []
+    assert list(_without([(0, 9), (12, 20)], [(0, 2), (4, 5), (12, 14)])) == [(2, 4), (5, 9), (14, 20)]
+    assert list(_without([(3, 4), (6, 9)], [(8, 9)])) == [(3, 4), (6, 8)]
+
+
+def test_every_page_is_in_memory_after_each_look(rng: random.Random) -> None:
+    """And so locked, in a process that locks what it maps."""
+    page, count = mmap.PAGESIZE, 600
+    image = LockedImage()
+    os.ftruncate(image.descriptor, count * page)
+    written: set[int] = set()
+    for _ in range(40):
+        for number in (rng.randrange(count) for _ in range(rng.randrange(20))):
+            os.pwrite(image.descriptor, b"x", number * page)
+            written.add(number)
+        image.keep()
+        assert image._memory is not None or not written
+        address = libc.address(image._memory) if image._memory else 0
+        mapped = mapped_pages(address, count)
+        assert written <= mapped, sorted(written - mapped)
+
+
+def mapped_pages(address: int, count: int) -> set[int]:
+    """By /proc/self/pagemap: bit 63 of each page's word says that it is in this process's page table."""
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123
+        pagemap.seek(address // mmap.PAGESIZE * 8)
+        words = memoryview(pagemap.read(8 * count)).cast("Q")
+    return {number for number, word in enumerate(words) if word >> 63}
