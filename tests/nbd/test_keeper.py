@@ -260,7 +260,7 @@ def test_new_code_that_does_not_last_gives_way_to_the_old(tmp_path: Path) -> Non
     good = server.read_text()
     server.write_text(good.replace("store, pages = self._make_store()", "os.abort()"))
     assert server.read_text() != good
-    with pytest.raises(SwapError, match="the old server goes on"):
+    with pytest.raises(SwapError, match="the old code goes on"):
         upgrade(keeper.folder, lambda _line: None)
     assert keeper.connect().pread(4096, 4096) == b"precious" * 512
     keeper.until(lambda: len(servers_of(keeper.folder)) == 2)
@@ -316,7 +316,7 @@ def test_upgrade_to_code_that_cannot_read_the_image_changes_nothing(keeper: Keep
         (b'page_count": 16384', b'page_count": 99999', "made with page_count 99999, not 16384"),
     ):
         os.pwrite(descriptor, header.replace(old, new), 0)
-        with pytest.raises(SwapError, match=rf"(?s)old server goes on.*{reason}"):
+        with pytest.raises(SwapError, match=rf"(?s)old code goes on.*{reason}"):
             upgrade(keeper.folder, lambda _line: None)
         os.pwrite(descriptor, header, 0)
         assert keeper.server_pid() == pid

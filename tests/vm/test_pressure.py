@@ -4,11 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from zcache.testvm.vm import REPOSITORY
-
-pytestmark = pytest.mark.thorough
 
 
 def test_the_short_row_passes(tmp_path: Path) -> None:

@@ -42,17 +42,19 @@ def upgrade(folder: StateFolder, report: Callable[[str], None] = print) -> float
                 raise SwapError("the keeper has ended")
             signal.pidfd_send_signal(keeper, REPLACE_SIGNAL)
         report(f"replacing server number {signs.epoch}")
-        while signs.upgraded == upgraded or signs.epoch < signs.upgraded or not signs.connections:
+        while True:
             if signs.refusals != refusals:
                 said = error_lines(folder.log.read_text(errors="replace")[said_before:]) or ["it says nothing"]
-                raise SwapError("refused by the code on disk, the old server goes on:\n  " + "\n  ".join(said))
+                raise SwapError("the code on disk is of no use, the old code goes on:\n  " + "\n  ".join(said))
             if time.monotonic() - begin > REPLACE_SECONDS:
+                until = "the old one goes on" if signs.upgraded == upgraded else "the kernel's requests wait"
                 raise SwapError(
                     f"the new server does not serve after {REPLACE_SECONDS:.0f} s; {folder.log} says why; "
-                    "until one does the old one goes on"
+                    f"until it does {until}"
                 )
+            if upgraded < signs.upgraded <= signs.epoch and signs.serves and signs.connections:
+                return time.monotonic() - begin
             time.sleep(0.05)
-        return time.monotonic() - begin
     finally:
         os.close(descriptor)
 
