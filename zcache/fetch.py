@@ -125,30 +125,38 @@ class Fetcher:
             try:
                 self._transfer(jobs[start].below, views[start:stop])
             except OSError as error:
-                for job, view in zip(jobs[start:stop], views[start:stop], strict=True):
-                    self._read_again(job, view, error, patience_ends)
+                self._read_apart(list(zip(jobs[start:stop], views[start:stop], strict=True)), error, patience_ends)
             start = stop
         for job, view in zip(jobs, views, strict=True):
             if not job.failed and not self._opens(job, view):
                 self._verify_again(job, view)
 
-    def _read_again(self, job: _Job, view: memoryview, error: OSError, patience_ends: float) -> None:
-        """One frame, after a read that it was in has failed: until it is there, or is not worth another try."""
+    def _read_apart(self, wanted: list[tuple[_Job, memoryview]], error: OSError, patience_ends: float) -> None:
+        """Each frame of a read that has failed, by itself: until all are there, or those that are not are not worth
+        another try. One that is bad costs its neighbours no try of their own."""
         clock, reading = self._health.clock, self._health.reading
         for pause in (0.0, *RETRY_PAUSES_SECONDS):
             if clock.now() >= patience_ends or (pause and reading.failures and not reading.patience_seconds()):
                 break
             clock.sleep(pause)
-            try:
-                with self._lock:
-                    self._statistics.fetch_retries += 1
-                self._transfer(job.below, [view])
+            missing = []
+            for job, view in wanted:
+                try:
+                    if clock.now() >= patience_ends:
+                        raise error
+                    with self._lock:
+                        self._statistics.fetch_retries += 1
+                    self._transfer(job.below, [view])
+                except OSError as again:
+                    error = again
+                    missing.append((job, view))
+            wanted = missing
+            if not wanted:
                 return
-            except OSError as again:
-                error = again
-        with self._lock:
-            reading.failed(describe(error))
-        job.failed, job.wrong = f"reading slot {job.below}: {error.strerror}", UNREADABLE
+        for job, _ in wanted:
+            with self._lock:
+                reading.failed(describe(error))
+            job.failed, job.wrong = f"reading slot {job.below}: {error.strerror}", UNREADABLE
 
     def _verify_again(self, job: _Job, view: memoryview) -> None:
         """One frame that was read, and is not what was written: was it the reading?"""

@@ -277,14 +277,18 @@ def test_a_read_error_that_stays_is_an_error_told_and_over_when_the_read_succeed
     check(bench.store)
 
 
-def test_a_bad_frame_in_a_run_does_not_spoil_its_neighbours(bench: Bench) -> None:
-    """Frames are read in runs: those beside the bad one are not given up with it."""
-    bench.make_cold(4)
-    bench.tier.bad_slots = {bench.slot(2)}
+@pytest.mark.parametrize("bad", [{2}, {0, 1}, {0, 1, 3}])
+def test_a_bad_frame_in_a_run_does_not_spoil_its_neighbours(bench: Bench, bad: set[int]) -> None:
+    """Frames are read in runs: those beside the bad ones are not given up with them, and nobody waits longer for
+    several than for one."""
+    bench.make_cold(5)
+    bench.tier.bad_slots = {bench.slot(index) for index in bad}
     with pytest.raises(PageDamaged):
-        bench.get(0, 4)
-    assert bench.store.statistics.fetch_errors == 1 and "1 frame below" in bench.reasons()[0]
-    bench.holds(0, 1, 3)
+        bench.get(0, 5)
+    statistics = bench.store.statistics
+    assert statistics.fetch_errors == len(bad) and statistics.fetched_frames == 5 - len(bad)
+    assert bench.clock.waits == list(RETRY_PAUSES_SECONDS)
+    bench.holds(*sorted(set(range(5)) - bad))
     check(bench.store)
 
 

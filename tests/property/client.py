@@ -16,6 +16,7 @@ from typing import Final
 from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.stores import PAGE_BYTES
 from tests.support.tiers import FaultyTier
+from zcache.backoff import PATIENCE_SECONDS
 from zcache.entry import FRAME_MASK, LOST, SAME_FILLED
 from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.pageframes import State
@@ -191,6 +192,7 @@ class Client:
         model = self.model
         wanted = [model.get(index, ZEROS) for index in range(first, first + count)]
         out = bytearray(count * PAGE_BYTES)
+        begin_seconds = self.store.health.clock.now()
         try:
             with memoryview(out) as view:
                 misses = self.store.get(self.thing, first, view)
@@ -198,7 +200,7 @@ class Client:
             self._check_lost(first, wanted)
             return
         except PageDamaged:
-            self._check_damaged(first, count)
+            self._check_damaged(first, count, self.store.health.clock.now() - begin_seconds)
             return
         if misses and self.thing.kind is Kind.EPHEMERAL:
             for index in range(first, first + count):
@@ -311,12 +313,14 @@ class Client:
             self.model[first] = None
             self.unsure.pop(first, None)
 
-    def _check_damaged(self, first: int, count: int) -> None:
+    def _check_damaged(self, first: int, count: int, seconds: float = 0.0) -> None:
         tier, frames = self.store.tier, self.store.frames
         assert isinstance(tier, FaultyTier)
         if tier.faults and not self.is_alone:  # they may be others now
             return
-        if tier.bad_slots and "slow" in tier.faults:  # no patience left to read apart what failed in one read
+        # A read of several pages that took long, and failed for one bad spot: no patience was left to read them apart.
+        # What goes on in the middle of it takes time, too.
+        if tier.bad_slots and count > 1 and seconds >= PATIENCE_SECONDS:
             return
         for entry in self.thing.table.entries[first : first + count].tolist():
             slot = frames.below[entry & FRAME_MASK] if 0 < entry < SAME_FILLED else 0
