@@ -118,6 +118,14 @@ def servers_of(folder: StateFolder) -> list[str]:
     return found
 
 
+def copy_of_the_code(folder: Path) -> Path:
+    """For a keeper's servers, to be changed on disk."""
+    code = folder / "code"
+    for package in ("zcache", "nbd_plugin"):
+        shutil.copytree(REPOSITORY / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return code
+
+
 def cpu_seconds(pid: int) -> float:
     """What a process has used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -249,9 +257,7 @@ def test_a_backing_file_that_was_cut_off_keeps_no_successor_from_serving(tmp_pat
 
 def test_new_code_that_does_not_last_gives_way_to_the_old(tmp_path: Path) -> None:
     """It starts, looks at the image, says that it is ready, and dies as it begins. So do its heirs."""
-    code = tmp_path / "code"
-    for package in ("zcache", "nbd_plugin"):
-        shutil.copytree(REPOSITORY / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    code = copy_of_the_code(tmp_path)
     keeper = Keeper(tmp_path / "state", code=code)
     client = keeper.connect()
     keeper.arm()
@@ -269,6 +275,24 @@ def test_new_code_that_does_not_last_gives_way_to_the_old(tmp_path: Path) -> Non
     assert keeper.connect().pread(4096, 4096) == b"precious" * 512
     assert "going back to the code from before the upgrade" in keeper.log()
     keeper.close(has_crashes=True)
+
+
+def test_new_code_whose_heir_dies_first_is_not_given_up(tmp_path: Path) -> None:
+    """It is slow to begin, but it does; what has died is not the server."""
+    code = copy_of_the_code(tmp_path)
+    keeper = Keeper(tmp_path / "state", code=code)
+    keeper.connect().shutdown()
+    keeper.arm()
+    server = code / "nbd_plugin/server.py"
+    good = server.read_text()
+    bad = good.replace("            keeper = heirs\n", "            time.sleep(0.7)\n            os._exit(3)\n")
+    bad = bad.replace("store, pages = self._make_store()", "time.sleep(2); store, pages = self._make_store()")
+    assert len(bad) != len(good) and "os._exit(3)" in bad and "time.sleep(2)" in bad
+    server.write_text(bad)
+    upgrade(keeper.folder, lambda _line: None)
+    assert keeper.signs().epoch == keeper.signs().upgraded == 2
+    keeper.close()
+    assert "the standby ended" in keeper.log() and "going back" not in keeper.log()
 
 
 def test_a_server_that_hangs_is_ended_and_replaced(tmp_path: Path) -> None:

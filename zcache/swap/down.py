@@ -71,10 +71,11 @@ class Teardown:
         return process.is_running(server)
 
     def stop_server(self, keeper: process.ProcessIdentity, folder: StateFolder) -> str:
-        """By its keeper; and if that has gone before it, by itself."""
+        """By its keeper; and if that has gone before it, by itself. Their control group goes with them."""
         outcome = process.stop(keeper, TERM_SECONDS)
         for server in process.having_argument(f"control={folder.control}"):
             outcome = process.stop(server, TERM_SECONDS)
+        cgroup.remove(folder.cgroup)
         return outcome
 
     def close(self) -> None:
@@ -121,7 +122,6 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
     if outcome == "stuck":
         raise SwapError(f"the server (pid {state.keeper.pid}) does not end, not even by SIGKILL; see dmesg")
     report(f"server (pid {state.keeper.pid}): {outcome}")
-    cgroup.remove(folder.cgroup)
     folder.remove()
     return outcome
 

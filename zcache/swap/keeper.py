@@ -190,7 +190,8 @@ class Keeper:
             _say(f"the standby ended with status {self._standby.exit_status()}")
             self._standby.close()
             self._standby = None
-            self._fall_back()
+            if self._is_upgrading:  # and not an heir of the new code, which is the server already
+                self._fall_back()
         elif self._standby.is_ready():
             self._rest_seconds = FIRST_REST_SECONDS
             if not self._is_armed:

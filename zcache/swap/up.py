@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from zcache.swap import area, cgroup, nbd_device, reconnection, sysctls
+from zcache.swap import area, nbd_device, reconnection, sysctls
 from zcache.swap import server as server_module
 from zcache.swap.down import Report, Teardown, is_live, take_down
 from zcache.swap.error import StillSwappingError, SwapError
@@ -75,7 +75,6 @@ class Buildup:
         with contextlib.closing(Teardown(self._report)) as teardown:
             if teardown.stop_server(keeper, self._folder) == "stuck":
                 raise SwapError(f"the server (pid {keeper.pid}) does not end, not even by SIGKILL; see dmesg")
-        cgroup.remove(self._folder.cgroup)
 
     def attach(self) -> tuple[str, int]:
         """The device, and the pid that sysfs shows for it while it is ours."""
