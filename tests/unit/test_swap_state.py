@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> StateFolder:
     return folder
 
 
-@pytest.mark.parametrize("state", [STATE, STATE.with_device("/dev/nbd3", 99)])
+@pytest.mark.parametrize("state", [STATE, STATE.attached_by(99).with_device("/dev/nbd3")])
 def test_round_trip(state: SwapState, folder: StateFolder) -> None:
     assert decode(encode(state)) == state
     folder.save(state)
@@ -60,7 +60,7 @@ def test_a_damaged_state_is_one_line(folder: StateFolder, text: str) -> None:
 
 
 def test_any_damage_to_a_state_is_a_state_or_one_line(folder: StateFolder, rng: random.Random) -> None:
-    good = encode(STATE.with_device("/dev/nbd3", 99)).encode()
+    good = encode(STATE.attached_by(99).with_device("/dev/nbd3")).encode()
     for _ in range(1000):
         bad = bytearray(good)
         for _ in range(rng.randrange(1, 4)):

@@ -64,10 +64,11 @@ class FakeMachine:
     def wait_for_server(self) -> None:
         self._do("wait_for_server")
 
-    def attach(self) -> tuple[str, int]:
+    def attach(self, announce: Callable[[int], None]) -> str:
+        announce(ATTACHED_BY_PID)
         self._do("attach")
         self.attached = True
-        return DEVICE, ATTACHED_BY_PID
+        return DEVICE
 
     def arm_keeper(self, _device: str) -> None:
         self._do("arm_keeper")
@@ -101,7 +102,7 @@ class FakeMachine:
         return ATTACHED_BY_PID if self.attached else None
 
     def device_of(self, attached_by_pid: int) -> str | None:
-        return DEVICE if self.attached and attached_by_pid in (ATTACHED_BY_PID, os.getpid()) else None
+        return DEVICE if self.attached and attached_by_pid == ATTACHED_BY_PID else None
 
     def swap_off(self, _device: str) -> None:
         self._do("swap_off")

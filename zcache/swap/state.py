@@ -37,8 +37,11 @@ class SwapState:
     # killed before it could say where is found by it.
     attached_by_pid: int | None = None
 
-    def with_device(self, device: str | None, attached_by_pid: int) -> "SwapState":
-        return replace(self, device=device, attached_by_pid=attached_by_pid)
+    def attached_by(self, pid: int) -> "SwapState":
+        return replace(self, attached_by_pid=pid)
+
+    def with_device(self, device: str) -> "SwapState":
+        return replace(self, device=device)
 
 
 def encode(state: SwapState) -> str:

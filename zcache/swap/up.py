@@ -18,6 +18,7 @@ from pathlib import Path
 
 from zcache.swap import area, nbd_device, reconnection, sysctls
 from zcache.swap import server as server_module
+from zcache.swap.apart import apart
 from zcache.swap.down import Report, Teardown, is_live, take_down
 from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.interruption import Hold, Interrupted, Interruption
@@ -76,17 +77,28 @@ class Buildup:
             if teardown.stop_server(keeper, self._folder) == "stuck":
                 raise SwapError(f"the server (pid {keeper.pid}) does not end, not even by SIGKILL; see dmesg")
 
-    def attach(self) -> tuple[str, int]:
-        """The device, and the pid that sysfs shows for it while it is ours."""
+    def attach(self, announce: Callable[[int], None]) -> str:
+        """The device; `announce` is told beforehand the pid that sysfs will show for it while it is ours."""
         options = self._options
-        device = nbd_device.attach(
-            self._folder.socket, options.discard, options.timeout_seconds, options.dead_connection_seconds
-        )
-        return device.path, device.attached_by_pid() or os.getpid()
+        seconds = options.timeout_seconds, options.dead_connection_seconds
+        pids = []
+
+        def announced(pid: int) -> None:
+            pids.append(pid)
+            announce(pid)
+
+        try:
+            return apart(lambda: nbd_device.attach(self._folder.socket, options.discard, *seconds).path, announced)
+        except BaseException:  # it may have been ended between attaching and saying so
+            for pid in pids:
+                device = NbdDevice.attached_by(pid)
+                if device:
+                    self.detach(device)
+            raise
 
     def arm_keeper(self, device: str) -> None:
         """Leave it the message by which it can give the device a new server, and wait until it has one ready."""
-        message = reconnection.prepare(NbdDevice(device).index)
+        message = apart(lambda: reconnection.prepare(NbdDevice(device).index))
         part = self._folder.reconnection.with_suffix(".part")
         part.write_bytes(message)
         part.replace(self._folder.reconnection)
@@ -100,7 +112,7 @@ class Buildup:
 
     def detach(self, device: str) -> None:
         self._folder.disarm_keeper()
-        NbdDevice(device).detach(timeout_seconds=10)
+        apart(lambda: NbdDevice(device).detach(timeout_seconds=10))
 
     def warm_up(self, device: str) -> None:
         NbdDevice(device).warm_up()
@@ -168,10 +180,9 @@ def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack) -
         undo.callback(_or_keep, undo, machine.stop_server)
     machine.wait_for_server()
     with hold():
-        save(states[-1].with_device(None, os.getpid()))
-        device, attached_by_pid = machine.attach()
+        device = machine.attach(lambda pid: save(states[-1].attached_by(pid)))
         undo.callback(_or_keep, undo, machine.detach, device)
-        save(states[-1].with_device(device, attached_by_pid))
+        save(states[-1].with_device(device))
     machine.arm_keeper(device)
     with hold():
         # A descriptor lost to a signal between open and close would keep the device attached (seen).
