@@ -9,7 +9,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from zcache.control import ask
+from zcache.control_client import ask
 from zcache.errors import ZcacheError
 
 DEFAULT_CONTROL: Final = Path("/run/zcache/control")

@@ -11,7 +11,6 @@ import math
 import os
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zcache.check import check
-from zcache.errors import BadInput, EnvironmentProblem, Imbalance
+from zcache.errors import BadInput, Imbalance
 from zcache.hardening.threads import begin_own_thread
 from zcache.status import gather_objects
 from zcache.store import Store
@@ -31,9 +30,6 @@ DEADLINE_SECONDS: Final = 5.0
 MAX_CONNECTIONS: Final = 16
 #: Between two attempts to accept when there are no descriptors.
 REST_SECONDS: Final = 0.1
-
-#: How long a client of ours waits for its turn, and then for its answer: an audit of a large store takes a while.
-ASK_SECONDS: Final = 60
 
 
 Commands = dict[str, Callable[[], dict[str, Any]]]
@@ -189,26 +185,3 @@ def _is_alive(path: Path) -> bool:
         except BlockingIOError:
             return True
         return True
-
-
-def ask(path: Path, command: str) -> dict[str, Any]:
-    """Client: send one command; raises `EnvironmentProblem` if nobody answers, or only that it could not."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        # Not settimeout: a connect that does not block fails at once while others wait to be accepted.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", ASK_SECONDS, 0))
-        try:
-            connection.connect(str(path))
-            connection.settimeout(ASK_SECONDS)
-            connection.sendall(command.encode() + b"\n")
-            connection.shutdown(socket.SHUT_WR)
-            answer = b"".join(iter(lambda: connection.recv(65536), b""))
-            decoded = json.loads(answer)
-            if not isinstance(decoded, dict):
-                raise ValueError("what it says is no answer")
-        except PermissionError:
-            raise EnvironmentProblem(f"the server at {path} answers its owner only: run this as root") from None
-        except (OSError, ValueError) as error:
-            raise EnvironmentProblem(f"no server answers at {path}: {error}; start one with control={path}") from None
-    if "error" in decoded:
-        raise EnvironmentProblem(f"the server at {path} could not answer {command!r}: {decoded['error']}")
-    return decoded

@@ -21,7 +21,7 @@ import pytest
 
 from zcache import image
 from zcache.bench.complaints import fail_writes
-from zcache.control import ask
+from zcache.control_client import ask
 from zcache.swap import process
 from zcache.swap import server as server_module
 from zcache.swap.error import SwapError

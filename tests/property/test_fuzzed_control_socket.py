@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tests.support.control_clients import RudeClients
 from tests.support.stores import new_object, put, small_store
-from zcache.control import MAX_CONNECTIONS, ControlSocket, ask
+from zcache.control import MAX_CONNECTIONS, ControlSocket
+from zcache.control_client import ask
 from zcache.hardening.protections import resident_bytes
 
 CLIENTS = 100_000

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.support.stores import new_object, put, small_store
-from zcache.control import MAX_CONNECTIONS, ControlSocket, ask
+from zcache.control import MAX_CONNECTIONS, ControlSocket
+from zcache.control_client import ask
 from zcache.errors import BadInput, EnvironmentProblem
 from zcache.status import gather_status
 from zcache.store import Store

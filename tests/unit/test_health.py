@@ -12,7 +12,8 @@ from tests.support.pages import raw_page
 from tests.support.stores import new_object, put, small_store
 from tests.support.tiers import MemoryTier
 from zcache import cli
-from zcache.control import ControlSocket, ask
+from zcache.control import ControlSocket
+from zcache.control_client import ask
 from zcache.entry import decode_zpage
 from zcache.errors import StoreFull
 from zcache.health import REMEMBERED_FRAMES, UNREADABLE, Health

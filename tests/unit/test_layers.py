@@ -17,7 +17,7 @@ LAYERS = [
     ["zcache.fetch"],
     ["zcache.store"],
     ["zcache.check", "zcache.status", "zcache.rebuild"],
-    ["zcache.control", "zcache.warm_up", "zcache.upkeep"],
+    ["zcache.control", "zcache.control_client", "zcache.warm_up", "zcache.upkeep"],
     ["zcache.cli", "zcache.swap", "zcache.testvm", "zcache.bench", "nbd_plugin"],
 ]
 

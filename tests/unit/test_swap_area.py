@@ -97,9 +97,11 @@ def test_room_for_what_is_out(tmp_path: Path) -> None:
     ours = SwapEntry("/dev/nbd0", 1000000, 150000, 100)
     assert room.shortage_kib("/dev/nbd0", [ours], meminfo) == 0
     more = SwapEntry("/dev/nbd0", 1000000, 190000, 100)
-    assert room.shortage_kib("/dev/nbd0", [more], meminfo) == 190000 + room.RESERVE_KIB - 200000
+    assert room.shortage_kib("/dev/nbd0", [more], meminfo) == 190000 + 1000000 // 32 - 200000
     other = SwapEntry("/dev/sdb2", 500000, 300000, 1)
     assert room.shortage_kib("/dev/nbd0", [more, other], meminfo) == 0
-    meminfo.write_text("MemAvailable: 0 kB\n")
+    meminfo.write_text("MemTotal:      64000000 kB\nMemAvailable:     200000 kB\n")
+    assert room.shortage_kib("/dev/nbd0", [more], meminfo) == 190000 + room.RESERVE_MOST_KIB - 200000
+    meminfo.write_text("MemTotal: 1000000 kB\nMemAvailable: 0 kB\n")
     assert room.shortage_kib("/dev/nbd0", [SwapEntry("/dev/nbd0", 1000000, 0, 100)], meminfo) == 0
     assert room.shortage_kib("/dev/nbd0", [], meminfo) == 0

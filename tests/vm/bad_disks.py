@@ -29,7 +29,7 @@ import nbd
 from tests.nbd.conftest import RunningServer
 from zcache.backoff import LAST_REST_SECONDS, PATIENCE_SECONDS
 from zcache.cli import TROUBLES
-from zcache.control import ask
+from zcache.control_client import ask
 from zcache.image import new_descriptor
 from zcache.swap.nbd_device import attach
 from zcache.swap.up import Options, swap_area

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from zcache.control import ask
+from zcache.control_client import ask
 from zcache.swap.server import is_answering
 from zcache.swap.state import StateFolder
 
@@ -176,7 +176,7 @@ def waiting_swap_down() -> "Iterator[subprocess.Popen[str]]":
     with subprocess.Popen(command("swap-down"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as down:
         assert down.stdout
         assert "still out" in down.stdout.readline()
-        assert "more of memory" in down.stdout.readline()
+        assert "more memory" in down.stdout.readline()
         yield down
 
 

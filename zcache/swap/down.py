@@ -49,8 +49,12 @@ class Teardown:
                 self._report(f"{device}: {entry.used_kib} KiB still out")
 
         progress()
+        reported_mib = 0
         while short_kib := room.shortage_kib(device, self._swaps.entries()):
-            self._report(f"{device}: waiting for {short_kib} KiB more of memory to take its pages back: end programs")
+            short_mib = (short_kib + 1023) // 1024
+            if short_mib != reported_mib:
+                self._report(f"{device}: waiting for {short_mib} MiB more memory to take its pages back: end programs")
+                reported_mib = short_mib
             time.sleep(self._interval_seconds)
         swapoff.swap_off(device, progress, self._interval_seconds)
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from zcache import meminfo
 from zcache.swap.proc_swaps import SwapEntry
 
-# For everybody else while it runs, and for an estimate that is one.
-RESERVE_KIB = 32 << 10
+# For everybody else while it runs, and for an estimate that is one: a share of all memory, up to a limit. MemAvailable
+# leaves out what is below the high watermarks; so this is on top of those.
+RESERVE_SHARE = 1 / 32
+RESERVE_MOST_KIB = 32 << 10
 
 
 def shortage_kib(device: str, entries: list[SwapEntry], file: Path = meminfo.MEMINFO) -> int:
@@ -21,4 +23,9 @@ def shortage_kib(device: str, entries: list[SwapEntry], file: Path = meminfo.MEM
     elsewhere_kib = sum(entry.size_kib - entry.used_kib for entry in entries if entry.path != device)
     if not used_kib:
         return 0
-    return max(used_kib + RESERVE_KIB - (meminfo.read_bytes("MemAvailable", file) >> 10) - elsewhere_kib, 0)
+    available_kib = meminfo.read_bytes("MemAvailable", file) >> 10
+    return max(used_kib + _reserve_kib(file) - available_kib - elsewhere_kib, 0)
+
+
+def _reserve_kib(file: Path) -> int:
+    return min(int((meminfo.read_bytes("MemTotal", file) >> 10) * RESERVE_SHARE), RESERVE_MOST_KIB)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from zcache.control import ask
+from zcache.control_client import ask
 from zcache.errors import EnvironmentProblem
 from zcache.swap import process
 from zcache.swap.error import SwapError

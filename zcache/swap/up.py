@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from zcache.swap import area, nbd_device, reconnection, sysctls
+from zcache.swap import area, nbd_device, sysctls
 from zcache.swap import server as server_module
 from zcache.swap.apart import apart
 from zcache.swap.down import Report, Teardown, is_live, take_down
@@ -98,7 +98,13 @@ class Buildup:
 
     def arm_keeper(self, device: str) -> None:
         """Leave it the message by which it can give the device a new server, and wait until it has one ready."""
-        message = apart(lambda: reconnection.prepare(NbdDevice(device).index))
+
+        def prepare() -> bytes:
+            from zcache.swap import reconnection  # late: it loads libnbd
+
+            return reconnection.prepare(NbdDevice(device).index)
+
+        message = apart(prepare)
         part = self._folder.reconnection.with_suffix(".part")
         part.write_bytes(message)
         part.replace(self._folder.reconnection)

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from zcache.control import ask
+from zcache.control_client import ask
 from zcache.errors import ZcacheError
 from zcache.swap.error import SwapError
 from zcache.swap.state import StateFolder

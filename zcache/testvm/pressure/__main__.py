@@ -42,7 +42,7 @@ from zcache.testvm.vm import run_in_vm
 MEMORY_MIB: Final = (256, 384, 512, 900)
 ATTACHMENTS: Final = ("self", "host")
 #: Of a guest's memory, for a server inside it. One that is outside gets as much.
-BUDGET_SHARE: Final = 1 / 6
+BUDGET_SHARE: Final = 1 / 8
 #: Of memory: the swap area. Loads have less than half of that out.
 SIZE_SHARE: Final = 2
 #: Of memory: what the reader reads.

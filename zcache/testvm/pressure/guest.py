@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from zcache.control import ask
+from zcache.control_client import ask
 from zcache.errors import ZcacheError
 from zcache.swap.state import StateFolder
 from zcache.testvm.figures import page_faults, read_meminfo_kib, read_vmstat
