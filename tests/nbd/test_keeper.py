@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -156,6 +157,20 @@ def test_a_killed_server_is_replaced_and_nothing_is_lost(keeper: Keeper) -> None
         assert ask(keeper.folder.control, "check")["balanced"]
     assert "the standby takes its place" in keeper.log()
     assert len(servers_of(keeper.folder)) == 2
+
+
+def test_a_client_that_was_quicker_does_not_keep_the_device_from_the_new_server(keeper: Keeper) -> None:
+    """It waits in the listener's queue, before the keeper, and stays."""
+    keeper.arm()
+    refused = "the kernel did not take the new connection"
+    keeper.until(lambda: keeper.log().count(refused) == 1)
+    os.kill(keeper.process.pid, signal.SIGSTOP)
+    os.kill(keeper.server_pid(), signal.SIGKILL)
+    with socket.socket(socket.AF_UNIX) as quicker:
+        quicker.connect(str(keeper.folder.socket))
+        os.kill(keeper.process.pid, signal.SIGCONT)
+        assert quicker.recv(8) == b"NBDMAGIC"
+        keeper.until(lambda: keeper.log().count(refused) == 2)
 
 
 def test_twenty_deaths_in_a_row(keeper: Keeper) -> None:

@@ -70,6 +70,7 @@ class Keeper:
         self._is_armed = False  # and swap-up knows it
         self._is_ending = self._is_to_be_replaced = False
         self._is_broken_since: float | None = None
+        self._is_successor = False  # the server is another one than the device was last connected to
         self._has_failed = False  # the server has ended before it served, and that was dealt with
         self._failures = 0  # how many have, one after the other
         self._complaint = ""
@@ -235,12 +236,13 @@ class Keeper:
         """Whether the device has no connection to a server that runs.
 
         The connection ends with the last of its requests, so a write that the kernel gave up waiting for is
-        over before the kernel can send it again: it will never overwrite what came after it.
+        over before the kernel can send it again: it will never overwrite what came after it. A successor has no
+        such requests: whoever else has connected to it first is not waited for.
         """
         signs = self._image.signs
-        return bool(
-            self._reconnection and signs and not signs.connections and self._folder.reconnection.exists()
-        )  # swap-down takes the message away before it detaches the device
+        is_alone = bool(signs and (self._is_successor or not signs.connections))
+        # swap-down takes the message away before it detaches the device
+        return is_alone and self._reconnection is not None and self._folder.reconnection.exists()
 
     def _replace(self) -> None:
         """The server has ended: the standby takes its place, as soon as it is ready."""
@@ -259,6 +261,8 @@ class Keeper:
                 self._image.signs.begin_upgrade()
             self._is_upgrading = False
             self._server, self._standby = self._standby, None
+            self._is_successor = True
+            self._complaint = ""
             self._server.begin()
             self._beat_seconds = time.monotonic()
 
@@ -298,6 +302,7 @@ class Keeper:
         self._complaint = ""
         _say(f"the device is connected again, after {time.monotonic() - begin:.1f} s")
         self._is_broken_since = None
+        self._is_successor = False
 
     def _is_worth_waiting(self) -> bool:
         self._look()
