@@ -47,6 +47,7 @@ class CommandLine:
             share=options.share,
             kernel_log=options.kernel_log,
             hung_task_panic=options.hung_task_panic,
+            systemd=options.systemd,
             host_swap=None if options.host_swap is None else tuple(options.host_swap),
         )
 
@@ -113,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--kernel-log", type=_absolute, metavar="FILE", help="where the guest's kernel log goes")
     add("--append", action="append", default=[], metavar="KERNEL_ARGS", help="more kernel command line")
     add("--hung-task-panic", action="store_true", help="a task blocked for 60 s, or an oops, is a panic")
+    add("--systemd", action="store_true", help="the guest runs systemd, and the command under it")
     add("--host-swap", nargs="*", metavar="key=value", help="the guest swaps to a scripts/serve run here")
     add("--status", type=_absolute, metavar="FILE", help="for that server's last status, as JSON")
     return parser

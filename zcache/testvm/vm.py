@@ -40,6 +40,7 @@ from zcache.testvm.kvm import newest_kernel, usable_kvm
 REPOSITORY = Path(__file__).resolve().parents[2]
 # A short mount point in the guest's /run, which virtme makes a tmpfs.
 JOB_MOUNT = Path("/run/zcache-vm")
+SYSTEMD_INIT = REPOSITORY / "zcache/testvm/systemd_init"
 SWAP_SERIAL = "zcacheswap"
 SERVER_START_DEADLINE_SECONDS = 30
 SERVER_STOP_DEADLINE_SECONDS = 60
@@ -143,7 +144,8 @@ def _compose(
     path = f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     environment = f"PATH={path} HOME=/root LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1"
     # By path and without site-packages: it needs none, and reading them over 9p takes seconds.
-    script = f"cd {REPOSITORY} && exec env {environment} python -I -S zcache/testvm/guest.py {JOB_MOUNT}"
+    script = f"cd {REPOSITORY} && exec env {environment} python -I -S zcache/testvm/guest.py {JOB_MOUNT}\n"
+    (work / "job" / "command").write_text(script)
     argv = [f"{sys.prefix}/bin/virtme-run", "--dry-run", "--show-command", "--show-boot-console"]
     # 9p by name: virtme would try virtiofs first, and fall back or not as the host's virtiofsd pleases.
     argv += f"--kimg {kernel} --mods=auto --force-9p --memory {config.memory} --cpus {config.cpus}".split()
@@ -151,7 +153,7 @@ def _compose(
     argv += [f"--rwdir={JOB_MOUNT}={work / 'job'}", f"--rodir={REPOSITORY}={REPOSITORY}"]
     argv += [] if config.share is None else [f"--rwdir={config.share}={config.share}"]
     argv += [f"--kopt={word}" for word in _kernel_args(config)]
-    argv += ["--save-initramfs", str(work / "initramfs"), "--script-sh", script]
+    argv += ["--save-initramfs", str(work / "initramfs"), "--script-sh", f"sh {JOB_MOUNT}/command"]
     # virtme's temporary files go where ours do, and away with them.
     argv = ["env", f"TMPDIR={work}", *argv]
     composed = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
@@ -161,6 +163,9 @@ def _compose(
     qemu = shlex.split(composed.stdout.splitlines()[-1])
     console = "file,id=console,path=/proc/self/fd/2"
     assert qemu.count(console) == 1, qemu
+    if config.systemd:
+        append = qemu.index("-append") + 1
+        qemu[append] = re.sub(r"\binit=\S+", f"init={SYSTEMD_INIT}", qemu[append])
     log_path = str(kernel_log.absolute()).replace(",", ",,")
     qemu[qemu.index(console)] = f"file,id=console,path={log_path}"
     qemu += ["-nodefaults", "-qmp", f"unix:{work}/qmp,server=on,wait=off"]
@@ -176,6 +181,9 @@ def _kernel_args(config: VmConfig) -> list[str]:
     words = ["ignore_loglevel", "sysrq_always_enabled", "unknown_nmi_panic", "mitigations=off"]
     words += [f"module_blacklist={SKIPPED_MODULES}"]
     words += ["sysctl.kernel.hung_task_timeout_secs=60", "sysctl.kernel.hung_task_warnings=-1"]
+    if config.systemd:
+        words += ["systemd.unit=zcache-vm.service", "systemd.log_target=kmsg", "systemd.show_status=false"]
+        words += ["systemd.journald.forward_to_kmsg=1", "printk.devkmsg=on"]
     if config.hung_task_panic:
         words += ["sysctl.kernel.hung_task_panic=1", "oops=panic", "panic_print=1"]
     return [*words, *config.kernel_args]

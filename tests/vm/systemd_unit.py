@@ -1,0 +1,88 @@
+"""The guest's half of test_systemd.py: the unit that is shipped, under a real systemd.
+
+Start, load, reload (an upgrade in place), the death of the server; and at the end memory is still swapped out, and the
+machine is told to shut down. What becomes of that is for the other half to read in the kernel log.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.vm.swap_commands import HOG, REPOSITORY, serving, swap_areas
+from zcache.control_client import ask
+from zcache.swap.state import StateFolder
+from zcache.testvm.figures import read_meminfo_kib, read_vmstat
+
+UNITS = Path("/run/systemd/system")
+ENVIRONMENT = Path("/run/zcache.env")
+GROUP = Path("/sys/fs/cgroup/system.slice/zcache.service")
+
+
+def systemctl(*words: str) -> str:
+    done = subprocess.run(["systemctl", *words], capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, f"systemctl {words}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def install() -> None:
+    """As the unit's first lines say, in the folders that are writable here."""
+    unit = (REPOSITORY / "scripts/systemd/zcache.service").read_text()
+    assert "/etc/default/zcache" in unit
+    unit = unit.replace("@ROOT@", str(REPOSITORY)).replace("/etc/default/zcache", str(ENVIRONMENT))
+    (UNITS / "zcache.service").write_text(unit)
+    ENVIRONMENT.write_text("ZCACHE=size=512M budget=96M backing=/dev/disk/by-id/virtio-vmdisk0 hardening=require\n")
+    systemctl("daemon-reload")
+
+
+def wait_for_another(server_pid: int) -> int:
+    """The pid of the server that has taken its place."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        with_luck = _serving_or_none()
+        if with_luck not in (None, server_pid):
+            return with_luck
+    raise AssertionError("no other server")
+
+
+def _serving_or_none() -> int | None:
+    try:
+        return serving()
+    except Exception:  # nobody answers yet
+        return None
+
+
+def main() -> int:
+    install()
+    systemctl("start", "zcache")
+    assert len(swap_areas()) == 1
+    assert (GROUP / "memory.swap.max").read_text() == "0\n"
+    group = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in (GROUP / "cgroup.procs").read_text().split()]
+    assert sorted(set(group)) == ["nbdkit", "python"], group
+    # A service of its own: it is there until the shutdown, and ended by it.
+    hog_mib = (read_meminfo_kib()["MemAvailable"] >> 10) + 100
+    hog = [sys.executable, "-c", HOG.replace("input()", "import time; time.sleep(3600)"), str(hog_mib)]
+    subprocess.run(["systemd-run", "--unit=hog", "--quiet", *hog], check=True)
+    deadline = time.monotonic() + 200
+    while read_vmstat()["pswpout"] < 100 * 256:
+        assert time.monotonic() < deadline, "hardly anything is swapped out"
+        time.sleep(1)
+    first = serving()
+    systemctl("reload", "zcache")
+    second = wait_for_another(first)
+    os.kill(second, signal.SIGKILL)
+    third = wait_for_another(second)
+    os.kill(third, signal.SIGTERM)  # as systemd would, if it got at it
+    wait_for_another(third)
+    assert systemctl("is-active", "zcache", "hog") == "active\nactive\n"
+    assert ask(StateFolder().control, "check")["balanced"]
+    assert len(swap_areas()) == 1
+    print(f"{read_vmstat()['pswpout']} pages out, {read_vmstat()['pswpin']} in; shutting down with the swap on")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""The unit under a real systemd; what it goes through is in systemd_unit.py."""
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from zcache.testvm import VmConfig
+from zcache.testvm.run import kernel_troubles
+from zcache.testvm.vm import run_in_vm
+
+pytestmark = pytest.mark.thorough
+
+#: In the kernel log, in this order.
+SHUTDOWN = (
+    "Stopping Compressed swap in user space",
+    r"swap-down: /dev/nbd0: detached",
+    r"swap-down: server \(pid \d+\): ended",
+    "Stopped Compressed swap in user space",
+    "reboot: Power down",
+)
+
+
+def test_a_machine_that_shuts_down_with_the_swap_on(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(512 << 20)
+    config = VmConfig(
+        disks=(disk,), kernel_log=tmp_path / "kernel.log", timeout_seconds=900, hung_task_panic=True, systemd=True
+    )
+    output = io.BytesIO()
+    result = run_in_vm(config, [sys.executable, "-m", "tests.vm.systemd_unit"], output, output)
+    said = output.getvalue().decode(errors="replace")
+    assert result.exit_status == 0, f"{result.failure}\n{said}"
+    log = result.kernel_log.read_text(errors="replace")
+    found = [re.search(pattern, log) for pattern in SHUTDOWN]
+    assert all(found), [pattern for pattern, match in zip(SHUTDOWN, found, strict=True) if not match]
+    places = [match.start() for match in found if match]
+    assert places == sorted(places)
+    assert kernel_troubles(log) == []
+    off = re.search(r"(swap-down: /dev/nbd0: swap is off|Deactivated swap)", log)
+    assert off
+    assert off.start() < places[1]
