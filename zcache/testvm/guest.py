@@ -70,7 +70,7 @@ def give_tmp(keep: list[Path]) -> None:
     tool("mount", "-t", "tmpfs", "-o", "mode=1777,nosuid,nodev", "tmp", "/tmp")
     for path, place in zip(hidden, waiting, strict=True):
         path.mkdir(parents=True, exist_ok=True)
-        tool("mount", "--move", str(place), str(path))
+        tool("mount", "--bind", str(place), str(path))  # not --move: systemd shares its mounts
 
 
 def find_disk(serial: str) -> Path:
