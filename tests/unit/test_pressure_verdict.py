@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from zcache.testvm import VmResult
-from zcache.testvm.pressure.__main__ import Cell, judge_guest
+from zcache.testvm.pressure.__main__ import judge_guest
+from zcache.testvm.pressure.results import Cell, read_results, summary, write_results
 from zcache.testvm.pressure.verdict import judge_report
 from zcache.testvm.run import LOSSES
 
@@ -109,3 +110,21 @@ def test_what_the_server_outside_says_counts_for_all_cells_of_its_guest(share: S
     share.report("heartbeat")
     cells = share.judge(0, dict.fromkeys(LOSSES, 0) | {"checksum_errors": 1})
     assert [cell.failures for cell in cells] == [["checksum_errors is 1"]] * 2
+
+
+def test_the_summary_shows_the_longest_stall_of_all_runs_and_what_failed(tmp_path: Path) -> None:
+    cells = []
+    for run, seconds in ((1, 0.3), (2, 1.25)):
+        report = good_report() | {"longest_gap_seconds": seconds}
+        cells += [
+            Cell(256, "self", "stress", run, 32, report=report),
+            Cell(256, "self", "cache", run, 32, failures=["no report"] if run == 2 else [], report=good_report()),
+            Cell(384, "host", "cache", run, 48, failures=["no report"]),
+        ]
+    assert summary(cells) == (
+        ["memory MiB", "swap", "budget MiB", "stress s", "cache s"],
+        [["256", "self", "32", "1.2", "0.3, 1 of 2 FAILED"], ["384", "host", "48", "-", "-, 2 of 2 FAILED"]],
+    )
+    write_results(cells, tmp_path)
+    assert read_results(tmp_path) == cells
+    assert "| 256 | self | 32 | 1.2 | 0.3, 1 of 2 FAILED |" in (tmp_path / "pressure.md").read_text()

@@ -7,34 +7,28 @@ come to an end is made to dump its tasks, and killed. Both are failures of the c
 that are left get a new guest.
 
 One guest takes all loads of a size and attachment, one after the other; a swap area inside is new for each, one on
-the host serves them all. The table
-is also written to a folder, as markdown and JSON, beside the kernel log of each guest and what it printed. Exit
-status 0 only if every cell passed.
+the host serves them all. The tables are also written to a folder, as markdown and JSON, beside the kernel log of each
+guest and what it printed; runs whose results are in there already are kept, and those of now are added. Exit status 0
+only if every cell of now passed.
 """
 
 import argparse
 import json
 import os
-import platform
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
-from rich.table import Table
-
 from zcache.errors import ZcacheError
 from zcache.testvm import VmConfig, VmResult
-from zcache.testvm.kvm import newest_kernel, usable_kvm
 from zcache.testvm.pressure import reader
 from zcache.testvm.pressure.guest import LOAD_SECONDS, SWAP_SECONDS
 from zcache.testvm.pressure.loads import LOADS
+from zcache.testvm.pressure.results import Cell, print_tables, read_results, write_results
 from zcache.testvm.pressure.verdict import cells_of_log, judge_log, judge_report, judge_status
 from zcache.testvm.signals import end_in_order
 from zcache.testvm.vm import run_in_vm
@@ -53,56 +47,17 @@ BOOT_SECONDS: Final = 180
 SHORT: Final = {"memory": (384,), "attach": ("self",), "loads": ("heartbeat",), "seconds": 15}
 
 
-@dataclass
-class Cell:
-    """One load in one guest, and what came of it; `failures` is empty if it passed."""
-
-    memory_mib: int
-    attachment: str
-    load: str
-    run: int
-    budget_mib: int
-    failures: list[str] = field(default_factory=list)
-    report: dict[str, Any] = field(default_factory=dict)
-    kernel_log: str = ""
-    #: Of the machine that the guest ran on, over its last minute (load average): emulation shares its cpus.
-    host_load: float | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.memory_mib}M {self.attachment} {self.load}"
-
-    @property
-    def verdict(self) -> str:
-        return "FAILED" if self.failures else "passed"
-
-    def figures(self) -> list[str]:
-        """As in HEADINGS."""
-        report = self.report
-        foreground = report.get("programs", [{}])[0]
-        status = report.get("status", {})
-        values = [self.memory_mib, self.attachment, self.load, self.budget_mib, report.get("load_mib")]
-        values += [report.get("pages_out"), report.get("pages_in"), status.get("written_back_frames")]
-        values += [report.get("longest_gap_seconds"), foreground.get("longest_touch_seconds")]
-        values += [report.get("load_seconds"), report.get("swap_off_seconds"), self.host_load, self.verdict]
-        return ["-" if value is None else str(value) for value in values]
-
-
-HEADINGS: Final = (
-    *("memory MiB", "swap", "load", "budget MiB", "load MiB", "pages out", "in", "frames written back"),
-    *("longest gap s", "touch s", "load s", "swapoff s", "host load", "verdict"),
-)
-
-
 def main() -> int:
     """Prints the table."""
     arguments = _parse()
     end_in_order()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="zcache-pressure-"))
     folder.mkdir(parents=True, exist_ok=True)
+    earlier = read_results(folder)
     cells: list[Cell] = []
+    first_run = max((cell.run for cell in earlier), default=0) + 1
     try:
-        for run in range(1, arguments.runs + 1):
+        for run in range(first_run, first_run + arguments.runs):
             for memory_mib in arguments.memory:
                 for attachment in arguments.attach:
                     for cell in run_cells(memory_mib, attachment, arguments.loads, arguments.seconds, run, folder):
@@ -114,8 +69,8 @@ def main() -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     finally:
-        write_results(cells, folder)
-    print_table(cells)
+        write_results([*earlier, *cells], folder)
+    print_tables([*earlier, *cells])
     print(f"table, reports and kernel logs: {folder}")
     failed = sum(bool(cell.failures) for cell in cells)
     print(f"{failed} of {len(cells)} cells FAILED" if failed else f"OK: {len(cells)} cells passed")
@@ -195,29 +150,6 @@ def judge_guest(cells: list[Cell], share: Path, result: VmResult) -> list[Cell]:
         how = result.failure or f"the command in it ended with {result.exit_status}"
         came_to[-1].failures.append(" ".join([f"the guest: {how}", *said]))
     return came_to
-
-
-def print_table(cells: list[Cell]) -> None:
-    """One row a cell."""
-    table = Table(box=None)
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right")
-    for cell in cells:
-        table.add_row(*cell.figures())
-    Console(width=170).print(table)
-
-
-def write_results(cells: list[Cell], folder: Path) -> None:
-    """`pressure.json` and `pressure.md`."""
-    machine = (
-        f"{time.strftime('%Y-%m-%d')}, {'KVM' if usable_kvm() else 'software emulation'} on {os.cpu_count()} cpus "
-        f"({platform.machine()}), guest kernel {newest_kernel().name.removeprefix('vmlinuz-')}, 2 cpus"
-    )
-    rows = [asdict(cell) | {"verdict": cell.verdict} for cell in cells]
-    (folder / "pressure.json").write_text(json.dumps({"machine": machine, "cells": rows}, indent=2) + "\n")
-    lines = [f"{machine}.", "", f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
-    lines += [f"| {' | '.join(cell.figures())} |" for cell in cells]
-    (folder / "pressure.md").write_text("\n".join(lines) + "\n")
 
 
 def _parse() -> argparse.Namespace:
