@@ -74,6 +74,9 @@ def after_fork() -> None:
         _server.start()
     except (BadInput, EnvironmentProblem) as error:
         _refuse(error, _server.abandon)
+    except Exception:  # nbdkit says what it is, and ends
+        _server.abandon()
+        raise
     is_kept = _server.config.standby is not None
     end_on_signals(_server.leave if is_kept else nbdkit.shutdown, at_once=is_kept)
 

@@ -57,6 +57,7 @@ class Server:
         self.config = config
         self._is_successor = False
         self._tier: BackingFile | None = None
+        self._backing: int | None = None  # the descriptor of it that a successor is given
         self._control: ControlSocket | None = None
         self._upkeep: list[Upkeep] = []
         self._hardening: Hardening | None = None
@@ -88,12 +89,8 @@ class Server:
                 "is locked at the start; give less, or free memory"
             )
         if config.backing and config.image is not None and self._is_successor:
-            self._tier = BackingFile.reopen(
-                config.backing,
-                slot_count=_frames_below(config, config.image),
-                frame_bytes=FRAME_BYTES,
-                report=_say,
-            )
+            slot_count = _frames_below(config, config.image)
+            self._tier = BackingFile.adopt(self._backing, config.backing, slot_count, FRAME_BYTES, report=_say)
         elif config.backing:
             self._tier = BackingFile.open(
                 config.backing,
@@ -131,7 +128,8 @@ class Server:
             gc.collect()  # the scratch stores are in cycles: their memory is given back now
 
     def wait_for_turn(self) -> None:
-        """A standby waits here until the keeper says that it is the server; it ends itself when the keeper does.
+        """A standby waits here until the keeper says that it is the server; it ends itself when the keeper does. (What
+        is sent: see `zcache.swap.server_process`, which need not be loaded here.)
 
         Before it goes on it leaves a copy of itself, its heir, that waits in its place. Raises as `get_ready` does.
         """
@@ -140,7 +138,8 @@ class Server:
         keeper = socket.socket(fileno=self.config.standby)
         while True:
             keeper.sendall(b"r")
-            if not keeper.recv(1):
+            word, backing, _, _ = socket.recv_fds(keeper, 1, 1)
+            if not word:
                 os._exit(0)
             keepers, heirs = socket.socketpair()
             try:
@@ -153,6 +152,8 @@ class Server:
             keeper.close()
             keepers.close()
             keeper = heirs
+            for descriptor in backing:  # it is given one itself
+                os.close(descriptor)
             if self._hardening:
                 self._hardening.lock_again()
                 try_seal(self._new_seal(os.urandom(SECRET_BYTES)))  # which the populating of the program leaves out
@@ -160,9 +161,14 @@ class Server:
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # when the heir ends, nobody waits for it here
             with contextlib.suppress(OSError):
                 socket.send_fds(keeper, [str(pid).encode()], [keepers.fileno()])
-        for channel in (keeper, keepers, heirs):
-            channel.close()
+        keepers.close()
+        heirs.close()
+        self._backing = backing[0] if backing else None
         self._open()
+        if self._tier and not self._is_successor:
+            with contextlib.suppress(OSError):
+                socket.send_fds(keeper, [b"b"], [self._tier.fileno()])
+        keeper.close()
         self._is_sharing = self._is_successor  # which is waited for
         if not self._is_successor:
             with contextlib.suppress(OSError):

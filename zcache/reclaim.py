@@ -174,9 +174,7 @@ class Reclaimer:
         assert self._tier
         waiting = self._frames.queue_length[Queue.PERSISTENT]
         first_slot, count = self._tier.reserve(min(limit, waiting))
-        batch = self._frames.isolate_oldest(count, self._allocator.retire)
-        for slot in range(first_slot + len(batch), first_slot + count):
-            self._tier.release(slot)
+        batch = self._frames.isolate_oldest(count, self._allocator.retire)  # as many: that many wait
         return first_slot, self._frames.give_births(len(batch)), batch
 
     def _fly(self, first_slot: int, first_birth: int, batch: list[int]) -> bool:

@@ -4,6 +4,7 @@ The kernel's half (a device whose requests wait) is tested in the VM (tests/vm).
 """
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -262,12 +263,52 @@ def test_a_backing_file_that_was_cut_off_keeps_no_successor_from_serving(tmp_pat
     os.truncate(backing, 20 << 20)
     os.kill(keeper.signs().pid, signal.SIGKILL)
     assert keeper.connect().pread(4096, 4096) == b"precious" * 512
-    backing.unlink()
-    backing.mkdir()  # not even to be opened
-    os.kill(keeper.signs().pid, signal.SIGKILL)
-    assert keeper.connect().pread(4096, 4096) == b"precious" * 512
     keeper.close()
-    assert "is a directory" in keeper.log() and "going on with what is in RAM" in keeper.log()
+
+
+def test_what_is_under_the_name_of_the_backing_file_by_now_is_somebody_else_s(tmp_path: Path) -> None:
+    """Successors, new code and all, go on with the file that the first server opened, and keep its lock."""
+    backing = tmp_path / "backing"
+    keeper = Keeper(tmp_path / "state", ("size=32M", "budget=2M", f"backing={backing}"))
+    client = keeper.connect()
+    keeper.arm()
+    pages = {number: os.urandom(3000).ljust(4096, b"\0") for number in range(1000)}
+    for number, page in pages.items():
+        client.pwrite(page, number * 4096)
+    backing.rename(tmp_path / "moved")
+    backing.write_bytes(b"somebody else's" * 1_000_000)
+    mine = backing.read_bytes()
+    for is_upgrade in False, True:
+        if is_upgrade:
+            upgrade(keeper.folder, lambda _line: None)
+        else:
+            os.kill(keeper.signs().pid, signal.SIGKILL)
+        client = keeper.connect()
+        for number, page in pages.items():
+            assert client.pread(4096, number * 4096) == page
+        for number in range(1000, 2000):
+            client.pwrite(os.urandom(4096), number * 4096)
+        client.shutdown()
+    status = ask(keeper.folder.control, "status")
+    assert status["written_back_frames"] > 0 and not status["reasons"]
+    assert ask(keeper.folder.control, "check")["balanced"]
+    moved = os.open(tmp_path / "moved", os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(moved, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    keeper.close()
+    fcntl.flock(moved, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(moved)
+    assert backing.read_bytes() == mine
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_whatever_ends_a_program_ends_the_keeper_with_its_server(keeper: Keeper, number: signal.Signals) -> None:
+    """And not without it; nor while the kernel swaps to the device, which is for the VM to see."""
+    keeper.connect().shutdown()
+    keeper.arm()
+    keeper.process.send_signal(number)
+    assert keeper.process.wait(60) == 0
+    assert servers_of(keeper.folder) == []
 
 
 def test_new_code_that_does_not_last_gives_way_to_the_old(tmp_path: Path) -> None:
@@ -290,6 +331,22 @@ def test_new_code_that_does_not_last_gives_way_to_the_old(tmp_path: Path) -> Non
     assert keeper.connect().pread(4096, 4096) == b"precious" * 512
     assert "going back to the code from before the upgrade" in keeper.log()
     keeper.close(has_crashes=True)
+
+
+def test_what_is_wrong_with_new_code_is_told(tmp_path: Path) -> None:
+    """Whatever it is, and however late: when it has its own standard error, which goes with it."""
+    code = copy_of_the_code(tmp_path)
+    keeper = Keeper(tmp_path / "state", code=code)
+    keeper.connect().shutdown()
+    keeper.arm()
+    server = code / "nbd_plugin/server.py"
+    good = server.read_text()
+    server.write_text(good.replace("store, pages = self._make_store()", "raise ValueError('not that way')"))
+    assert server.read_text() != good
+    with pytest.raises(SwapError, match="the old code goes on"):
+        upgrade(keeper.folder, lambda _line: None)
+    assert "ValueError: not that way" in keeper.log()
+    keeper.close()
 
 
 def test_new_code_whose_heir_dies_first_is_not_given_up(tmp_path: Path) -> None:

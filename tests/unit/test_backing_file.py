@@ -1,5 +1,6 @@
 """What may be used as a backing file, and what is refused: nothing that is not ours is ever overwritten."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from zcache.errors import BadInput
+from zcache.tiers import backing_file
 from zcache.tiers.backing_file import HEADER, BackingFile
 
 FRAME_BYTES = 4096
@@ -185,3 +187,33 @@ def test_names_that_cannot_be(tmp_path: Path) -> None:
         (tmp_path / "loop").unlink(missing_ok=True)
         (tmp_path / "loop").symlink_to(tmp_path / "loop")
         assert reason in refusal(path)
+
+
+def test_where_o_direct_cannot_be_had_a_write_has_arrived_when_it_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would fail later, in the page cache, and nobody would know."""
+    monkeypatch.setattr(backing_file, "_try_direct", lambda *_: False)
+    backing = open_backing(tmp_path / "new")
+    flags = []
+
+    def pwritev(_descriptor: int, _frames: object, _offset: int, how: int) -> int:
+        flags.append(how)
+        return FRAME_BYTES
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    backing.write(1, [memoryview(bytes(FRAME_BYTES))])
+    backing.close()
+    assert not backing.direct and flags == [os.RWF_DSYNC]
+
+
+def test_what_cannot_be_allocated_leaves_a_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(descriptor: int, _offset: int, length: int) -> None:
+        os.ftruncate(descriptor, length // 2)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", half)
+    path = tmp_path / "empty"
+    path.touch()
+    assert "no room for" in refusal(path)
+    assert path.stat().st_size == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.clock import FakeClock
 from tests.support.pages import raw_page
 from tests.support.stores import new_object, put, small_store
 from tests.support.tiers import MemoryTier
@@ -96,3 +97,16 @@ def test_more_damaged_frames_than_are_remembered(served: Served) -> None:
     assert "1 frame below could not be read" in ask(served.path, "status")["reasons"][0]
     served.store.flush(served.pages, 0, 1)
     assert ask(served.path, "status")["state"] == "ok"
+
+
+def test_a_slow_transfer_is_forgotten_by_the_next_that_is_slow_a_while_later() -> None:
+    clock = FakeClock()
+    health, frames = Health(clock), small_store(4, 16).frames
+    for seconds, said in (9.0, "9.0 s"), (2.0, "9.0 s"), (3.0, "3.0 s"):
+        if said == "3.0 s":
+            clock.sleep(61)
+            assert not health.reasons(frames, 0, 0)
+        transfer = health.begin_transfer()
+        clock.sleep(seconds)
+        assert health.end_transfer(transfer)
+        assert health.reasons(frames, 0, 0) == [f"the disk is slow: a transfer took {said}, 0 s ago"]

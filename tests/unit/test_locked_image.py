@@ -4,7 +4,10 @@ import mmap
 import os
 import random
 
+import pytest
+
 from zcache import libc
+from zcache.image import new_descriptor
 from zcache.swap.locked_image import LockedImage, _without
 
 
@@ -39,3 +42,11 @@ def mapped_pages(address: int, count: int) -> set[int]:
         pagemap.seek(address // mmap.PAGESIZE * 8)
         words = memoryview(pagemap.read(8 * count)).cast("Q")
     return {number for number, word in enumerate(words) if word >> 63}
+
+
+def test_an_image_does_not_shrink_under_those_who_have_it_mapped() -> None:
+    descriptor = new_descriptor()
+    os.ftruncate(descriptor, 2 * mmap.PAGESIZE)
+    with pytest.raises(PermissionError):
+        os.ftruncate(descriptor, mmap.PAGESIZE)
+    os.close(descriptor)

@@ -41,6 +41,8 @@ from zcache.swap.state import StateFolder
 #: What it needs of what the server needs: it serves no requests, so its heap and code may fault.
 PROTECTIONS: Final = ("io_flusher", "real_time", "small_pages", "memory_lock", "oom_score", "stderr", "shutdown")
 
+#: What else may be sent to end a process that has lost its terminal, or whose user has lost patience.
+END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 #: Has the server replaced by the code on disk.
 REPLACE_SIGNAL: Final = signal.SIGUSR1
 
@@ -82,13 +84,14 @@ class Keeper:
         self._is_upgrading = False  # the standby is of new code
         self._rest_seconds = FIRST_REST_SECONDS
         self._next_standby_seconds = 0.0
+        self._backing: int | None = None  # as the first server has opened it
         self._server = self._start()
-        self._server.begin()
+        self._server.begin(None)
 
     def run(self) -> int:
         """Until SIGTERM, or until the server ends before we are armed; exit status."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(REPLACE_SIGNAL, self._on_signal)
+        for number in (*END_SIGNALS, REPLACE_SIGNAL):
+            signal.signal(number, self._on_signal)
         wakeup, signalled = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(signalled)
         while True:
@@ -135,14 +138,16 @@ class Keeper:
             _say(f"the server ended with status {status}")
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        if number == signal.SIGTERM:
-            self._is_ending = True
-        else:
+        if number == REPLACE_SIGNAL:
             self._is_to_be_replaced = True
+        else:
+            self._is_ending = True
 
     def _look(self) -> None:
         """What has to be done all the time, whatever else is being waited for."""
         self._image.keep()
+        if self._backing is None:
+            self._backing = self._server.backing()
         if self._reconnection is None:
             self._prepare()
         else:
@@ -263,7 +268,7 @@ class Keeper:
             self._server, self._standby = self._standby, None
             self._is_successor = True
             self._complaint = ""
-            self._server.begin()
+            self._server.begin(self._backing)
             self._beat_seconds = time.monotonic()
 
     def _give_up_heir(self) -> None:

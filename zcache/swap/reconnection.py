@@ -18,8 +18,8 @@ import nbd
 
 from zcache.swap.error import SwapError
 
-#: The socket's descriptor has this number in the message: out of the way of all others.
-DESCRIPTOR: Final = 900
+#: The socket's descriptor has this number in the message: out of the way of all others, and within any limit on them.
+DESCRIPTOR: Final = 100
 #: How long a server may take over what it found, or over what was under way when the kernel gave up waiting.
 HANDSHAKE_SECONDS: Final = 60.0
 STEP_SECONDS: Final = 0.05

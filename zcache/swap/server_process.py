@@ -5,6 +5,9 @@ the socket stays where it is when servers come and go), the image, and a channel
 a standby, is told to begin, and then names its heir, a copy of itself that is the next standby. So there is one at
 once: a program that starts takes a second, and memory that may not be there.
 
+The first server opens the backing, and sends it: those after it are given it as they begin, whatever has become of its
+name. It stays locked, too: nobody else takes it while there is no server.
+
 A heir is no child of the keeper's, but its grandchild; it becomes one when the server dies (the keeper is a subreaper).
 Everything goes by pidfd, which does not care.
 """
@@ -25,6 +28,11 @@ SERVE: Final = (sys.executable, "-P", "-m", "nbd_plugin.serve")
 #: The first descriptor after stderr is where sd_listen_fds(3) says that the socket is.
 LISTEN_DESCRIPTOR: Final = 3
 
+#: What is sent: that it is ready; that it is to begin; the backing. Any other word is an heir's pid.
+READY: Final = b"r"
+BEGIN: Final = b"!"
+BACKING: Final = b"b"
+
 #: How long a server may take to end when it is told to.
 END_SECONDS: Final = 30.0
 
@@ -38,6 +46,8 @@ class ServerProcess:
         self._channel = channel
         self._channel.setblocking(False)
         self._is_ready = False
+        self._heir: ServerProcess | None = None
+        self._backing: int | None = None
 
     @classmethod
     def start(cls, parameters: Sequence[str], image: int, errors: int) -> "ServerProcess":
@@ -60,32 +70,46 @@ class ServerProcess:
         """Whether a standby waits for `begin`."""
         if not self._is_ready:
             try:
-                self._is_ready = self._channel.recv(1) == b"r"
+                self._is_ready = self._channel.recv(1) == READY
             except OSError:
                 return False
         return self._is_ready
 
-    def begin(self) -> None:
-        """Serve, now or once it is ready: the first, or in the place of one that has ended."""
+    def begin(self, backing: int | None) -> None:
+        """Serve, now or once it is ready: the first, or in the place of one that has ended, with its backing."""
         with contextlib.suppress(OSError):  # it has ended: that will be seen
-            self._channel.send(b"!")
+            socket.send_fds(self._channel, [BEGIN], [] if backing is None else [backing])
 
     def heir(self) -> "ServerProcess | None":
         """The next standby, once after `begin`."""
-        if not self.is_ready():
-            return None  # it says that first
-        try:
-            name, descriptors, _, _ = socket.recv_fds(self._channel, 16, 1)
-        except OSError:
-            return None
-        if not descriptors:
-            return None
-        channel = socket.socket(fileno=descriptors[0])
-        try:
-            return ServerProcess(int(name), channel)
-        except ProcessLookupError:
-            channel.close()
-            return None
+        self._receive()
+        heir, self._heir = self._heir, None
+        return heir
+
+    def backing(self) -> int | None:
+        """The descriptor that the first server has opened, once after `begin`."""
+        self._receive()
+        backing, self._backing = self._backing, None
+        return backing
+
+    def _receive(self) -> None:
+        if not self.is_ready():  # it says that first
+            return
+        while True:
+            try:
+                word, descriptors, _, _ = socket.recv_fds(self._channel, 16, 1)
+            except OSError:
+                return
+            if not descriptors:
+                return
+            if word == BACKING:
+                self._backing = descriptors[0]
+            else:
+                channel = socket.socket(fileno=descriptors[0])
+                try:
+                    self._heir = ServerProcess(int(word), channel)
+                except ProcessLookupError:
+                    channel.close()
 
     def has_ended(self) -> bool:
         return self._wait(0)

@@ -111,17 +111,27 @@ class BackingFile(SlotMap):
         return cls(descriptor, path, slot_count, frame_bytes, direct, made)
 
     @classmethod
-    def reopen(
-        cls, path: Path, *, slot_count: int, frame_bytes: int, report: Callable[[str], None] = print
+    def adopt(
+        cls,
+        descriptor: int | None,
+        path: Path,
+        slot_count: int,
+        frame_bytes: int,
+        *,
+        report: Callable[[str], None] = print,
     ) -> "BackingFile":
-        """Go on where a predecessor was: open and lock, and check nothing. What is wrong with it shows in its reads and
-        writes, which may fail; pages in RAM do not depend on it. All fail when it cannot even be opened."""
-        try:
-            descriptor = _open_locked(path)
-        except BadInput as error:
-            report(f"WARNING: {error}; going on with what is in RAM")
+        """Go on with what a predecessor has opened, whatever is found under its name by now: that may be another's.
+        Nothing is checked: what is wrong with it shows in its reads and writes, and pages in RAM do not depend on it.
+        All fail without a descriptor."""
+        if descriptor is None:
+            report(f"WARNING: backing={path}: has not been handed on; going on with what is in RAM")
             return cls(_NOWHERE, path, slot_count, frame_bytes, False, None)
-        return cls(descriptor, path, slot_count, frame_bytes, _try_direct(descriptor, frame_bytes), None)
+        direct = bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
+        return cls(descriptor, path, slot_count, frame_bytes, direct, None)
+
+    def fileno(self) -> int:
+        """The descriptor, for `adopt`."""
+        return self._descriptor
 
     def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """One sequential write of all frames."""
