@@ -88,7 +88,7 @@ class Server:
                 f"budget={config.budget_bytes}: {available_bytes} bytes of RAM can be had now, and all of the budget "
                 "is locked at the start; give less, or free memory"
             )
-        if config.backing and config.image is not None and self._is_successor:
+        if config.backing and config.image is not None and config.standby is not None and self._is_successor:
             slot_count = _frames_below(config, config.image)
             self._tier = BackingFile.adopt(self._backing, config.backing, slot_count, FRAME_BYTES, report=_say)
         elif config.backing:

@@ -424,20 +424,29 @@ def test_upgrade_to_code_that_cannot_read_the_image_changes_nothing(keeper: Keep
     assert upgrade(keeper.folder, lambda _line: None) > 0
 
 
-def test_an_upgrade_outlives_the_death_of_the_server(keeper: Keeper) -> None:
+def test_an_upgrade_outlives_the_death_of_the_server(tmp_path: Path) -> None:
     """It dies while the new code starts: its standby takes its place, and then the new code takes that one's."""
+    code, go = copy_of_the_code(tmp_path), tmp_path / "go"
+    keeper = Keeper(tmp_path / "state", code=code)
     client = keeper.connect()
     keeper.arm()
     client.pwrite(b"precious" * 512, 4096)
-    pid = keeper.server_pid()
+    server = code / "nbd_plugin/server.py"
+    good = server.read_text()
+    wait = f"os.umask(0o177)\n        while not os.path.exists({str(go)!r}): time.sleep(0.05)"
+    server.write_text(good.replace("os.umask(0o177)", wait))
+    assert server.read_text() != good
     with ThreadPoolExecutor() as pool:
         seconds = pool.submit(upgrade, keeper.folder, lambda _line: None)
         keeper.until(lambda: "starting the code" in keeper.log())
-        os.kill(pid, signal.SIGKILL)
+        os.kill(keeper.signs().pid, signal.SIGKILL)
+        keeper.until(lambda: keeper.signs().epoch == 2 and keeper.signs().serves)
+        go.touch()
         assert seconds.result() > 0
     assert keeper.connect().pread(4096, 4096) == b"precious" * 512
     assert keeper.signs().epoch == keeper.signs().upgraded == 3
     keeper.until(lambda: len(servers_of(keeper.folder)) == 2)
+    keeper.close()
 
 
 def test_what_a_killed_keeper_leaves_ends_with_the_server(tmp_path: Path) -> None:
