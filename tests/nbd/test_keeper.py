@@ -26,9 +26,10 @@ from zcache.bench.complaints import fail_writes
 from zcache.control_client import ask
 from zcache.swap import process
 from zcache.swap import server as server_module
+from zcache.swap import upgrade as upgrade_module
 from zcache.swap.error import SwapError
 from zcache.swap.state import StateFolder, SwapState
-from zcache.swap.upgrade import open_image, upgrade
+from zcache.swap.upgrade import open_image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = ("size=64M", "budget=16M", "overcommit=yes")
@@ -126,6 +127,20 @@ def copy_of_the_code(folder: Path) -> Path:
     for package in ("zcache", "nbd_plugin"):
         shutil.copytree(REPOSITORY / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
     return code
+
+
+def upgrade(keeper: Keeper) -> float:
+    """swap-upgrade waits until the new server has a connection: the device's, which is ours here."""
+    with ThreadPoolExecutor() as pool:
+        seconds = pool.submit(upgrade_module.upgrade, keeper.folder, lambda _line: None)
+        while not seconds.done():
+            with contextlib.suppress(nbd.Error):
+                client = nbd.NBD()
+                client.connect_unix(str(keeper.folder.socket))
+                while not seconds.done():
+                    client.pread(512, 0)
+                    time.sleep(0.05)
+        return seconds.result()
 
 
 def cpu_seconds(pid: int) -> float:
@@ -280,7 +295,7 @@ def test_what_is_under_the_name_of_the_backing_file_by_now_is_somebody_else_s(tm
     mine = backing.read_bytes()
     for is_upgrade in False, True:
         if is_upgrade:
-            upgrade(keeper.folder, lambda _line: None)
+            upgrade(keeper)
         else:
             os.kill(keeper.signs().pid, signal.SIGKILL)
         client = keeper.connect()
@@ -323,11 +338,11 @@ def test_new_code_that_does_not_last_gives_way_to_the_old(tmp_path: Path) -> Non
     server.write_text(good.replace("store, pages = self._make_store()", "os.abort()"))
     assert server.read_text() != good
     with pytest.raises(SwapError, match="the old code goes on"):
-        upgrade(keeper.folder, lambda _line: None)
+        upgrade(keeper)
     assert keeper.connect().pread(4096, 4096) == b"precious" * 512
     keeper.until(lambda: len(servers_of(keeper.folder)) == 2)
     server.write_text(good)
-    upgrade(keeper.folder, lambda _line: None)
+    upgrade(keeper)
     assert keeper.connect().pread(4096, 4096) == b"precious" * 512
     assert "going back to the code from before the upgrade" in keeper.log()
     keeper.close(has_crashes=True)
@@ -344,7 +359,7 @@ def test_what_is_wrong_with_new_code_is_told(tmp_path: Path) -> None:
     server.write_text(good.replace("store, pages = self._make_store()", "raise ValueError('not that way')"))
     assert server.read_text() != good
     with pytest.raises(SwapError, match="the old code goes on"):
-        upgrade(keeper.folder, lambda _line: None)
+        upgrade(keeper)
     assert "ValueError: not that way" in keeper.log()
     keeper.close()
 
@@ -361,7 +376,7 @@ def test_new_code_whose_heir_dies_first_is_not_given_up(tmp_path: Path) -> None:
     bad = bad.replace("store, pages = self._make_store()", "time.sleep(2); store, pages = self._make_store()")
     assert len(bad) != len(good) and "os._exit(3)" in bad and "time.sleep(2)" in bad
     server.write_text(bad)
-    upgrade(keeper.folder, lambda _line: None)
+    upgrade(keeper)
     assert keeper.signs().epoch == keeper.signs().upgraded == 2
     keeper.close()
     assert "the standby ended" in keeper.log() and "going back" not in keeper.log()
@@ -390,7 +405,7 @@ def test_upgrade_replaces_the_server(keeper: Keeper) -> None:
     client.pwrite(b"precious" * 512, 4096)
     pid = keeper.server_pid()
     client.shutdown()
-    seconds = upgrade(keeper.folder, lambda _line: None)
+    seconds = upgrade(keeper)
     assert 0 < seconds < DEADLINE_SECONDS
     keeper.until(keeper.serves)
     assert keeper.server_pid() != pid
@@ -413,7 +428,7 @@ def test_upgrade_to_code_that_cannot_read_the_image_changes_nothing(keeper: Keep
     ):
         os.pwrite(descriptor, header.replace(old, new), 0)
         with pytest.raises(SwapError, match=rf"(?s)old code goes on.*{reason}"):
-            upgrade(keeper.folder, lambda _line: None)
+            upgrade(keeper)
         os.pwrite(descriptor, header, 0)
         assert keeper.server_pid() == pid
     os.close(descriptor)
@@ -421,7 +436,7 @@ def test_upgrade_to_code_that_cannot_read_the_image_changes_nothing(keeper: Keep
     assert "ending the server" not in keeper.log()
     os.kill(pid, signal.SIGKILL)
     keeper.connect().shutdown()
-    assert upgrade(keeper.folder, lambda _line: None) > 0
+    assert upgrade(keeper) > 0
 
 
 def test_an_upgrade_outlives_the_death_of_the_server(tmp_path: Path) -> None:
@@ -437,7 +452,7 @@ def test_an_upgrade_outlives_the_death_of_the_server(tmp_path: Path) -> None:
     server.write_text(good.replace("os.umask(0o177)", wait))
     assert server.read_text() != good
     with ThreadPoolExecutor() as pool:
-        seconds = pool.submit(upgrade, keeper.folder, lambda _line: None)
+        seconds = pool.submit(upgrade, keeper)
         keeper.until(lambda: "starting the code" in keeper.log())
         os.kill(keeper.signs().pid, signal.SIGKILL)
         keeper.until(lambda: keeper.signs().epoch == 2 and keeper.signs().serves)
@@ -468,4 +483,4 @@ def test_what_a_killed_keeper_leaves_ends_with_the_server(tmp_path: Path) -> Non
 
 def test_without_a_keeper_there_is_nothing_to_upgrade(tmp_path: Path) -> None:
     with pytest.raises(SwapError, match="no swap is up"):
-        upgrade(StateFolder(tmp_path), lambda _line: None)
+        upgrade_module.upgrade(StateFolder(tmp_path), lambda _line: None)
