@@ -20,6 +20,13 @@ from zcache.testvm.figures import read_meminfo_kib, read_vmstat
 
 UNITS = Path("/run/systemd/system")
 ENVIRONMENT = Path("/run/zcache.env")
+OUTPUT = Path("/run/zcache.out")
+#: What the commands say goes to the kernel log, line by line, which alone is there when the machine is not.
+DROP_IN = f"""[Service]
+StandardOutput=append:{OUTPUT}
+StandardError=inherit
+ExecStopPost=/bin/sh -c 'while read -r line; do echo "$$line" > /dev/kmsg; done < {OUTPUT}'
+"""
 GROUP = Path("/sys/fs/cgroup/system.slice/zcache.service")
 
 
@@ -35,6 +42,8 @@ def install() -> None:
     assert "/etc/default/zcache" in unit
     unit = unit.replace("@ROOT@", str(REPOSITORY)).replace("/etc/default/zcache", str(ENVIRONMENT))
     (UNITS / "zcache.service").write_text(unit)
+    (UNITS / "zcache.service.d").mkdir()
+    (UNITS / "zcache.service.d/output.conf").write_text(DROP_IN)
     ENVIRONMENT.write_text("ZCACHE=size=512M budget=96M backing=/dev/disk/by-id/virtio-vmdisk0 hardening=require\n")
     systemctl("daemon-reload")
 

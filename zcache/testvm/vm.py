@@ -183,7 +183,7 @@ def _kernel_args(config: VmConfig) -> list[str]:
     words += ["sysctl.kernel.hung_task_timeout_secs=60", "sysctl.kernel.hung_task_warnings=-1"]
     if config.systemd:
         words += ["systemd.unit=zcache-vm.service", "systemd.log_target=kmsg", "systemd.show_status=false"]
-        words += ["systemd.journald.forward_to_kmsg=1", "systemd.journald.max_level_kmsg=info", "printk.devkmsg=on"]
+        words += ["printk.devkmsg=on"]
     if config.hung_task_panic:
         words += ["sysctl.kernel.hung_task_panic=1", "oops=panic", "panic_print=1"]
     return [*words, *config.kernel_args]
