@@ -15,6 +15,7 @@ only if every cell of now passed.
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -92,6 +93,7 @@ def _one_guest(memory_mib: int, attachment: str, loads: list[str], seconds: int,
     """The cells that a guest came to: at least one."""
     title = f"{run}-{memory_mib}M-{attachment}-{loads[0]}"
     share = folder / title
+    shutil.rmtree(share, ignore_errors=True)  # of a run that was broken off before its first cell ended
     share.mkdir()
     budget_mib = int(memory_mib * BUDGET_SHARE)
     size_mib = memory_mib * SIZE_SHARE
