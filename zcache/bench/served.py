@@ -16,7 +16,8 @@ from zcache.control_client import ask
 from zcache.errors import EnvironmentProblem
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
-START_SECONDS: Final = 30
+#: An emulated guest that shares its processors takes most of a minute.
+START_SECONDS: Final = 120
 
 
 @dataclass(frozen=True)
