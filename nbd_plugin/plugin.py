@@ -2,9 +2,9 @@
 else.
 
 Life: `config` and `config_complete` gather parameters; `get_ready` opens everything that can be refused, before a
-socket exists; `after_fork` makes the process safe, waits if it is a standby, and starts the server; requests;
-`cleanup`. On the request path nothing is raised but for a request that failed: nbdkit 1.32 leaks each exception, and
-prints it.
+socket exists (a server that a keeper starts does so when its turn has come); `after_fork` makes the process safe, waits
+if it is a standby, and starts the server; requests; `cleanup`. On the request path nothing is raised but for a request
+that failed: nbdkit 1.32 leaks each exception, and prints it.
 """
 
 import errno

@@ -2,8 +2,8 @@
 
 `get_ready` (before nbdkit has a socket, in the process that may still fork): everything that can be refused. Then, in
 the process that stays, with one thread: `make_safe`, the protections and the warm-up; `wait_for_turn`, where a standby
-is ready for the death of the server that it will succeed; `start`, the store, and only then threads. `stop`: the
-reverse.
+is ready for the death of the server that it will succeed, and then opens what `get_ready` left to it; `start`, the
+store, and only then threads. `stop`: the reverse.
 """
 
 import contextlib
@@ -114,7 +114,7 @@ class Server:
         `EnvironmentProblem`."""
         libc.forbid_core_dumps()
         trial_seal = self._new_seal(os.urandom(SECRET_BYTES))  # now: what that runs through need not be locked
-        without = {name for name in os.environ.get(WITHOUT_VARIABLE, "").split(",") if name}
+        without = _left_out()
         if self.config.hardening == "off" or "threads" in without:
             threads.leave_as_they_are()
         if self.config.hardening != "off":
@@ -173,7 +173,7 @@ class Server:
         if not self._is_successor:
             with contextlib.suppress(OSError):
                 unshare()
-            if self._tier:
+            if self._tier and "warm_up" not in _left_out():
                 self._warm_up(self._new_seal(os.urandom(SECRET_BYTES)))
 
     def start(self) -> None:
@@ -318,3 +318,7 @@ def scratch_device() -> Device:
 
 def _say(line: str) -> None:
     say(f"zcache: {line}")
+
+
+def _left_out() -> set[str]:
+    return {name for name in os.environ.get(WITHOUT_VARIABLE, "").split(",") if name}

@@ -36,7 +36,6 @@ class PageTable:
     """`page_count` entries; the caller holds the store's lock except for `extents` and `fault_ahead`."""
 
     def __init__(self, page_count: int, section: Section | None = None) -> None:
-        self.page_count = page_count
         self._array = FlatArray("Q", page_count, section)
         self.entries = self._array.view
         self.touched = bytearray((page_count + BLOCK_ENTRIES - 1) >> BLOCK_SHIFT)

@@ -314,12 +314,14 @@ class Store:
                 try:
                     self.get(thing, index, view)
                     view[offset : offset + len(data)] = data
-                    if self._put_run(thing, index, view, modifier=True):
-                        self.statistics.partial_writes += 1
-                        return
+                    is_done = self._put_run(thing, index, view, modifier=True)
                 finally:
                     with self.lock:
                         partial.end()
+                if is_done:
+                    with self.lock:
+                        self.statistics.partial_writes += 1
+                    return
 
     # -- what is where ----------------------------------------------------------------------------------------------
 

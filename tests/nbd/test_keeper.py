@@ -24,8 +24,7 @@ import pytest
 from zcache import image
 from zcache.bench.complaints import fail_writes
 from zcache.control_client import ask
-from zcache.swap import process
-from zcache.swap import server as server_module
+from zcache.swap import keeper_process, process
 from zcache.swap import upgrade as upgrade_module
 from zcache.swap.error import SwapError
 from zcache.swap.state import StateFolder, SwapState
@@ -47,7 +46,7 @@ class Keeper:
         self.folder = StateFolder(path)
         self.folder.create()
         self._log = (path / "server.log").open("ab")
-        command = server_module.command(self.folder, words)
+        command = keeper_process.command(self.folder, words)
         command = [sys.executable, *program, *command[command.index(str(path)) :]] if program else command
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         if code:
@@ -58,7 +57,7 @@ class Keeper:
         identity = process.identify(self.process.pid)
         assert identity
         self.identity = identity
-        self.folder.save(SwapState(identity, str(self.folder.socket), str(self.folder.control), words))
+        self.folder.save(SwapState(identity))
 
     def arm(self) -> None:
         self.folder.reconnection.write_bytes(REFUSED_MESSAGE)
@@ -71,7 +70,7 @@ class Keeper:
             time.sleep(0.02)
 
     def serves(self) -> bool:
-        return server_module.is_answering(self.folder.control)
+        return keeper_process.is_answering(self.folder.control)
 
     def server_pid(self) -> int:
         return int(ask(self.folder.control, "status")["pid"])

@@ -45,7 +45,7 @@ def say(path: Path, request: bytes) -> Any:
         return json.loads(b"".join(iter(lambda: client.recv(65536), b"")))
 
 
-#: What the README and the issue tracker promise; more may be there.
+#: What scripts may rely on; more may be there.
 PROMISED = (
     "stored_pages same_filled_pages raw_pages compressed_bytes resident_frames budget_frames clean_frames "
     "written_back_frames backing_frames puts gets flushes failed_puts reject_compress_poor reject_mean_poor "

@@ -58,9 +58,6 @@ class FakeMachine:
         self._do("start_server")
         self.running = True
 
-    def state_of(self, keeper: ProcessIdentity) -> SwapState:
-        return SwapState(keeper, "", "", ())
-
     def wait_for_server(self) -> None:
         self._do("wait_for_server")
 
@@ -141,7 +138,7 @@ def test_up_then_down(folder: StateFolder) -> None:
     machine = FakeMachine()
     state = machine.bring_up(folder)
     assert machine.calls == list(STEPS)
-    expected = SwapState(SERVER, "", "", (), DEVICE, ATTACHED_BY_PID)
+    expected = SwapState(SERVER, DEVICE, ATTACHED_BY_PID)
     assert folder.load() == state == expected
     assert machine.sysctls_held
     machine.calls.clear()
@@ -300,7 +297,7 @@ def test_what_counts_as_up(folder: StateFolder) -> None:
     assert machine.is_live(state)
     machine.attached = False
     assert not machine.is_live(state)
-    assert not machine.is_live(SwapState(SERVER, "", "", ()))
+    assert not machine.is_live(SwapState(SERVER))
 
 
 def test_a_held_signal_waits_and_only_the_first_counts() -> None:

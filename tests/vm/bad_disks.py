@@ -32,6 +32,7 @@ from zcache.cli import TROUBLES
 from zcache.control_client import ask
 from zcache.image import new_descriptor
 from zcache.swap.nbd_device import attach
+from zcache.swap.state import StateFolder
 from zcache.swap.up import Options, swap_area
 
 PAGE = 4096
@@ -499,8 +500,8 @@ def swap_on_a_disk_that_comes_and_goes() -> None:
     load = ["stress-ng", "--vm", "2", "--vm-bytes", f"{memory_mib() + 50}M", "--vm-method", "rand-set", "--vm-keep"]
     with mapped_disk() as disk:
         words = ("size=180M", "budget=16M", f"backing={disk.path}", "force=yes")
-        with swap_area(Options(parameters=words)) as state:
-            control = Path(state.control)
+        with swap_area(Options(parameters=words)):
+            control = StateFolder().control
             disk.be("flakey {disk} 0 3 1")
             assert subprocess.call([*load, "--verify", "--timeout", "45s"]) == 0, "the load did not verify"
             status = ask(control, "status")

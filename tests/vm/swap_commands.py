@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from zcache.control_client import ask
-from zcache.swap.server import is_answering
+from zcache.swap.keeper_process import is_answering
 from zcache.swap.state import StateFolder
 
 REPOSITORY = Path(__file__).resolve().parents[2]

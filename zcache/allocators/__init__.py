@@ -1,4 +1,4 @@
-"""Allocators: where in which pageframe a zpage goes. The store picks one by name; all keep one contract.
+"""Allocators: where in which pageframe a zpage goes. All keep one contract.
 
 The contract, which every allocator's contract suite runs (the caller holds the store's lock throughout):
 

@@ -1,10 +1,10 @@
 """`scripts/bench ablation`: what each protection is for, shown by taking it away under a load that needs it.
 
 Most rows boot a small guest that swaps to zcache inside itself under stress-ng: with every protection, with none, and
-with each one left out. A guest that does not come to an end is made to dump its tasks, and is then killed; what the
-server's threads were doing is shown below the table, and the kernel logs are kept in the folder that is named. Even
-where nothing stalls, each page fault of the server under load is a wait for memory with a request in hand: with all
-protections there are next to none.
+with each of `PROTECTIONS` left out (`shutdown` is not among them: its test shuts a machine down). A guest that does
+not come to an end is made to dump its tasks, and is then killed; what the server's threads were doing is shown below
+the table, and the kernel logs are kept in the folder that is named. Even where nothing stalls, each page fault of the
+server under load is a wait for memory with a request in hand: with all protections there are next to none.
 
 Two protections are against other things than stress-ng does, and have loads of their own: `oom_score` programs that
 need more than all memory and swap, so that the kernel must kill; `stderr` thousands of failing requests, with a

@@ -57,7 +57,7 @@ def begin_own_thread(name: str) -> None:
 
 
 def keep_thread() -> None:
-    """Call first in each callback; does its work once a thread, and costs an attribute look-up after that."""
+    """Call first in each callback that serves a request; works once a thread, and costs a look-up after that."""
     try:
         _kept.mark  # noqa: B018
     except AttributeError:

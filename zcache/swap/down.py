@@ -124,8 +124,8 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
         report(f"{device}: detached")
     outcome = machine.stop_server(state.keeper, folder)
     if outcome == "stuck":
-        raise SwapError(f"the server (pid {state.keeper.pid}) does not end, not even by SIGKILL; see dmesg")
-    report(f"server (pid {state.keeper.pid}): {outcome}")
+        raise SwapError(f"the keeper (pid {state.keeper.pid}) does not end, not even by SIGKILL; see dmesg")
+    report(f"keeper (pid {state.keeper.pid}): {outcome}")
     folder.remove()
     return outcome
 

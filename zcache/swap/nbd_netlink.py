@@ -1,7 +1,7 @@
 """The kernel's `nbd` generic netlink family, in the kernel's own names (linux/nbd-netlink.h).
 
 Three commands: connect, reconfigure, disconnect.  pyroute2 does the protocol; this file only names its
-fields. It is imported late on purpose: it costs some 20 MB, which swap-down must not hold while it turns
+fields. It is imported late on purpose: it costs some 15 MiB, which swap-down must not hold while it turns
 the swap off.
 """
 

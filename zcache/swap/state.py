@@ -26,10 +26,6 @@ DEFAULT_FOLDER = Path("/run/zcache")
 class SwapState:
     # Who holds the image and starts the servers; it ends the server when it is told to end.
     keeper: ProcessIdentity
-    socket: str
-    control: str
-    # key=value, as the server was given them.
-    parameters: tuple[str, ...]
     # None until the kernel has been given the connection.
     device: str | None = None
     # /sys/block/nbdN/pid while it is ours: the process that attached it.  A device of the same name which
@@ -51,13 +47,10 @@ def encode(state: SwapState) -> str:
 def decode(text: str) -> SwapState:
     """Raises an error of Python's own for what `encode` does not make: what follows acts on it as root."""
     fields = json.loads(text)
-    keeper, parameters = ProcessIdentity(**fields["keeper"]), tuple(fields["parameters"])
-    state = SwapState(**{**fields, "keeper": keeper, "parameters": parameters})
+    state = SwapState(**{**fields, "keeper": ProcessIdentity(**fields["keeper"])})
     ticks, device = state.keeper.start_time_ticks, state.device
     if not (is_pid(state.keeper.pid) and type(ticks) is int and ticks >= 0):
         raise ValueError("keeper: no process")
-    if not (type(state.socket) is type(state.control) is str and all(type(word) is str for word in parameters)):
-        raise ValueError("socket, control, parameters: no words")
     if device is not None and not (type(device) is str and re.fullmatch("/dev/nbd[0-9]{1,7}", device)):
         raise ValueError("device: not /dev/nbdN")
     if state.attached_by_pid is not None and not is_pid(state.attached_by_pid):

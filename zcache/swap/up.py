@@ -16,16 +16,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from zcache.swap import area, nbd_device, sysctls
-from zcache.swap import server as server_module
+from zcache.swap import area, keeper_process, nbd_device, sysctls
 from zcache.swap.apart import apart
 from zcache.swap.down import Report, Teardown, is_live, take_down
 from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.interruption import Hold, Interrupted, Interruption
+from zcache.swap.keeper_process import KeeperProcess
 from zcache.swap.nbd_device import NbdDevice
 from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.process import ProcessIdentity
-from zcache.swap.server import Server
 from zcache.swap.state import DEFAULT_FOLDER, StateFolder, SwapState
 
 
@@ -49,7 +48,7 @@ class Buildup:
         self._options = options
         self._folder = folder
         self._report = report
-        self._server: Server | None = None
+        self._keeper: KeeperProcess | None = None
 
     def load_driver(self) -> None:
         try:
@@ -59,23 +58,19 @@ class Buildup:
 
     def start_server(self, announce: Callable[[ProcessIdentity], None]) -> None:
         options = self._options
-        command = server_module.command(self._folder, options.parameters)
-        self._server = Server(command, self._folder.log, announce)
-
-    def state_of(self, keeper: ProcessIdentity) -> SwapState:
-        """While there is no device yet."""
-        return SwapState(keeper, str(self._folder.socket), str(self._folder.control), self._options.parameters)
+        command = keeper_process.command(self._folder, options.parameters)
+        self._keeper = KeeperProcess(command, self._folder.log, announce)
 
     def wait_for_server(self) -> None:
-        assert self._server is not None
-        self._server.wait_until_ready(self._folder, self._options.start_seconds)
+        assert self._keeper is not None
+        self._keeper.wait_until_ready(self._folder, self._options.start_seconds)
 
     def stop_server(self) -> None:
-        assert self._server is not None
-        keeper = self._server.identity
+        assert self._keeper is not None
+        keeper = self._keeper.identity
         with contextlib.closing(Teardown(self._report)) as teardown:
             if teardown.stop_server(keeper, self._folder) == "stuck":
-                raise SwapError(f"the server (pid {keeper.pid}) does not end, not even by SIGKILL; see dmesg")
+                raise SwapError(f"the keeper (pid {keeper.pid}) does not end, not even by SIGKILL; see dmesg")
 
     def attach(self, announce: Callable[[int], None]) -> str:
         """The device; `announce` is told beforehand the pid that sysfs will show for it while it is ours."""
@@ -110,8 +105,8 @@ class Buildup:
         part.replace(self._folder.reconnection)
         deadline_seconds = time.monotonic() + self._options.start_seconds
         while not self._folder.armed.exists():
-            assert self._server is not None
-            self._server.check_running()
+            assert self._keeper is not None
+            self._keeper.check_running()
             if time.monotonic() > deadline_seconds:
                 raise SwapError(f"no standby is ready after {self._options.start_seconds:.0f} s (--start-seconds)")
             time.sleep(0.05)
@@ -128,8 +123,8 @@ class Buildup:
 
     def swap_on(self, device: str) -> None:
         """What the server has said is shown before anything can be swapped; what it says later is in its log."""
-        assert self._server is not None
-        for line in self._server.log().splitlines():
+        assert self._keeper is not None
+        for line in self._keeper.log().splitlines():
             self._report(f"server: {line}")
         area.swap_on(device, self._options.priority, self._options.discard)
         with contextlib.closing(ProcSwaps()) as swaps:
@@ -182,7 +177,7 @@ def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack) -
     undo.callback(folder.remove)
     machine.load_driver()
     with hold():
-        machine.start_server(lambda server: save(machine.state_of(server)))
+        machine.start_server(lambda keeper: save(SwapState(keeper)))
         undo.callback(_or_keep, undo, machine.stop_server)
     machine.wait_for_server()
     with hold():
@@ -223,7 +218,7 @@ def _or_keep(undo: ExitStack, step: Callable[..., None], *arguments: object) -> 
 
 def check(options: Options) -> None:
     """What can be said before anything is done."""
-    server_module.check_parameters(options.parameters)
+    keeper_process.check_parameters(options.parameters)
     if not 0 <= options.priority <= 32767:
         raise SwapError("--priority is 0 to 32767")
     for name, seconds in (
@@ -249,12 +244,12 @@ def run(options: Options, report: Report = print, hold: Hold = contextlib.nullco
 def refuse_if_up(folder: StateFolder, report: Report) -> None:
     state = folder.load()
     if state is None:
-        # A pid file from an earlier life would be believed.
+        # What an earlier life left (a reconnection, a log) would be believed.
         folder.clear()
         return
     with contextlib.closing(Teardown(report)) as machine:
         if is_live(state, machine):
-            what = state.device or f"a server, pid {state.keeper.pid}"
+            what = state.device or f"a keeper, pid {state.keeper.pid}"
             raise SwapError(f"already up, wholly or in part ({what}): run swap-down first")
     report(f"{folder.path} speaks of things that are gone: cleaning up")
     # The folder itself stays: we hold its lock.

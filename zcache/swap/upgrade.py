@@ -17,8 +17,8 @@ from zcache import image
 from zcache.swap import process
 from zcache.swap.error import SwapError
 from zcache.swap.keeper import REPLACE_SIGNAL
+from zcache.swap.keeper_process import error_lines
 from zcache.swap.process import ProcessIdentity
-from zcache.swap.server import error_lines
 from zcache.swap.state import DEFAULT_FOLDER, StateFolder
 
 #: The new server's start with memory short, the old one's end (30 s at most), the new one's turn.

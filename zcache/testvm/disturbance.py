@@ -1,5 +1,6 @@
 """What is done to a server under a load, a number of times: it is killed, or replaced."""
 
+import math
 import os
 import signal
 import threading
@@ -25,6 +26,11 @@ def replace(folder: StateFolder) -> None:
     """Upgrade in place, to the same code."""
     upgrade(folder, lambda _line: None)
 
+
+#: What an upgrade takes in an emulated guest that thrashes, and more: 30 s to load the code, 12 to take over (seen).
+UPGRADE_SECONDS: Final = 65
+#: For the load to go on after the last one.
+LAST_SECONDS: Final = 15
 
 KINDS: Final[dict[str, Callable[[StateFolder], None]]] = {"kill": kill, "upgrade": replace}
 
@@ -67,7 +73,13 @@ class Disturbance:
 
 def parse(text: str) -> tuple[str, int, float]:
     """`kill:10:15` is SIGKILL, ten times, every 15 s."""
-    kind, times, seconds = text.split(":")
-    if kind not in KINDS:
-        raise ValueError(f"no disturbance is called {kind}; there are {', '.join(KINDS)}")
-    return kind, int(times), float(seconds)
+    kind, *figures = text.split(":")
+    if kind not in KINDS or len(figures) != 2:
+        raise ValueError(f"{text}: not of the form KIND:TIMES:SECONDS, with KIND one of {', '.join(KINDS)}")
+    return kind, int(figures[0]), float(figures[1])
+
+
+def load_seconds(text: str) -> int:
+    """How long a load has to run so that there is time for all of it."""
+    kind, times, seconds = parse(text)
+    return math.ceil(times * (seconds + (UPGRADE_SECONDS if kind == "upgrade" else 0)) + LAST_SECONDS)

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from zcache.errors import ZcacheError
 from zcache.testvm import VmConfig, VmResult
+from zcache.testvm.disturbance import load_seconds
 from zcache.testvm.disturbance import parse as parse_disturbance
 from zcache.testvm.signals import end_in_order
 from zcache.testvm.vm import run_in_vm
@@ -35,6 +36,10 @@ TROUBLE: Final = re.compile(
 #: Any of these in a server's status means that pages were lost, or nearly.
 LOSSES: Final = ("lost_pages", "failed_puts", "checksum_errors", "decode_errors", "writeback_errors", "fetch_errors")
 
+#: Of the load, and of what comes before and after it, with room for a slow machine.
+LOAD_SECONDS: Final = 90
+OTHER_SECONDS: Final = 800
+
 PARAMETERS: Final = ("size=1536M", "budget=160M", "codec=lz4", "hardening=require")
 #: The backing disk: size - budget and a header.
 DISK_BYTES: Final = (1536 - 160 + 1) << 20
@@ -43,11 +48,13 @@ DISK_BYTES: Final = (1536 - 160 + 1) << 20
 def main() -> int:
     """Prints the report."""
     parser = argparse.ArgumentParser(prog="scripts/run", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--seconds", type=int, default=90, help="how long stress-ng runs (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=int, help=f"how long stress-ng runs (default: {LOAD_SECONDS}, or what --disturb needs)"
+    )
     parser.add_argument("--memory", default="900M", help="the guest's memory (default: %(default)s)")
     parser.add_argument("--stress-bytes", default="1100M", help="memory that stress-ng uses (default: %(default)s)")
     parser.add_argument(
-        "--timeout", type=int, default=900, help="seconds until the guest is given up (default: %(default)s)"
+        "--timeout", type=int, help=f"seconds until the guest is given up (default: {OTHER_SECONDS} more)"
     )
     parser.add_argument(
         "--disturb",
@@ -56,6 +63,10 @@ def main() -> int:
     )
     parser.add_argument("parameters", nargs="*", help=f"server parameters besides {' '.join(PARAMETERS)} backing=DISK")
     arguments = parser.parse_args()
+    try:
+        seconds = arguments.seconds or (load_seconds(arguments.disturb) if arguments.disturb else LOAD_SECONDS)
+    except ValueError as error:
+        parser.error(str(error))
     end_in_order()
     keys = {word.partition("=")[0] for word in arguments.parameters}
     defaults = [word for word in PARAMETERS if word.partition("=")[0] not in keys]
@@ -63,7 +74,7 @@ def main() -> int:
     # rand-set: every page compresses to a little less than half. With "all" methods it is chance whether the pages that
     # are swapped out are same-filled, and then the budget is never exhausted (one run in three).
     load = ["stress-ng", "--vm", "2", "--vm-bytes", arguments.stress_bytes, "--vm-method", "rand-set", "--vm-keep"]
-    load += ["--verify", "--timeout", f"{arguments.seconds}s", "--metrics-brief"]
+    load += ["--verify", "--timeout", f"{seconds}s", "--metrics-brief"]
 
     with tempfile.TemporaryDirectory(prefix="zcache-run-") as folder:
         disk, report_path = Path(folder) / "disk", Path(folder) / "share" / "report.json"
@@ -71,7 +82,10 @@ def main() -> int:
         with disk.open("wb") as file:
             file.truncate(DISK_BYTES)
         config = VmConfig(
-            memory=arguments.memory, disks=(disk,), share=report_path.parent, timeout_seconds=arguments.timeout
+            memory=arguments.memory,
+            disks=(disk,),
+            share=report_path.parent,
+            timeout_seconds=arguments.timeout or seconds + OTHER_SECONDS,
         )
         command = [sys.executable, "-m", "zcache.testvm.swap_run", str(report_path)]
         command += [arguments.disturb] if arguments.disturb else []

@@ -45,14 +45,14 @@ def run_load(parameters: tuple[str, ...], load: list[str], disturbance: str | No
     """Swap on, run the load, look at everything, swap off."""
     report: dict[str, Any] = {"parameters": parameters, "load": load}
     with swap_area(Options(parameters=parameters)) as state:
-        control = Path(state.control)
+        control = StateFolder().control
         before = read_vmstat()
         server_pid = ask(control, "status")["pid"]
         faults_before = page_faults(server_pid)
         report["keeper_kib"] = own_kib(state.keeper.pid)
         report["standby_kib"] = sum(own_kib(pid) for pid in others_in_group(state.keeper.pid) if pid != server_pid)
         probe = DeviceProbe(state.device or "")
-        trouble = Disturbance(*parse_disturbance(disturbance), StateFolder(control.parent)) if disturbance else None
+        trouble = Disturbance(*parse_disturbance(disturbance), StateFolder()) if disturbance else None
         begin = time.monotonic()
         probe.start()
         if trouble:
@@ -69,7 +69,7 @@ def run_load(parameters: tuple[str, ...], load: list[str], disturbance: str | No
         report["pages_in"] = after["pswpin"] - before["pswpin"]
         report["status"] = ask(control, "status")
         report["check"] = ask(control, "check")
-        report["server_log"] = StateFolder(control.parent).log.read_text(errors="replace")
+        report["server_log"] = StateFolder().log.read_text(errors="replace")
         begin = time.monotonic()
     report["swap_off_seconds"] = round(time.monotonic() - begin, 1)
     return report

@@ -1,4 +1,4 @@
-"""The keeper process and its server: started from a clean place, waited for, and their words kept.
+"""The keeper process, as who starts it sees it: started from a clean place, waited for, its server's words kept.
 
 Its output goes to server.log in the state folder, which lies in a tmpfs and can be swapped out: to the server
 itself.  That is safe because a server protected against itself (zcache.hardening.log_pipe) writes it from a
@@ -47,8 +47,8 @@ def error_lines(text: str) -> list[str]:
     return (marked or lines)[-_ERROR_LINE_COUNT:]
 
 
-class Server:
-    """A server that this process has started; it goes on when the process ends. `log` is appended to."""
+class KeeperProcess:
+    """A keeper that this process has started; it goes on when the process ends. `log` is appended to."""
 
     def __init__(self, arguments: Sequence[str], log: Path, announce: Callable[[ProcessIdentity], None]) -> None:
         """`announce` is told who it will be before it runs."""
@@ -64,9 +64,9 @@ class Server:
         return self._log.read_text(errors="replace")
 
     def wait_until_ready(self, folder: StateFolder, timeout_seconds: float) -> None:
-        """It answers at its control socket last of all, when it has locked and tried everything.
+        """Its server answers at its control socket last of all, when it has locked and tried everything.
 
-        nbdkit listens, and writes its pid file, long before that. One that ends instead says why itself.
+        nbdkit listens long before that. One that ends instead says why itself.
         """
         deadline_seconds = time.monotonic() + timeout_seconds
         while True:
@@ -97,7 +97,7 @@ def is_answering(control: Path) -> bool:
 
 @contextlib.contextmanager
 def _new_orphan(arguments: Sequence[str], log_fd: int) -> Iterator[int]:
-    """The pid of the server-to-be, which is nobody's child by the time it runs: at the end of the block.
+    """The pid of the keeper-to-be, which is nobody's child by the time it runs: at the end of the block.
 
     Setsid's parent half has ended and been collected before the shell is told to go on, so the order is certain. If
     the block fails the shell reads the end of its input instead, and ends.
@@ -106,7 +106,7 @@ def _new_orphan(arguments: Sequence[str], log_fd: int) -> Iterator[int]:
     with os.fdopen(read_fd), os.fdopen(write_fd, "w", buffering=1) as go:
         script = 'echo "$$"; read -r _ && exec "$@" </dev/null >&2'
         with subprocess.Popen(
-            ["setsid", "--fork", "sh", "-c", script, "serve", *arguments],
+            ["setsid", "--fork", "sh", "-c", script, "keeper", *arguments],
             stdin=read_fd,
             stdout=subprocess.PIPE,
             stderr=log_fd,
@@ -116,6 +116,6 @@ def _new_orphan(arguments: Sequence[str], log_fd: int) -> Iterator[int]:
             assert setsid.stdout is not None
             first_line = setsid.stdout.readline()
             if setsid.wait() or not first_line:
-                raise SwapError("the server could not be started: setsid was ended")
+                raise SwapError("the keeper could not be started: setsid was ended")
         yield int(first_line)
         go.write("\n")

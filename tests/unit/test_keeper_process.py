@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from zcache.swap import process, server
+from zcache.swap import keeper_process, process
 from zcache.swap.error import SwapError
-from zcache.swap.server import Server
+from zcache.swap.keeper_process import KeeperProcess
 from zcache.swap.state import StateFolder
 
 GOOD = 'echo warming up; touch "$SOCKET"; echo $$ > "$PIDFILE"; exec sleep 60'
@@ -20,24 +20,24 @@ def folder(tmp_path: Path) -> StateFolder:
 
 
 @pytest.fixture
-def started(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Server]]:
+def started(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[KeeperProcess]]:
     monkeypatch.setenv("SOCKET", str(folder.socket))
     pidfile = folder.path / "pid"
     monkeypatch.setenv("PIDFILE", str(pidfile))
     # The real question goes to a control socket, which these scripts have not.
-    monkeypatch.setattr(server, "is_answering", lambda _control: pidfile.exists() and pidfile.read_text())
-    servers: list[Server] = []
+    monkeypatch.setattr(keeper_process, "is_answering", lambda _control: pidfile.exists() and pidfile.read_text())
+    servers: list[KeeperProcess] = []
     yield servers
     for each in servers:
         process.stop(each.identity, term_seconds=5)
 
 
-def start(started: list[Server], folder: StateFolder, script: str) -> Server:
-    started.append(Server(["sh", "-c", script], folder.log, lambda _identity: None))
+def start(started: list[KeeperProcess], folder: StateFolder, script: str) -> KeeperProcess:
+    started.append(KeeperProcess(["sh", "-c", script], folder.log, lambda _identity: None))
     return started[-1]
 
 
-def test_ready_and_heard_from_then_on(folder: StateFolder, started: list[Server]) -> None:
+def test_ready_and_heard_from_then_on(folder: StateFolder, started: list[KeeperProcess]) -> None:
     talker = GOOD.replace("exec sleep 60", "read -r _ < fifo; echo later words; exec sleep 60")
     os.mkfifo(folder.path / "fifo")
     each = start(started, folder, talker.replace("fifo", str(folder.path / "fifo")))
@@ -50,30 +50,30 @@ def test_ready_and_heard_from_then_on(folder: StateFolder, started: list[Server]
     assert os.getsid(each.identity.pid) == each.identity.pid
 
 
-def test_one_that_ends_at_its_start_says_why(folder: StateFolder, started: list[Server]) -> None:
+def test_one_that_ends_at_its_start_says_why(folder: StateFolder, started: list[KeeperProcess]) -> None:
     each = start(started, folder, "echo nbdkit: debug: hello; echo nbdkit: error: size= is missing >&2; exit 1")
     with pytest.raises(SwapError, match="size= is missing") as caught:
         each.wait_until_ready(folder, timeout_seconds=10)
     assert "hello" not in str(caught.value)
 
 
-def test_one_that_ends_in_silence(folder: StateFolder, started: list[Server]) -> None:
+def test_one_that_ends_in_silence(folder: StateFolder, started: list[KeeperProcess]) -> None:
     with pytest.raises(SwapError, match="it said:\n  nothing"):
         start(started, folder, "exit 3").wait_until_ready(folder, timeout_seconds=10)
 
 
-def test_one_that_is_never_ready(folder: StateFolder, started: list[Server]) -> None:
+def test_one_that_is_never_ready(folder: StateFolder, started: list[KeeperProcess]) -> None:
     with pytest.raises(SwapError, match="not ready after 0 s"):
         start(started, folder, "exec sleep 60").wait_until_ready(folder, timeout_seconds=0.2)
 
 
-def test_no_such_program(folder: StateFolder, started: list[Server]) -> None:
-    started.append(Server(["/nonexistent"], folder.log, lambda _identity: None))
+def test_no_such_program(folder: StateFolder, started: list[KeeperProcess]) -> None:
+    started.append(KeeperProcess(["/nonexistent"], folder.log, lambda _identity: None))
     with pytest.raises(SwapError, match="/nonexistent: not found"):
         started[-1].wait_until_ready(folder, timeout_seconds=10)
 
 
-def test_it_does_not_end_with_its_starter(folder: StateFolder, started: list[Server]) -> None:
+def test_it_does_not_end_with_its_starter(folder: StateFolder, started: list[KeeperProcess]) -> None:
     """nbdkit asks for SIGTERM at its parent's death, so its parent must not be the one that started it."""
     each = start(started, folder, GOOD)
     each.wait_until_ready(folder, timeout_seconds=10)
@@ -83,18 +83,18 @@ def test_it_does_not_end_with_its_starter(folder: StateFolder, started: list[Ser
 
 
 def test_error_lines() -> None:
-    assert server.error_lines("") == []
-    assert server.error_lines("a\n\nb  \n") == ["a", "b"]
-    assert server.error_lines("a\nnbdkit: error: b\nValueError: c\n") == ["nbdkit: error: b", "ValueError: c"]
-    assert len(server.error_lines("error\n" * 99)) == 8
+    assert keeper_process.error_lines("") == []
+    assert keeper_process.error_lines("a\n\nb  \n") == ["a", "b"]
+    assert keeper_process.error_lines("a\nnbdkit: error: b\nValueError: c\n") == ["nbdkit: error: b", "ValueError: c"]
+    assert len(keeper_process.error_lines("error\n" * 99)) == 8
 
 
 def test_command(folder: StateFolder) -> None:
-    command = server.command(folder, ["size=1G"])
+    command = keeper_process.command(folder, ["size=1G"])
     assert command[1:] == ["-P", "-m", "zcache.swap.keeper", str(folder.path), "size=1G"]
 
 
 @pytest.mark.parametrize("parameter", ["size", "=1G", "-U=x", "control=/x"])
 def test_wrong_parameters(parameter: str) -> None:
     with pytest.raises(SwapError, match=parameter.split("=")[0] or "key=value"):
-        server.check_parameters(["size=1G", parameter])
+        keeper_process.check_parameters(["size=1G", parameter])
