@@ -16,6 +16,8 @@ from zcache import meminfo
 from zcache.codec import Codec, parse_codec
 from zcache.entry import FRAME_MASK, PAGE_BYTES
 from zcache.errors import BadInput
+from zcache.image import read_header
+from zcache.pageframes.frames import budget_of
 
 ALLOCATORS: Final = ("zbud",)
 HARDENING: Final = ("require", "warn", "off")
@@ -77,7 +79,7 @@ class Config:
 
 
 def parse_config(words: Iterable[tuple[str, str]]) -> Config:
-    """Raises `BadInput` for the first thing that is wrong."""
+    """Raises `BadInput` for the first thing that is wrong; `EnvironmentProblem` for an image that cannot be read."""
     given: dict[str, str] = {}
     for key, value in words:
         if not (key + value).isprintable():
@@ -92,7 +94,11 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
             raise BadInput(f"{key}=: missing; give {KEYS[key]}")
 
     size_bytes = parse_size("size", given["size"])
-    budget_bytes = parse_budget(given["budget"])
+    image = _parse_descriptor("image", given.get("image"), stat.S_ISREG)
+    # The machine's RAM may have changed since the image was made (a balloon, hot plugging), and with it what 25% are.
+    budget_bytes = _budget_of(image) if image is not None else None
+    if budget_bytes is None:
+        budget_bytes = parse_budget(given["budget"])
     backing = _absolute("backing", given["backing"]) if given.get("backing") else None
     overcommit = _parse_choice("overcommit", given.get("overcommit", "no"), ("yes", "no")) == "yes"
     if size_bytes > MAX_SIZE_BYTES:
@@ -118,7 +124,7 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
         overcommit=overcommit,
         force=_parse_choice("force", given.get("force", "no"), ("yes", "no")) == "yes",
         control=_parse_control(given.get("control")),
-        image=_parse_descriptor("image", given.get("image"), stat.S_ISREG),
+        image=image,
         standby=_parse_descriptor("standby", given.get("standby"), stat.S_ISSOCK),
         hardening=_parse_choice("hardening", given.get("hardening", "warn"), HARDENING),
     )
@@ -160,6 +166,14 @@ def parse_budget(text: str) -> int:
     if budget_bytes < MIN_BUDGET_BYTES:
         raise BadInput(f"budget={text}: too small to work with; give at least {MIN_BUDGET_BYTES >> 10}K")
     return budget_bytes
+
+
+def _budget_of(image: int) -> int | None:
+    """What a predecessor had, if there was one; raises `EnvironmentProblem`."""
+    if not os.fstat(image).st_size:
+        return None
+    slot_count: int = read_header(image)["slot_count"]
+    return budget_of(slot_count) * PAGE_BYTES
 
 
 def _shown(text: str) -> str:

@@ -141,13 +141,18 @@ class Server:
             word, backing, _, _ = socket.recv_fds(keeper, 1, 1)
             if not word:
                 os._exit(0)
-            keepers, heirs = socket.socketpair()
+            ends: tuple[socket.socket, ...] = ()
             try:
+                ends = keepers, heirs = socket.socketpair()
                 pid = os.fork()
+                if pid:
+                    socket.send_fds(keeper, [str(pid).encode()], [keepers.fileno()])
             except OSError as error:
                 _say(f"no heir: {error.strerror}")  # the keeper starts one, when there is a server again
                 pid = -1
             if pid:
+                for end in ends:
+                    end.close()
                 break
             keeper.close()
             keepers.close()
@@ -157,12 +162,7 @@ class Server:
             if self._hardening:
                 self._hardening.lock_again()
                 try_seal(self._new_seal(os.urandom(SECRET_BYTES)))  # which the populating of the program leaves out
-        if pid > 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # when the heir ends, nobody waits for it here
-            with contextlib.suppress(OSError):
-                socket.send_fds(keeper, [str(pid).encode()], [keepers.fileno()])
-        keepers.close()
-        heirs.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # when the heir ends, nobody waits for it here
         self._backing = backing[0] if backing else None
         self._open()
         if self._tier and not self._is_successor:
@@ -236,7 +236,8 @@ class Server:
         return Aead(key, FRAME_BYTES, (SYNC_BATCH_FRAMES, BATCH_FRAMES))
 
     def _prove_safe(self, hardening: Hardening, store: Store) -> None:
-        hardening.prefault(store.populate, store.is_populated)
+        signs = self._signs
+        hardening.prefault(lambda: store.populate(signs.beat) if signs else store.populate(), store.is_populated)
         is_safe = hardening.self_check()
         # A successor does not refuse: the pages are here already.
         if not is_safe and self.config.hardening == "require" and not self._is_successor:

@@ -106,10 +106,10 @@ class Fetcher:
         jobs = []
         for frame, pages in by_frame.items():
             jobs.append(_Job(frames, frame, pages))
-            jobs[-1].slot = frames.take_fetch_slot()  # last: nothing after it can fail for lack of memory
-            if not jobs[-1].slot:
-                jobs.pop()
-                break
+        for job in jobs:  # last: nothing after it can fail for lack of memory
+            job.slot = frames.take_fetch_slot()
+        while jobs and not jobs[-1].slot:
+            jobs.pop()
         return None if by_frame and not jobs else jobs
 
     def _read(self, jobs: list[_Job]) -> None:

@@ -185,8 +185,8 @@ class Signs:
     def begin_epoch(self) -> None:
         """A new server: it has no connections."""
         self._words[self._CONNECTIONS] = self._words[self._HEARTBEATS] = 0
-        self._words[self._PID] = os.getpid()
         self._words[self._EPOCH] += 1
+        self._words[self._PID] = os.getpid()  # last: whoever sees it sees an epoch that does not serve yet
 
     def count_connection(self, change: int) -> None:
         """One more (1) or one less (-1)."""

@@ -6,7 +6,7 @@ comes again), a frame whose last zpage had died, a flight that had not landed (i
 frame read back that had not been adopted. Nothing is believed that contradicts itself: two frames in one slot, two
 zpages in one place, a zpage in a frame that is nowhere end the rebuild with `Imbalance`.
 
-It runs when memory may be short: what it needs beside the store's own arrays is a list of the frames in RAM, to sort.
+It runs when memory may be short: what it needs beside the store's own arrays is 4 bytes for each frame in RAM.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from zcache.codec import NAMES
 from zcache.entry import CODEC_MASK, CODEC_SHIFT, FRAME_MASK, SAME_FILLED
 from zcache.errors import Imbalance
+from zcache.pageframes.frames import beating
 from zcache.store import Store
 from zcache.tmem import Kind, TmemObject
 
@@ -35,12 +36,12 @@ def rebuild(store: Store, thing: TmemObject, beat: Callable[[], None] = lambda: 
                 allocator.inherit(entry)
                 live[frame] += 1
                 highest = max(highest, frame)
-    for frame in range(1, highest + 1):
+    for frame in beating(range(1, highest + 1), beat):
         if live[frame]:
             frames.inherit(frame, allocator.inherited_state)
             if below := frames.below[frame]:
                 if not store.tier:
                     raise Imbalance(f"frame {frame} is in slot {below} below, and there is nothing below")
                 store.tier.take_over(below)
-    frames.take_over(highest)
+    frames.take_over(highest, beat)
     allocator.offer_inherited()

@@ -18,7 +18,7 @@ Pages are 4096 bytes; indexes count pages of an object.
 
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from lz4.block import decompress as lz4_decompress
@@ -149,6 +149,7 @@ class Store:
         last = first + count
         table = thing.table
         placed: list[int] = []
+        cleared = False
         self.lock.acquire()
         try:
             if self._partial_write.page and not self._partial_write.agrees(thing, first, last, modifier):
@@ -157,6 +158,7 @@ class Store:
             entries = table.entries
             old = entries[first:last].tolist()
             entries[first:last] = LOST_RUN[:count]
+            cleared = True
             if any(old):
                 self._drop(old, kind)
             done = self.allocator.place(kind, bodies, tags, placed, thing.owner_base + first)
@@ -175,7 +177,7 @@ class Store:
                 if done < count:
                     self._waiting.append((thing, range(first, last)))
         except BaseException:
-            self._abandon(thing, first, count, placed)
+            self._abandon(thing, first, count, placed, cleared)
             raise
         finally:
             self.lock.release()
@@ -337,9 +339,10 @@ class Store:
         if self.tier:
             self.tier.fault_ahead()
 
-    def populate(self) -> None:
-        """Fault in everything that puts and gets touch: the RAM slots, and the tables as far as `fault_ahead` goes."""
-        self.frames.populate()
+    def populate(self, beat: Callable[[], None] = lambda: None) -> None:
+        """Fault in everything that puts and gets touch: the RAM slots, and the tables as far as `fault_ahead` goes.
+        `beat` is called now and then."""
+        self.frames.populate(beat)
         self.seal.populate()
         self.fault_ahead()
 
@@ -404,13 +407,16 @@ class Store:
                 self._waiting.remove((thing, range(first, first + count)))
                 self.reclaimer.landed.notify_all()
 
-    def _abandon(self, thing: TmemObject, first: int, count: int, placed: list[int]) -> None:
-        """Under the lock, after an exception that nobody foresaw (no memory): a put's pages are absent, what was
-        placed dies."""
+    def _abandon(self, thing: TmemObject, first: int, count: int, placed: list[int], cleared: bool = True) -> None:
+        """Under the lock, after an exception that nobody foresaw (no memory): a put's pages are absent; what was
+        placed dies, and so does what the pages had, if that is still there (not `cleared`)."""
         self.allocator.release([entry for entry in placed if 0 < entry < SAME_FILLED])
         lost = thing.kind is Kind.PERSISTENT
         for index in range(first, first + count):
+            old = thing.table.entries[index]
             thing.table.entries[index] = LOST if lost else 0
+            if not cleared:
+                self._drop([old], thing.kind)
         self.statistics.lost_pages += count * lost
 
     def _settle(self, thing: TmemObject, first: int, placed: list[int], start: int, count: int) -> None:

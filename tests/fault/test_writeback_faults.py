@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support.pages import page_with_zpage_of, raw_page
-from tests.support.stores import frame_of, get, make_cold, put, store_with_tier
+from tests.support.stores import drop_clean_frames, frame_of, get, make_cold, put, store_with_tier
 from zcache.backoff import FIRST_REST_SECONDS, LAST_REST_SECONDS
 from zcache.check import check
 from zcache.errors import PageDamaged, StoreFull
@@ -136,6 +136,44 @@ def test_no_memory_in_the_middle_of_a_put_loses_its_pages_and_no_others(
     again = [page_with_zpage_of(rng, 1000) for _ in range(5)]
     put(store, thing, 1, *again)
     assert get(store, thing, 1, 5) == b"".join(again)
+    check(store)
+
+
+@pytest.mark.parametrize("before", ["lost", "stored"])
+def test_no_memory_before_a_put_has_begun_loses_what_was_there(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """The put has failed, so its pages are lost, never old; and what they had is given up, in the books too."""
+    store, _, thing = store_with_tier(budget_frames=8)
+    put(store, thing, 0, *(page_with_zpage_of(rng, 1000) for _ in range(3)))
+    with monkeypatch.context() as patch:
+        patch.setattr(thing.table, "touch", raise_memory_error)
+        for _ in range(2 if before == "lost" else 1):
+            with pytest.raises(MemoryError):
+                put(store, thing, 0, *(page_with_zpage_of(rng, 1000) for _ in range(3)))
+    assert store.statistics.lost_pages == 3 and store.statistics.stored_pages == 0
+    check(store)
+
+
+def test_no_memory_before_a_fetch_takes_no_slots(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _, thing = store_with_tier()
+    put(store, thing, 0, raw_page(rng), raw_page(rng))
+    while store.reclaimer.clean_some():
+        pass
+    drop_clean_frames(store)
+    slots = store.frames.fetch_slot_count
+    seal_of, calls = store.frames.seal_of, []
+
+    def fail_at_second(frame: int) -> bytes:
+        calls.append(frame)
+        if len(calls) == 2:
+            raise MemoryError
+        return seal_of(frame)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(store.frames, "seal_of", fail_at_second)
+        get(store, thing, 0, 2)
+    assert store.frames.fetch_slot_count == slots
     check(store)
 
 

@@ -1,12 +1,16 @@
 """Parameters in all their spellings (refusals are tested on a real nbdkit, in tests/nbd/test_bad_input.py)."""
 
+import os
 import random
 
 import pytest
 
 from nbd_plugin.config import KEYS, parse_budget, parse_config, parse_size
 from nbd_plugin.serve import THREADS, command_line, names_a_place, split_words
+from nbd_plugin.server import check_succession, geometry_of
+from zcache import meminfo
 from zcache.errors import BadInput
+from zcache.image import Image, new_descriptor
 from zcache.meminfo import read_bytes
 
 
@@ -36,6 +40,24 @@ def test_no_more_budget_is_taken_than_the_size_can_use() -> None:
     assert parse_config([("size", "64M"), ("budget", "1G")]).budget_bytes == 64 << 20
     with pytest.raises(BadInput, match="more than 90% of this machine's"):
         parse_budget(str(read_bytes("MemTotal") // 4096 * 4096))
+
+
+def test_a_successor_has_the_budget_of_its_predecessor_whatever_ram_there_is_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Memory can be taken from a guest, and given to it; the image is as it was made."""
+    words = [("size", "1G"), ("budget", "25%"), ("overcommit", "yes")]
+    before = parse_config(words)
+    descriptor = new_descriptor()
+    succession = [*words, ("image", str(descriptor))]
+    assert parse_config(succession).budget_bytes == before.budget_bytes  # there is nothing in it yet
+    Image.new(descriptor, geometry_of(before, 0))
+    monkeypatch.setattr(meminfo, "read_bytes", lambda _name: 256 << 20)
+    assert parse_config(words).budget_bytes == 64 << 20
+    after = parse_config(succession)
+    assert after.budget_bytes == before.budget_bytes
+    check_succession(after)
+    os.close(descriptor)
 
 
 def test_defaults() -> None:

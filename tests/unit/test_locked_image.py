@@ -36,6 +36,30 @@ def test_every_page_is_in_memory_after_each_look(rng: random.Random) -> None:
         assert written <= mapped, sorted(written - mapped)
 
 
+def test_a_page_that_cannot_be_had_keeps_no_other_from_being_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = mmap.PAGESIZE
+    image = LockedImage()
+    os.ftruncate(image.descriptor, 9 * page)
+    for number in (0, 4, 8):
+        os.pwrite(image.descriptor, b"x", number * page)
+    populate, tried = libc.populate_range, []
+
+    def fail_at_second(start: int, stop: int, *, write: bool) -> None:
+        tried.append(start)
+        if len(tried) == 2:
+            raise OSError(133, "Memory page has hardware error")
+        populate(start, stop, write=write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(libc, "populate_range", fail_at_second)
+        with pytest.raises(OSError, match="hardware"):
+            image.keep()
+        assert image._memory
+        assert {0, 8} <= mapped_pages(libc.address(image._memory), 9)
+        image.keep()
+    assert {0, 4, 8} <= mapped_pages(libc.address(image._memory), 9)
+
+
 def mapped_pages(address: int, count: int) -> set[int]:
     """By /proc/self/pagemap: bit 63 of each page's word says that it is in this process's page table."""
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123

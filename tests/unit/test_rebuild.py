@@ -6,18 +6,19 @@ died, is tests/property/test_death_and_rebuild.py.
 
 import os
 import random
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.pages import raw_page
+from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.stores import get, parse, put, store_with_image
 from tests.support.tiers import MemoryTier
 from zcache.check import check
 from zcache.entry import CODEC_SHIFT, FRAME_MASK
 from zcache.errors import Imbalance
 from zcache.image import Geometry, Image, new_descriptor
-from zcache.pageframes.frames import slots_of
+from zcache.pageframes.frames import Queue, slots_of
 from zcache.rebuild import rebuild
 from zcache.store import Store
 from zcache.tmem import Kind, TmemObject
@@ -112,3 +113,32 @@ def test_a_frame_below_where_there_is_nothing_below(rng: random.Random) -> None:
     with pytest.raises(Imbalance, match="there is nothing below"):
         rebuild(*taken_over())
     os.close(descriptor)
+
+
+def test_a_large_image_is_taken_over_in_little_memory(rng: random.Random) -> None:
+    """A successor begins when memory is short: no list of all frames is made, in RAM or below."""
+    pages = 30_000
+    descriptor = new_descriptor()
+    tier = MemoryTier(pages)
+    left, thing = store_with_image(descriptor, pages, pages // 2, tier)
+    one, other = page_with_zpage_of(rng, 3000), raw_page(rng)
+    for first in range(0, pages, 64):
+        put(left, thing, first, *([one, other] * 32)[: pages - first])
+    successors_tier = MemoryTier(pages)
+    successors_tier.medium = tier.medium
+    tracemalloc.start()
+    try:
+        store, again = store_with_image(descriptor, pages, pages // 2, successors_tier)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    check(store)
+    assert get(store, again, pages - 2, 2) == get(left, thing, pages - 2, 2)
+    births = [store.frames.birth[frame] for frame in frames_waiting(store)]
+    assert births == sorted(births) and len(births) > 10_000
+    assert peak_bytes < 35 * pages, peak_bytes  # the store's own tables are 15 of them
+    os.close(descriptor)
+
+
+def frames_waiting(store: Store) -> list[int]:
+    return [store.frames.frame_of[slot] for slot in store.frames.slots_waiting(Queue.PERSISTENT)]

@@ -89,3 +89,11 @@ def test_one_at_a_time(folder: StateFolder) -> None:
         pass
     with folder.locked():
         pass
+
+
+def test_a_folder_that_others_may_write_to_is_not_believed(folder: StateFolder) -> None:
+    folder.save(STATE)
+    folder.path.chmod(0o770)
+    for act in (folder.create, folder.load):
+        with pytest.raises(SwapError, match="others may write"):
+            act()

@@ -107,3 +107,12 @@ def test_a_damaged_record_is_one_line_and_sets_nothing(root: Path, tmp_path: Pat
     (line,) = release(holder, root, record)
     assert line == str(caught.value) and len(line.splitlines()) == 1
     assert settings(root) == ("15000", "4096") and record.read_text() == text
+
+
+def test_a_record_whose_writer_was_killed_is_read(root: Path, tmp_path: Path) -> None:
+    """Between the writing of a shorter text and the cutting off of the longer one's rest."""
+    record, holder = tmp_path / "record", new_holder(tmp_path, "a")
+    hold(holder, root, record)
+    record.write_text(record.read_text() + 'of/a/longer/text"]}')
+    assert release(holder, root, record) == []
+    assert settings(root) == ("15000", "4096") and not record.exists()

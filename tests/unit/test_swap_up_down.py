@@ -14,6 +14,7 @@ from zcache.swap.down import Teardown, is_live, take_down
 from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.handshake import Export
 from zcache.swap.interruption import Interrupted, Interruption
+from zcache.swap.nbd_device import NbdDevice
 from zcache.swap.process import ProcessIdentity
 from zcache.swap.state import StateFolder, SwapState
 from zcache.swap.up import Buildup, Options, bring_up
@@ -360,3 +361,11 @@ def test_not_root_is_one_line(
     assert up.main(["--state-folder", str(tmp_path / "absent")]) == 1
     assert capsys.readouterr().err == "swap-up: error: only root can do this\n"
     assert not (tmp_path / "absent").exists()
+
+
+def test_a_device_about_which_nothing_can_be_learnt_is_not_taken_for_one_that_is_free(tmp_path: Path) -> None:
+    device = NbdDevice("/dev/nbd0", tmp_path)
+    assert device.attached_by_pid() is None
+    (tmp_path / "nbd0" / "pid").mkdir(parents=True)
+    with pytest.raises(SwapError, match="cannot be read"):
+        device.attached_by_pid()

@@ -70,12 +70,13 @@ class Keeper:
         self._reconnection: Reconnection | None = None  # once swap-up has armed us
         self._device: str | None = None
         self._is_armed = False  # and swap-up knows it
+        self._is_kept = False  # all of the image that there is
         self._is_ending = self._is_to_be_replaced = False
         self._is_broken_since: float | None = None
         self._is_successor = False  # the server is another one than the device was last connected to
         self._has_failed = False  # the server has ended before it served, and that was dealt with
         self._failures = 0  # how many have, one after the other
-        self._complaint = ""
+        self._complaints: set[str] = set()  # that have been said since things went well
         self._heartbeats = 0
         self._beat_seconds = time.monotonic()
         self._standby: ServerProcess | None = None
@@ -144,15 +145,13 @@ class Keeper:
             self._is_ending = True
 
     def _look(self) -> None:
-        """What has to be done all the time, whatever else is being waited for."""
-        self._image.keep()
-        if self._backing is None:
-            self._backing = self._server.backing()
-        if self._reconnection is None:
-            self._prepare()
-        else:
-            self._keep_standby()
-            self._replace_on_request()
+        """What has to be done all the time, whatever else is being waited for. Nothing of it that fails (no memory, no
+        process) keeps the rest from being done."""
+        for duty in (self._keep_image, self._take_backing, self._prepare, self._keep_standby, self._replace_on_request):
+            try:
+                duty()
+            except Exception as error:
+                self._complain(f"{type(error).__name__}: {error}")
         if self._serves():
             self._failures = 0
             if self._old_standby and not self._is_upgrading:  # the new code serves
@@ -168,6 +167,15 @@ class Keeper:
             self._server.kill()
             self._beat_seconds = time.monotonic()
 
+    def _keep_image(self) -> None:
+        self._is_kept = False
+        self._image.keep()
+        self._is_kept = True
+
+    def _take_backing(self) -> None:
+        if self._backing is None:
+            self._backing = self._server.backing()
+
     def _serves(self) -> bool:
         """Whether the server has come so far as to serve, be it dead by now."""
         signs = self._image.signs
@@ -175,7 +183,7 @@ class Keeper:
 
     def _prepare(self) -> None:
         """Take what swap-up leaves; it turns the swap on when we are armed."""
-        if self._folder.reconnection.exists():
+        if self._reconnection is None and self._folder.reconnection.exists():
             state = self._folder.load()
             self._device = state.device if state else None
             self._reconnection = Reconnection(self._folder.reconnection.read_bytes(), self._folder.socket)
@@ -185,6 +193,8 @@ class Keeper:
 
     def _keep_standby(self) -> None:
         """There shall be one that is ready, or on its way; but not while the last one takes over: that comes first."""
+        if self._reconnection is None:
+            return
         if self._standby is None:
             self._standby = self._server.heir()
         if self._standby is None:
@@ -200,7 +210,7 @@ class Keeper:
                 self._fall_back()
         elif self._standby.is_ready():
             self._rest_seconds = FIRST_REST_SECONDS
-            if not self._is_armed:
+            if self._is_kept and not self._is_armed:
                 self._folder.armed.touch()
                 self._is_armed = True
 
@@ -211,20 +221,27 @@ class Keeper:
 
     def _replace_on_request(self) -> None:
         """The standby is of the server's code, and stays until there is one of the code that is on disk now."""
-        if self._is_to_be_replaced:
+        if self._is_to_be_replaced and self._reconnection:
             self._is_to_be_replaced = False
             if self._replacement:
                 self._replacement.discard()
+                self._replacement = None
             _say("starting the code that is on disk now")
-            self._replacement = self._start()
+            try:
+                self._replacement = self._start()
+            except OSError:
+                self._refuse_upgrade()
+                raise
         elif self._replacement and self._replacement.has_ended():
             _say(f"the code that is on disk now ended with status {self._replacement.exit_status()}")
             self._replacement.close()
             self._replacement = None
-            if self._image.signs:
-                self._image.signs.refuse_upgrade()
+            self._refuse_upgrade()
         elif self._replacement and self._replacement.is_ready() and (self._serves() or self._server.has_ended()):
-            self._old_standby = self._standby
+            if self._old_standby is None:
+                self._old_standby = self._standby
+            elif self._standby:  # of an upgrade that has not served yet
+                self._standby.discard()
             self._standby, self._replacement = self._replacement, None
             self._is_upgrading = True
             _say("it is ready: ending the server")
@@ -267,7 +284,7 @@ class Keeper:
             self._is_upgrading = False
             self._server, self._standby = self._standby, None
             self._is_successor = True
-            self._complaint = ""
+            self._complaints.clear()
             self._server.begin(self._backing)
             self._beat_seconds = time.monotonic()
 
@@ -285,12 +302,15 @@ class Keeper:
             _say("going back to the code from before the upgrade")
             self._standby, self._old_standby = self._old_standby, None
             self._is_upgrading = False
-            if self._image.signs:
-                self._image.signs.refuse_upgrade()
+            self._refuse_upgrade()
+
+    def _refuse_upgrade(self) -> None:
+        if self._image.signs:
+            self._image.signs.refuse_upgrade()
 
     def _complain(self, line: str) -> None:
-        if line != self._complaint:  # it is tried again ten times a second
-            self._complaint = line
+        if line not in self._complaints:  # it is tried again ten times a second
+            self._complaints.add(line)
             _say(line)
 
     def _reconnect(self) -> None:
@@ -304,7 +324,7 @@ class Keeper:
         except SwapError as error:
             self._complain(str(error))
             return
-        self._complaint = ""
+        self._complaints.clear()
         _say(f"the device is connected again, after {time.monotonic() - begin:.1f} s")
         self._is_broken_since = None
         self._is_successor = False

@@ -24,7 +24,8 @@ class LockedImage:
         self._kept: list[tuple[int, int]] = []  # runs of bytes that are faulted in, in order
 
     def keep(self) -> None:
-        """Fault in what has come since the last call; nothing is ever let go."""
+        """Fault in what has come since the last call; nothing is ever let go. Raises `OSError` if some of it cannot be
+        had; the next call tries all of it again."""
         status = os.fstat(self.descriptor)
         if not status.st_size or status.st_blocks == self._blocks:
             return
@@ -33,8 +34,14 @@ class LockedImage:
             self.signs = image.Signs(self.descriptor)
         address = libc.address(self._memory)
         populated = list(self._populated())
+        failure = None
         for start, stop in _without(populated, self._kept):
-            libc.populate_range(address + start, address + stop, write=False)
+            try:
+                libc.populate_range(address + start, address + stop, write=False)
+            except OSError as error:  # a page that is damaged; the rest shall be kept all the same
+                failure = error
+        if failure:
+            raise failure
         self._kept = populated
         self._blocks = status.st_blocks
 

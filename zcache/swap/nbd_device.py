@@ -61,8 +61,10 @@ class NbdDevice:
     def _read(self, name: str) -> int | None:
         try:
             return int((self._sysfs / name).read_text())
-        except OSError:
+        except FileNotFoundError:
             return None
+        except OSError as error:  # whatever that means, it does not mean that nothing is attached
+            raise SwapError(f"{self._sysfs / name} cannot be read: {error.strerror}") from error
 
     def detach(self, timeout_seconds: float) -> None:
         """Disconnect and wait until the kernel has let go.  The caller vouches that no swap is on it."""

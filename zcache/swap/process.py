@@ -45,6 +45,15 @@ def identify(pid: int, proc: Path = _PROC) -> ProcessIdentity | None:
     return None if state in "ZX" else ProcessIdentity(pid, start_time_ticks)
 
 
+def parent(pid: int, proc: Path = _PROC) -> int | None:
+    """Of the process under this pid now; a zombie has one, too."""
+    try:
+        text = (proc / str(pid) / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(text.rpartition(")")[2].split()[1])
+
+
 def is_running(process: ProcessIdentity, proc: Path = _PROC) -> bool:
     return identify(process.pid, proc) == process
 

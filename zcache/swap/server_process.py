@@ -22,6 +22,8 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from zcache.swap import process
+
 #: What becomes the server. Not scripts/serve: that looks at the set-up first, which takes memory and time.
 SERVE: Final = (sys.executable, "-P", "-m", "nbd_plugin.serve")
 
@@ -55,7 +57,7 @@ class ServerProcess:
         ours, theirs = socket.socketpair()
         words = [*parameters, f"image={image}", f"standby={theirs.fileno()}"]
         with theirs:
-            process = subprocess.Popen(
+            program = subprocess.Popen(
                 [*SERVE, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
@@ -63,8 +65,8 @@ class ServerProcess:
                 pass_fds=(LISTEN_DESCRIPTOR, image, theirs.fileno()),
                 env={**os.environ, "LISTEN_FDS": "1"},
             )
-        process.returncode = 0  # it is waited for here, by its pidfd
-        return cls(process.pid, ours)
+        program.returncode = 0  # it is waited for here, by its pidfd
+        return cls(program.pid, ours)
 
     def is_ready(self) -> bool:
         """Whether a standby waits for `begin`."""
@@ -105,11 +107,19 @@ class ServerProcess:
             if word == BACKING:
                 self._backing = descriptors[0]
             else:
-                channel = socket.socket(fileno=descriptors[0])
-                try:
-                    self._heir = ServerProcess(int(word), channel)
-                except ProcessLookupError:
-                    channel.close()
+                self._heir = self._heir_of(int(word), socket.socket(fileno=descriptors[0]))
+
+    def _heir_of(self, pid: int, channel: socket.socket) -> "ServerProcess | None":
+        """None if it has ended, and its pid is nobody's now, or somebody else's."""
+        try:
+            heir = ServerProcess(pid, channel)
+        except ProcessLookupError:
+            channel.close()
+            return None
+        if process.parent(pid) not in (self.pid, os.getpid()):
+            heir.close()
+            return None
+        return heir
 
     def has_ended(self) -> bool:
         return self._wait(0)

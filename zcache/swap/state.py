@@ -73,9 +73,17 @@ class StateFolder:
 
     def create(self) -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._refuse_if_shared()
+
+    def _refuse_if_shared(self) -> None:
+        """What is in it is believed, by root: nobody else may write there."""
+        status = self.path.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise SwapError(f"others may write to {self.path}, or own it; give another folder, or none")
 
     def load(self) -> SwapState | None:
         try:
+            self._refuse_if_shared()
             return decode(self.state.read_text())
         except (FileNotFoundError, NotADirectoryError):
             return None

@@ -63,7 +63,7 @@ def swap_off(device: str, progress: Callable[[], None], interval_seconds: float)
         try:
             _await_end(child_pid, progress, interval_seconds)
         except BaseException:
-            os.kill(child_pid, signal.SIGINT)
+            os.kill(child_pid, signal.SIGTERM)
             said = explain(os.waitpid(child_pid, 0)[1]) or "the swap is off by now"
             raise StillSwappingError(f"interrupted; {said}; run swap-down again") from None
         outcome = explain(os.waitpid(child_pid, 0)[1])
@@ -73,7 +73,7 @@ def swap_off(device: str, progress: Callable[[], None], interval_seconds: float)
 
 def _swap_off_in_child(libc: ctypes.CDLL, path: bytes) -> None:
     for signum in SIGNALS:
-        if not is_ignored(signum):
+        if not is_ignored(signum) or signum == signal.SIGTERM:  # by which the parent ends it
             signal.signal(signum, signal.SIG_DFL)
     failed = libc.swapoff(path)
     os._exit(ctypes.get_errno() if failed else 0)

@@ -113,7 +113,7 @@ def _locked(record: Path) -> Iterator[tuple[_Held, Callable[[], None]]]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if not record.exists() or not os.path.samestat(os.fstat(descriptor), record.stat()):
                 continue  # its last holder has removed it while we waited
-            text = os.pread(descriptor, 1 << 16, 0)
+            text = os.pread(descriptor, 1 << 16, 0).partition(b"\n")[0]
             try:
                 held = _decode(text) if text else _Held()
             except (ValueError, TypeError, RecursionError) as error:
@@ -123,7 +123,8 @@ def _locked(record: Path) -> Iterator[tuple[_Held, Callable[[], None]]]:
                 ) from None
 
             def save(descriptor: int = descriptor, held: _Held = held) -> None:
-                written = os.pwrite(descriptor, json.dumps(asdict(held)).encode(), 0)
+                # The first line is what counts: whoever is killed between the two calls leaves a longer text's rest.
+                written = os.pwrite(descriptor, json.dumps(asdict(held)).encode() + b"\n", 0)
                 os.ftruncate(descriptor, written)
 
             yield held, save

@@ -1,0 +1,195 @@
+"""The keeper's loop when something it does fails: nothing of that may keep it from replacing a server that has died.
+
+Its servers are sleeping programs here; the real ones are in tests/nbd/test_keeper.py.
+"""
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zcache.image import Signs, new_descriptor
+from zcache.swap import keeper as keeper_module
+from zcache.swap.keeper import Keeper
+from zcache.swap.server_process import READY, ServerProcess
+from zcache.swap.state import StateFolder
+
+
+class Servers:
+    """Programs that say that they are ready, and sleep."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[ServerProcess, socket.socket]] = []
+        self.failure: OSError | None = None
+
+    def start(self, *_arguments: object) -> ServerProcess:
+        if self.failure:
+            raise self.failure
+        ours, theirs = socket.socketpair()
+        program = subprocess.Popen(["sleep", "60"])
+        program.returncode = 0  # it is waited for by its pidfd
+        server = ServerProcess(program.pid, ours)
+        theirs.send(READY)
+        self.started.append((server, theirs))
+        return server
+
+
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
+    servers = Servers()
+    monkeypatch.setattr(ServerProcess, "start", servers.start)
+    yield servers
+    for server, channel in servers.started:
+        channel.close()
+        if server._channel.fileno() >= 0:  # it was not closed
+            server.discard()
+
+
+class Looked:
+    """A keeper whose device is connected, with a server that serves and a standby that is ready."""
+
+    def __init__(self, folder: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.said: list[str] = []
+        monkeypatch.setattr(keeper_module, "_say", self.said.append)
+        self.keeper = Keeper(StateFolder(folder), [], 2)
+        self.keeper._reconnection = object()  # type: ignore[assignment]
+        monkeypatch.setattr(self.keeper, "_serves", lambda: True)
+        self.turns(2)
+        self.first, self.standby = (server for server, _ in servers.started)
+        assert (self.keeper._server, self.keeper._standby) == (self.first, self.standby)
+
+    def turns(self, count: int) -> None:
+        for _ in range(count):
+            assert self.keeper._turn() is None
+
+    def replaces_a_server_that_dies(self) -> bool:
+        self.keeper._server.kill()
+        assert self.keeper._server._wait(10)
+        self.turns(3)
+        return self.keeper._server is self.standby
+
+
+@pytest.fixture
+def looked(tmp_path: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Looked:
+    return Looked(tmp_path, servers, monkeypatch)
+
+
+def test_a_second_upgrade_that_cannot_start_a_process(looked: Looked, servers: Servers) -> None:
+    """While the first one's new code is still starting: that is ended, and nothing is left of it to be asked."""
+    keeper = looked.keeper
+    servers.started.append((new := servers.start(), servers.started[-1][1]))
+    new._is_ready = False
+    new._channel.recv(1)
+    keeper._replacement = new
+    keeper._is_to_be_replaced = True
+    servers.failure = BlockingIOError(11, "no process can be had")
+    looked.turns(3)
+    assert keeper._replacement is None
+    assert [line for line in looked.said if "no process" in line] == [
+        "BlockingIOError: [Errno 11] no process can be had"
+    ]
+    servers.failure = None
+    assert looked.replaces_a_server_that_dies()
+
+
+def test_new_code_that_cannot_be_started_is_refused(looked: Looked, servers: Servers) -> None:
+    refusals: list[bool] = []
+    looked.keeper._refuse_upgrade = lambda: refusals.append(True)  # type: ignore[method-assign]
+    looked.keeper._is_to_be_replaced = True
+    servers.failure = BlockingIOError(11, "no process can be had")
+    looked.turns(3)
+    assert refusals == [True]
+
+
+def test_a_second_upgrade_after_the_first_has_died_goes_back_to_the_code_before_both(
+    looked: Looked, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = looked.keeper
+    keeper._is_to_be_replaced = True
+    looked.turns(2)
+    new = keeper._server
+    assert new not in (looked.first, looked.standby) and keeper._old_standby is looked.standby
+    monkeypatch.setattr(keeper, "_serves", lambda: False)
+    keeper._replacement = servers.start()
+    new.kill()
+    assert new._wait(10)
+    looked.turns(2)
+    assert keeper._server is looked.standby
+
+
+@pytest.mark.parametrize("duty", ["_keep_image", "_take_backing", "_prepare", "_replace_on_request"])
+def test_whatever_cannot_be_done_the_server_is_replaced(
+    looked: Looked, duty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError(133, "Memory page has hardware error")
+
+    monkeypatch.setattr(looked.keeper, duty, fail)
+    assert looked.replaces_a_server_that_dies()
+    assert len([line for line in looked.said if "hardware" in line]) <= 2  # it is not said ten times a second
+    looked.keeper._is_ending = True
+    assert looked.keeper._turn() == 0
+
+
+def test_swap_up_is_not_told_to_go_on_with_an_image_that_cannot_be_kept(
+    tmp_path: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = Looked(tmp_path, servers, monkeypatch)
+    looked.keeper._is_armed = False
+    (tmp_path / "armed").unlink()
+
+    def fail() -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(looked.keeper._image, "keep", fail)
+    looked.turns(2)
+    assert not (tmp_path / "armed").exists()
+    monkeypatch.undo()
+
+
+def test_an_heir_whose_pid_is_somebody_elses_by_now_is_left_alone() -> None:
+    ours, theirs = socket.socketpair()
+    heirs, others = socket.socketpair()
+    program = subprocess.Popen(["sleep", "60"])
+    program.returncode = 0
+    server = ServerProcess(program.pid, ours)
+    theirs.send(READY)
+    assert server.is_ready()
+    socket.send_fds(theirs, [b"1"], [heirs.fileno()])
+    assert server.heir() is None
+    child = subprocess.Popen(["sleep", "60"])
+    child.returncode = 0
+    socket.send_fds(theirs, [str(child.pid).encode()], [heirs.fileno()])
+    heir = server.heir()
+    assert heir and heir.pid == child.pid
+    heir.discard()
+    server.discard()
+    for each in (theirs, heirs, others):
+        each.close()
+
+
+def test_a_new_server_is_seen_only_when_the_last_one_serves_no_more() -> None:
+    """`_serves` looks at the pid, then at the epoch."""
+    descriptor = new_descriptor()
+    os.ftruncate(descriptor, 1 << 16)
+    signs = Signs(descriptor)
+    written: list[int] = []
+
+    class Words:
+        def __init__(self) -> None:
+            self._words = signs._words
+
+        def __getitem__(self, number: int) -> int:
+            return self._words[number]
+
+        def __setitem__(self, number: int, value: int) -> None:
+            written.append(number)
+            self._words[number] = value
+
+    signs._words = Words()  # type: ignore[assignment]
+    signs.begin_epoch()
+    assert written[-2:] == [Signs._EPOCH, Signs._PID]
+    os.close(descriptor)
