@@ -84,7 +84,7 @@ def test_a_million_pages_are_taken_over_in_seconds(serve: Serve, tmp_path: Path,
     ("words", "said"),
     [
         (("size=32M", "budget=8M", "overcommit=yes"), "made with page_count 4096, not 8192"),
-        (("size=16M", "budget=4M", "overcommit=yes"), "made with slot_count"),
+        (("size=16M", "budget=8M", "backing=/nonexistent/b"), "made with encrypt no, not yes"),
         (("size=16M", "budget=8M", "overcommit=yes", "image=0"), "not a descriptor of a memfd"),
         (("size=16M", "budget=8M", "overcommit=yes", "image=99"), "not a descriptor of a memfd"),
     ],
@@ -112,6 +112,15 @@ def test_an_image_that_does_not_fit_is_refused_and_kept(
     client = server.connect()
     assert client.pread(4096, 4096) == b"precious" * 512
     client.shutdown()
+
+
+def test_the_budget_is_the_images(serve: Serve, image: int) -> None:
+    """What was given may mean something else by now: a share of RAM, of which there is more, or less."""
+    words = ("size=16M", "overcommit=yes", f"image={image}")
+    server = serve(*words, "budget=8M", descriptors=(image,))
+    server.stop()
+    server = serve(*words, "budget=4M", descriptors=(image,))
+    assert server.status()["budget_frames"] == 8 << 8
 
 
 def test_a_successor_serves_even_where_it_is_not_safe(serve: Serve, image: int) -> None:
