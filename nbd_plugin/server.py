@@ -236,8 +236,8 @@ class Server:
         return Aead(key, FRAME_BYTES, (SYNC_BATCH_FRAMES, BATCH_FRAMES))
 
     def _prove_safe(self, hardening: Hardening, store: Store) -> None:
-        signs = self._signs
-        hardening.prefault(lambda: store.populate(signs.beat) if signs else store.populate(), store.is_populated)
+        beat = self._signs.beat if self._signs else lambda: None
+        hardening.prefault(lambda: store.populate(beat), store.is_populated)
         is_safe = hardening.self_check()
         # A successor does not refuse: the pages are here already.
         if not is_safe and self.config.hardening == "require" and not self._is_successor:

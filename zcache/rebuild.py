@@ -14,7 +14,7 @@ from collections.abc import Callable
 from zcache.codec import NAMES
 from zcache.entry import CODEC_MASK, CODEC_SHIFT, FRAME_MASK, SAME_FILLED
 from zcache.errors import Imbalance
-from zcache.pageframes.frames import beating
+from zcache.pageframes.inheritance import beating, free_the_rest, inherit
 from zcache.store import Store
 from zcache.tmem import Kind, TmemObject
 
@@ -38,10 +38,10 @@ def rebuild(store: Store, thing: TmemObject, beat: Callable[[], None] = lambda: 
                 highest = max(highest, frame)
     for frame in beating(range(1, highest + 1), beat):
         if live[frame]:
-            frames.inherit(frame, allocator.inherited_state)
+            inherit(frames, frame, allocator.inherited_state)
             if below := frames.below[frame]:
                 if not store.tier:
                     raise Imbalance(f"frame {frame} is in slot {below} below, and there is nothing below")
                 store.tier.take_over(below)
-    frames.take_over(highest, beat)
+    free_the_rest(frames, highest, beat)
     allocator.offer_inherited()

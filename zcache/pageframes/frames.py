@@ -21,16 +21,15 @@ Locking: every method and every array is protected by the store's lock, which th
 Cost: 23 bytes and its seal (4 or 16) a frame id ever used, 18 a RAM slot. Nothing is allocated after construction.
 """
 
-import heapq
 import itertools
 import mmap
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Final
 
 from zcache import libc
-from zcache.errors import BadInput, Imbalance
+from zcache.errors import BadInput
 from zcache.flat_array import FlatArray, anonymous_memory
 from zcache.image import EPOCH_SHIFT, Image
 from zcache.pageframes.states import ALLOWED, State
@@ -40,9 +39,6 @@ FETCH_SLOTS: Final = 32
 
 #: How far the tables are populated beyond the ids in use: 256 MiB of frames, 1.7 MiB of tables (2.4 with encryption).
 AHEAD_FRAMES: Final = 1 << 16
-
-#: Frames that are sorted at once when an image is taken over: 300 KiB of Python's numbers.
-SORTED_RUN: Final = 1 << 12
 
 #: RAM that is populated between two signs of life: some 10 ms.
 POPULATED_RUN_BYTES: Final = 64 << 20
@@ -66,14 +62,6 @@ def slots_of(budget_frames: int) -> int:
 def budget_of(slot_count: int) -> int:
     """The budget, in frames, that has so many RAM slots."""
     return slot_count - FETCH_SLOTS - 1
-
-
-def beating(items: Iterable[int], beat: Callable[[], None]) -> Iterator[int]:
-    """The items; `beat` is called at every 65,536th."""
-    for number, item in enumerate(items):
-        if not number & 0xFFFF:
-            beat()
-        yield item
 
 
 def _no_image(_section: str) -> None:
@@ -285,63 +273,6 @@ class PageFrames:
         assert state in ALLOWED[old], f"frame {frame}: {old.name} -> {state.name}"
         self.state[frame] = state
 
-    # -- taking over what an image holds ----------------------------------------------------------------------------
-
-    def inherit(self, frame: int, ram_only_state: Callable[[int], State]) -> None:
-        """Go on with a frame that page-table entries name (`live` says how many), where a predecessor left it.
-
-        `ram_only_state` tells what a frame is that is not below. Raises `Imbalance` if it is nowhere, or where another
-        is.
-        """
-        slot, below = self.home[frame], self.below[frame]
-        if not slot and not below:
-            raise Imbalance(f"frame {frame} is nowhere, and {self.live[frame]} entries name it")
-        if slot:
-            if slot >= self.slot_count or self.frame_of[slot]:
-                raise Imbalance(f"frame {frame} is in RAM slot {slot}, which is another's or is not there")
-            self.frame_of[slot] = frame
-        else:
-            self.cold += 1
-        state = State.COLD if not slot else State.CLEAN if below else ram_only_state(frame)
-        self.state[frame] = state
-
-    def take_over(self, highest: int, beat: Callable[[], None]) -> None:
-        """Once all frames are inherited, none above `highest`: all other ids and slots are free, and the queues are in
-        the order of births. Takes 4 bytes for each frame in RAM, and no list of them all. `beat` is called now and
-        then."""
-        live = self.live
-        self.fresh_id = highest + 1
-        for table in (self.home_table, self.below_table):
-            places = table.view
-            for start, stop in table.touched():
-                for frame in beating(range(start, stop), beat):
-                    if places[frame] and not live[frame]:
-                        places[frame] = NONE
-        for frame in beating(range(highest, 0, -1), beat):
-            if not live[frame]:
-                self._free_ids[self.free_id_count] = frame
-                self.free_id_count += 1
-        for frame in beating(self._by_birth(), beat):
-            queue = Queue.CLEAN if self.state[frame] == State.CLEAN else Queue.PERSISTENT
-            self._link_youngest(self.home[frame], queue)
-        self.fetch_slot_count = self.free_slot_count = 0
-        for slot in beating(range(self.slot_count - 1, 0, -1), beat):
-            if self.frame_of[slot]:
-                continue
-            if self.fetch_slot_count < FETCH_SLOTS:
-                self.give_fetch_slot(slot)
-            else:
-                self._put_free_slot(slot)
-
-    def _by_birth(self) -> Iterator[int]:
-        """The frames in RAM, the oldest first: runs of them are sorted by themselves, and merged."""
-        birth = self.birth.__getitem__
-        runs = []
-        for start in range(0, self.slot_count, SORTED_RUN):
-            resident = filter(None, self.frame_of[start : start + SORTED_RUN])
-            runs.append(array("I", sorted(resident, key=birth)))
-        return heapq.merge(*runs, key=birth)
-
     # -- figures and upkeep -----------------------------------------------------------------------------------------
 
     @property
@@ -375,7 +306,7 @@ class PageFrames:
             slot = self.newer[slot]
 
     def populate(self, beat: Callable[[], None]) -> None:
-        """Fault in all RAM slots; raises `OSError` when there is not that much memory. `beat` as in `beating`."""
+        """Fault in all RAM slots; raises `OSError` when there is not that much memory. `beat` is called on the way."""
         for start in range(0, len(self.ram_view), POPULATED_RUN_BYTES):
             libc.populate(self.ram_view[start : start + POPULATED_RUN_BYTES])
             beat()
