@@ -37,9 +37,8 @@ def parse_stat(text: str) -> tuple[str, int]:
 
 def identify(pid: int, proc: Path = _PROC) -> ProcessIdentity | None:
     """The running process under this pid, or None; a zombie has ended and counts as gone."""
-    try:
-        text = (proc / str(pid) / "stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+    text = _read_stat(pid, proc)
+    if text is None:
         return None
     state, start_time_ticks = parse_stat(text)
     return None if state in "ZX" else ProcessIdentity(pid, start_time_ticks)
@@ -47,11 +46,15 @@ def identify(pid: int, proc: Path = _PROC) -> ProcessIdentity | None:
 
 def parent(pid: int, proc: Path = _PROC) -> int | None:
     """Of the process under this pid now; a zombie has one, too."""
+    text = _read_stat(pid, proc)
+    return None if text is None else int(text.rpartition(")")[2].split()[1])
+
+
+def _read_stat(pid: int, proc: Path) -> str | None:
     try:
-        text = (proc / str(pid) / "stat").read_text()
+        return (proc / str(pid) / "stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return int(text.rpartition(")")[2].split()[1])
 
 
 def is_running(process: ProcessIdentity, proc: Path = _PROC) -> bool:
