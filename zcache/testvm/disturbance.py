@@ -18,8 +18,10 @@ def kill(folder: StateFolder) -> None:
     state = folder.load()
     assert state
     descriptor = open_image(state.keeper)
-    os.kill(Signs(descriptor).pid, signal.SIGKILL)
-    os.close(descriptor)
+    try:
+        os.kill(Signs(descriptor).pid, signal.SIGKILL)
+    finally:
+        os.close(descriptor)
 
 
 def replace(folder: StateFolder) -> None:

@@ -15,6 +15,11 @@ Traps that shaped it, each seen here:
   it instead.
 - Coldplugging drivers that no test needs is a third of a boot under emulation: 18.6 s with all of them,
   12.0 s without (one run each, idle host, a list that differed from SKIPPED_MODULES in a few names).
+- Without KVM, QEMU carries out `rep stosb`, by which a kernel clears a page where `erms` is offered, byte by
+  byte; and a kernel that does not trust the TSC reads the emulated HPET, under the lock with which QEMU's main
+  thread works for the disks. A CPU stood in the clearing of one page for 23 s ("soft lockup"). The longest touch
+  of memory in a 384 MiB guest under `cache` of scripts/pressure: 15 s; with the TSC, which is the host's and the
+  same for all CPUs, 8 s; without `erms` as well, 4 to 7 s in four runs; a boot is 3 s shorter.
 """
 
 import json
@@ -53,6 +58,9 @@ SKIPPED_MODULES = (
 )
 # What virtme (and QEMU's own option syntax) can carry; spaces and commas would be split on the way.
 MOUNTABLE_PATH = re.compile(r"[A-Za-z0-9_+/.-]+")
+# The docstring says why.
+EMULATED_CPU = "max,-erms,-fsrm"
+EMULATED_CLOCK = ("clocksource=tsc", "tsc=reliable")
 PANIC_LINE = re.compile(rb"^\[ *\d+\.\d+\](?:\[[^]]*\])? Kernel panic - not syncing", re.MULTILINE)
 
 
@@ -152,7 +160,7 @@ def _compose(
     argv += [] if kvm else ["--disable-kvm"]
     argv += [f"--rwdir={JOB_MOUNT}={work / 'job'}", f"--rodir={REPOSITORY}={REPOSITORY}"]
     argv += [] if config.share is None else [f"--rwdir={config.share}={config.share}"]
-    argv += [f"--kopt={word}" for word in _kernel_args(config)]
+    argv += [f"--kopt={word}" for word in _kernel_args(config, kvm)]
     argv += ["--save-initramfs", str(work / "initramfs"), "--script-sh", f"sh {JOB_MOUNT}/command"]
     # virtme's temporary files go where ours do, and away with them.
     argv = ["env", f"TMPDIR={work}", *argv]
@@ -161,6 +169,9 @@ def _compose(
         reason = (composed.stderr.strip().splitlines() or ["no message"])[-1]
         raise EnvironmentProblem(f"virtme-run could not compose the machine: {reason}")
     qemu = shlex.split(composed.stdout.splitlines()[-1])
+    if not kvm:
+        assert qemu.count("max") == 1, qemu
+        qemu[qemu.index("max")] = EMULATED_CPU
     console = "file,id=console,path=/proc/self/fd/2"
     assert qemu.count(console) == 1, qemu
     if config.systemd:
@@ -177,8 +188,9 @@ def _compose(
     return qemu
 
 
-def _kernel_args(config: VmConfig) -> list[str]:
-    words = ["ignore_loglevel", "sysrq_always_enabled", "unknown_nmi_panic", "mitigations=off"]
+def _kernel_args(config: VmConfig, kvm: bool) -> list[str]:
+    words = [] if kvm else [*EMULATED_CLOCK]
+    words += ["ignore_loglevel", "sysrq_always_enabled", "unknown_nmi_panic", "mitigations=off"]
     words += [f"module_blacklist={SKIPPED_MODULES}"]
     words += ["sysctl.kernel.hung_task_timeout_secs=60", "sysctl.kernel.hung_task_warnings=-1"]
     if config.systemd:
