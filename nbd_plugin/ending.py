@@ -9,6 +9,7 @@ A server with a keeper just goes. The kernel takes the end of reading for the en
 everything that was not answered again to the next server.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -28,6 +29,9 @@ SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signa
 #: A connection that was being accepted when the signal came is found at the next look.
 LOOK_SECONDS: Final = 0.05
 
+#: Of which standard error may be a socket: the journal's. (With `-s`, nbdkit has moved the connection elsewhere.)
+_standard_streams: Final[set[tuple[int, int]]] = set()
+
 
 def hold_signals() -> None:
     """Call in the process's only thread: threads made later inherit the blocked signals.
@@ -37,6 +41,9 @@ def hold_signals() -> None:
     """
     if b"--exit-with-parent" not in Path("/proc/self/cmdline").read_bytes().split(b"\0"):
         libc.prctl(libc.PR_SET_PDEATHSIG, 0)
+    for descriptor in range(3):
+        with contextlib.suppress(OSError):  # closed
+            _standard_streams.add(_identity(descriptor))
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
@@ -64,7 +71,7 @@ def _stop_reading() -> int:
 def _stop_reading_from(descriptor: int) -> bool:
     """If it is a connected socket."""
     try:
-        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode) or _identity(descriptor) in _standard_streams:
             return False
         with socket.socket(fileno=os.dup(descriptor)) as connection:
             if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -73,3 +80,8 @@ def _stop_reading_from(descriptor: int) -> bool:
             return True
     except OSError:
         return False  # gone
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino

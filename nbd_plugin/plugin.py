@@ -25,6 +25,7 @@ from nbd_plugin.server import Server, scratch_device
 from zcache.errors import BadInput, EnvironmentProblem, StoreFull, ZcacheError
 from zcache.hardening import keep_thread
 from zcache.hardening.log_pipe import say
+from zcache.image import DEVICE_EXPORT
 
 API_VERSION = 2
 
@@ -63,6 +64,9 @@ def get_ready() -> None:
         _server.get_ready()
     except (BadInput, EnvironmentProblem) as error:
         _refuse(error, _server.abandon)
+    except Exception:  # nbdkit says what it is, and ends
+        _server.abandon()
+        raise
 
 
 def after_fork() -> None:
@@ -85,14 +89,18 @@ def cleanup() -> None:
     _server.stop()
 
 
-def open(readonly: bool) -> int:  # noqa: ARG001
-    _server.count_connection(1)
-    return 1
+def open(readonly: bool) -> bool:  # noqa: ARG001
+    """The handle is whether the kernel's device is at the other end."""
+    is_device = str(nbdkit.export_name()) == DEVICE_EXPORT
+    if is_device:
+        _server.count_connection(1)
+    return is_device
 
 
-def close(handle: Any) -> None:  # noqa: ARG001
+def close(handle: bool) -> None:
     """nbdkit calls it when the last request of the connection has been dealt with."""
-    _server.count_connection(-1)
+    if handle:
+        _server.count_connection(-1)
 
 
 def get_size(handle: Any) -> int:  # noqa: ARG001

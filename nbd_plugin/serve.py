@@ -34,7 +34,7 @@ _WITH_ARGUMENT: Final = frozenset(
 
 #: How nbdkit's options begin that say where to listen, or that end it before it does.
 _PLACES: Final = (
-    *("-U", "--unix", "-p", "--port", "-i", "--ip", "--vsock", "--run", "--single"),
+    *("-U", "--unix", "-p", "--port", "-i", "--ip", "--vsock", "--single"),
     *("--help", "--version", "--dump-", "--short-options", "--long-options"),
 )
 
@@ -89,7 +89,10 @@ def main() -> None:
         if any("\udc80" <= character <= "\udcff" for character in word):  # how Python keeps such bytes in arguments
             sys.exit(f"zcache: {ascii(word)[1:-1]}: not UTF-8, in which alone nbdkit passes parameters on")
     if not names_a_place(options):
-        sys.exit("zcache: say where to listen: -U PATH (a Unix socket); without it nbdkit opens a port to the network")
+        sys.exit(
+            "zcache: say where to listen: -U PATH (a Unix socket), or -U - with --run; "
+            "without it nbdkit opens a port to the network"
+        )
     remove_dead_socket(options)
     root = Path(__file__).resolve().parent.parent
     os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -99,6 +102,8 @@ def main() -> None:
         os.environ["LISTEN_PID"] = str(os.getpid())
     os.environ["PYTHONMALLOC"] = "malloc"  # one heap for all, which can be populated: see zcache.hardening.heap
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if 0 <= hard < STACK_BYTES:
+        sys.exit(f"zcache: the hard limit on stacks (ulimit -Hs) is {hard} bytes; raise it to {STACK_BYTES}")
     resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, hard))
     try:
         os.execvp("nbdkit", command_line(sys.argv[1:]))

@@ -1,8 +1,9 @@
 """check: walks the whole store and verifies that its books balance.
 
 Everything that is derived (live counts, queues, free stacks, slot maps, statistics) is found anew from the page
-tables and the frame table, and compared. It holds the store's lock for as long as that takes (about two seconds for a
-million pages), so on a live swap device it is a tool for diagnosis. What memory it needs (11 bytes a frame id, one a
+tables and the frame table, and compared. It holds the store's lock for as long as that takes (about four seconds for
+a million pages on the host, many times that in an emulated guest: longer than the kernel waits for a request), so on a
+live swap device it is a tool for diagnosis. What memory it needs (11 bytes a frame id, one a
 slot) it takes, and populates, before it takes the lock: under it, it asks the system for nothing.
 """
 

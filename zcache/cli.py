@@ -14,6 +14,8 @@ from zcache.errors import ZcacheError
 
 DEFAULT_CONTROL: Final = Path("/run/zcache/control")
 
+TABLE_COLUMNS: Final = 240
+
 #: Counters that are 0 as long as nothing was ever wrong.
 TROUBLES: Final = (
     "failed_puts",
@@ -33,7 +35,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("status", "what it stores and how well"),
-        ("check", "walk the whole store: do its books balance?"),
+        ("check", "walk the whole store, which serves nobody meanwhile (4 us a page): do its books balance?"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument(
@@ -45,6 +47,8 @@ def main() -> int:
         answer = ask(arguments.control, arguments.command)
     except ZcacheError as error:
         print(f"zcache: {error}", file=sys.stderr)
+        if not arguments.control.exists():
+            print("zcache: scripts/swap-up turns a swap on; scripts/serve … control=PATH serves one", file=sys.stderr)
         return 2
     if arguments.json:
         print(json.dumps(answer, indent=2))
@@ -81,8 +85,7 @@ def _print_status(status: dict[str, Any]) -> None:
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row(*map(str, columns.values()))
-    console = Console(width=max(120, Console().width))
-    console.print(table)
+    Console(width=TABLE_COLUMNS).print(table)  # no figure is ever cut short: a narrow terminal folds the line
     lines = [f"state: {status['state'].upper()}", *(f"  {reason}" for reason in status["reasons"])]
     troubles = [f"{status[name]} {name.replace('_', ' ')}" for name in TROUBLES if status[name]]
     if troubles:

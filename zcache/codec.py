@@ -8,6 +8,7 @@ zstandard packages release the GIL while they work). `decompress` either returns
 `PageDamaged`.
 """
 
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -48,7 +49,7 @@ def parse_codec(text: str) -> Codec:
     name, colon, argument = text.partition(":")
     try:
         number = int(argument) if colon else 1
-        if not argument.isascii() or len(argument) > 6:
+        if colon and not re.fullmatch("-?[0-9]{1,5}", argument):
             raise ValueError
     except ValueError:
         raise BadInput(f"codec={text}: {argument!r} is not a number; give {CHOICES}") from None

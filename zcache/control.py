@@ -74,9 +74,12 @@ class ControlSocket:
     def __init__(self, path: Path) -> None:
         self._path = path
         if path.is_socket():
-            if _is_alive(path):
-                raise BadInput(f"control={path}: another server answers there; give each server a path of its own")
-            path.unlink()
+            try:
+                if _is_alive(path):
+                    raise BadInput(f"control={path}: another server answers there; give each server a path of its own")
+                path.unlink()
+            except PermissionError:
+                raise BadInput(f"control={path}: a socket of another user's is there; give another path") from None
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:

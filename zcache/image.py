@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from zcache.errors import EnvironmentProblem
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 HEADER_BYTES: Final = 4096
 JSON_BYTES: Final = HEADER_BYTES - 64
 
@@ -42,6 +42,9 @@ SEAL_BYTES: Final = {"no": 4, "yes": 16}
 #: glibc copies up to 2 KiB by vector loads and stores, which a signal cannot tear; beyond that (`rep movsb`, see
 #: glibc.cpu.x86_rep_movsb_threshold) a copy can stop at any byte. 64 words of 8 bytes are well below.
 WHOLE_WORDS: Final = 64
+
+#: The export name under which the kernel's device connects: connections by any other are not counted.
+DEVICE_EXPORT: Final = "swap"
 
 #: What `os.memfd_create` is given: shows in /proc/PID/fd and maps.
 NAME: Final = "zcache-image"
@@ -159,7 +162,7 @@ class Signs:
 
     @property
     def connections(self) -> int:
-        """NBD connections that are open; one is, until the last of its requests has been dealt with."""
+        """Of the kernel's device: each is one until the last of its requests has been dealt with."""
         return self._words[self._CONNECTIONS]
 
     @property

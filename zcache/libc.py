@@ -26,6 +26,7 @@ PR_GET_THP_DISABLE: Final = 42
 PR_SET_IO_FLUSHER: Final = 57
 PR_GET_IO_FLUSHER: Final = 58
 CAP_IPC_LOCK: Final = 14
+EHWPOISON: Final = 133  # of which Python does not know
 MCL_CURRENT: Final = 1
 MCL_FUTURE: Final = 2
 MCL_ONFAULT: Final = 4

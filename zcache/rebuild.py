@@ -44,4 +44,4 @@ def rebuild(store: Store, thing: TmemObject, beat: Callable[[], None] = lambda: 
                     raise Imbalance(f"frame {frame} is in slot {below} below, and there is nothing below")
                 store.tier.take_over(below)
     free_the_rest(frames, highest, beat)
-    allocator.offer_inherited()
+    allocator.offer_inherited(beat)

@@ -2,13 +2,19 @@
 other."""
 
 import random
+import socket
+import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.nbd.conftest import RunningServer, Serve
+import nbd
+
+from tests.nbd.conftest import REPOSITORY, START_DEADLINE_SECONDS, RunningServer, Serve
 from zcache.bench.complaints import FAILING_WRITES, complain
+from zcache.swap import keeper_process
 
 PAGES = 200
 
@@ -111,3 +117,28 @@ def test_a_partial_write_does_not_undo_a_whole_one(serve: Serve) -> None:
 def test_a_full_stderr_stops_no_request(tmp_path: Path) -> None:
     """Without the protection it does: `scripts/bench ablation stderr`."""
     assert complain(tmp_path, "all") == f"answered {FAILING_WRITES} failing requests"
+
+
+def test_a_server_whose_messages_go_to_a_socket_ends_when_it_is_told(tmp_path: Path) -> None:
+    """As they do to systemd's journal. It is no connection of a client's."""
+    ours, theirs = socket.socketpair()
+    words = [str(REPOSITORY / "scripts/serve"), "-U", str(tmp_path / "s"), "size=1M", "budget=1M"]
+    words.append(f"control={tmp_path}/c")
+    descriptor = theirs.fileno()
+    with (
+        ours,
+        theirs,
+        subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor) as server,
+    ):
+        deadline = time.monotonic() + START_DEADLINE_SECONDS
+        while not keeper_process.is_answering(tmp_path / "c"):
+            assert server.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        client = nbd.NBD()
+        client.connect_unix(str(tmp_path / "s"))
+        client.pwrite(bytes(range(256)) * 16, 0)
+        server.terminate()
+        try:
+            assert server.wait(20) == 0
+        finally:
+            server.kill()

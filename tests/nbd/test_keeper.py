@@ -102,6 +102,7 @@ class Keeper:
         return self.folder.log.read_text()
 
     def close(self, *, has_crashes: bool = False) -> None:
+        self.folder.disarm_keeper()
         if self.process.poll() is None:
             self.process.terminate()
             assert self.process.wait(60) == 0, self.log()
@@ -135,6 +136,7 @@ def upgrade(keeper: Keeper) -> float:
         while not seconds.done():
             with contextlib.suppress(nbd.Error):
                 client = nbd.NBD()
+                client.set_export_name(image.DEVICE_EXPORT)
                 client.connect_unix(str(keeper.folder.socket))
                 while not seconds.done():
                     client.pread(512, 0)
@@ -186,6 +188,21 @@ def test_a_client_that_was_quicker_does_not_keep_the_device_from_the_new_server(
         os.kill(keeper.process.pid, signal.SIGCONT)
         assert quicker.recv(8) == b"NBDMAGIC"
         keeper.until(lambda: keeper.log().count(refused) == 2)
+
+
+def test_other_clients_do_not_keep_the_device_from_being_connected_again(keeper: Keeper) -> None:
+    """Its connection has ended, theirs have not."""
+    device = nbd.NBD()
+    device.set_export_name(image.DEVICE_EXPORT)
+    keeper.connect()  # when it serves
+    device.connect_unix(str(keeper.folder.socket))
+    keeper.arm()
+    other = keeper.connect()
+    other.pread(4096, 0)
+    assert keeper.signs().connections == 1 and "did not take" not in keeper.log()
+    device.shutdown()
+    keeper.until(lambda: "the kernel did not take the new connection" in keeper.log())
+    other.pread(4096, 0)
 
 
 def test_twenty_deaths_in_a_row(keeper: Keeper) -> None:
@@ -320,6 +337,7 @@ def test_whatever_ends_a_program_ends_the_keeper_with_its_server(keeper: Keeper,
     """And not without it; nor while the kernel swaps to the device, which is for the VM to see."""
     keeper.connect().shutdown()
     keeper.arm()
+    keeper.folder.disarm_keeper()
     keeper.process.send_signal(number)
     assert keeper.process.wait(60) == 0
     assert servers_of(keeper.folder) == []
@@ -422,7 +440,11 @@ def test_upgrade_to_code_that_cannot_read_the_image_changes_nothing(keeper: Keep
     descriptor = open_image(keeper.identity)
     header = os.pread(descriptor, image.JSON_BYTES, 0)
     for old, new, reason in (
-        (b'image format": 2', b'image format": 9', "has format 9, this version reads format 2"),
+        (
+            b'image format": %d' % image.FORMAT,
+            b'image format": 999',
+            f"format 999, this version reads format {image.FORMAT}",
+        ),
         (b'page_count": 16384', b'page_count": 99999', "made with page_count 99999, not 16384"),
     ):
         os.pwrite(descriptor, header.replace(old, new), 0)

@@ -217,3 +217,16 @@ def test_what_cannot_be_allocated_leaves_a_file_as_it_was(tmp_path: Path, monkey
     path.touch()
     assert "no room for" in refusal(path)
     assert path.stat().st_size == 0
+
+
+def test_a_mistyped_device_does_not_become_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory, without a word."""
+    made: list[Path] = []
+    monkeypatch.setattr(backing_file, "_open_locked", made.append)
+    assert "there is no such device" in refusal(Path("/dev/no-such-disk"))
+    assert made == []
+
+
+def test_a_device_is_not_in_memory_because_its_name_is() -> None:
+    assert not backing_file._is_memory(Path("/dev/null"))
+    assert not backing_file._is_memory(Path("/dev/zero"))

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from tests.support.stores import new_object, put, small_store
+from zcache import cli
+from zcache import control as control_module
 from zcache.control import MAX_CONNECTIONS, ControlSocket
 from zcache.control_client import ask
 from zcache.errors import BadInput, EnvironmentProblem
@@ -228,3 +230,28 @@ def test_an_answer_that_is_none(tmp_path: Path) -> None:
             with pytest.raises(EnvironmentProblem, match="no server answers"):
                 ask(path, "status")
             speaker.join()
+
+
+def test_another_users_socket_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(_path: Path) -> bool:
+        raise PermissionError
+
+    monkeypatch.setattr(control_module, "_is_alive", denied)
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(str(tmp_path / "control"))
+        with pytest.raises(BadInput, match="another user's"):
+            ControlSocket(tmp_path / "control")
+    assert (tmp_path / "control").exists()
+
+
+def test_the_table_shows_every_figure_whole(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = gather_status(store, new_object(store, 16), {})
+    for name, value in status.items():
+        if type(value) is int:
+            status[name] = 123456789012
+    monkeypatch.setenv("COLUMNS", "80")
+    cli._print_status(status)
+    said = capsys.readouterr().out
+    assert "\N{HORIZONTAL ELLIPSIS}" not in said and "115.0G" in said

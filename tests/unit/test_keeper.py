@@ -59,6 +59,7 @@ class Looked:
         monkeypatch.setattr(self.keeper, "_serves", lambda: True)
         self.turns(2)
         self.first, self.standby = (server for server, _ in servers.started)
+        self.standby.is_heir = True
         assert (self.keeper._server, self.keeper._standby) == (self.first, self.standby)
 
     def turns(self, count: int) -> None:
@@ -118,6 +119,78 @@ def test_a_second_upgrade_after_the_first_has_died_goes_back_to_the_code_before_
     assert new._wait(10)
     looked.turns(2)
     assert keeper._server is looked.standby
+
+
+def test_there_is_no_upgrade_without_a_standby_of_the_server_s_code(looked: Looked) -> None:
+    """The heir was killed: the standby is of what was on disk then, which need not be what serves now."""
+    keeper = looked.keeper
+    looked.standby.kill()
+    assert looked.standby._wait(10)
+    looked.turns(1)
+    keeper._next_standby_seconds = 0
+    looked.turns(2)
+    from_disk = keeper._standby
+    assert from_disk and from_disk is not looked.standby and from_disk.is_ready()
+    refusals: list[bool] = []
+    keeper._refuse_upgrade = lambda: refusals.append(True)  # type: ignore[method-assign]
+    keeper._is_to_be_replaced = True
+    looked.turns(3)
+    assert refusals == [True] and any("no way back" in line for line in looked.said)
+    assert (keeper._server, keeper._standby, keeper._replacement) == (looked.first, from_disk, None)
+    assert not keeper._server.has_ended()
+
+
+def test_an_upgrade_waits_for_an_heir_that_is_on_its_way(looked: Looked, servers: Servers) -> None:
+    keeper = looked.keeper
+    looked.standby._is_ready = False
+    keeper._is_to_be_replaced = True
+    looked.turns(3)
+    assert keeper._server is looked.first and keeper._replacement
+    servers.started[1][1].send(READY)
+    looked.turns(1)
+    assert keeper._server is not looked.first and keeper._old_standby is looked.standby
+
+
+def test_new_code_that_is_ready_serves_when_nothing_else_can(looked: Looked) -> None:
+    keeper = looked.keeper
+    for server in (looked.standby, looked.first):
+        server.kill()
+        assert server._wait(10)
+    keeper._next_standby_seconds = 1e9
+    keeper._is_to_be_replaced = True
+    looked.turns(4)
+    assert keeper._server not in (looked.first, looked.standby) and not keeper._server.has_ended()
+
+
+def test_a_standby_that_never_gets_ready_gives_way_when_it_is_needed(
+    looked: Looked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = looked.keeper
+    looked.standby._is_ready = False
+    monkeypatch.setattr(keeper_module, "STANDBY_SECONDS", 0.0)
+    looked.turns(2)
+    assert keeper._standby is looked.standby, "the server lives: there is time"
+    looked.first.kill()
+    assert looked.first._wait(10)
+    looked.turns(1)
+    assert looked.standby._wait(10)
+    keeper._next_standby_seconds = 0
+    looked.turns(1)
+    keeper._next_standby_seconds = 0
+    looked.turns(3)
+    assert keeper._server not in (looked.first, looked.standby) and not keeper._server.has_ended()
+
+
+def test_between_swap_up_s_last_steps_the_keeper_does_not_end(looked: Looked, tmp_path: Path) -> None:
+    """It is armed, so swapon comes next, and /proc/swaps does not know of it yet."""
+    (tmp_path / "reconnection").touch()
+    looked.keeper._is_ending = True
+    looked.keeper._image.signs = None
+    looked.turns(2)
+    assert not looked.first.has_ended()
+    StateFolder(tmp_path).disarm_keeper()
+    looked.keeper._is_ending = True
+    assert looked.keeper._turn() == 0
 
 
 @pytest.mark.parametrize("duty", ["_keep_image", "_take_backing", "_prepare", "_replace_on_request"])

@@ -74,3 +74,27 @@ def test_an_image_does_not_shrink_under_those_who_have_it_mapped() -> None:
     with pytest.raises(PermissionError):
         os.ftruncate(descriptor, mmap.PAGESIZE)
     os.close(descriptor)
+
+
+def test_a_damaged_page_keeps_nothing_behind_it_from_being_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    page, count, bad = mmap.PAGESIZE, 100, 37
+    image = LockedImage()
+    os.ftruncate(image.descriptor, count * page)
+    os.pwrite(image.descriptor, b"x" * count * page, 0)
+    populate = libc.populate_range
+
+    def fail_at_one(start: int, stop: int, *, write: bool) -> None:
+        assert image._memory
+        damaged = libc.address(image._memory) + bad * page
+        if start <= damaged < stop:
+            if start < damaged:
+                populate(start, damaged, write=write)
+            raise OSError(libc.EHWPOISON, "Memory page has hardware error")
+        populate(start, stop, write=write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(libc, "populate_range", fail_at_one)
+        with pytest.raises(OSError, match="hardware"):
+            image.keep()
+    assert image._memory
+    assert mapped_pages(libc.address(image._memory), count) >= set(range(count)) - {bad}

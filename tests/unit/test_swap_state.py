@@ -1,10 +1,12 @@
 """The state file and its folder."""
 
 import random
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from zcache.swap import down, up, upgrade
 from zcache.swap.error import SwapError
 from zcache.swap.process import ProcessIdentity
 from zcache.swap.state import StateFolder, SwapState, decode, encode
@@ -85,7 +87,7 @@ def test_remove_leaves_what_is_not_ours(folder: StateFolder) -> None:
 
 
 def test_one_at_a_time(folder: StateFolder) -> None:
-    with folder.locked(), pytest.raises(SwapError, match="another swap-up or swap-down"), folder.locked():
+    with folder.locked(), pytest.raises(SwapError, match="another swap-up, swap-upgrade or swap-down"), folder.locked():
         pass
     with folder.locked():
         pass
@@ -97,3 +99,56 @@ def test_a_folder_that_others_may_write_to_is_not_believed(folder: StateFolder) 
     for act in (folder.create, folder.load):
         with pytest.raises(SwapError, match="others may write"):
             act()
+
+
+def test_who_waits_for_the_lock_gets_it(folder: StateFolder) -> None:
+    asked: list[int] = []
+    first = ExitStack()
+    first.enter_context(folder.locked())
+
+    def is_worth_waiting() -> bool:
+        asked.append(len(asked))
+        if len(asked) == 2:
+            first.close()
+        return True
+
+    with folder.locked(is_worth_waiting):
+        assert asked == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["reconnection", "control", "server.log", "nbd.sock", "armed"])
+def test_what_lies_in_a_folder_without_a_state_is_left_alone(folder: StateFolder, name: str) -> None:
+    (folder.path / name).write_text("precious")
+    said: list[str] = []
+    with pytest.raises(SwapError, match=rf"{name} is there, but no swap\.json"):
+        down.run(folder, said.append, interval_seconds=1)
+    with pytest.raises(SwapError, match=rf"{name} is there, but no swap\.json"):
+        up.refuse_if_up(folder, said.append)
+    assert (folder.path / name).read_text() == "precious" and not said
+
+
+def test_what_a_swap_up_leaves_that_was_killed_at_once(folder: StateFolder) -> None:
+    """It had an empty log, and no state yet."""
+    folder.log.touch()
+    up.refuse_if_up(folder, lambda _line: None)
+    folder.log.touch()
+    down.run(folder, lambda _line: None, interval_seconds=1)
+    assert not folder.path.exists()
+
+
+def test_a_backing_file_is_where_its_caller_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server starts in /."""
+    monkeypatch.chdir(tmp_path)
+    parameters = up.parse(["size=1G", "backing=swap.img", "--priority", "3", "control=x"]).parameters
+    assert parameters == ("size=1G", f"backing={tmp_path}/swap.img", "control=x")
+
+
+def test_ctrl_c_in_swap_upgrade_is_one_line(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_folder: StateFolder) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(upgrade, "upgrade", interrupted)
+    assert upgrade.main([str(folder.path)]) == 130
+    assert capsys.readouterr().err == "swap-upgrade: not waited for: the keeper may replace the server yet\n"

@@ -12,8 +12,8 @@ UNIT = REPOSITORY / "scripts/systemd/zcache.service"
 
 
 def test_its_commands_are_there() -> None:
-    commands = re.findall(r"^Exec\w+=@ROOT@/(\S+)", UNIT.read_text(), re.MULTILINE)
-    assert commands == ["scripts/swap-up", "scripts/swap-upgrade", "scripts/swap-down"]
+    commands = re.findall(r"^Exec\w+=.*@ROOT@/([\w/-]+)", UNIT.read_text(), re.MULTILINE)
+    assert commands == ["scripts/swap-up", "scripts/swap-upgrade", "scripts/swap-down", "scripts/swap-down"]
     assert all((REPOSITORY / command).is_file() for command in commands)
 
 

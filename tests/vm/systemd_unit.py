@@ -25,7 +25,7 @@ OUTPUT = Path("/run/zcache.out")
 DROP_IN = f"""[Service]
 StandardOutput=append:{OUTPUT}
 StandardError=inherit
-ExecStopPost=/bin/sh -c 'while read -r line; do echo "$$line" > /dev/kmsg; done < {OUTPUT}'
+ExecStopPost=/bin/sh -c 'while read -r line; do echo "$$line" > /dev/kmsg; done < {OUTPUT}; : > {OUTPUT}'
 """
 GROUP = Path("/sys/fs/cgroup/system.slice/zcache.service")
 
@@ -60,8 +60,21 @@ def wait_for_another(server_pid: int) -> int:
     raise AssertionError("no other server")
 
 
+def stop_in_the_middle_of_a_reload() -> None:
+    """Systemd then leaves ExecStop out."""
+    systemctl("reload", "--no-block", "zcache")
+    deadline = time.monotonic() + 30
+    while "SubState=reload\n" not in systemctl("show", "--property=SubState", "zcache"):
+        assert time.monotonic() < deadline, "no reload"
+    systemctl("stop", "zcache")
+    assert swap_areas() == []
+    assert not StateFolder().path.exists()
+
+
 def main() -> int:
     install()
+    systemctl("start", "zcache")
+    stop_in_the_middle_of_a_reload()
     systemctl("start", "zcache")
     assert len(swap_areas()) == 1
     assert (GROUP / "memory.swap.max").read_text() == "0\n"

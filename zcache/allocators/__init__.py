@@ -12,7 +12,7 @@ The contract, which every allocator's contract suite runs (the caller holds the 
 - What a zpage's bytes were they stay, in place, until it is released.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from zcache.pageframes import State
@@ -46,8 +46,9 @@ class Allocator(Protocol):
     def inherited_state(self, frame: int) -> State:
         """Then, with all its zpages noted: the state of a frame that is in RAM only. Raises `Imbalance`."""
 
-    def offer_inherited(self) -> None:
-        """Last, when frames are in their queues: those that are ACTIVE take zpages again."""
+    def offer_inherited(self, beat: Callable[[], None]) -> None:
+        """Last, when frames are in their queues: those that are ACTIVE take zpages again. `beat` is called now and
+        then."""
 
     def check(self, live: memoryview, entry: memoryview) -> None:
         """Compare own books with what was found by frame id: the number of live zpages, and the entry of one of them.

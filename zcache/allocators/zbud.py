@@ -18,7 +18,7 @@ has a bit for each non-empty list: the best fit is a mask and a `bit_length`. Co
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from zcache.allocators import ReleaseBelow
@@ -26,6 +26,7 @@ from zcache.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFF
 from zcache.errors import Imbalance
 from zcache.flat_array import FlatArray
 from zcache.pageframes import PageFrames, State
+from zcache.pageframes.inheritance import beating
 
 CHUNK_SHIFT: Final = 6
 CHUNKS: Final = PAGE_BYTES >> CHUNK_SHIFT  # 64
@@ -186,10 +187,10 @@ class Zbud:
         is_unbuddied = not (left and right)
         return State.ACTIVE if is_unbuddied and left + right < CHUNKS else State.DIRTY
 
-    def offer_inherited(self) -> None:
+    def offer_inherited(self, beat: Callable[[], None]) -> None:
         """See `Allocator.offer_inherited`."""
         frames = self._frames
-        for slot in range(1, frames.slot_count):
+        for slot in beating(range(1, frames.slot_count), beat):
             if frames.state[frames.frame_of[slot]] == State.ACTIVE:
                 self._offer(slot)
         self._inherited = FlatArray("B", 1).view  # it was for this

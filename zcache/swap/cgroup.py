@@ -21,6 +21,8 @@ def enter_swapless(name: str, root: Path = ROOT) -> str | None:
     if is_swapless(root):
         return None
     group = root / name
+    if not (root / "cgroup.controllers").exists():  # or all that follows would be folders and files, and no groups
+        return f"{root} is not cgroup v2"
     try:
         with contextlib.suppress(OSError):  # is it on already? what follows will tell
             (root / "cgroup.subtree_control").write_text("+memory")

@@ -118,8 +118,8 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
             raise StillSwappingError(f"swapoff reported success, but {device} is still in /proc/swaps")
         report(f"{device}: swap is off")
     machine.put_back_sysctls(folder)
+    folder.disarm_keeper()
     if device is not None:
-        folder.disarm_keeper()
         machine.detach(device)
         report(f"{device}: detached")
     outcome = machine.stop_server(state.keeper, folder)
@@ -134,10 +134,19 @@ def run(folder: StateFolder, report: Report, interval_seconds: float) -> None:
     if not folder.path.is_dir():
         report("nothing is up")
         return
-    with folder.locked():
+    waits: list[str] = []
+
+    def wait_for_others() -> bool:
+        if not waits:
+            waits.append(f"waiting for another command that is at work in {folder.path}")
+            report(waits[0])
+        return True
+
+    with folder.locked(wait_for_others):
         state = folder.load()
         if state is None:
             # Only the lock's holder makes one, so nobody is about to.
+            folder.refuse_if_used()
             folder.remove()
             report("nothing is up")
             return

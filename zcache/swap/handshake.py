@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbd
 
+from zcache.image import DEVICE_EXPORT
 from zcache.swap.error import SwapError
 
 # linux/nbd.h; the flags of the NBD protocol's transmission phase, of which the kernel uses these.
@@ -60,9 +61,10 @@ def _read_export(handle: "nbd.NBD") -> Export:
 
 @contextlib.contextmanager
 def connection(socket: Path) -> Iterator[tuple[Export, int]]:
-    """A connection past its handshake; closed at the end, for the kernel holds its own."""
+    """The device's connection, past its handshake; closed at the end, for the kernel holds its own."""
     handle = nbd.NBD()
     handle.set_request_structured_replies(False)
+    handle.set_export_name(DEVICE_EXPORT)
     try:
         handle.connect_unix(str(socket))
     except nbd.Error as error:

@@ -10,10 +10,11 @@ The next server is there before it is needed: a standby that has loaded and lock
 server dies, memory is short, nothing can be swapped, and a program that starts asks for 20 MiB: the guest stood still
 for a minute and a half (seen). A standby that begins leaves an heir, the next standby (`server_process.py`).
 
-Life: `python -m zcache.swap.keeper FOLDER key=value…`. SIGTERM ends the server, then the keeper; not while the
-kernel swaps to the device: nothing that ends processes, a shutdown included, gets at the pages before swapoff. SIGUSR1
-(swap-upgrade) has a second standby started, from the code that is on disk now; when it is ready, which it is not if it
-cannot go on with the image, it is the standby, and the server is ended.
+Life: `python -m zcache.swap.keeper FOLDER key=value…`. SIGTERM ends the server, then the keeper; not from when it is
+armed until swap-down disarms it, or while the kernel swaps to the device: nothing that ends processes, a shutdown
+included, gets at the pages before swapoff. SIGUSR1 (swap-upgrade) has a second standby started, from the code that is
+on disk now; when it is ready, which it is not if it cannot go on with the image, it is the standby, and the server is
+ended.
 """
 
 import contextlib
@@ -53,6 +54,9 @@ FIRST_REST_SECONDS: Final = 0.5
 LAST_REST_SECONDS: Final = 8.0
 #: As many servers end before they serve until the next one is not an heir, but started from what is on disk.
 LAST_FAILURE: Final = 3
+#: A standby that is not ready by then, while there is no server, may never be. Under emulation, with memory short, one
+#: took a minute and a half.
+STANDBY_SECONDS: Final = 150.0
 #: A server whose own threads have not run for this long never will: the next one has all that it had. Ten times the
 #: longest that was seen under emulation.
 HEARTBEAT_SECONDS: Final = 60.0
@@ -73,7 +77,6 @@ class Keeper:
         self._is_kept = False  # all of the image that there is
         self._is_ending = self._is_to_be_replaced = False
         self._is_broken_since: float | None = None
-        self._is_successor = False  # the server is another one than the device was last connected to
         self._has_failed = False  # the server has ended before it served, and that was dealt with
         self._failures = 0  # how many have, one after the other
         self._complaints: set[str] = set()  # that have been said since things went well
@@ -117,7 +120,7 @@ class Keeper:
         self._look()
         if self._is_ending:
             self._is_ending = False
-            if not self._is_swapping():
+            if not self._is_needed():
                 self._end()
                 return 0
         if self._server.has_ended():
@@ -201,6 +204,7 @@ class Keeper:
             is_needed = self._serves() or self._server.has_ended()
             if is_needed and time.monotonic() > self._next_standby_seconds:
                 self._rest()
+                _say("starting a standby, of the code that is on disk now")
                 self._standby = self._start()
         elif self._standby.has_ended():
             _say(f"the standby ended with status {self._standby.exit_status()}")
@@ -208,7 +212,11 @@ class Keeper:
             self._standby = None
             if self._is_upgrading:  # and not an heir of the new code, which is the server already
                 self._fall_back()
-        elif self._standby.is_ready():
+        elif not self._standby.is_ready():
+            if self._server.has_ended() and self._standby.age_seconds() > STANDBY_SECONDS:
+                _say(f"the standby is not ready after {STANDBY_SECONDS:.0f} s: ending it")
+                self._standby.kill()
+        else:
             self._rest_seconds = FIRST_REST_SECONDS
             if self._is_kept and not self._is_armed:
                 self._folder.armed.touch()
@@ -234,37 +242,53 @@ class Keeper:
                 raise
         elif self._replacement and self._replacement.has_ended():
             _say(f"the code that is on disk now ended with status {self._replacement.exit_status()}")
-            self._replacement.close()
-            self._replacement = None
-            self._refuse_upgrade()
+            self._give_up_replacement()
         elif self._replacement and self._replacement.is_ready() and (self._serves() or self._server.has_ended()):
-            if self._old_standby is None:
-                self._old_standby = self._standby
-            elif self._standby:  # of an upgrade that has not served yet
-                self._standby.discard()
-            self._standby, self._replacement = self._replacement, None
-            self._is_upgrading = True
-            _say("it is ready: ending the server")
-            self._is_broken_since = time.monotonic()
-            self._server.end()
+            self._switch()
 
-    def _is_swapping(self) -> bool:
-        if not (self._device and self._swaps.find(self._device)):
+    def _switch(self) -> None:
+        """To other code, which is ready; not before there is a way back: a standby of the server's code."""
+        assert self._replacement
+        if self._old_standby:  # of before an upgrade that has not served yet
+            if self._standby:
+                self._standby.discard()
+        elif self._standby and self._standby.is_heir:
+            if not self._standby.is_ready():
+                return
+            self._old_standby = self._standby
+        elif self._server.has_ended():  # there is nothing to go back to
+            if self._standby:
+                self._standby.discard()
+        elif self._standby:
+            _say("error: the standby was started from disk, too: there would be no way back to the server's code")
+            self._give_up_replacement()
+            return
+        else:  # one is on its way
+            return
+        self._standby, self._replacement = self._replacement, None
+        self._is_upgrading = True
+        _say("it is ready: ending the server")
+        self._is_broken_since = time.monotonic()
+        self._server.end()
+
+    def _is_needed(self) -> bool:
+        """Whether the kernel swaps to the device, or swap-up is about to have it do so: it has armed us."""
+        is_swapping = self._device and self._swaps.find(self._device)
+        if not (is_swapping or (self._reconnection and self._folder.reconnection.exists())):
             return False
-        _say(f"not ending: the kernel swaps to {self._device}; take that off first (swap-down)")
+        _say(f"not ending: the kernel swaps to {self._device}, or will; take that off first (swap-down)")
         return True
 
     def _is_cut_off(self) -> bool:
         """Whether the device has no connection to a server that runs.
 
         The connection ends with the last of its requests, so a write that the kernel gave up waiting for is
-        over before the kernel can send it again: it will never overwrite what came after it. A successor has no
-        such requests: whoever else has connected to it first is not waited for.
+        over before the kernel can send it again: it will never overwrite what came after it. Other clients' connections
+        are not counted (`image.DEVICE_EXPORT`).
         """
         signs = self._image.signs
-        is_alone = bool(signs and (self._is_successor or not signs.connections))
         # swap-down takes the message away before it detaches the device
-        return is_alone and self._reconnection is not None and self._folder.reconnection.exists()
+        return bool(signs and not signs.connections and self._reconnection and self._folder.reconnection.exists())
 
     def _replace(self) -> None:
         """The server has ended: the standby takes its place, as soon as it is ready."""
@@ -283,7 +307,6 @@ class Keeper:
                 self._image.signs.begin_upgrade()
             self._is_upgrading = False
             self._server, self._standby = self._standby, None
-            self._is_successor = True
             self._complaints.clear()
             self._server.begin(self._backing)
             self._beat_seconds = time.monotonic()
@@ -303,6 +326,12 @@ class Keeper:
             self._standby, self._old_standby = self._old_standby, None
             self._is_upgrading = False
             self._refuse_upgrade()
+
+    def _give_up_replacement(self) -> None:
+        assert self._replacement
+        self._replacement.discard()
+        self._replacement = None
+        self._refuse_upgrade()
 
     def _refuse_upgrade(self) -> None:
         if self._image.signs:
@@ -327,7 +356,6 @@ class Keeper:
         self._complaints.clear()
         _say(f"the device is connected again, after {time.monotonic() - begin:.1f} s")
         self._is_broken_since = None
-        self._is_successor = False
 
     def _is_worth_waiting(self) -> bool:
         self._look()

@@ -41,9 +41,16 @@ def check_parameters(parameters: Sequence[str]) -> None:
 
 
 def error_lines(text: str) -> list[str]:
-    """The lines in which the server says what is wrong; its last words when none is marked as an error."""
+    """The lines in which the server says what is wrong, and where; its last words when none is marked as an error."""
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    marked = [line for line in lines if "error" in line.lower()]
+    marked = []
+    place = None  # the last line of a traceback that says where
+    for line in lines:
+        if line.lstrip().startswith('File "'):
+            place = line
+        elif "error" in line.lower():
+            marked += [place, line] if place else [line]
+            place = None
     return (marked or lines)[-_ERROR_LINE_COUNT:]
 
 

@@ -36,10 +36,7 @@ class LockedImage:
         populated = list(self._populated())
         failure = None
         for start, stop in _without(populated, self._kept):
-            try:
-                libc.populate_range(address + start, address + stop, write=False)
-            except OSError as error:  # a page that is damaged; the rest shall be kept all the same
-                failure = error
+            failure = _populate(address + start, address + stop) or failure
         if failure:
             raise failure
         self._kept = populated
@@ -54,6 +51,19 @@ class LockedImage:
                 return
             stop = os.lseek(self.descriptor, start, os.SEEK_HOLE)
             yield start, stop
+
+
+def _populate(start: int, stop: int) -> OSError | None:
+    """What went wrong, if something did. A page that is damaged keeps no other from being kept."""
+    try:
+        libc.populate_range(start, stop, write=False)
+    except OSError as error:
+        middle = (start + stop) // 2 // mmap.PAGESIZE * mmap.PAGESIZE
+        if error.errno == libc.EHWPOISON and middle > start:
+            _populate(start, middle)
+            _populate(middle, stop)
+        return error
+    return None
 
 
 def _without(runs: list[tuple[int, int]], known: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -16,6 +16,7 @@ from typing import Final
 
 import nbd
 
+from zcache.image import DEVICE_EXPORT
 from zcache.swap.error import SwapError
 
 #: The socket's descriptor has this number in the message: out of the way of all others, and within any limit on them.
@@ -74,6 +75,7 @@ class Reconnection:
     def _shake_hands(self, is_worth_waiting: Callable[[], bool]) -> "nbd.NBD":
         handle = nbd.NBD()
         handle.set_request_structured_replies(False)
+        handle.set_export_name(DEVICE_EXPORT)
         deadline_seconds = time.monotonic() + HANDSHAKE_SECONDS
         try:
             handle.aio_connect_unix(self._server)

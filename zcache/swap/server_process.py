@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -47,6 +48,8 @@ class ServerProcess:
         self.pidfd = os.pidfd_open(pid)
         self._channel = channel
         self._channel.setblocking(False)
+        self.is_heir = False  # of the server's code for sure, whatever is on disk by now
+        self._begin_seconds = time.monotonic()
         self._is_ready = False
         self._heir: ServerProcess | None = None
         self._backing: int | None = None
@@ -76,6 +79,10 @@ class ServerProcess:
             except OSError:
                 return False
         return self._is_ready
+
+    def age_seconds(self) -> float:
+        """Since it was started, or handed over."""
+        return time.monotonic() - self._begin_seconds
 
     def begin(self, backing: int | None) -> None:
         """Serve, now or once it is ready: the first, or in the place of one that has ended, with its backing."""
@@ -119,6 +126,7 @@ class ServerProcess:
         if process.parent(pid) not in (self.pid, os.getpid()):
             heir.close()
             return None
+        heir.is_heir = True
         return heir
 
     def has_ended(self) -> bool:

@@ -12,7 +12,8 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -105,14 +106,23 @@ class StateFolder:
         """It no longer connects the device again when its connection ends."""
         self.reconnection.unlink(missing_ok=True)
 
-    def clear(self) -> None:
+    def _files(self) -> tuple[Path, ...]:
+        """The state comes last: where it is, the others are known to be ours."""
         part = self.state.with_suffix(".part")
-        for name in (
-            *(self.state, part, self.socket, self.control, self.log),
-            *(self.reconnection, self.armed),
-        ):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                name.unlink()
+        return (self.socket, self.control, self.log, self.reconnection, self.armed, part, self.state)
+
+    def refuse_if_used(self) -> None:
+        """In a folder without a state, files of these names are somebody else's, or those of a swap that is on and has
+        lost its state."""
+        for path in self._files():
+            if path.exists() and not (path == self.log and not path.stat().st_size):  # which precedes the state
+                raise SwapError(
+                    f"{path} is there, but no {self.state.name}: give another folder, or look at /proc/swaps"
+                )
+
+    def clear(self) -> None:
+        for path in self._files():
+            path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         self.clear()
@@ -121,16 +131,29 @@ class StateFolder:
             self.path.rmdir()
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the existing folder; the lock ends with the process, or with the folder."""
+    def locked(self, is_worth_waiting: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Hold the existing folder; the lock ends with the process, or with the folder. `is_worth_waiting` is asked
+        again and again while another command holds it."""
         folder_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             try:
-                fcntl.flock(folder_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                while not _lock(folder_fd, is_worth_waiting):
+                    time.sleep(0.2)
             except BlockingIOError as error:
-                raise SwapError(f"another swap-up or swap-down is at work in {self.path}") from error
+                raise SwapError(f"another swap-up, swap-upgrade or swap-down is at work in {self.path}") from error
             if not self.path.exists() or not os.path.samestat(os.fstat(folder_fd), self.path.stat()):
                 raise SwapError(f"{self.path} was taken down at this moment; run the command again")
             yield
         finally:
             os.close(folder_fd)
+
+
+def _lock(descriptor: int, is_worth_waiting: Callable[[], bool]) -> bool:
+    """Whether it is locked now; raises `BlockingIOError` if it is not, and is not worth waiting for."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not is_worth_waiting():
+            raise
+        return False
+    return True

@@ -244,7 +244,7 @@ def run(options: Options, report: Report = print, hold: Hold = contextlib.nullco
 def refuse_if_up(folder: StateFolder, report: Report) -> None:
     state = folder.load()
     if state is None:
-        # What an earlier life left (a reconnection, a log) would be believed.
+        folder.refuse_if_used()
         folder.clear()
         return
     with contextlib.closing(Teardown(report)) as machine:
@@ -295,7 +295,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
     option("--state-folder", type=Path, default=default.folder, help="one for each swap area (%(default)s)")
     chosen = parser.parse_intermixed_args(arguments)
     return Options(
-        parameters=tuple(chosen.parameters),
+        parameters=tuple(map(_with_absolute_path, chosen.parameters)),
         priority=chosen.priority,
         discard=chosen.discard,
         timeout_seconds=chosen.timeout_seconds,
@@ -304,6 +304,12 @@ def parse(arguments: Sequence[str] | None) -> Options:
         # Absolute: the server starts in /.
         folder=chosen.state_folder.absolute(),
     )
+
+
+def _with_absolute_path(parameter: str) -> str:
+    """The server starts in /, and the caller means a place seen from where he is."""
+    key, _, value = parameter.partition("=")
+    return f"backing={Path(value).absolute()}" if key == "backing" and value else parameter
 
 
 def _print(line: str) -> None:

@@ -45,7 +45,7 @@ def upgrade(folder: StateFolder, report: Callable[[str], None] = print) -> float
         while True:
             if signs.refusals != refusals:
                 said = error_lines(folder.log.read_text(errors="replace")[said_before:]) or ["it says nothing"]
-                raise SwapError("the code on disk is of no use, the old code goes on:\n  " + "\n  ".join(said))
+                raise SwapError("not replaced, the old code goes on:\n  " + "\n  ".join(said))
             if time.monotonic() - begin > REPLACE_SECONDS:
                 until = "the old one goes on" if signs.upgraded == upgraded else "the kernel's requests wait"
                 raise SwapError(
@@ -82,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SwapError, OSError) as error:
         print(f"swap-upgrade: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("swap-upgrade: not waited for: the keeper may replace the server yet", file=sys.stderr)
+        return 128 + signal.SIGINT
     print(f"swap-upgrade: the new server serves, after {seconds:.1f} s")
     return 0
 

@@ -80,6 +80,8 @@ class BackingFile(SlotMap):
         """
         real = _real_path(path)
         made = None if real.exists() else real
+        if made and real.is_relative_to("/dev") and not real.is_relative_to("/dev/shm"):
+            raise BadInput(f"backing={path}: there is no such device, and a file there would be in memory; {GIVE}")
         descriptor = _open_locked(path)
         try:
             size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
@@ -294,11 +296,14 @@ def _try_direct(descriptor: int, frame_bytes: int) -> bool:
 
 
 def _is_memory(path: Path) -> bool:
-    """Whether the file lies on a file system that is memory."""
-    device = path.stat().st_dev
+    """Whether it is a file on a file system that is memory."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        return False  # what /dev itself is on does not matter
+    device = status.st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
         if fields[2] == number:
-            return fields[fields.index("-") + 1] in ("tmpfs", "ramfs")
+            return fields[fields.index("-") + 1] in ("tmpfs", "ramfs", "devtmpfs")
     return False
