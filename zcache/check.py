@@ -1,60 +1,69 @@
-"""check: walks the whole store and verifies that its books balance.
+"""check: verifies that the store's books balance.
 
 Everything that is derived (live counts, queues, free stacks, slot maps, statistics) is found anew from the page
-tables and the frame table, and compared. It holds the store's lock for as long as that takes (about four seconds for
-a million pages on the host, many times that in an emulated guest: longer than the kernel waits for a request), so on a
-live swap device it is a tool for diagnosis. What memory it needs (11 bytes a frame id, one a
-slot) it takes, and populates, before it takes the lock: under it, it asks the system for nothing.
+tables and the frame table, and compared. It reads a snapshot: the store goes on meanwhile, and only waits while the
+books are copied. The walk takes some four microseconds a page, and rests half of that, for threads that want the
+interpreter.
 """
 
-import contextlib
-from collections import Counter
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from typing import Final, TypeVar
 
 from zcache.codec import NAMES, WORD
-from zcache.entry import LOST, SAME_FILLED, decode_zpage
+from zcache.entry import (
+    CODEC_MASK,
+    CODEC_SHIFT,
+    FRAME_MASK,
+    LENGTH_MASK,
+    LENGTH_SHIFT,
+    LOST,
+    OFFSET_MASK,
+    OFFSET_SHIFT,
+    PAGE_BYTES,
+    SAME_FILLED,
+    ZPAGE,
+)
 from zcache.errors import Imbalance
 from zcache.flat_array import FlatArray
+from zcache.page_table import BLOCK_ENTRIES
 from zcache.pageframes import State
-from zcache.pageframes.frames import FETCH_SLOTS, Queue
-from zcache.statistics import HELD_NOW
+from zcache.pageframes.frames import FETCH_SLOTS, PageFrames, Queue
+from zcache.snapshot import Snapshot, take_snapshot
 from zcache.store import Store
 from zcache.tmem import Kind
 
+#: Items between two rests, each about as long as the work on so many.
+PART_ITEMS: Final = 1024
+REST_SECONDS: Final = 0.001
+
+T = TypeVar("T")
+
 
 class _Found:
-    """What the walk finds of each frame: how many live zpages, and the entry of one of them."""
+    """What the walk finds of each frame: how many live zpages, and one of them as the bytes from `place & 0xFFFF` to
+    `place >> 16`."""
 
-    def __init__(self, frame_count: int, slot_count: int, below_count: int) -> None:
-        self._arrays = [
-            FlatArray("H", frame_count),
-            FlatArray("Q", frame_count),
-            FlatArray("B", frame_count),
-            FlatArray("B", slot_count),
-            FlatArray("B", below_count),
-        ]
-        for array in self._arrays:
-            with contextlib.suppress(OSError):  # a kernel that cannot: it is touched as it is used
-                array.populate(0, array.count)
-        self.live, self.entry, self.free_ids, self.slots, self.belows = (array.view for array in self._arrays)
+    def __init__(self, books: Snapshot) -> None:
+        frames = books.frames
+        self.live = FlatArray("H", frames.fresh_id).view
+        self.place = FlatArray("I", frames.fresh_id).view
+        self.free_ids = FlatArray("B", frames.fresh_id).view
+        self.slots = FlatArray("B", frames.slot_count).view
+        self.belows = FlatArray("B", len(books.used_below)).view
 
 
 def check(store: Store) -> dict[str, int]:
-    """Raises `Imbalance` with the first thing that is wrong; returns what was counted."""
-    frames = store.frames
-    # Frames that are taken between this line and the lock are few; the margin is checked below.
-    margin = frames.fresh_id + (1 << 12)
-    found = _Found(
-        min(margin, frames.frame_count + 1), frames.slot_count, store.tier.slot_count + 1 if store.tier else 1
-    )
-    with store.lock:
-        if frames.fresh_id > margin:
-            raise Imbalance("the store grew while the check was being prepared; check again")
-        counted = _walk_tables(store, found)
-        _compare("statistics", {name: getattr(store.statistics, name) for name in HELD_NOW}, counted)
-        _check_frames(store, found)
-        _check_queues(store)
-        store.allocator.check(found.live, found.entry)
+    """Raises `Imbalance` with the first thing that is wrong; returns what was counted. Raises `EnvironmentProblem` if
+    the store grew too fast to be copied."""
+    books = take_snapshot(store)
+    found = _Found(books)
+    counted = _walk_tables(books, found)
+    _compare("statistics", books.held_now, counted)
+    _check_frames(books, found)
+    _check_free(books, found)
+    _check_queues(books.frames)
+    books.allocator.check(found.live, found.place)
     return counted
 
 
@@ -63,100 +72,139 @@ def _compare(what: str, kept: object, found: object) -> None:
         raise Imbalance(f"{what}: the books say {kept}, the walk found {found}")
 
 
-def _walk_tables(store: Store, found: _Found) -> dict[str, int]:
+def _unhurried(items: Iterable[T], part: int = PART_ITEMS) -> Iterator[T]:
+    """The items, with rests between."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if not number % part:
+            time.sleep(REST_SECONDS)
+
+
+def _walk_tables(books: Snapshot, found: _Found) -> dict[str, int]:
     """What the statistics ought to say; fills `found`."""
-    counted: Counter[str] = Counter()
-    frames = store.frames
-    for thing in store.tmem.objects():
-        ephemeral = thing.kind is Kind.EPHEMERAL
-        for start, stop in thing.table.touched_runs(0, thing.page_count):
-            for entry in thing.table.entries[start:stop]:
-                if not entry:
-                    continue
-                if entry >= LOST:
-                    counted["lost_pages"] += 1
-                    continue
-                counted["stored_pages"] += 1
-                counted["ephemeral_pages"] += ephemeral
-                if entry >= SAME_FILLED:
-                    counted["same_filled_pages"] += 1
-                    continue
-                zpage = decode_zpage(entry)
-                if zpage.codec not in NAMES or not 0 < zpage.frame < frames.fresh_id:
-                    raise Imbalance(f"an entry names codec {zpage.codec} and frame {zpage.frame}")
-                counted["same_filled_pages"] += zpage.codec == WORD
-                counted["raw_pages"] += zpage.length == 4096
-                counted["compressed_bytes"] += zpage.length
-                counted["ephemeral_bytes"] += zpage.length * ephemeral
-                home = frames.home[zpage.frame]
-                if home and (frames.queue_of[home] == Queue.EPHEMERAL) != ephemeral:
-                    raise Imbalance(f"frame {zpage.frame} holds a page of the other kind of pool")
-                if zpage.offset + zpage.length > frames.frame_bytes:
-                    raise Imbalance(f"frame {zpage.frame}: a zpage overruns it")
-                if found.live[zpage.frame] and _overlap(found.entry[zpage.frame], entry):
-                    raise Imbalance(f"frame {zpage.frame}: zpages overlap")
-                found.live[zpage.frame] += 1
-                found.entry[zpage.frame] = entry
-    return {name: counted[name] for name in HELD_NOW}
+    counted = dict.fromkeys(books.held_now, 0)
+    for kind, blocks in books.tables:
+        for block in _unhurried(blocks, PART_ITEMS // BLOCK_ENTRIES):
+            kinds, raw, size_bytes = _walk_block(block.tolist(), kind, books.frames, found)
+            same_filled = kinds[SAME_FILLED >> CODEC_SHIFT] + kinds[(ZPAGE >> CODEC_SHIFT) + WORD]
+            stored = sum(kinds[ZPAGE >> CODEC_SHIFT : LOST >> CODEC_SHIFT])
+            counted["stored_pages"] += stored
+            counted["same_filled_pages"] += same_filled
+            counted["raw_pages"] += raw
+            counted["compressed_bytes"] += size_bytes
+            counted["lost_pages"] += kinds[LOST >> CODEC_SHIFT]
+            if kind is Kind.EPHEMERAL:
+                counted["ephemeral_pages"] += stored
+                counted["ephemeral_bytes"] += size_bytes
+    return counted
 
 
-def _overlap(one: int, other: int) -> bool:
-    first, second = decode_zpage(one), decode_zpage(other)
-    return first.offset < second.offset + second.length and second.offset < first.offset + first.length
+#: The top five bits of an entry, kind and codec, that there are.
+_KNOWN: Final = {
+    0,
+    SAME_FILLED >> CODEC_SHIFT,
+    LOST >> CODEC_SHIFT,
+    *((ZPAGE >> CODEC_SHIFT) + codec for codec in NAMES),
+}
 
 
-def _mark_each_once(what: str, marks: memoryview, numbers: Iterable[int]) -> None:
-    for number in numbers:
-        if marks[number]:
-            raise Imbalance(f"{what} {number} is there twice")
-        marks[number] = 1
+def _walk_block(entries: list[int], kind: Kind, frames: PageFrames, found: _Found) -> tuple[list[int], int, int]:
+    """How many entries of each kind and codec (their top five bits), raw pages, and bytes of zpages; fills `found`."""
+    kinds = [0] * 32
+    raw = size_bytes = 0
+    live, place = found.live, found.place
+    fresh_id, frame_bytes = frames.fresh_id, frames.frame_bytes
+    home, queue_of = frames.home, frames.queue_of
+    is_ephemeral = kind is Kind.EPHEMERAL
+    for entry in entries:
+        kinds[entry >> CODEC_SHIFT] += 1
+        if not ZPAGE <= entry < SAME_FILLED:
+            continue
+        frame = entry & FRAME_MASK
+        if not 0 < frame < fresh_id:
+            raise Imbalance(f"an entry names frame {frame}, which never was")
+        start = entry >> OFFSET_SHIFT & OFFSET_MASK
+        length = (entry >> LENGTH_SHIFT & LENGTH_MASK) + 1
+        stop = start + length
+        size_bytes += length
+        if length == PAGE_BYTES:
+            raw += 1
+        if (queue_of[home[frame]] == 1) is not is_ephemeral:  # Queue.EPHEMERAL; slot 0 is in none
+            raise Imbalance(f"frame {frame} holds a page of the other kind of pool")
+        if stop > frame_bytes:
+            raise Imbalance(f"frame {frame}: a zpage overruns it")
+        if live[frame]:
+            other = place[frame]
+            if start < other >> 16 and other & 0xFFFF < stop:
+                raise Imbalance(f"frame {frame}: zpages overlap")
+        live[frame] += 1
+        place[frame] = stop << 16 | start
+    unknown = [number for number, count in enumerate(kinds) if count and number not in _KNOWN]
+    if unknown:
+        raise Imbalance(f"an entry names kind {unknown[0] >> 3} and codec {unknown[0] & CODEC_MASK}")
+    return kinds, raw, size_bytes
 
 
-def _check_frames(store: Store, found: _Found) -> None:
-    frames, tier = store.frames, store.tier
-    states: Counter[int] = Counter()
-    resident = below_count = 0
-    for frame in range(1, frames.fresh_id):
-        state = State(frames.state[frame])
-        states[state] += 1
-        live, home, below = frames.live[frame], frames.home[frame], frames.below[frame]
+#: By state: whether such a frame is in RAM, and whether it is below.
+_IN_RAM: Final = tuple(state in (State.ACTIVE, State.DIRTY, State.WRITEBACK, State.CLEAN) for state in State)
+_BELOW: Final = tuple(state in (State.CLEAN, State.COLD) for state in State)
+_MAY_BE_EMPTY: Final = tuple(state in (State.FREE, State.WRITEBACK) for state in State)
+
+
+def _check_frames(books: Snapshot, found: _Found) -> None:
+    frames, used_below = books.frames, books.used_below
+    states, homes, belows, lives, frame_of = frames.state, frames.home, frames.below, frames.live, frames.frame_of
+    counts = [0] * len(State)
+    for frame in _unhurried(range(1, frames.fresh_id)):
+        state, live, home, below = states[frame], lives[frame], homes[frame], belows[frame]
+        counts[state] += 1
         if live != found.live[frame]:
             raise Imbalance(
-                f"frame {frame} ({state.name}): the books say {live} zpages, the walk found {found.live[frame]}"
+                f"frame {frame} ({State(state).name}): the books say {live} zpages, the walk found {found.live[frame]}"
             )
-        if not live and state not in (State.FREE, State.WRITEBACK):
-            raise Imbalance(f"frame {frame} is {state.name} with nothing alive in it")
-        in_ram = state in (State.ACTIVE, State.DIRTY, State.WRITEBACK, State.CLEAN)
-        if bool(home) != in_ram or bool(below) != (state in (State.CLEAN, State.COLD)):
-            raise Imbalance(f"frame {frame} is {state.name} with RAM slot {home} and slot {below} below")
+        if not live and not _MAY_BE_EMPTY[state]:
+            raise Imbalance(f"frame {frame} is {State(state).name} with nothing alive in it")
+        if (home != 0) is not _IN_RAM[state] or (below != 0) is not _BELOW[state]:
+            raise Imbalance(f"frame {frame} is {State(state).name} with RAM slot {home} and slot {below} below")
         if home:
-            resident += 1
-            _mark_each_once("RAM slot", found.slots, (home,))
-            if frames.frame_of[home] != frame:
-                raise Imbalance(f"RAM slot {home} is frame {frame}'s home, and says it is {frames.frame_of[home]}'s")
+            _mark(found.slots, home, "RAM slot")
+            if frame_of[home] != frame:
+                raise Imbalance(f"RAM slot {home} is frame {frame}'s home, and says it is {frame_of[home]}'s")
         if below:
-            below_count += 1
-            _mark_each_once("slot below", found.belows, (below,))
-            if not tier or not tier.is_used(below):
+            _mark(found.belows, below, "slot below")
+            if not used_below[below]:
                 raise Imbalance(f"frame {frame} is in slot {below} below, which is not in use")
-    _mark_each_once("free frame id", found.free_ids, frames.free_ids())
-    for frame in frames.free_ids():
+    _compare("free frame ids", frames.free_id_count, counts[State.FREE])
+    _compare("frames in flight", frames.in_flight, counts[State.WRITEBACK])
+    _compare("cold frames", frames.cold, counts[State.COLD])
+    _compare("resident frames", frames.resident, sum(counts) - counts[State.FREE] - counts[State.COLD])
+    if not frames.in_flight:  # those in flight have slots below already, which their frames do not name yet
+        _compare("slots in use below", books.used_below_count, counts[State.CLEAN] + counts[State.COLD])
+
+
+def _mark(marks: memoryview, number: int, what: str) -> None:
+    """Raises `Imbalance` at the second time."""
+    if marks[number]:
+        raise Imbalance(f"{what} {number} is there twice")
+    marks[number] = 1
+
+
+def _check_free(books: Snapshot, found: _Found) -> None:
+    """What waits to be handed out; the RAM slots in use are marked already."""
+    frames = books.frames
+    for frame in _unhurried(frames.free_ids()):
+        _mark(found.free_ids, frame, "free frame id")
         if frames.state[frame] != State.FREE:
             raise Imbalance(f"frame {frame} is on the free stack and {State(frames.state[frame]).name}")
-    _compare("free frame ids", frames.free_id_count, states[State.FREE])
-    _compare("frames in flight", frames.in_flight, states[State.WRITEBACK])
-    _compare("cold frames", frames.cold, states[State.COLD])
-    _compare("resident frames", frames.resident, resident)
-    _mark_each_once("RAM slot", found.slots, frames.free_slots())
-    _mark_each_once("RAM slot", found.slots, frames.fetch_slots())
+    for slot in _unhurried(frames.free_slots()):
+        _mark(found.slots, slot, "RAM slot")
+    for slot in frames.fetch_slots():
+        _mark(found.slots, slot, "RAM slot")
     if frames.fetch_slot_count == FETCH_SLOTS:  # none is being read into
-        _compare("RAM slots", frames.slot_count - 1, resident + frames.free_slot_count + FETCH_SLOTS)
-    if tier and not frames.in_flight:
-        _compare("slots in use below", tier.used_slots, below_count)
+        _compare("RAM slots", frames.slot_count - 1, bytes(found.slots).count(1))
 
 
-def _check_queues(store: Store) -> None:
-    frames = store.frames
+def _check_queues(frames: PageFrames) -> None:
     expected = {
         Queue.PERSISTENT: (State.ACTIVE, State.DIRTY),
         Queue.EPHEMERAL: (State.ACTIVE, State.DIRTY),
@@ -165,11 +213,13 @@ def _check_queues(store: Store) -> None:
     waiting = 0
     for queue, states in expected.items():
         length = 0
-        for slot in frames.slots_waiting(queue):
+        for slot in _unhurried(frames.slots_waiting(queue)):
             length += 1
             frame = frames.frame_of[slot]
             if frames.state[frame] not in states or frames.queue_of[slot] != queue or frames.home[frame] != slot:
                 raise Imbalance(f"frame {frame} ({State(frames.state[frame]).name}) waits in queue {queue.name}")
+            if length > frames.slot_count:
+                raise Imbalance(f"queue {queue.name} is a circle without an end")
         _compare(f"length of queue {queue.name}", frames.queue_length[queue], length)
         waiting += length
     _compare("frames in queues or in flight", frames.resident - frames.in_flight, waiting)

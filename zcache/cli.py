@@ -35,7 +35,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("status", "what it stores and how well"),
-        ("check", "walk the whole store, which serves nobody meanwhile (4 us a page): do its books balance?"),
+        ("check", "walk a copy of the store's books: do they balance?"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument(

@@ -2,8 +2,8 @@
 
 A thread of its own serves all connections at once and waits for none of them: each has deadlines, and a limit on what
 it may send; when there are too many, the oldest gives way. Nothing that a client does here can hold up a page, or
-another client, but by asking for a `check`, which is answered before anybody is served again. The store's lock is
-taken only for a snapshot.
+another client, but by asking for a `check`, which is answered before another client is. The store's lock is taken only
+for a snapshot.
 """
 
 import json

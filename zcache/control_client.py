@@ -10,7 +10,7 @@ from zcache.errors import EnvironmentProblem
 
 #: For our turn, and then for the answer.
 ASK_SECONDS: Final = 60
-#: The same for `check`: 150 million pages.
+#: The same for `check`: 150 million pages, on a host.
 CHECK_SECONDS: Final = 600
 
 

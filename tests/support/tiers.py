@@ -35,7 +35,7 @@ class MemoryTier(SlotMap):
             self.medium[first_slot] = bytes(self.frame_bytes)  # a torn write: undefined is allowed, old is not
             raise OSError(errno.EIO, "injected write error")
         for slot, frame in enumerate(frames, first_slot):
-            assert self.is_used(slot), f"write to slot {slot}, which is not reserved"
+            assert self.used_map()[slot], f"write to slot {slot}, which is not reserved"
             assert len(frame) == self.frame_bytes
             self.medium[slot] = bytes(frame)
         self.write_sizes.append(len(frames))
@@ -133,7 +133,7 @@ class FaultyTier(MemoryTier):
                 self.medium[slot] = bytes(frame)
             raise OSError(errno.ENOSPC if self._happens("no_space") else errno.EIO, "injected write error")
         for slot, frame in enumerate(frames, first_slot):
-            assert self.is_used(slot), f"write to slot {slot}, which is not reserved"
+            assert self.used_map()[slot], f"write to slot {slot}, which is not reserved"
             self._given[slot] = bytes(frame)
             if self._happens("stray_write"):
                 self.medium[self._rng.randint(1, self.slot_count)] = bytes(frame)

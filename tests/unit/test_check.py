@@ -2,15 +2,18 @@
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tests.support.pages import page_with_zpage_of, raw_page, same_filled_page
 from tests.support.stores import new_object, put, small_store
 from tests.support.tiers import MemoryTier
+from zcache import check as check_module
+from zcache import snapshot
 from zcache.check import check
 from zcache.entry import decode_zpage
-from zcache.errors import Imbalance
+from zcache.errors import EnvironmentProblem, Imbalance
 from zcache.pageframes import State
 from zcache.store import Store
 from zcache.tmem import Kind
@@ -142,3 +145,41 @@ def test_each_falsified_book_is_found(falsify: Callable[[Store], None]) -> None:
     falsify(store)
     with pytest.raises(Imbalance):
         check(store)
+
+
+def test_the_store_goes_on_while_it_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lock is free, and what it does meanwhile is not seen."""
+    store = busy_store()
+    device = store.tmem.objects()[0]
+    rng = random.Random(1)
+    walk = check_module._walk_tables
+
+    def walk_late(*books: Any) -> dict[str, int]:
+        assert not store.lock.locked()
+        put(store, device, 0, *(page_with_zpage_of(rng, 900) for _ in range(16)))
+        store.reclaimer.clean_some()
+        store.flush(device, 20, 12)
+        return walk(*books)
+
+    before = check(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(check_module, "_walk_tables", walk_late)
+        assert check(store) == before
+    assert check(store) != before
+
+
+def test_books_that_outgrow_their_copy_are_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = busy_store()
+    device = new_object(store, 8 << 9)
+    make = snapshot.Room.make
+
+    def make_late(room: snapshot.Room) -> None:
+        make(room)
+        for block in range(8):
+            put(store, device, block << 9, same_filled_page(7))
+
+    monkeypatch.setattr(snapshot, "MARGIN_BYTES", 0)
+    monkeypatch.setattr(snapshot.Room, "make", make_late)
+    with pytest.raises(EnvironmentProblem, match="ask again"):
+        check(store)
+    assert not store.lock.locked()

@@ -16,6 +16,7 @@ LAYERS = [
     ["zcache.reclaim", "zcache.partial_write"],
     ["zcache.fetch"],
     ["zcache.store"],
+    ["zcache.snapshot"],
     ["zcache.check", "zcache.status", "zcache.rebuild"],
     ["zcache.control", "zcache.control_client", "zcache.warm_up", "zcache.upkeep"],
     ["zcache.cli", "zcache.swap", "zcache.testvm", "zcache.bench", "nbd_plugin"],

@@ -15,7 +15,7 @@ The contract, which every allocator's contract suite runs (the caller holds the 
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from zcache.pageframes import State
+from zcache.pageframes import PageFrames, State
 
 __all__ = ["Allocator"]
 
@@ -50,10 +50,12 @@ class Allocator(Protocol):
         """Last, when frames are in their queues: those that are ACTIVE take zpages again. `beat` is called now and
         then."""
 
-    def check(self, live: memoryview, entry: memoryview) -> None:
-        """Compare own books with what was found by frame id: the number of live zpages, and the entry of one of them.
+    def copied_to(self, copied: Callable[[memoryview], memoryview], frames: PageFrames) -> "Allocator":
+        """A twin for `check`, over a twin of its frames: its books stay as they are now, each array `copied`."""
 
-        Raises `Imbalance`.
+    def check(self, live: memoryview, place: memoryview) -> None:
+        """Compare own books with what was found by frame id: the number of live zpages, and one of them, as the bytes
+        from `place & 0xFFFF` to `place >> 16`. Raises `Imbalance`.
         """
 
 

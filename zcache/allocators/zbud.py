@@ -17,12 +17,13 @@ has a bit for each non-empty list: the best fit is a mask and a `bit_length`. Co
 8 for the lists, 16 for the owners of ephemeral zpages (untouched, and so free, while there are none).
 """
 
+import copy
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from zcache.allocators import ReleaseBelow
-from zcache.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFFSET_SHIFT, PAGE_BYTES, decode_zpage
+from zcache.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFFSET_SHIFT, PAGE_BYTES
 from zcache.errors import Imbalance
 from zcache.flat_array import FlatArray
 from zcache.pageframes import PageFrames, State
@@ -195,7 +196,16 @@ class Zbud:
                 self._offer(slot)
         self._inherited = FlatArray("B", 1).view  # it was for this
 
-    def check(self, live: memoryview, entry: memoryview) -> None:
+    def copied_to(self, copied: Callable[[memoryview], memoryview], frames: PageFrames) -> "Zbud":
+        """See `Allocator.copied_to`."""
+        twin = copy.copy(self)
+        twin._frames = frames
+        for name in ("_left", "_right", "_after"):
+            setattr(twin, name, copied(memoryview(getattr(self, name))))
+        twin._filled_lists = list(self._filled_lists)
+        return twin
+
+    def check(self, live: memoryview, place: memoryview) -> None:
         """See `Allocator.check`."""
         frames = self._frames
         offered = 0
@@ -212,21 +222,20 @@ class Zbud:
                         raise Imbalance(f"zbud: frame {frame} is offered but not an ACTIVE one of kind {kind}")
                     if self._left[slot] + self._right[slot] != occupied:
                         raise Imbalance(f"zbud: frame {frame} is in the list of {occupied} occupied chunks")
+                    sizes = self._left[slot], self._right[slot]
+                    start, stop = place[frame] & 0xFFFF, place[frame] >> 16
+                    chunks = (stop - start + 63) >> CHUNK_SHIFT
+                    if live[frame] != 1 or sizes != ((0, chunks) if start else (chunks, 0)):
+                        raise Imbalance(f"zbud: frame {frame} has buddies of {sizes} chunks, its zpage {chunks}")
+                    if offered > frames.slot_count:
+                        raise Imbalance(f"zbud: list {occupied} of kind {kind} is a circle without an end")
                     slot = self._after[slot]
-        active = 0
-        for frame in range(1, frames.fresh_id):
-            if live[frame] > 2:
-                raise Imbalance(f"zbud: frame {frame} holds {live[frame]} zpages")
-            if frames.state[frame] == State.ACTIVE:
-                active += 1
-                zpage = decode_zpage(entry[frame])
-                slot = frames.home[frame]
-                sizes = self._left[slot], self._right[slot]
-                chunks = (zpage.length + 63) >> CHUNK_SHIFT
-                if live[frame] != 1 or sizes != ((0, chunks) if zpage.offset else (chunks, 0)):
-                    raise Imbalance(f"zbud: frame {frame} has buddies of {sizes} chunks, its zpage {chunks}")
+        active = bytes(frames.state[1 : frames.fresh_id]).count(State.ACTIVE)
         if active != offered:
             raise Imbalance(f"zbud: {active} frames are ACTIVE, {offered} are offered")
+        fullest = max(live)
+        if fullest > 2:
+            raise Imbalance(f"zbud: a frame holds {fullest} zpages")
 
     def _offer(self, slot: int) -> None:
         """Put a frame with one buddy at the front of the list that its occupied chunks name."""

@@ -21,6 +21,7 @@ Locking: every method and every array is protected by the store's lock, which th
 Cost: 23 bytes and its seal (4 or 16) a frame id ever used, 18 a RAM slot. Nothing is allocated after construction.
 """
 
+import copy
 import itertools
 import mmap
 from array import array
@@ -304,6 +305,25 @@ class PageFrames:
         while slot != head:
             yield slot
             slot = self.newer[slot]
+
+    def copied_to(self, copied: Callable[[memoryview], memoryview]) -> "PageFrames":
+        """A twin whose books stay as they are now, each array `copied` as far as it is in use (for `check`).
+
+        Frames' bytes, births and seals are not in it."""
+        twin = copy.copy(self)
+        del twin.ram, twin.ram_view, twin.birth, twin.seal
+        for names, count in (
+            (("state", "live", "home", "below"), self.fresh_id),
+            (("frame_of", "queue_of"), self.slot_count),
+            (("newer", "older"), self.slot_count + len(Queue)),
+            (("_free_ids",), self.free_id_count),
+            (("_free_slots",), self.free_slot_count),
+            (("_fetch_slots",), self.fetch_slot_count),
+        ):
+            for name in names:
+                setattr(twin, name, copied(memoryview(getattr(self, name))[:count]))
+        twin.queue_length = list(self.queue_length)
+        return twin
 
     def populate(self, beat: Callable[[], None]) -> None:
         """Fault in all RAM slots; raises `OSError` when there is not that much memory. `beat` is called on the way."""

@@ -40,8 +40,8 @@ class Tier(Protocol):
     def fault_ahead(self) -> None:
         """Populate the bookkeeping beyond what is in use; not for the I/O path."""
 
-    def is_used(self, slot: int) -> bool:
-        """Whether a slot is reserved (for `check`)."""
+    def used_map(self) -> memoryview:
+        """A byte for each slot: whether it is reserved (for `check`)."""
 
     def close(self) -> None:
         """Let go of the medium."""

@@ -72,6 +72,6 @@ class SlotMap:
             libc.populate_range((start + self._populated) & ~4095, (start + end + 4095) & ~4095, write=True)
             self._populated = end
 
-    def is_used(self, slot: int) -> bool:
-        """Whether a slot is reserved."""
-        return bool(self._used[slot])
+    def used_map(self) -> memoryview:
+        """A byte for each slot, from 0 on: 1 if it is reserved."""
+        return memoryview(self._used)
