@@ -1,6 +1,6 @@
 """The guest's half of test_swap_commands.py: scripts/swap-up and swap-down on a real kernel, in good and bad days.
 
-Runs as root in the test VM: the scenes that are named, or all (some 8 minutes under emulation):
+Runs as root in the test VM: the scenes that are named, or all (some 10 minutes under emulation):
 
     scripts/vm --memory 500M --disk 480M --timeout 1200 -- .venv/bin/python -m tests.vm.swap_commands
 
