@@ -16,7 +16,7 @@ from zcache import meminfo
 from zcache.codec import Codec, parse_codec
 from zcache.entry import FRAME_MASK, PAGE_BYTES
 from zcache.errors import BadInput
-from zcache.image import read_header
+from zcache.image import is_image, read_header
 from zcache.pageframes.frames import budget_of
 
 ALLOCATORS: Final = ("zbud",)
@@ -94,7 +94,7 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
             raise BadInput(f"{key}=: missing; give {KEYS[key]}")
 
     size_bytes = parse_size("size", given["size"])
-    image = _parse_descriptor("image", given.get("image"), stat.S_ISREG)
+    image = _parse_descriptor("image", given.get("image"), is_image)
     # The machine's RAM may have changed since the image was made (a balloon, hot plugging), and with it what 25% are.
     budget_bytes = _budget_of(image) if image is not None else None
     if budget_bytes is None:
@@ -125,7 +125,7 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
         force=_parse_choice("force", given.get("force", "no"), ("yes", "no")) == "yes",
         control=_parse_control(given.get("control")),
         image=image,
-        standby=_parse_descriptor("standby", given.get("standby"), stat.S_ISSOCK),
+        standby=_parse_descriptor("standby", given.get("standby"), _is_socket),
         hardening=_parse_choice("hardening", given.get("hardening", "warn"), HARDENING),
     )
 
@@ -199,11 +199,15 @@ def _parse_descriptor(key: str, text: str | None, is_kind: Callable[[int], bool]
         return None
     descriptor = int(text) if re.fullmatch("[0-9]{1,9}", text, re.ASCII) else -1
     try:
-        if descriptor > 2 and is_kind(os.fstat(descriptor).st_mode):
+        if descriptor > 2 and is_kind(descriptor):
             return descriptor
     except OSError:
         pass
     raise BadInput(f"{key}={text}: not a {KEYS[key].partition(';')[0]}; leave it to swap-up to give one")
+
+
+def _is_socket(descriptor: int) -> bool:
+    return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
 
 
 def _parse_control(text: str | None) -> Path | None:

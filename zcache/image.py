@@ -262,6 +262,11 @@ def check_header(fields: dict[str, Any], geometry: Geometry) -> None:
             )
 
 
+def is_image(descriptor: int) -> bool:
+    """Whether it is a memfd that cannot shrink; raises `OSError` if it is not even a file in memory."""
+    return bool(fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
+
+
 def new_descriptor() -> int:
     """An empty memfd that cannot shrink under those who have it mapped; inherited by nobody who is not given it."""
     descriptor = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

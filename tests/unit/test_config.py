@@ -2,6 +2,7 @@
 
 import os
 import random
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,16 @@ def test_defaults() -> None:
 def test_what_leaves_ram_is_encrypted_unless_asked_not_to(words: dict[str, str], encrypt: bool) -> None:
     config = parse_config([("size", "1G"), ("budget", "512M"), ("backing", "/b"), *words.items()])
     assert config.encrypt is encrypt
+
+
+@pytest.mark.parametrize("flags", [os.O_RDWR, os.O_WRONLY, os.O_PATH])
+def test_a_file_is_no_image(tmp_path: Path, flags: int) -> None:
+    """Whatever is in it, and however it was opened."""
+    (tmp_path / "file").write_text("something")
+    descriptor = os.open(tmp_path / "file", flags)
+    with pytest.raises(BadInput, match="not a descriptor of a memfd"):
+        parse_config([("size", "1M"), ("budget", "1M"), ("image", str(descriptor))])
+    os.close(descriptor)
 
 
 def test_serve_tells_options_from_parameters() -> None:
