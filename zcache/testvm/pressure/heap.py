@@ -1,7 +1,7 @@
 """Memory that is touched page by page at random, and verified: `heap.py MIB PROCESSES SECONDS REST_SECONDS`.
 
 Fills MIB of anonymous memory, divided among as many processes, with pages that compress to between a quarter and
-three quarters and are never same-filled; touches them for SECONDS, resting in between; every other touch also
+three quarters and are never same-filled; touches them for SECONDS or more, resting in between; every other touch also
 writes. The last line of its output is JSON: how many pages were touched, and the longest that one took. A page that is
 not what was last written to it ends everything with exit status 1 and a line that names it.
 """
@@ -35,9 +35,11 @@ class Heap:
             self._touch(number, write=True, read=False)
 
     def touch_at_random(self, seconds: float, rest_seconds: float) -> None:
+        """For so long, and until an eighth as many pages were touched as there are: a slow machine shall swap, too."""
         rng = random.Random(self._owner)
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        least = self.touches + len(self._writes) // 8
+        while time.monotonic() < deadline or self.touches < least:
             number = rng.randrange(len(self._writes))
             self._touch(number, write=rng.random() < 0.5, read=True)
             if rest_seconds:
