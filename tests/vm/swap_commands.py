@@ -22,6 +22,8 @@ from zcache.swap.state import StateFolder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = [Path("/proc/sys/vm/watermark_boost_factor"), Path("/proc/sys/vm/min_free_kbytes")]
+#: For what is to happen by itself: swap-up has taken more than a minute, under emulation on a slow machine.
+WAIT_SECONDS = 240
 HOG = (
     "import os, sys; held = [os.urandom(1 << 20) for _ in range(int(sys.argv[1]))]; print('held', flush=True); input()"
 )
@@ -78,7 +80,7 @@ def nothing_is_left(before: list[str], *folders: Path) -> None:
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.05)
