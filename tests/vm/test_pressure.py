@@ -17,4 +17,4 @@ def test_the_short_row_passes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     cells = json.loads((tmp_path / "pressure.json").read_text())["cells"]
     assert [(cell["load"], cell["verdict"]) for cell in cells] == [("heartbeat", "passed")]
-    assert "| 256 | self | heartbeat |" in (tmp_path / "pressure.md").read_text()
+    assert "| 384 | self | heartbeat |" in (tmp_path / "pressure.md").read_text()

@@ -13,19 +13,19 @@ def test_the_guest_swaps_to_a_server_inside_it(tmp_path: Path) -> None:
     disk, report_path = tmp_path / "disk", tmp_path / "share" / "report.json"
     report_path.parent.mkdir()
     with disk.open("wb") as file:
-        file.truncate(340 << 20)
+        file.truncate(500 << 20)
     config = VmConfig(
-        memory="400M",
+        memory="500M",
         disks=(disk,),
         share=report_path.parent,
         kernel_log=tmp_path / "kernel.log",
         timeout_seconds=480,
         hung_task_panic=True,
     )
-    command = [sys.executable, "-m", "zcache.testvm.swap_run", str(report_path), "size=384M", "budget=48M"]
+    command = [sys.executable, "-m", "zcache.testvm.swap_run", str(report_path), "size=512M", "budget=48M"]
     command += ["backing=/dev/disk/by-id/virtio-vmdisk0", "hardening=require", "--", "stress-ng", "--vm", "2"]
     # Filling takes the first half of the time, less where nothing else runs; pages come in after that.
-    command += ["--vm-bytes", "340M", "--timeout", "45s"]
+    command += ["--vm-bytes", "520M", "--timeout", "60s"]
     result = run_in_vm(config, [*command, "--vm-keep", "--vm-method", "rand-set", "--verify"])
     report = json.loads(report_path.read_text()) if report_path.exists() else None
     assert judge(result, report) == []

@@ -20,9 +20,9 @@ Traps that shaped it, each seen here:
   thread works for the disks. A CPU stood in the clearing of one page for 23 s ("soft lockup"). The longest touch
   of memory in a 384 MiB guest under `cache` of scripts/pressure: 15 s; with the TSC, which is the host's and the
   same for all CPUs, 8 s; without `erms` as well, 4 to 7 s in four runs; a boot is 3 s shorter.
-- Once in some hundred guests, both CPUs stood still at kmem_cache_alloc+0x5d, a jump that the kernel was patching:
-  the first control group turns the accounting of kernel memory on, and QEMU without KVM is no good at code that
-  another CPU changes. `cgroup.memory=nokmem` leaves that jump alone.
+- One guest stood still, both CPUs at one no-op in kmem_cache_alloc, before a test of __GFP_ACCOUNT: the place that
+  the kernel patches when the first control group turns the accounting of kernel memory on. QEMU without KVM seems
+  to be no good at code that another CPU changes. With `cgroup.memory=nokmem` that place is left alone.
 """
 
 import compileall

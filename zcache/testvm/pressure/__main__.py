@@ -45,7 +45,7 @@ FILES_SHARE: Final = 1.5
 #: 16 to 40 s were seen.
 BOOT_SECONDS: Final = 180
 #: For CI: one guest.
-SHORT: Final = {"memory": (256,), "attach": ("self",), "loads": ("heartbeat",), "seconds": 15}
+SHORT: Final = {"memory": (384,), "attach": ("self",), "loads": ("heartbeat",), "seconds": 15}
 
 
 def main() -> int:
