@@ -9,12 +9,13 @@ from typing import cast
 
 import pytest
 
-from zcache.swap import down, interruption, up
+from zcache.swap import area, down, interruption, up
 from zcache.swap.down import Teardown, is_live, take_down
 from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.handshake import Export
 from zcache.swap.interruption import Interrupted, Interruption
 from zcache.swap.nbd_device import NbdDevice
+from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.process import ProcessIdentity
 from zcache.swap.state import StateFolder, SwapState
 from zcache.swap.up import Buildup, Options, bring_up
@@ -335,7 +336,8 @@ def test_an_export_that_will_not_do(export: Export, words: str) -> None:
     [
         (Options(parameters=("size",)), "key=value"),
         (Options(priority=-1), "--priority"),
-        (Options(timeout_seconds=-1), "--timeout-seconds"),
+        (Options(timeout_seconds=0), "--timeout-seconds"),
+        (Options(dead_connection_seconds=29), "--dead-server-seconds"),
     ],
 )
 def test_options_are_checked_before_anything_is_done(options: Options, words: str) -> None:
@@ -370,3 +372,51 @@ def test_a_device_about_which_nothing_can_be_learnt_is_not_taken_for_one_that_is
     (tmp_path / "nbd0" / "pid").mkdir(parents=True)
     with pytest.raises(SwapError, match="cannot be read"):
         device.attached_by_pid()
+
+
+def test_how_soon_a_request_is_sent_again(tmp_path: Path) -> None:
+    timeout = tmp_path / "nbd3" / "queue" / "io_timeout"
+    NbdDevice("/dev/nbd3", tmp_path).resend_after(5)  # a sysfs that has no such file
+    timeout.parent.mkdir(parents=True)
+    timeout.write_text("30000")
+    NbdDevice("/dev/nbd3", tmp_path).resend_after(0)
+    assert timeout.read_text() == "30000"
+    NbdDevice("/dev/nbd3", tmp_path).resend_after(5)
+    assert timeout.read_text() == "5000"
+
+
+def test_a_device_that_sysfs_shows_under_another_pid_is_given_back(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a PID namespace: swap-down would take it for somebody else's, and end the server under the swap."""
+
+    def apart(_work: object, announce: Callable[[int], None]) -> str:
+        announce(42)
+        return DEVICE
+
+    detached: list[str] = []
+    machine = Buildup(Options(), folder, lambda _line: None)
+    monkeypatch.setattr(up, "apart", apart)
+    monkeypatch.setattr(NbdDevice, "attached_by_pid", lambda _self: 4242)
+    monkeypatch.setattr(machine, "detach", detached.append)
+    with pytest.raises(SwapError, match="PID namespace"):
+        machine.attach(lambda _pid: None)
+    assert detached == [DEVICE]
+    monkeypatch.setattr(NbdDevice, "attached_by_pid", lambda _self: 42)
+    assert machine.attach(lambda _pid: None) == DEVICE
+
+
+def test_down_tells_of_a_swap_whose_folder_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swaps = tmp_path / "swaps"
+    swaps.write_text(
+        "Filename\tType\tSize\tUsed\tPriority\n/dev/nbd1 partition 1024 0 100\n/dev/sda2 partition 1024 0 -2\n"
+    )
+    monkeypatch.setattr(down, "ProcSwaps", lambda: ProcSwaps(swaps))
+    said: list[str] = []
+    down.run(StateFolder(tmp_path / "absent"), said.append, interval_seconds=1)
+    assert said[0] == "nothing is up" and len(said) == 2 and "/dev/nbd1" in said[1]
+
+
+def test_tools_are_found_without_sbin_on_path() -> None:
+    assert area.with_sbin({"PATH": "/bin:/sbin", "LANG": "C"}) == {"PATH": "/bin:/sbin:/usr/sbin", "LANG": "C"}
+    assert area.with_sbin({})["PATH"].endswith(":/usr/sbin:/sbin")

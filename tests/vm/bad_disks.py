@@ -1,7 +1,7 @@
 """The guest's half of test_bad_disks.py: a server on disks that are really bad, by device-mapper, nbdkit's filters and
 a full file system.
 
-Runs as root in the test VM: the scenes that are named, or all (some 12 minutes under emulation):
+Runs as root in the test VM: the scenes that are named, or all (some 15 minutes under emulation):
 
     scripts/vm --memory 600M --disk 200M --disk 64M --timeout 1500 -- .venv/bin/python -m tests.vm.bad_disks
 
@@ -31,7 +31,7 @@ from zcache.backoff import LAST_REST_SECONDS, PATIENCE_SECONDS
 from zcache.cli import TROUBLES
 from zcache.control_client import ask
 from zcache.image import new_descriptor
-from zcache.swap.nbd_device import attach
+from zcache.swap.nbd_device import RESEND_SECONDS, attach
 from zcache.swap.state import StateFolder
 from zcache.swap.up import Options, swap_area
 
@@ -104,6 +104,11 @@ class Client:
             else:
                 assert got == self.bytes_of(seed), f"page {page} is wrong"
         return errors
+
+    def expected(self, page: int) -> bytes | None:
+        """What was written there last; None if that was refused."""
+        seed = self._model[page]
+        return None if seed is None else self.bytes_of(seed)
 
     def lost(self) -> list[int]:
         return [page for page, seed in self._model.items() if seed is None]
@@ -355,6 +360,42 @@ def slow_disk() -> None:
         client.is_whole()
 
 
+def hanging_disk() -> None:
+    """device-mapper's suspend: no transfer ends and none fails, for longer than the kernel would wait for a new server.
+    Its own client waits, for all of it; the connection is not given up, and everything is there when the disk is."""
+    with mapped_disk() as disk, serving(disk.path) as client:
+        client.write()
+        device = attach(client.server.socket, False, RESEND_SECONDS, dead_connection_seconds=30)
+        read: list[bytes] = []
+        reading = threading.Thread(target=lambda: read.extend(pages_of(Path(device.path), PAGES)))
+        try:
+            run("dmsetup", "suspend", "--nolockfs", "bad")
+            try:
+                reading.start()
+                time.sleep(45)
+                assert reading.is_alive() and "a transfer has been under way for" in client.reasons(), client.reasons()
+            finally:
+                run("dmsetup", "resume", "bad")
+            reading.join()
+        finally:
+            device.detach(timeout_seconds=10)
+        assert read == [client.expected(page) for page in range(PAGES)]
+        said = run("dmesg")
+        assert "Possible stuck request" in said, "the disk did not hang for long"
+        assert not [word for word in ("Dead connection", "Connection timed out", "I/O error") if word in said], said
+        client.is_whole()
+
+
+def pages_of(device: Path, count: int) -> Iterator[bytes]:
+    """One after the other, past the page cache."""
+    descriptor = os.open(device, os.O_RDONLY | os.O_DIRECT)
+    with mmap.mmap(-1, PAGE) as page:
+        for number in range(count):
+            os.preadv(descriptor, [page], number * PAGE)
+            yield bytes(page)
+    os.close(descriptor)
+
+
 def death_on_a_bad_disk() -> None:
     """A server is killed while its disk refuses writes: the next one over its image serves all the same."""
     image = new_descriptor()
@@ -526,6 +567,7 @@ SCENES = {
         frames_in_the_wrong_place,
         lost_writes,
         slow_disk,
+        hanging_disk,
         death_on_a_bad_disk,
         swap_on_a_disk_that_comes_and_goes,
     )

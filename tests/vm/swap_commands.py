@@ -107,8 +107,10 @@ def bad_parameters(before: list[str]) -> None:
 
 def interrupted_swap_ups(before: list[str]) -> None:
     """SIGINT at whatever it is doing then: nothing is left, or the swap is on and says so."""
+    backing = Path("/tmp/made-by-swap-up")
+    words = ("size=72M", "budget=64M", f"backing={backing}")
     for seconds in (0.5, 1.5, 2.5, 3.5, 5.0):
-        with subprocess.Popen(command("swap-up", "size=64M", "budget=64M"), stderr=subprocess.PIPE, text=True) as up:
+        with subprocess.Popen(command("swap-up", *words), stderr=subprocess.PIPE, text=True) as up:
             time.sleep(seconds)
             up.send_signal(signal.SIGINT)
             _, said = up.communicate(timeout=60)
@@ -117,7 +119,9 @@ def interrupted_swap_ups(before: list[str]) -> None:
         if StateFolder().state.exists():
             assert len(swap_areas()) == 1 and (up.returncode == 0 or "too late" in said), said
             run("swap-down")
+            backing.unlink()
         nothing_is_left(before)
+        assert not backing.exists(), said
 
 
 def killed_swap_ups(before: list[str]) -> None:

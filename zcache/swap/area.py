@@ -5,20 +5,31 @@ Memory is not yet short here, so programs are started freely.  Turning the area 
 swapoff.py.
 """
 
+import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from zcache.swap.error import SwapError
 from zcache.swap.proc_swaps import ProcSwaps, SwapEntry
 
 LABEL = "zcache"
+SBIN: Final = ("/usr/sbin", "/sbin")
 Runner = Callable[[Sequence[str]], None]
+
+
+def with_sbin(environment: Mapping[str, str]) -> dict[str, str]:
+    """With the folders on PATH that Debian's su and cron leave out."""
+    folders = environment.get("PATH", os.defpath).split(":")
+    return {**environment, "PATH": ":".join([*folders, *(sbin for sbin in SBIN if sbin not in folders)])}
 
 
 def run(command: Sequence[str]) -> None:
     """Run a tool to its end; when it fails, its own last line says why."""
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=with_sbin(os.environ)
+        )
     except FileNotFoundError as error:
         raise SwapError(f"{command[0]} is not installed or not on PATH") from error
     if done.returncode != 0:

@@ -130,9 +130,18 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
     return outcome
 
 
+def report_nothing(report: Report) -> None:
+    """But there may be a swap whose folder is another one, or was removed."""
+    report("nothing is up")
+    with contextlib.closing(ProcSwaps()) as swaps:
+        for entry in swaps.entries():
+            if entry.path.startswith("/dev/nbd"):
+                report(f"warning: the kernel swaps to {entry.path}: if it is zcache's, its state folder is another one")
+
+
 def run(folder: StateFolder, report: Report, interval_seconds: float) -> None:
     if not folder.path.is_dir():
-        report("nothing is up")
+        report_nothing(report)
         return
     waits: list[str] = []
 
@@ -148,7 +157,7 @@ def run(folder: StateFolder, report: Report, interval_seconds: float) -> None:
             # Only the lock's holder makes one, so nobody is about to.
             folder.refuse_if_used()
             folder.remove()
-            report("nothing is up")
+            report_nothing(report)
             return
         machine = Teardown(report, interval_seconds)
         try:
@@ -172,7 +181,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
 
     if not swapoff.lock_memory():
         report("warning: memory cannot be locked, so this may be slow when memory is short")
-    folder = StateFolder(Path(arguments[0]) if arguments else DEFAULT_FOLDER)
+    folder = StateFolder(Path(arguments[0]).resolve() if arguments else DEFAULT_FOLDER)
     if arguments and not folder.path.is_dir():
         print(f"swap-down: error: {folder.path} is not the state folder of any swap", file=sys.stderr)
         return 1

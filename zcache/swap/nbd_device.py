@@ -1,12 +1,16 @@
 """/dev/nbdN: attached to a server's connections, watched through sysfs, warmed up, detached.
 
-The two timeouts, after drivers/block/nbd.c of Linux 6.1, and why they are what they are:
+The timeouts, after drivers/block/nbd.c of Linux 6.1, and why they are what they are:
 
-  * A request's timeout (NBD_ATTR_TIMEOUT).  When it runs out, the kernel declares the request's *connection*
-    dead and sends the request again on the next one.  A server that died is noticed at once, for its socket
-    closes; but what it had not answered is sent again only when this timer fires, so this is how long a page
-    waits for nothing after a death, and it is short.  A server that is merely slow (a disk that takes seconds)
-    loses its connection and is given another one by the keeper, when it has done with what was under way.
+  * A request's timeout (NBD_ATTR_TIMEOUT) is 0.  With any other the kernel takes a late answer for a dead
+    connection; a disk below that hangs (and neither fails nor ends) would first cost the connection, which cannot
+    be had again while the request is under way, and then, after the dead connection's timeout, every page.  With 0
+    the kernel waits for as long as the server lives, as it does for a disk of its own.  (A server that hangs is
+    the keeper's affair: it is killed, and with it the connection.)
+  * The queue's timeout (queue/io_timeout in sysfs; the driver sets 30 s).  When it runs out, the kernel looks
+    whether the request's connection has been replaced since, and if so sends it again on the new one.  So this is
+    how long a page that a dead server had not answered waits for nothing, and it is short; if the connection is
+    the same, there is a line in the kernel's log ("Possible stuck request") and the timer starts again.
   * The dead connection's timeout (NBD_ATTR_DEAD_CONN_TIMEOUT).  With no live connection, requests wait this
     long for a new one before they fail.  Zero would turn the death of the server into I/O errors in
     that instant.
@@ -18,6 +22,7 @@ Queue settings are left as the driver has them, which is what swap wants: not ro
 allocates swap slots by clusters), no seek penalty, requests of 128 KiB at most.
 """
 
+import contextlib
 import mmap
 import os
 import time
@@ -27,8 +32,8 @@ from zcache.swap.error import SwapError
 
 BLOCK_SIZE_BYTES = 4096
 # A healthy server answers within 0.4 s.  What was under way at a server's death waits for as long as this.
-REQUEST_SECONDS = 5
-# Time for a supervisor, or a human at a console, to replace the server.  Not measured.
+RESEND_SECONDS = 5
+# Time for the keeper to replace the server, however long a new one takes to start.  Not measured.
 DEAD_CONNECTION_SECONDS = 300
 
 
@@ -57,6 +62,13 @@ class NbdDevice:
 
     def size_bytes(self) -> int:
         return (self._read("size") or 0) * 512
+
+    def resend_after(self, seconds: int) -> None:
+        """How long an unanswered request waits until it is sent again on a new connection, if there is one by then;
+        0: as the driver has it."""
+        if seconds:
+            with contextlib.suppress(OSError):  # sysfs cannot be written to (a container): 30 s, then
+                (self._sysfs / "queue/io_timeout").write_text(str(seconds * 1000))
 
     def _read(self, name: str) -> int | None:
         try:
@@ -109,7 +121,7 @@ class NbdDevice:
 def attach(
     socket: Path,
     discard: bool,
-    timeout_seconds: int,
+    resend_seconds: int,
     dead_connection_seconds: int = DEAD_CONNECTION_SECONDS,
 ) -> NbdDevice:
     """Shake hands with the server behind the socket and give the connection to the kernel."""
@@ -122,7 +134,9 @@ def attach(
             size_bytes=export.size_bytes // BLOCK_SIZE_BYTES * BLOCK_SIZE_BYTES,
             block_size_bytes=BLOCK_SIZE_BYTES,
             server_flags=export.flags,
-            timeout_seconds=timeout_seconds,
+            timeout_seconds=0,
             dead_connection_seconds=dead_connection_seconds,
         )
-        return NbdDevice.of_index(nbd_netlink.connect(request, socket_fd))
+        device = NbdDevice.of_index(nbd_netlink.connect(request, socket_fd))
+        device.resend_after(resend_seconds)
+        return device

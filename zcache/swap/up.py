@@ -34,7 +34,7 @@ class Options:
     parameters: tuple[str, ...] = ()
     priority: int = 100
     discard: bool = False
-    timeout_seconds: int = nbd_device.REQUEST_SECONDS
+    timeout_seconds: int = nbd_device.RESEND_SECONDS
     dead_connection_seconds: int = nbd_device.DEAD_CONNECTION_SECONDS
     # It locks and touches its whole pool and tests itself before it answers.
     start_seconds: float = 120.0
@@ -49,6 +49,7 @@ class Buildup:
         self._folder = folder
         self._report = report
         self._keeper: KeeperProcess | None = None
+        self._new_backing: Path | None = None  # that the server makes
 
     def load_driver(self) -> None:
         try:
@@ -58,6 +59,10 @@ class Buildup:
 
     def start_server(self, announce: Callable[[ProcessIdentity], None]) -> None:
         options = self._options
+        for parameter in options.parameters:
+            key, _, value = parameter.partition("=")
+            if key == "backing" and not os.path.lexists(value):
+                self._new_backing = Path(value)
         command = keeper_process.command(self._folder, options.parameters)
         self._keeper = KeeperProcess(command, self._folder.log, announce)
 
@@ -71,6 +76,8 @@ class Buildup:
         with contextlib.closing(Teardown(self._report)) as teardown:
             if teardown.stop_server(keeper, self._folder) == "stuck":
                 raise SwapError(f"the keeper (pid {keeper.pid}) does not end, not even by SIGKILL; see dmesg")
+        if self._new_backing:
+            self._new_backing.unlink(missing_ok=True)
 
     def attach(self, announce: Callable[[int], None]) -> str:
         """The device; `announce` is told beforehand the pid that sysfs will show for it while it is ours."""
@@ -83,7 +90,11 @@ class Buildup:
             announce(pid)
 
         try:
-            return apart(lambda: nbd_device.attach(self._folder.socket, options.discard, *seconds).path, announced)
+            path = apart(lambda: nbd_device.attach(self._folder.socket, options.discard, *seconds).path, announced)
+            if NbdDevice(path).attached_by_pid() != pids[-1]:  # by which swap-down knows it
+                self.detach(path)
+                raise SwapError(f"sysfs shows {path} under another pid: this does not work in a PID namespace")
+            return path
         except BaseException:  # it may have been ended between attaching and saying so
             for pid in pids:
                 device = NbdDevice.attached_by(pid)
@@ -221,12 +232,12 @@ def check(options: Options) -> None:
     keeper_process.check_parameters(options.parameters)
     if not 0 <= options.priority <= 32767:
         raise SwapError("--priority is 0 to 32767")
-    for name, seconds in (
-        ("--timeout-seconds", options.timeout_seconds),
-        ("--dead-server-seconds", options.dead_connection_seconds),
+    for name, seconds, least in (
+        ("--timeout-seconds", options.timeout_seconds, 1),
+        ("--dead-server-seconds", options.dead_connection_seconds, 30),  # or an upgrade would cost pages
     ):
-        if not 0 <= seconds <= 86400:
-            raise SwapError(f"{name} is 0 to 86400")
+        if not least <= seconds <= 86400:
+            raise SwapError(f"{name} is {least} to 86400")
     if os.geteuid() != 0:
         raise SwapError("only root can do this")
 
@@ -301,8 +312,8 @@ def parse(arguments: Sequence[str] | None) -> Options:
         timeout_seconds=chosen.timeout_seconds,
         dead_connection_seconds=chosen.dead_server_seconds,
         start_seconds=chosen.start_seconds,
-        # Absolute: the server starts in /.
-        folder=chosen.state_folder.absolute(),
+        # Absolute, for the server starts in /; and by one name only, which is that of processes' arguments.
+        folder=chosen.state_folder.resolve(),
     )
 
 

@@ -24,7 +24,8 @@ from zcache.testvm.disturbance import parse as parse_disturbance
 from zcache.testvm.signals import end_in_order
 from zcache.testvm.vm import run_in_vm
 
-LOST_CONNECTION: Final = re.compile(r"nbd\d+: (?:Connection timed out, retrying|Dead connection)")
+#: What it writes when a server has died: the last is how it looks whether to send again what that had not answered.
+LOST_CONNECTION: Final = re.compile(r"nbd\d+: (?:Dead connection|Possible stuck request)")
 
 #: What a kernel writes when swap, or the machine, is in trouble.
 TROUBLE: Final = re.compile(
