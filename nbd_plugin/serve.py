@@ -8,6 +8,7 @@
 - A small thread stack: nbdkit sets no stack size, so RLIMIT_STACK is what every thread gets.
 """
 
+import contextlib
 import os
 import resource
 import socket
@@ -64,7 +65,9 @@ def remove_dead_socket(options: list[str]) -> None:
             path = options[position + 1]
         elif name != "--unix":
             continue
-        if Path(path).is_socket():
+        with contextlib.suppress(OSError):  # a folder that we may not enter: nbdkit will say so
+            if not Path(path).is_socket():
+                continue
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 probe.setblocking(False)
                 try:

@@ -62,6 +62,7 @@ class Server:
         self._upkeep: list[Upkeep] = []
         self._hardening: Hardening | None = None
         self._signs: Signs | None = None
+        self._keeper_pid: int | None = None
         self._is_sharing = False  # its memory with its heir, page by page until it writes there
 
     def get_ready(self) -> None:
@@ -163,6 +164,7 @@ class Server:
                 self._hardening.lock_again()
                 try_seal(self._new_seal(os.urandom(SECRET_BYTES)))  # which the populating of the program leaves out
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # when the heir ends, nobody waits for it here
+        self._keeper_pid = os.getppid()  # of an heir, too, by now: the keeper is a subreaper
         self._backing = backing[0] if backing else None
         self._open()
         if self._tier and not self._is_successor:
@@ -193,9 +195,18 @@ class Server:
             upkeep.start()
         if self._control:
             holds = self._hardening.results if self._hardening else {}
-            self._control.start(store, lambda: gather_status(store, pages, holds))
+            number = self._signs.epoch if self._signs else 1
+            self._control.start(store, lambda: gather_status(store, pages, holds, number, self._troubles()))
         if self._signs:
             self._signs.begin_to_serve()
+
+    def _troubles(self) -> list[str]:
+        """What is wrong around the store."""
+        if self._keeper_pid in (None, os.getppid()):
+            return []
+        return [
+            "the keeper is gone: if this server ends, all that is swapped out is lost; swap-down soon, then swap-up"
+        ]
 
     def _fault_ahead(self) -> None:
         if self._is_sharing:

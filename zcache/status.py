@@ -3,6 +3,7 @@
 
 import gc
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from zcache import libc
@@ -15,9 +16,15 @@ from zcache.tmem import TmemObject
 __all__ = ["gather_objects", "gather_status"]
 
 
-def gather_status(store: Store, pages: TmemObject, protections: dict[str, bool]) -> dict[str, Any]:
-    """A snapshot; `protections` is the outcome of the self-check. The store's own figures are taken under its lock
-    and so agree with each other."""
+def gather_status(
+    store: Store,
+    pages: TmemObject,
+    protections: dict[str, bool],
+    server_number: int = 1,
+    troubles: Sequence[str] = (),
+) -> dict[str, Any]:
+    """A snapshot; `protections` is the outcome of the self-check, `troubles` what else is the matter. The store's own
+    figures are taken under its lock and so agree with each other."""
     frames, reclaimer, tier = store.frames, store.reclaimer, store.tier
     frame_bytes = frames.frame_bytes
     with store.lock:
@@ -36,7 +43,7 @@ def gather_status(store: Store, pages: TmemObject, protections: dict[str, bool])
             "backing_capacity_frames": tier.slot_count if tier else 0,
         }
         lost_pages = status["lost_pages"] - store.waiting_pages
-        reasons = store.health.reasons(frames, lost_pages, status["decode_errors"])
+        reasons = [*troubles, *store.health.reasons(frames, lost_pages, status["decode_errors"])]
     status["written_back_frames"] = status["reclaim_background"] + status["reclaim_sync"]
     zpages = status["stored_pages"] - status["same_filled_pages"]
     used_frames = status["resident_frames"] + status["cold_frames"]
@@ -59,6 +66,7 @@ def gather_status(store: Store, pages: TmemObject, protections: dict[str, bool])
         "rss_bytes": resident_bytes(),
         "locked_bytes": locked_bytes(),
         "pid": os.getpid(),
+        "server_number": server_number,
         "kept_threads": kept_threads(),
         "hardening": protections,
     }

@@ -205,6 +205,23 @@ def test_other_clients_do_not_keep_the_device_from_being_connected_again(keeper:
     other.pread(4096, 0)
 
 
+def test_the_device_is_given_its_own_server_whoever_has_taken_the_name(keeper: Keeper) -> None:
+    """As when somebody removes the state folder with the swap on, and another swap-up makes it anew."""
+    keeper.connect()
+    keeper.arm()
+    refused = "the kernel did not take the new connection"
+    keeper.until(lambda: keeper.log().count(refused) == 1)
+    keeper.folder.socket.rename(keeper.folder.path / "removed")
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(keeper.folder.socket))
+        other.listen()
+        other.setblocking(False)
+        os.kill(keeper.server_pid(), signal.SIGKILL)
+        keeper.until(lambda: keeper.log().count(refused) == 2)  # so it has shaken hands
+        with pytest.raises(BlockingIOError):
+            other.accept()
+
+
 def test_twenty_deaths_in_a_row(keeper: Keeper) -> None:
     """Each server dies as soon as it has answered: its heir is there before it needs memory, or time, to start."""
     client = keeper.connect()
@@ -490,8 +507,13 @@ def test_what_a_killed_keeper_leaves_ends_with_the_server(tmp_path: Path) -> Non
     keeper = Keeper(tmp_path / "state")
     keeper.arm()
     assert len(servers_of(keeper.folder)) == 2
+    assert ask(keeper.folder.control, "status")["state"] == "ok"
     keeper.process.kill()
     keeper.process.wait()
+    status = ask(keeper.folder.control, "status")
+    assert status["state"] == "degraded" and "the keeper is gone" in status["reasons"][0], status
+    with pytest.raises(SwapError, match=r"the keeper .* is gone"):
+        upgrade_module.upgrade(keeper.folder, lambda _line: None)
     pid = keeper.server_pid()
     keeper.until(lambda: servers_of(keeper.folder) == [str(pid)])
     children = Path(f"/proc/{pid}/task/{pid}/children")

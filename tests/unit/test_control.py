@@ -1,9 +1,11 @@
 """The control socket: whatever a client does, the next one is answered."""
 
 import contextlib
+import errno
 import json
 import select
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -255,3 +257,22 @@ def test_the_table_shows_every_figure_whole(
     cli._print_status(status)
     said = capsys.readouterr().out
     assert "\N{HORIZONTAL ELLIPSIS}" not in said and "115.0G" in said
+
+
+def test_a_folder_that_one_may_not_enter_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root may enter any: so it is played."""
+
+    def refuse(_socket: socket.socket, _path: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    def refuse_to_look(_path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket, "socket", type("Refused", (socket.socket,), {"connect": refuse}))
+    monkeypatch.setattr(Path, "exists", refuse_to_look)
+    monkeypatch.setattr(sys, "argv", ["zcache", "status"])
+    assert cli.main() == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "run this as root" in said

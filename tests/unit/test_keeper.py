@@ -54,7 +54,7 @@ class Looked:
     def __init__(self, folder: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: list[str] = []
         monkeypatch.setattr(keeper_module, "_say", self.said.append)
-        self.keeper = Keeper(StateFolder(folder), [], 2)
+        self.keeper = Keeper(StateFolder(folder), folder / "nbd.sock", [], 2)
         self.keeper._reconnection = object()  # type: ignore[assignment]
         monkeypatch.setattr(self.keeper, "_serves", lambda: True)
         self.turns(2)

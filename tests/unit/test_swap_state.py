@@ -128,10 +128,12 @@ def test_what_lies_in_a_folder_without_a_state_is_left_alone(folder: StateFolder
 
 
 def test_what_a_swap_up_leaves_that_was_killed_at_once(folder: StateFolder) -> None:
-    """It had an empty log, and no state yet."""
+    """It had an empty log, and no state yet, or was about to write the first."""
     folder.log.touch()
+    folder.state.with_suffix(".part").write_text("{")
     up.refuse_if_up(folder, lambda _line: None)
     folder.log.touch()
+    folder.state.with_suffix(".part").touch()
     down.run(folder, lambda _line: None, interval_seconds=1)
     assert not folder.path.exists()
 

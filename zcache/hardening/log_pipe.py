@@ -6,7 +6,7 @@ that is stopped, a tmpfs file whose page is out on the very device that we serve
 descriptor 2 becomes a non-blocking pipe with room for one page: once its page has been used, the kernel keeps it with
 the pipe, so writing needs no memory. What does not fit is dropped; a message is worth less than the machine. A thread
 passes on what arrives to the original stderr, and may block there as it likes. If that is a regular file, it is let
-grow to 1 MiB: a disk that fails all day must not fill memory with complaints, the counters have them.
+grow to a size: a disk that fails all day must not fill memory with complaints, the counters have them.
 """
 
 import contextlib
@@ -25,7 +25,8 @@ MAX_FILE_BYTES: Final = 1 << 20
 class LogPipe:
     """Takes file descriptor 2 over; `close` gives it back after passing on what is left."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+        self._max_file_bytes = max_file_bytes
         self._original = os.dup(2)
         self._reader = _divert()
         self._thread = threading.Thread(target=self._pass_on, daemon=True)
@@ -51,7 +52,7 @@ class LogPipe:
         while message := os.read(self._reader, PIPE_BYTES):
             with contextlib.suppress(OSError):  # nobody listens: that is theirs to decide
                 output = os.fstat(self._original)
-                if not stat.S_ISREG(output.st_mode) or output.st_size < MAX_FILE_BYTES:
+                if not stat.S_ISREG(output.st_mode) or output.st_size < self._max_file_bytes:
                     os.write(self._original, message)
 
 

@@ -74,7 +74,7 @@ def drop_what_the_start_left() -> None:
     """Let go of those pages of the objects to be dropped that are as they are in their files."""
     span, is_dropped = "", False
     for line in Path("/proc/self/smaps").read_text().splitlines():
-        head, *rest = line.split()
+        head, *rest = line.split(maxsplit=5)
         if not head.endswith(":"):  # START-STOP ACCESS OFFSET DEVICE INODE PATH
             span = head
             is_dropped = len(rest) > 4 and _file_name(rest[4]).startswith(DROPPED_OBJECTS)
@@ -91,7 +91,7 @@ def _mappings() -> Iterator[tuple[int, int, bool]]:
     """Start, end and whether it can be written, of each mapping of the objects."""
     followed = 0  # the end of the last mapping of an object, where its .bss would begin
     for line in Path("/proc/self/maps").read_text().splitlines():
-        span, access, _, _, _, *path = line.split()
+        span, access, _, _, _, *path = line.split(maxsplit=5)
         start, stop = (int(end, 16) for end in span.split("-"))
         of_object = bool(path) and _file_name(path[0]).startswith(OBJECTS)
         is_bss = not path and start == followed and stop - start <= MAX_BSS_BYTES

@@ -46,10 +46,16 @@ class Hardening:
     than `only` has those alone.
     """
 
-    def __init__(self, without: Collection[str] = (), only: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        without: Collection[str] = (),
+        only: Collection[str] = (),
+        log_bytes: int = log_pipe.MAX_FILE_BYTES,
+    ) -> None:
         self.results: dict[str, bool] = {}  # name to whether it holds, once `self_check` has run
         self._privileges = ""  # what became of them
         self._log_pipe: log_pipe.LogPipe | None = None
+        self._log_bytes = log_bytes
         self._without = without
         self._protections = [
             Protection("io_flusher", "needs CAP_SYS_RESOURCE", _set_io_flusher, _is_io_flusher),
@@ -148,7 +154,7 @@ class Hardening:
             self._log_pipe.close()
 
     def _divert_stderr(self) -> None:
-        self._log_pipe = log_pipe.LogPipe()
+        self._log_pipe = log_pipe.LogPipe(self._log_bytes)
 
 
 def locked_bytes() -> int:

@@ -21,7 +21,6 @@ import contextlib
 import os
 import select
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ from zcache.swap.error import SwapError
 from zcache.swap.locked_image import LockedImage
 from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.reconnection import Reconnection, ServerNotThereError
-from zcache.swap.server_process import LISTEN_DESCRIPTOR, ServerProcess
+from zcache.swap.server_process import ServerProcess, listen
 from zcache.swap.state import StateFolder
 
 #: What it needs of what the server needs: it serves no requests, so its heap and code may fault.
@@ -62,11 +61,16 @@ STANDBY_SECONDS: Final = 150.0
 HEARTBEAT_SECONDS: Final = 60.0
 
 
+#: It goes on where servers' messages end (`log_pipe.MAX_FILE_BYTES`): its own are few, and say what became of them.
+LOG_BYTES: Final = 2 << 20
+
+
 class Keeper:
     """The loop: lock, watch, replace, reconnect. `errors` is where servers write their messages."""
 
-    def __init__(self, folder: StateFolder, parameters: Sequence[str], errors: int) -> None:
+    def __init__(self, folder: StateFolder, socket: Path, parameters: Sequence[str], errors: int) -> None:
         self._folder = folder
+        self._socket = socket
         self._parameters = [f"control={folder.control}", *parameters]
         self._errors = errors
         self._image = LockedImage()
@@ -189,7 +193,7 @@ class Keeper:
         if self._reconnection is None and self._folder.reconnection.exists():
             state = self._folder.load()
             self._device = state.device if state else None
-            self._reconnection = Reconnection(self._folder.reconnection.read_bytes(), self._folder.socket)
+            self._reconnection = Reconnection(self._folder.reconnection.read_bytes(), self._socket)
 
     def _start(self) -> ServerProcess:
         return ServerProcess.start(self._parameters, self._image.descriptor, self._errors)
@@ -260,7 +264,10 @@ class Keeper:
             if self._standby:
                 self._standby.discard()
         elif self._standby:
-            _say("error: the standby was started from disk, too: there would be no way back to the server's code")
+            _say(
+                "error: the standby was started from disk, too: there would be no way back to the server's code; "
+                "swap-down and swap-up make new ones of both"
+            )
             self._give_up_replacement()
             return
         else:  # one is on its way
@@ -273,8 +280,7 @@ class Keeper:
 
     def _is_needed(self) -> bool:
         """Whether the kernel swaps to the device, or swap-up is about to have it do so: it has armed us."""
-        is_swapping = self._device and self._swaps.find(self._device)
-        if not (is_swapping or (self._reconnection and self._folder.reconnection.exists())):
+        if not self._is_armed_still():
             return False
         _say(f"not ending: the kernel swaps to {self._device}, or will; take that off first (swap-down)")
         return True
@@ -287,8 +293,13 @@ class Keeper:
         are not counted (`image.DEVICE_EXPORT`).
         """
         signs = self._image.signs
-        # swap-down takes the message away before it detaches the device
-        return bool(signs and not signs.connections and self._reconnection and self._folder.reconnection.exists())
+        return bool(signs and not signs.connections and self._is_armed_still())
+
+    def _is_armed_still(self) -> bool:
+        """swap-down takes the message away before it detaches the device; a folder that somebody has removed with the
+        swap on says nothing."""
+        is_swapping = self._device and self._swaps.find(self._device)
+        return bool(self._reconnection and (is_swapping or self._folder.reconnection.exists()))
 
     def _replace(self) -> None:
         """The server has ended: the standby takes its place, as soon as it is ready."""
@@ -366,33 +377,25 @@ def _say(line: str) -> None:
     say(f"zcache keeper: {line}")
 
 
-def listen(path: Path) -> None:
-    """Listen on `path` (mode 0600) at the descriptor that servers inherit."""
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)
-    listener.bind(str(path))
-    os.umask(mask)
-    listener.listen()
-    if listener.fileno() != LISTEN_DESCRIPTOR:
-        os.dup2(listener.fileno(), LISTEN_DESCRIPTOR)
-        listener.close()
-    else:
-        listener.detach()
-
-
 def main(words: Sequence[str]) -> int:
     """`FOLDER key=value…`: returns when SIGTERM has ended both."""
     folder = StateFolder(Path(words[0]))
-    listen(folder.socket)
+    own_socket = listen(folder.socket)
     problem = cgroup.enter_swapless(folder.cgroup)
+    is_required = "hardening=require" in words
+    if problem and is_required:
+        _say(f"error: hardening=require: a server that starts late may be swapped out, to itself: {problem}")
+        return 1
     errors = os.dup(2)  # the server's; ours goes through a pipe that cannot block
     libc.forbid_core_dumps()
     libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
-    hardening = Hardening(only=PROTECTIONS)
+    hardening = Hardening(only=PROTECTIONS, log_bytes=LOG_BYTES)
     hardening.apply()
-    hardening.self_check()
-    keeper = Keeper(folder, words[1:], errors)
+    if not hardening.self_check() and is_required:
+        hardening.close()
+        _say(f"error: hardening=require: {hardening.verdict()}")
+        return 1
+    keeper = Keeper(folder, own_socket, words[1:], errors)
     hardening.start()
     _say(hardening.verdict())
     if problem:

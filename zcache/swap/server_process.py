@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from zcache.swap import process
@@ -171,3 +172,20 @@ class ServerProcess:
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
+
+
+def listen(path: Path) -> Path:
+    """Listen on `path` (mode 0600) at the descriptor that servers inherit. Returns a name under which it can be
+    connected to whatever becomes of `path`: that may be another swap's by then."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    listener.bind(str(path))
+    os.umask(mask)
+    listener.listen()
+    if listener.fileno() != LISTEN_DESCRIPTOR:
+        os.dup2(listener.fileno(), LISTEN_DESCRIPTOR)
+        listener.close()
+    else:
+        listener.detach()
+    return Path(f"/proc/self/fd/{os.open(path, os.O_PATH | os.O_CLOEXEC)}")

@@ -115,7 +115,8 @@ class StateFolder:
         """In a folder without a state, files of these names are somebody else's, or those of a swap that is on and has
         lost its state."""
         for path in self._files():
-            if path.exists() and not (path == self.log and not path.stat().st_size):  # which precedes the state
+            # What precedes the first state: a swap-up that was killed then has left it, and nothing else.
+            if path.exists() and not (path.suffix == ".part" or (path == self.log and not path.stat().st_size)):
                 raise SwapError(
                     f"{path} is there, but no {self.state.name}: give another folder, or look at /proc/swaps"
                 )

@@ -21,6 +21,8 @@ from zcache.swap.keeper_process import error_lines
 from zcache.swap.process import ProcessIdentity
 from zcache.swap.state import DEFAULT_FOLDER, StateFolder
 
+KEEPER_GONE: Final = "run swap-down soon, while the server lives, and then swap-up"
+
 #: The new server's start with memory short, the old one's end (30 s at most), the new one's turn.
 REPLACE_SECONDS: Final = 300.0
 
@@ -28,8 +30,12 @@ REPLACE_SECONDS: Final = 300.0
 def upgrade(folder: StateFolder, report: Callable[[str], None] = print) -> float:
     """Replace the server; how many seconds it took. Raises `SwapError`, and then says whether the old one goes on."""
     state = folder.load()
-    if state is None or not process.is_running(state.keeper):
+    if state is None:
         raise SwapError(f"no swap is up in {folder.path}")
+    if not process.is_running(state.keeper):
+        raise SwapError(
+            f"the keeper (pid {state.keeper.pid}) is gone, and nobody can replace the server: {KEEPER_GONE}"
+        )
     if not folder.armed.exists():
         raise SwapError("swap-up has not come to its end; try again when it has")
     descriptor = open_image(state.keeper)
@@ -71,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 replaced, 1 not and a line says why, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="swap-upgrade", description="Replace a running zcache server by this code.")
     parser.add_argument("folder", nargs="?", type=Path, default=DEFAULT_FOLDER, help="state folder (%(default)s)")
-    folder = StateFolder(parser.parse_args(arguments).folder)
+    folder = StateFolder(parser.parse_args(arguments).folder.resolve())
     try:
         if os.geteuid() != 0:
             raise SwapError("only root can do this")
