@@ -47,7 +47,7 @@ def main() -> int:
         answer = ask(arguments.control, arguments.command)
     except ZcacheError as error:
         print(f"zcache: {error}", file=sys.stderr)
-        if not arguments.control.exists():
+        if not _may_be_there(arguments.control):
             print("zcache: scripts/swap-up turns a swap on; scripts/serve … control=PATH serves one", file=sys.stderr)
         return 2
     if arguments.json:
@@ -59,6 +59,13 @@ def main() -> int:
     else:
         print(f"NOT balanced: {answer['imbalance']}")
     return 0 if answer.get("balanced", True) else 1
+
+
+def _may_be_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a folder that only its owner may enter
+        return True
 
 
 def _print_status(status: dict[str, Any]) -> None:
@@ -87,6 +94,8 @@ def _print_status(status: dict[str, Any]) -> None:
     table.add_row(*map(str, columns.values()))
     Console(width=TABLE_COLUMNS).print(table)  # no figure is ever cut short: a narrow terminal folds the line
     lines = [f"state: {status['state'].upper()}", *(f"  {reason}" for reason in status["reasons"])]
+    if status["server_number"] > 1:
+        lines.append(f"server number {status['server_number']} of this swap; what it counts, it counts from its start")
     troubles = [f"{status[name]} {name.replace('_', ' ')}" for name in TROUBLES if status[name]]
     if troubles:
         lines.append("since the start: " + ", ".join(troubles))
