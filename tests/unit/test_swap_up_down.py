@@ -43,6 +43,7 @@ class FakeMachine:
         self.calls: list[str] = []
         self.failing, self.error = failing, error or SwapError("no such luck")
         self.running = self.attached = self.swapping = self.sysctls_held = False
+        self.has_orphan = False  # a server without a keeper
 
     def _do(self, step: str) -> None:
         self.calls.append(step)
@@ -102,6 +103,12 @@ class FakeMachine:
 
     def device_of(self, attached_by_pid: int) -> str | None:
         return DEVICE if self.attached and attached_by_pid == ATTACHED_BY_PID else None
+
+    def has_server(self, _folder: StateFolder) -> bool:
+        return self.has_orphan
+
+    def fail_requests(self, _device: str) -> None:
+        self._do("fail_requests")
 
     def swap_off(self, _device: str) -> None:
         self._do("swap_off")
@@ -275,6 +282,15 @@ def test_down_does_not_believe_swapoff_but_the_kernel(folder: StateFolder) -> No
     with pytest.raises(StillSwappingError):
         machine.take_down(state, folder)
     assert machine.running
+
+
+@pytest.mark.parametrize("has_orphan", [True, False])
+def test_down_gives_up_requests_only_if_nobody_will_ever_answer_them(folder: StateFolder, has_orphan: bool) -> None:
+    machine, state = up_machine(folder, "")
+    machine.running, machine.has_orphan = False, has_orphan
+    machine.take_down(state, folder)
+    steps = ["swap_off", "put_back_sysctls", "detach", "stop_server"]
+    assert machine.calls[len(STEPS) :] == (steps if has_orphan else ["fail_requests", *steps])
 
 
 def test_down_leaves_a_device_that_someone_else_attached(folder: StateFolder) -> None:

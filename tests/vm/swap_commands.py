@@ -158,6 +158,22 @@ def dead_server(before: list[str]) -> None:
     nothing_is_left(before)
 
 
+def dead_with_pages_out(before: list[str]) -> None:
+    """The keeper and the server have died: what was out is lost, and the swap comes off all the same, at once."""
+    run("swap-up", "size=256M", "budget=64M", "backing=/dev/disk/by-id/virtio-vmdisk0")
+    arguments = [sys.executable, "-c", HOG, str(memory_mib() - 100)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as hog:
+        assert hog.stdout and hog.stdout.readline() == b"held\n"
+        state, server = StateFolder().load(), serving()
+        assert state and ask(StateFolder().control, "status")["stored_pages"] > 1000
+        os.kill(state.keeper.pid, signal.SIGKILL)
+        os.kill(server, signal.SIGKILL)
+        wait_until(lambda: not servers(), "the server does not die")
+        assert "is lost" in run("swap-down")
+        hog.kill()
+    nothing_is_left(before)
+
+
 def too_little_memory_to_swap_off(before: list[str]) -> None:
     """swap-down waits for memory; interrupted, it leaves everything as it was; once there is memory, it goes on."""
     run("swap-up", "size=512M", "budget=48M", "backing=/dev/disk/by-id/virtio-vmdisk0", "hardening=require")
@@ -198,6 +214,7 @@ SCENES = {
     for scene in (
         two_areas_at_once,
         dead_server,
+        dead_with_pages_out,
         too_little_memory_to_swap_off,
         bad_parameters,
         interrupted_swap_ups,

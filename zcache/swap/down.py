@@ -38,6 +38,7 @@ class Teardown:
         self._report = report
         self._interval_seconds = interval_seconds
         self._swaps = ProcSwaps()
+        self._is_given_up = False
 
     def is_swapping(self, device: str) -> bool:
         return self._swaps.find(device) is not None
@@ -50,7 +51,7 @@ class Teardown:
 
         progress()
         reported_mib = 0
-        while short_kib := room.shortage_kib(device, self._swaps.entries()):
+        while not self._is_given_up and (short_kib := room.shortage_kib(device, self._swaps.entries())):
             short_mib = (short_kib + 1023) // 1024
             if short_mib != reported_mib:
                 self._report(f"{device}: waiting for {short_mib} MiB more memory to take its pages back: end programs")
@@ -73,6 +74,13 @@ class Teardown:
 
     def is_running(self, server: process.ProcessIdentity) -> bool:
         return process.is_running(server)
+
+    def has_server(self, folder: StateFolder) -> bool:
+        return any(process.having_argument(f"control={folder.control}"))
+
+    def fail_requests(self, device: str) -> None:
+        NbdDevice(device).fail_requests()
+        self._is_given_up = True  # what is lost needs no memory
 
     def stop_server(self, keeper: process.ProcessIdentity, folder: StateFolder) -> str:
         """By its keeper; and if that has gone before it, by itself. Their control group goes with them."""
@@ -112,7 +120,10 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
     device = our_device(state, machine)
     if device is not None and machine.is_swapping(device):
         if not machine.is_running(state.keeper):
-            report(f"warning: the keeper (pid {state.keeper.pid}) is gone: if the server is, too, its pages are lost")
+            report(f"warning: the keeper (pid {state.keeper.pid}) is gone")
+            if not machine.has_server(folder):
+                report(f"warning: so is its server, and what was swapped out to {device} is lost")
+                machine.fail_requests(device)
         machine.swap_off(device)
         if machine.is_swapping(device):
             raise StillSwappingError(f"swapoff reported success, but {device} is still in /proc/swaps")
