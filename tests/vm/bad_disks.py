@@ -363,6 +363,7 @@ def slow_disk() -> None:
 def hanging_disk() -> None:
     """device-mapper's suspend: no transfer ends and none fails, for longer than the kernel would wait for a new server.
     Its own client waits, for all of it; the connection is not given up, and everything is there when the disk is."""
+    run("modprobe", "nbd")
     with mapped_disk() as disk, serving(disk.path) as client:
         client.write()
         device = attach(client.server.socket, False, RESEND_SECONDS, dead_connection_seconds=30)
