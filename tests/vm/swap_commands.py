@@ -19,6 +19,7 @@ from pathlib import Path
 from zcache.control_client import ask
 from zcache.swap.keeper_process import is_answering
 from zcache.swap.state import StateFolder
+from zcache.swap.swapoff import lock_memory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = [Path("/proc/sys/vm/watermark_boost_factor"), Path("/proc/sys/vm/min_free_kbytes")]
@@ -159,7 +160,9 @@ def dead_server(before: list[str]) -> None:
 
 
 def dead_with_pages_out(before: list[str]) -> None:
-    """The keeper and the server have died: what was out is lost, and the swap comes off all the same, at once."""
+    """The keeper and the server have died: what was out is lost, and the swap comes off all the same, at once. Whoever
+    does that must not be out itself."""
+    assert lock_memory()
     run("swap-up", "size=256M", "budget=64M", "backing=/dev/disk/by-id/virtio-vmdisk0")
     arguments = [sys.executable, "-c", HOG, str(memory_mib() - 100)]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as hog:
