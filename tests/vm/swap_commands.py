@@ -18,6 +18,7 @@ from pathlib import Path
 
 from zcache.control_client import ask
 from zcache.swap.keeper_process import is_answering
+from zcache.swap.process import identify
 from zcache.swap.state import StateFolder
 from zcache.swap.swapoff import lock_memory
 
@@ -55,7 +56,8 @@ def servers() -> list[int]:
     found = []
     for comm in Path("/proc").glob("[0-9]*/comm"):
         try:
-            if comm.read_text() == "nbdkit\n":
+            # A zombie has ended: init, which has to collect it, may wait for swap itself.
+            if comm.read_text() == "nbdkit\n" and identify(int(comm.parent.name)):
                 found.append(int(comm.parent.name))
         except OSError:
             continue  # it ended while we looked
