@@ -141,6 +141,9 @@ def parse_size(key: str, text: str) -> int:
         raise BadInput(
             f"{key}={text}: must be more than zero; give {KEYS.get(key, 'bytes with a suffix such as 512M')}"
         )
+    if size_bytes < PAGE_BYTES:
+        units = f"{text.strip()}M" if match[2] is None else "512M"
+        raise BadInput(f"{key}={text}: that is {size_bytes} bytes, less than a page; give a suffix, such as {units}")
     if size_bytes % PAGE_BYTES:
         below = size_bytes // PAGE_BYTES * PAGE_BYTES
         raise BadInput(f"{key}={text}: not whole pages; give a multiple of {PAGE_BYTES}, such as {below + PAGE_BYTES}")

@@ -14,6 +14,7 @@ import socket
 import time
 from typing import Final
 
+from nbd_plugin.captive import temporary_folder
 from nbd_plugin.config import MIN_BUDGET_BYTES, Config
 from nbd_plugin.device import Device
 from zcache import libc, meminfo
@@ -253,7 +254,7 @@ class Server:
         # A successor does not refuse: the pages are here already.
         if not is_safe and self.config.hardening == "require" and not self._is_successor:
             raise EnvironmentProblem(f"hardening=require: {hardening.verdict()}")
-        hardening.give_up_privileges(self.config.control)
+        hardening.give_up_privileges(self.config.control, temporary_folder())
         hardening.start()
         _say(hardening.verdict())
 

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +32,22 @@ TROUBLES: Final = (
 
 
 def main() -> int:
-    """Exit status: 0; 1 when the books do not balance; 2 when there is no answer."""
+    """Exit status: 0; 1 when the books do not balance; 2 when there is no answer, or it cannot be printed."""
+    arguments = _parse()
+    try:
+        status = _ask_and_print(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads it has seen enough
+        outcome = 128 + signal.SIGPIPE
+    except OSError as error:
+        print(f"zcache: cannot print the answer: {error.strerror}", file=sys.stderr)
+        outcome = 2
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left of it, at the end of the process
+    return int(outcome)
+
+
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="zcache", description="Ask a running zcache server.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
@@ -42,7 +59,10 @@ def main() -> int:
             "--control", type=Path, default=DEFAULT_CONTROL, help="control socket (default: %(default)s)"
         )
         command.add_argument("--json", action="store_true", help="every figure, as JSON")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def _ask_and_print(arguments: argparse.Namespace) -> int:
     try:
         answer = ask(arguments.control, arguments.command)
     except ZcacheError as error:
@@ -56,6 +76,8 @@ def main() -> int:
         _print_status(answer)
     elif answer["balanced"]:
         print(f"balanced: {answer['stored_pages']} pages stored, {answer['lost_pages']} lost")
+        for reason in answer.get("reasons", []):  # books may balance, and their pages lie on a dead disk
+            print(f"but {reason}")
     else:
         print(f"NOT balanced: {answer['imbalance']}")
     return 0 if answer.get("balanced", True) else 1

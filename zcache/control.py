@@ -161,7 +161,7 @@ def rehearse(store: Store, status: Callable[[], dict[str, Any]]) -> None:
 def _commands(store: Store, status: Callable[[], dict[str, Any]]) -> Commands:
     def audit() -> dict[str, Any]:
         try:
-            return {"balanced": True, **check(store)}
+            return {"balanced": True, **check(store), "reasons": status().get("reasons", [])}
         except Imbalance as imbalance:
             return {"balanced": False, "imbalance": str(imbalance)}
 

@@ -36,6 +36,8 @@ def with_words(**changes: str) -> list[str]:
         ({"size": "lots"}, ["size=lots", "not a number"]),
         ({"size": ""}, ["size=", "not a number"]),
         ({"size": "1e9"}, ["size=1e9", "not a number"]),
+        ({"size": "25"}, ["size=25", "25 bytes", "25M"]),
+        ({"budget": "25"}, ["budget=25", "25 bytes", "25M"]),
         ({"size": "10000"}, ["size=10000", "not whole pages", "12288"]),
         ({"size": "9" * 5000}, ["size=9", "not a number"]),
         ({"size": "4096ib"}, ["size=4096ib", "not a number"]),
@@ -120,6 +122,32 @@ def test_hardening_require_refuses_to_serve_where_a_protection_does_not_hold(tmp
     )
     assert done.returncode != 0
     assert "hardening=require: WARNING: NOT safe" in done.stderr and "small_pages (left out on request)" in done.stderr
+
+
+def test_a_captive_server_that_refuses_ends_its_command() -> None:
+    """nbdkit has bound the socket and started the command by then, and the command has connected, or is about to."""
+    command = [
+        str(REPOSITORY / "scripts/serve"),
+        "-U",
+        "-",
+        "--run",
+        'nbdinfo "$uri"',
+        *with_words(hardening="require"),
+    ]
+    done = subprocess.run(
+        ["env", "ZCACHE_WITHOUT=small_pages", *command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode != 0 and "hardening=require: WARNING: NOT safe" in done.stderr, done.stderr
+    assert done.stdout == ""
+
+
+def test_a_captive_server_leaves_no_folder() -> None:
+    """It has given up the file system by then, but for this."""
+    command = [str(REPOSITORY / "scripts/serve"), "-U", "-", "--run", 'echo "$unixsocket"; nbdinfo --size "$uri"']
+    done = subprocess.run([*command, *with_words()], capture_output=True, text=True, timeout=60, check=False)
+    path, size = done.stdout.split()
+    assert size == str(64 << 20) and done.returncode == 0
+    assert not Path(path).exists() and not Path(path).parent.exists()
 
 
 def test_hardening_off_serves(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 import contextlib
 import errno
 import json
+import os
 import select
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -68,6 +71,29 @@ def test_check_says_whether_the_books_balance(control: Path, store: Store) -> No
     store.statistics.stored_pages += 1
     answer = ask(control, "check")
     assert answer["balanced"] is False and "stored_pages" in answer["imbalance"]
+
+
+def test_check_says_what_balanced_books_do_not(
+    control: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.statistics.decode_errors += 1
+    monkeypatch.setattr(sys, "argv", ["zcache", "check", "--control", str(control)])
+    assert cli.main() == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("balanced: 2 pages") and len(said) == 2 and "had changed in RAM" in said[1]
+
+
+def test_an_answer_that_cannot_be_printed(control: Path) -> None:
+    """A full disk is one line; a reader that has gone is none, and the status that a shell gives such a writer."""
+    command = [sys.executable, "-m", "zcache.cli", "status", "--json", "--control", str(control)]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "zcache: cannot print the answer: No space left on device\n")
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_only_the_owner_may_connect(control: Path) -> None:

@@ -34,6 +34,16 @@ def test_only_root_can_look_inside(folder: StateFolder) -> None:
     assert folder.state.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o701])
+def test_a_folder_that_is_everybodys_is_refused(tmp_path: Path, mode: int) -> None:
+    """Such as /etc, where other programs have files of such names."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc").chmod(mode)
+    with pytest.raises(SwapError, match="a folder of its own"):
+        StateFolder(tmp_path / "etc").create()
+    assert not list((tmp_path / "etc").iterdir())
+
+
 def test_no_folder_is_no_state(tmp_path: Path) -> None:
     assert StateFolder(tmp_path / "absent").load() is None
 

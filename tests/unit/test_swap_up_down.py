@@ -354,6 +354,8 @@ def test_an_export_that_will_not_do(export: Export, words: str) -> None:
         (Options(priority=-1), "--priority"),
         (Options(timeout_seconds=0), "--timeout-seconds"),
         (Options(dead_connection_seconds=29), "--dead-server-seconds"),
+        (Options(start_seconds=float("nan")), "--start-seconds"),
+        (Options(start_seconds=0), "--start-seconds"),
     ],
 )
 def test_options_are_checked_before_anything_is_done(options: Options, words: str) -> None:

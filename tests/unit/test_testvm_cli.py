@@ -1,5 +1,6 @@
 """What `scripts/vm` makes of its arguments, and which exit status it makes of a run."""
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from zcache.errors import BadInput
 from zcache.testvm import VmConfig, VmResult, kvm
 from zcache.testvm.__main__ import exit_code, parse
+from zcache.testvm.arguments import whole_number
 from zcache.testvm.run import kernel_troubles
 from zcache.testvm.vm import run_in_vm
 
@@ -15,6 +17,13 @@ def test_defaults_are_those_of_the_config() -> None:
     line = parse(["--", "true"])
     assert line.config(()) == VmConfig()
     assert line.command == ["true"]
+
+
+@pytest.mark.parametrize(("least", "text"), [(1, "0"), (1, "-1"), (1, "1.5"), (1, ""), (1, "\uff11"), (192, "191")])
+def test_what_is_no_whole_number(least: int, text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"a whole number, {least} or more"):
+        whole_number(least)(text)
+    assert whole_number(least)(str(least)) == least
 
 
 def test_every_option_reaches_the_config() -> None:
@@ -67,7 +76,7 @@ def test_host_swap_without_words_is_not_no_host_swap() -> None:
         (["true"], "the command goes after a --"),
         (["--"], "no command after the --"),
         (["--memory", "900", "--", "true"], "--memory: '900': must be a size such as 900M or 2G"),
-        (["--cpus", "0", "--", "true"], "--cpus: '0': must be a whole number above 0"),
+        (["--cpus", "0", "--", "true"], "--cpus: '0': must be a whole number, 1 or more"),
         (["--timeout", "-1", "--", "true"], "--timeout"),
         (["--timeout", "0", "--", "true"], "--timeout: '0': must be a number of seconds above 0"),
         (["--status", "s", "--", "true"], "--status is the report of the server of --host-swap"),

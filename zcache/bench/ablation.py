@@ -26,6 +26,7 @@ from rich.table import Table
 
 from zcache.bench.complaints import complain
 from zcache.testvm import VmConfig, VmResult
+from zcache.testvm.arguments import whole_number
 from zcache.testvm.run import kernel_troubles
 from zcache.testvm.vm import run_in_vm
 
@@ -84,11 +85,17 @@ def main(words: Sequence[str]) -> int:
     rows_help = f"of: all, off, {', '.join(PROTECTIONS)}, or several joined by + (default: each)"
     parser.add_argument("rows", nargs="*", help=rows_help)
     parser.add_argument("--memory", default="640M", help="guest memory (default: %(default)s)")
-    parser.add_argument("--budget", default=96, type=int, metavar="MIB", help="server budget (default: %(default)s)")
+    parser.add_argument(
+        "--budget", default=96, type=whole_number(), metavar="MIB", help="of the server (default: %(default)s)"
+    )
     parser.add_argument("--stress-bytes", default="900M", help="memory used in it (default: %(default)s)")
-    parser.add_argument("--seconds", type=int, default=45, help="how long the load runs (default: %(default)s)")
-    parser.add_argument("--timeout", type=int, default=240, help="then a guest counts as wedged (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=1, help="of each row (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=whole_number(), default=45, help="how long the load runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout", type=whole_number(), default=240, help="then a guest counts as wedged (default: %(default)s)"
+    )
+    parser.add_argument("--runs", type=whole_number(), default=1, help="of each row (default: %(default)s)")
     arguments = parser.parse_args(words)
     folder = Path(tempfile.mkdtemp(prefix="zcache-ablation-"))
     console = Console(width=150)

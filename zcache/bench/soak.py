@@ -30,6 +30,7 @@ from zcache.bench.flatness import WARM_UP, Trend, trend
 from zcache.bench.served import Served, serve
 from zcache.bench.traffic import Traffic, WrongPage
 from zcache.errors import EnvironmentProblem
+from zcache.testvm.arguments import whole_number
 from zcache.testvm.figures import read_meminfo_kib
 from zcache.testvm.vm import JOB_MOUNT
 
@@ -218,10 +219,22 @@ def plot(samples: list[Sample], trends: dict[str, Trend], path: Path) -> None:
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench soak", description=__doc__)
     add = parser.add_argument
-    add("--seconds", type=int, default=3600, help="(default: %(default)s)")
-    add("--size", type=int, default=256, metavar="MIB", help="of the device; the budget is an eighth (%(default)s)")
+    add("--seconds", type=whole_number(), default=3600, help="(default: %(default)s)")
+    add(
+        "--size",
+        type=whole_number(),
+        default=256,
+        metavar="MIB",
+        help="of the device; the budget is an eighth (%(default)s)",
+    )
     add("--seed", type=int, help="of the traffic (default: a new one)")
     add("--folder", type=lambda text: Path(text).absolute(), help="for the results (default: a new temporary one)")
-    add("--failures", type=int, default=0, metavar="N", help="then also measure what N failed requests leave behind")
+    add(
+        "--failures",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="then also measure what N failed requests leave behind",
+    )
     add("parameters", nargs="*", metavar="key=value", help="more for the server")
     return parser.parse_args(words)

@@ -15,16 +15,22 @@ from rich.table import Table
 from zcache.bench.corpus import PAGE_BYTES, Corpus, python_heap
 from zcache.check import check
 from zcache.codec import decoders, parse_codec
+from zcache.errors import BadInput
 from zcache.store import Store
+from zcache.testvm.arguments import whole_number
 from zcache.tmem import Kind
 
 
 def main(words: Sequence[str]) -> int:
     """Prints the table; exit status 0."""
     parser = argparse.ArgumentParser(prog="scripts/bench store", description=__doc__)
-    parser.add_argument("--pages", type=int, default=8192, help="pages of corpus (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="the median of so many (default: %(default)s)")
-    parser.add_argument("--codec", action="append", help="lz4, zstd:1, … (repeatable; default: lz4 and zstd:1)")
+    parser.add_argument("--pages", type=whole_number(32), default=8192, help="pages of corpus (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=whole_number(1), default=7, help="the median of so many (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--codec", type=_codec_name, action="append", help="lz4, zstd:1, … (repeatable; default: lz4 and zstd:1)"
+    )
     arguments = parser.parse_args(words)
     console = Console(width=110)
     corpus = python_heap(arguments.pages)
@@ -38,6 +44,13 @@ def main(words: Sequence[str]) -> int:
                 table.add_row(*_measure(corpus, codec_name, pages_per_request, arguments.rounds))
     console.print(table)
     return 0
+
+
+def _codec_name(text: str) -> str:
+    try:
+        return parse_codec(text).name
+    except BadInput as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _measure(corpus: Corpus, codec_name: str, pages_per_request: int, rounds: int) -> list[str]:

@@ -15,7 +15,7 @@ import os
 import resource
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +27,7 @@ _SETS: Final = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 
 # linux/landlock.h. Accesses to files are numbered from 0 on; how many there are depends on the kernel's version of it.
 _READ: Final = 1 << 2 | 1 << 3  # a file, a folder
+_REMOVE_FOLDER: Final = 1 << 4
 _REMOVE_FILE: Final = 1 << 5
 _FILE_ACCESSES: Final = {1: 13, 2: 14, 3: 15, 4: 15}
 _FILE_ACCESSES_SINCE_5: Final = 16
@@ -34,9 +35,10 @@ _NETWORK: Final = 1 << 0 | 1 << 1  # to bind a TCP port, to connect to one; sinc
 _SCOPE: Final = 1 << 0 | 1 << 1  # abstract sockets and processes of others; since version 6
 
 
-def give_up(control: Path | None) -> None:
+def give_up(control: Path | None, temporary: Path | None = None) -> None:
     """Keep what serving takes: memory may grow and be locked, the program and /proc may be read, and the control
-    socket removed. Raises `OSError` where the kernel has no Landlock; all else has been given up then.
+    socket and a temporary folder, once it is empty, removed. Raises `OSError` where the kernel has no Landlock; all
+    else has been given up then.
     """
     # A daemon thread that meets the end of the interpreter has glibc load this, and abort the process without it.
     ctypes.CDLL("libgcc_s.so.1")
@@ -45,7 +47,13 @@ def give_up(control: Path | None) -> None:
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
     _empty_bounding_set()
     libc.capset(_needed() & _capabilities("CapPrm"))
-    _restrict_files([Path("/proc"), *(Path(entry) for entry in sys.path if entry)], control)
+    rules = {folder: _READ for folder in (Path("/proc"), *map(Path, filter(None, sys.path))) if folder.is_dir()}
+    if control:
+        rules[control.parent] = rules.get(control.parent, 0) | _REMOVE_FILE
+    if temporary:
+        rules[temporary] = rules.get(temporary, 0) | _REMOVE_FILE
+        rules[temporary.parent] = rules.get(temporary.parent, 0) | _REMOVE_FOLDER
+    _restrict_files(rules)
 
 
 def are_given_up() -> bool:
@@ -92,16 +100,13 @@ def _empty_bounding_set() -> None:
             libc.prctl(libc.PR_CAPBSET_DROP, capability)
 
 
-def _restrict_files(readable: Iterable[Path], control: Path | None) -> None:
-    """Of all that can be done to a file by its path, leave reading beneath some folders, and removing in one."""
+def _restrict_files(rules: Mapping[Path, int]) -> None:
+    """Of all that can be done to a file by its path, leave what is allowed beneath these folders."""
     version = libc.landlock_version()
     accesses = (1 << _FILE_ACCESSES.get(version, _FILE_ACCESSES_SINCE_5)) - 1
     words = [accesses] + [_NETWORK] * (version >= 4) + [_SCOPE] * (version >= 6)
     ruleset = libc.landlock_create_ruleset(struct.pack(f"={len(words)}Q", *words))
     try:
-        rules = {folder: _READ for folder in readable if folder.is_dir()}
-        if control:
-            rules[control.parent] = rules.get(control.parent, 0) | _REMOVE_FILE
         for folder, allowed in rules.items():
             descriptor = os.open(folder, os.O_PATH | os.O_CLOEXEC)
             try:

@@ -75,6 +75,8 @@ class StateFolder:
     def create(self) -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._refuse_if_shared()
+        if self.path.stat().st_mode & 0o077:  # such as /etc
+            raise SwapError(f"{self.path}: others may look into it; give a folder of its own, new or of mode 0700")
 
     def _refuse_if_shared(self) -> None:
         """What is in it is believed, by root: nobody else may write there."""

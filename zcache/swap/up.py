@@ -238,6 +238,8 @@ def check(options: Options) -> None:
     ):
         if not least <= seconds <= 86400:
             raise SwapError(f"{name} is {least} to 86400")
+    if not 1 <= options.start_seconds <= 86400:  # which nan is not
+        raise SwapError("--start-seconds is 1 to 86400")
     if os.geteuid() != 0:
         raise SwapError("only root can do this")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from zcache.errors import ZcacheError
 from zcache.testvm import VmConfig, VmResult
+from zcache.testvm.arguments import whole_number
 from zcache.testvm.signals import end_in_order
 from zcache.testvm.vm import run_in_vm
 
@@ -107,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--memory", type=_memory, default=VmConfig.memory, metavar="900M", help="the guest's memory")
-    add("--cpus", type=_positive_int, default=VmConfig.cpus, metavar="2")
+    add("--cpus", type=whole_number(), default=VmConfig.cpus, metavar="2")
     add("--disk", type=_disk, action="append", default=[], metavar="PATH|SIZE", help=DISK_HELP)
     add("--timeout", type=_seconds, default=VmConfig.timeout_seconds, metavar="SECONDS")
     add("--share", type=_absolute, metavar="DIR", help="the guest may write to it, at the same path")
@@ -136,12 +137,6 @@ def _memory(text: str) -> str:
     if not re.fullmatch(r"[1-9]\d*[MG]", text):
         raise argparse.ArgumentTypeError(f"{text!r}: must be a size such as 900M or 2G")
     return text
-
-
-def _positive_int(text: str) -> int:
-    if not re.fullmatch(r"[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number above 0")
-    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from zcache.errors import ZcacheError
 from zcache.testvm import VmConfig, VmResult
+from zcache.testvm.arguments import whole_number
 from zcache.testvm.disturbance import load_seconds
 from zcache.testvm.disturbance import parse as parse_disturbance
 from zcache.testvm.signals import end_in_order
@@ -50,12 +51,14 @@ def main() -> int:
     """Prints the report."""
     parser = argparse.ArgumentParser(prog="scripts/run", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
-        "--seconds", type=int, help=f"how long stress-ng runs (default: {LOAD_SECONDS}, or what --disturb needs)"
+        "--seconds",
+        type=whole_number(),
+        help=f"how long stress-ng runs (default: {LOAD_SECONDS}, or what --disturb needs)",
     )
     parser.add_argument("--memory", default="900M", help="the guest's memory (default: %(default)s)")
     parser.add_argument("--stress-bytes", default="1100M", help="memory that stress-ng uses (default: %(default)s)")
     parser.add_argument(
-        "--timeout", type=int, help=f"seconds until the guest is given up (default: {OTHER_SECONDS} more)"
+        "--timeout", type=whole_number(), help=f"seconds until the guest is given up (default: {OTHER_SECONDS} more)"
     )
     parser.add_argument(
         "--disturb",

@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from zcache.errors import ZcacheError
 from zcache.testvm import VmConfig, VmResult
+from zcache.testvm.arguments import whole_number
 from zcache.testvm.pressure import reader
 from zcache.testvm.pressure.guest import LOAD_SECONDS, SWAP_SECONDS
 from zcache.testvm.pressure.loads import LOADS
@@ -35,6 +36,8 @@ from zcache.testvm.signals import end_in_order
 from zcache.testvm.vm import run_in_vm
 
 MEMORY_MIB: Final = (256, 384, 512, 900)
+#: In less the stock kernel does not boot, or has no room for a server.
+LEAST_MEMORY_MIB: Final = 192
 ATTACHMENTS: Final = ("self", "host")
 #: Of a guest's memory, for a server inside it. One that is outside gets as much.
 BUDGET_SHARE: Final = 1 / 8
@@ -159,11 +162,11 @@ def _parse() -> argparse.Namespace:
         prog="scripts/pressure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--memory", type=_numbers, metavar="MIB,…", help=f"guests' memory (default: {','.join(map(str, MEMORY_MIB))})")
+    add("--memory", type=_sizes, metavar="MIB,…", help=f"guests' memory (default: {','.join(map(str, MEMORY_MIB))})")
     add("--loads", type=_names(tuple(LOADS)), metavar="NAME,…", help=f"of {','.join(LOADS)} (default: all)")
     add("--attach", type=_names(ATTACHMENTS), metavar="NAME,…", help="the server is in the guest: self; host (both)")
-    add("--seconds", type=int, help="how long a load runs once its memory is filled (default: 30)")
-    add("--runs", type=int, default=1, help="of the whole (default: %(default)s)")
+    add("--seconds", type=whole_number(), help="how long a load runs once its memory is filled (default: 30)")
+    add("--runs", type=whole_number(), default=1, help="of the whole (default: %(default)s)")
     add("--folder", type=lambda text: Path(text).absolute(), help="for the results (default: a new temporary one)")
     add("--short", action="store_true", help="the row that CI runs, for what is not given")
     arguments = parser.parse_args()
@@ -174,8 +177,8 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(whole_number(LEAST_MEMORY_MIB)(word) for word in text.split(","))
 
 
 def _names(known: tuple[str, ...]) -> Any:
