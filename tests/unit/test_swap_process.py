@@ -3,6 +3,8 @@
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from zcache.swap import process
 from zcache.swap.process import ProcessIdentity
 
@@ -48,3 +50,29 @@ def test_stop_kills_what_does_not_end() -> None:
         identity = process.identify(child.pid)
         assert identity is not None
         assert process.stop(identity, term_seconds=0.1) == "killed"
+
+
+def test_a_strangers_memory_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be swapped out to a device whose server has died."""
+    for pid, leader, argument in ((7, 5, "control=a"), (8, 5, "control=b"), (9, 6, "control=a")):
+        (tmp_path / str(pid)).mkdir()
+        fields = ["S", "1", str(pid), str(leader), *map(str, range(7, 53))]
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (nbd kit) " + " ".join(fields))
+        (tmp_path / str(pid) / "cmdline").write_bytes(b"nbdkit\0" + argument.encode() + b"\0")
+    looked_at = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: looked_at.append(path) or read_bytes(path))  # type: ignore[func-returns-value]
+    assert list(process.in_session(5, "control=a", tmp_path)) == [ProcessIdentity(7, 22)]
+    assert sorted(path.parent.name for path in looked_at) == ["7", "8"]
+
+
+def test_a_process_is_found_by_its_session() -> None:
+    words = ["setsid", "sh", "-c", "echo $$; sleep 60 & wait", "sh", "control=/no/such/control"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        leader = int(child.stdout.readline())
+        found = list(process.in_session(leader, "control=/no/such/control"))
+        assert [identity.pid for identity in found] == [leader]
+        assert not list(process.in_session(leader, "control=/another"))
+        for identity in (*found, *process.in_session(leader, "60")):
+            assert process.stop(identity, term_seconds=10) == "ended"

@@ -104,7 +104,7 @@ class FakeMachine:
     def device_of(self, attached_by_pid: int) -> str | None:
         return DEVICE if self.attached and attached_by_pid == ATTACHED_BY_PID else None
 
-    def has_server(self, _folder: StateFolder) -> bool:
+    def has_server(self, _keeper: ProcessIdentity, _folder: StateFolder) -> bool:
         return self.has_orphan
 
     def fail_requests(self, _device: str) -> None:

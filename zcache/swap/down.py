@@ -75,8 +75,9 @@ class Teardown:
     def is_running(self, server: process.ProcessIdentity) -> bool:
         return process.is_running(server)
 
-    def has_server(self, folder: StateFolder) -> bool:
-        return any(process.having_argument(f"control={folder.control}"))
+    def has_server(self, keeper: process.ProcessIdentity, folder: StateFolder) -> bool:
+        """Servers are in the session of the keeper that started them, be it dead by now."""
+        return any(process.in_session(keeper.pid, f"control={folder.control}"))
 
     def fail_requests(self, device: str) -> None:
         NbdDevice(device).fail_requests()
@@ -85,7 +86,7 @@ class Teardown:
     def stop_server(self, keeper: process.ProcessIdentity, folder: StateFolder) -> str:
         """By its keeper; and if that has gone before it, by itself. Their control group goes with them."""
         outcome = process.stop(keeper, TERM_SECONDS)
-        for server in process.having_argument(f"control={folder.control}"):
+        for server in process.in_session(keeper.pid, f"control={folder.control}"):
             outcome = process.stop(server, TERM_SECONDS)
         cgroup.remove(folder.cgroup)
         return outcome
@@ -121,7 +122,7 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
     if device is not None and machine.is_swapping(device):
         if not machine.is_running(state.keeper):
             report(f"warning: the keeper (pid {state.keeper.pid}) is gone")
-            if not machine.has_server(folder):
+            if not machine.has_server(state.keeper, folder):
                 report(f"warning: so is its server, and what was swapped out to {device} is lost")
                 machine.fail_requests(device)
         machine.swap_off(device)

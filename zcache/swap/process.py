@@ -61,10 +61,17 @@ def is_running(process: ProcessIdentity, proc: Path = _PROC) -> bool:
     return identify(process.pid, proc) == process
 
 
-def having_argument(argument: str, proc: Path = _PROC) -> Iterator[ProcessIdentity]:
-    """The running processes among whose arguments is this one."""
+def in_session(leader_pid: int, argument: str, proc: Path = _PROC) -> Iterator[ProcessIdentity]:
+    """The running processes of a session among whose arguments is this one.
+
+    Arguments lie in the memory of the process itself. That of strangers may be swapped out, to a device that nobody
+    serves any more, and who looks at it then waits for ever (seen): so it is not looked at.
+    """
     for entry in proc.glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
+            stat = _read_stat(int(entry.name), proc)
+            if stat is None or int(stat.rpartition(")")[2].split()[3]) != leader_pid:
+                continue
             if os.fsencode(argument) in (entry / "cmdline").read_bytes().split(b"\0"):
                 identity = identify(int(entry.name), proc)
                 if identity:
