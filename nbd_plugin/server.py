@@ -115,6 +115,7 @@ class Server:
         """All that can be done before there is a store: apply the protections, and run all code once. Raises
         `EnvironmentProblem`."""
         libc.forbid_core_dumps()
+        libc.load_libgcc()
         trial_seal = self._new_seal(os.urandom(SECRET_BYTES))  # now: what that runs through need not be locked
         without = _left_out()
         if self.config.hardening == "off" or "threads" in without:

@@ -22,6 +22,7 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from zcache.errors import EnvironmentProblem
@@ -265,6 +266,15 @@ def check_header(fields: dict[str, Any], geometry: Geometry) -> None:
 def is_image(descriptor: int) -> bool:
     """Whether it is a memfd that cannot shrink; raises `OSError` if it is not even a file in memory."""
     return bool(fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
+
+
+def of_process(pid: int) -> int:
+    """A descriptor of the image that a process holds: a keeper, or a server. Raises `EnvironmentProblem` if it has
+    none."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        if str(link.readlink()).startswith(f"/memfd:{NAME}"):
+            return os.open(link, os.O_RDWR | os.O_CLOEXEC)
+    raise EnvironmentProblem(f"process {pid} has no image")
 
 
 def new_descriptor() -> int:

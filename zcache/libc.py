@@ -5,6 +5,7 @@ memory waits for memory; under pressure the whole server then waits for what onl
 the test VM wedged within 20 s.)
 """
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -83,6 +84,13 @@ def capset(capabilities: int) -> None:
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     if _libc.capset(header, struct.pack("=6I", low, low, 0, high, high, 0)) < 0:
         _raise_errno()
+
+
+def load_libgcc() -> None:
+    """A daemon thread that meets the end of the interpreter has glibc load this, and abort the process without it: now,
+    while files can be opened, and nothing waits for us."""
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libgcc_s.so.1")
 
 
 def landlock_version() -> int:

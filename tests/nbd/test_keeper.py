@@ -28,7 +28,6 @@ from zcache.swap import keeper_process, process
 from zcache.swap import upgrade as upgrade_module
 from zcache.swap.error import SwapError
 from zcache.swap.state import StateFolder, SwapState
-from zcache.swap.upgrade import open_image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = ("size=64M", "budget=16M", "overcommit=yes")
@@ -76,7 +75,7 @@ class Keeper:
         return int(ask(self.folder.control, "status")["pid"])
 
     def signs(self) -> image.Signs:
-        descriptor = open_image(self.identity)
+        descriptor = image.of_process(self.identity.pid)
         try:
             return image.Signs(descriptor)
         finally:
@@ -454,7 +453,7 @@ def test_upgrade_to_code_that_cannot_read_the_image_changes_nothing(keeper: Keep
     keeper.arm()
     keeper.until(keeper.serves)
     pid = keeper.server_pid()
-    descriptor = open_image(keeper.identity)
+    descriptor = image.of_process(keeper.identity.pid)
     header = os.pread(descriptor, image.JSON_BYTES, 0)
     for old, new, reason in (
         (

@@ -1,8 +1,9 @@
 """The order of steps up and down, with a machine that only remembers, and fails where it is told to."""
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
@@ -18,6 +19,7 @@ from zcache.swap.nbd_device import NbdDevice
 from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.process import ProcessIdentity
 from zcache.swap.state import StateFolder, SwapState
+from zcache.swap.survivors import Survivors
 from zcache.swap.up import Buildup, Options, bring_up
 
 SERVER = ProcessIdentity(7, 22)
@@ -44,6 +46,7 @@ class FakeMachine:
         self.failing, self.error = failing, error or SwapError("no such luck")
         self.running = self.attached = self.swapping = self.sysctls_held = False
         self.has_orphan = False  # a server without a keeper
+        self.connected = True
 
     def _do(self, step: str) -> None:
         self.calls.append(step)
@@ -104,13 +107,21 @@ class FakeMachine:
     def device_of(self, attached_by_pid: int) -> str | None:
         return DEVICE if self.attached and attached_by_pid == ATTACHED_BY_PID else None
 
-    def has_server(self, _keeper: ProcessIdentity, _folder: StateFolder) -> bool:
-        return self.has_orphan
+    def server_of(self, _keeper: ProcessIdentity, _folder: StateFolder) -> ProcessIdentity | None:
+        return SERVER if self.has_orphan else None
 
-    def fail_requests(self, _device: str) -> None:
+    def is_connected(self, _server: ProcessIdentity) -> bool:
+        return self.connected
+
+    def reconnect(self, _keeper: ProcessIdentity, _folder: StateFolder) -> None:
+        self._do("reconnect")
+        self.connected = True
+
+    def fail_requests(self, _folder: StateFolder) -> None:
         self._do("fail_requests")
 
-    def swap_off(self, _device: str) -> None:
+    def swap_off(self, _device: str, look: Callable[[], None] = lambda: None) -> None:
+        look()
         self._do("swap_off")
         self.swapping = False
 
@@ -132,8 +143,8 @@ class FakeMachine:
     def take_down(self, state: SwapState, folder: StateFolder) -> None:
         take_down(state, folder, cast(Teardown, self), report=lambda _line: None)
 
-    def is_live(self, state: SwapState) -> bool:
-        return is_live(state, cast(Teardown, self))
+    def is_live(self, state: SwapState, folder: StateFolder) -> bool:
+        return is_live(state, folder, cast(Teardown, self))
 
 
 @pytest.fixture
@@ -204,7 +215,7 @@ def test_what_a_killed_swap_up_left_is_found(folder: StateFolder, killed_in: str
         patch.setattr(ExitStack, "close", lambda _self: None)
         machine.bring_up(folder)
     state = folder.load()
-    assert state is not None and machine.is_live(state)
+    assert state is not None and machine.is_live(state, folder)
     machine.take_down(state, folder)
     assert not (machine.running or machine.attached or machine.swapping or machine.sysctls_held)
     assert not folder.path.exists()
@@ -274,7 +285,7 @@ def test_down_never_ends_the_server_before_the_rest_is_gone(folder: StateFolder,
 
 def test_down_does_not_believe_swapoff_but_the_kernel(folder: StateFolder) -> None:
     class Liar(FakeMachine):
-        def swap_off(self, _device: str) -> None:
+        def swap_off(self, _device: str, look: Callable[[], None] = lambda: None) -> None:
             pass
 
     machine = Liar()
@@ -284,13 +295,96 @@ def test_down_does_not_believe_swapoff_but_the_kernel(folder: StateFolder) -> No
     assert machine.running
 
 
+DOWN_STEPS = ["swap_off", "put_back_sysctls", "detach", "stop_server"]
+
+
 @pytest.mark.parametrize("has_orphan", [True, False])
 def test_down_gives_up_requests_only_if_nobody_will_ever_answer_them(folder: StateFolder, has_orphan: bool) -> None:
     machine, state = up_machine(folder, "")
     machine.running, machine.has_orphan = False, has_orphan
     machine.take_down(state, folder)
-    steps = ["swap_off", "put_back_sysctls", "detach", "stop_server"]
-    assert machine.calls[len(STEPS) :] == (steps if has_orphan else ["fail_requests", *steps])
+    assert machine.calls[len(STEPS) :] == (DOWN_STEPS if has_orphan else ["fail_requests", *DOWN_STEPS])
+
+
+def test_down_connects_a_server_whose_keeper_died_before_it_had(folder: StateFolder) -> None:
+    """With all pages; the kernel would have failed their reads in the end, and swapoff taken that for success."""
+    machine, state = up_machine(folder, "")
+    machine.running, machine.has_orphan, machine.connected = False, True, False
+    machine.take_down(state, folder)
+    assert machine.calls[len(STEPS) :] == ["reconnect", *DOWN_STEPS]
+
+
+def test_down_sees_both_die_while_the_swap_comes_off(folder: StateFolder) -> None:
+    """Swapoff would wait for ever for what was under way."""
+
+    class Dying(FakeMachine):
+        def swap_off(self, device: str, look: Callable[[], None] = lambda: None) -> None:
+            look()
+            assert "fail_requests" not in self.calls
+            self.running = False
+            look()
+            look()
+            super().swap_off(device, look)
+
+    machine = Dying()
+    state = machine.bring_up(folder)
+    machine.take_down(state, folder)
+    assert machine.calls[len(STEPS) :] == ["fail_requests", *DOWN_STEPS]
+
+
+@pytest.mark.parametrize("failing", ["reconnect", "fail_requests"])
+def test_what_fails_at_one_look_at_the_survivors_is_tried_at_the_next(folder: StateFolder, failing: str) -> None:
+    machine, state = up_machine(folder, failing)
+    machine.running, machine.has_orphan, machine.connected = False, failing == "reconnect", False
+    said: list[str] = []
+    survivors = Survivors(state, DEVICE, folder, machine, said.append)
+    survivors.look()
+    survivors.look()
+    machine.failing = ""
+    survivors.look()
+    survivors.look()
+    assert machine.calls[len(STEPS) :] == [failing] * 3
+    assert len(said) == 3 and "is gone" in said[0] and said[2] == "warning: no such luck"
+
+
+def test_down_leaves_a_device_that_was_attached_by_another_since_its_requests_failed(folder: StateFolder) -> None:
+    """It is free for anybody as soon as swapoff has closed it."""
+    machine, state = up_machine(folder, "")
+    machine.running = False
+
+    class Taken(FakeMachine):
+        def attached_by_pid(self, _device: str) -> int | None:
+            return ATTACHED_BY_PID if self.attached else ATTACHED_BY_PID + 1
+
+        def swap_off(self, device: str, look: Callable[[], None] = lambda: None) -> None:
+            super().swap_off(device, look)
+            self.attached = False
+
+    taken = Taken()
+    taken.attached = taken.swapping = True
+    taken.take_down(state, folder)
+    assert taken.calls == ["fail_requests", "swap_off", "put_back_sysctls", "stop_server"]
+
+
+def test_a_second_swap_down_sees_what_a_swapoff_without_its_parent_cannot(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one was killed; its child holds the lock, and waits for a server that has died."""
+    machine, _ = up_machine(folder, "")
+    machine.running = False
+    released: list[object] = []
+
+    @contextlib.contextmanager
+    def locked(is_worth_waiting: Callable[[], bool]) -> Iterator[None]:
+        assert is_worth_waiting() and is_worth_waiting() and machine.calls[-1] == "fail_requests"
+        released.append(True)
+        yield
+
+    monkeypatch.setattr(folder, "locked", locked)
+    monkeypatch.setattr(machine, "close", lambda: None, raising=False)
+    monkeypatch.setattr(down, "Teardown", lambda *_: machine)
+    down.run(folder, lambda _line: None, interval_seconds=1)
+    assert released and machine.calls[len(STEPS) :] == ["fail_requests", "fail_requests", *DOWN_STEPS]
 
 
 def test_down_leaves_a_device_that_someone_else_attached(folder: StateFolder) -> None:
@@ -302,7 +396,7 @@ def test_down_leaves_a_device_that_someone_else_attached(folder: StateFolder) ->
             return ATTACHED_BY_PID + 1
 
     later = ReusedDevice()
-    assert not later.is_live(state)
+    assert not later.is_live(state, folder)
     later.swapping = True  # theirs, of the same name
     later.take_down(state, folder)
     assert later.swapping and later.calls == ["put_back_sysctls", "stop_server"]
@@ -310,12 +404,15 @@ def test_down_leaves_a_device_that_someone_else_attached(folder: StateFolder) ->
 
 def test_what_counts_as_up(folder: StateFolder) -> None:
     machine, state = up_machine(folder, "")
-    assert machine.is_live(state)
+    assert machine.is_live(state, folder)
     machine.running = machine.swapping = False
-    assert machine.is_live(state)
+    assert machine.is_live(state, folder)
     machine.attached = False
-    assert not machine.is_live(state)
-    assert not machine.is_live(SwapState(SERVER))
+    assert not machine.is_live(state, folder)
+    machine.has_orphan = True  # it holds its budget, and the backing
+    assert machine.is_live(state, folder)
+    machine.has_orphan = False
+    assert not machine.is_live(SwapState(SERVER), folder)
 
 
 def test_a_held_signal_waits_and_only_the_first_counts() -> None:

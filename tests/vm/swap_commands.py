@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from zcache import image, meminfo
 from zcache.control_client import ask
 from zcache.swap.keeper_process import is_answering
 from zcache.swap.process import identify
@@ -23,9 +24,17 @@ from zcache.swap.state import StateFolder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = [Path("/proc/sys/vm/watermark_boost_factor"), Path("/proc/sys/vm/min_free_kbytes")]
-HOG = (
-    "import os, sys; held = [os.urandom(1 << 20) for _ in range(int(sys.argv[1]))]; print('held', flush=True); input()"
-)
+#: Holds MiB of noise, and says at the end whether it is still what it was.
+HOG = """
+import hashlib, os, sys
+held = []
+for _ in range(int(sys.argv[1])):
+    block = os.urandom(1 << 20)
+    held.append((block, hashlib.sha256(block).digest()))
+print("held", flush=True)
+input()
+print("intact" if all(hashlib.sha256(block).digest() == digest for block, digest in held) else "changed")
+"""
 
 
 def command(script: str, *words: str) -> list[str]:
@@ -160,28 +169,74 @@ def dead_server(before: list[str]) -> None:
     nothing_is_left(before)
 
 
-def dead_with_pages_out(before: list[str]) -> None:
-    """The keeper and the server have died: what was out is lost, and the swap comes off all the same, at once. All of
-    that is one program's, in a control group of its own: init, too, would die of a page that is lost."""
-    run("swap-up", "size=256M", "budget=64M", "backing=/dev/disk/by-id/virtio-vmdisk0")
+@contextlib.contextmanager
+def swapped_out_program(mib: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """A program that is out as far as it can be, and nobody else: init, too, would die of a page that is lost. Told to
+    by a line, it looks whether its memory is what it was."""
     group = Path("/sys/fs/cgroup/hog")
     group.mkdir()
     (group / "memory.max").write_text(str(96 << 20))
     join = f'echo $$ > {group}/cgroup.procs && exec "$@"'
-    arguments = ["sh", "-c", join, "sh", sys.executable, "-c", HOG, "200"]
+    arguments = ["sh", "-c", join, "sh", sys.executable, "-c", HOG, str(mib)]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as hog:
         assert hog.stdout and hog.stdout.readline() == b"held\n"
-        # All that can be: whoever asks for its arguments from then on waits for a page that nobody will bring.
         with contextlib.suppress(BlockingIOError):  # it was less
             (group / "memory.reclaim").write_text(str(96 << 20))
+        assert ask(StateFolder().control, "status")["stored_pages"] > 1000
+        (group / "memory.max").write_text("max")
+        yield hog
+    group.rmdir()
+
+
+def dead_with_pages_out(before: list[str]) -> None:
+    """The keeper and the server have died: what was out is lost, and the swap comes off all the same, at once. Whoever
+    asks for the program's arguments then waits for a page that nobody will bring."""
+    run("swap-up", "size=256M", "budget=64M", "backing=/dev/disk/by-id/virtio-vmdisk0")
+    with swapped_out_program(200) as hog:
         state, server = StateFolder().load(), serving()
-        assert state and ask(StateFolder().control, "status")["stored_pages"] > 1000
+        assert state
         os.kill(state.keeper.pid, signal.SIGKILL)
         os.kill(server, signal.SIGKILL)
         wait_until(lambda: not servers(), "the server does not die")
         assert "is lost" in run("swap-down")
         hog.kill()
-    group.rmdir()
+    nothing_is_left(before)
+
+
+def orphaned_server(before: list[str]) -> None:
+    """The keeper has died while a standby took over: nobody connects the device to it but swap-down."""
+    run("swap-up", "size=256M", "budget=64M", "backing=/dev/disk/by-id/virtio-vmdisk0")
+    with swapped_out_program(200) as hog:
+        state = StateFolder().load()
+        assert state
+        descriptor = image.of_process(state.keeper.pid)
+        signs = image.Signs(descriptor)
+        first = signs.pid
+        os.kill(first, signal.SIGKILL)
+        while signs.pid == first:
+            time.sleep(0.001)
+        os.kill(state.keeper.pid, signal.SIGKILL)
+        assert not signs.connections, "the keeper was faster than this scene"
+        said = run("swap-down")
+        assert "connecting it to the server that is left" in said and "swap is off" in said, said
+        answer, _ = hog.communicate(b"\n", timeout=60)
+        assert answer == b"intact\n", answer
+    os.close(descriptor)
+    nothing_is_left(before)
+
+
+def death_during_swap_down(before: list[str]) -> None:
+    """Keeper and server die while swap-down waits for memory: it sees it, and does not wait for ever."""
+    run("swap-up", "size=512M", "budget=48M", "backing=/dev/disk/by-id/virtio-vmdisk0", "hardening=require")
+    with swapped_out_program(memory_mib() - 60) as hog:
+        state, server = StateFolder().load(), serving()
+        assert state
+        with waiting_swap_down() as down:
+            os.kill(state.keeper.pid, signal.SIGKILL)
+            os.kill(server, signal.SIGKILL)
+            said, _ = down.communicate(timeout=120)
+            assert down.returncode == 0 and "is lost" in said and "swap is off" in said, said
+        hog.kill()
     nothing_is_left(before)
 
 
@@ -197,7 +252,7 @@ def too_little_memory_to_swap_off(before: list[str]) -> None:
             assert down.returncode == 130 and "Traceback" not in said, (down.returncode, said)
         assert len(swap_areas()) == 1 and ask(StateFolder().control, "check")["balanced"]
         with waiting_swap_down() as down:
-            hog.communicate(b"\n", timeout=60)
+            hog.kill()
             said, _ = down.communicate(timeout=120)
             assert down.returncode == 0 and "swap is off" in said, said
     nothing_is_left(before)
@@ -214,10 +269,7 @@ def waiting_swap_down() -> "Iterator[subprocess.Popen[str]]":
 
 
 def memory_mib() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) >> 10
-    raise AssertionError("no MemTotal")
+    return meminfo.read_bytes("MemTotal") >> 20
 
 
 SCENES = {
@@ -226,6 +278,8 @@ SCENES = {
         two_areas_at_once,
         dead_server,
         dead_with_pages_out,
+        orphaned_server,
+        death_during_swap_down,
         too_little_memory_to_swap_off,
         bad_parameters,
         interrupted_swap_ups,

@@ -10,7 +10,6 @@ needs privileges (opening, locking, real time, and even asking whether IO_FLUSHE
 """
 
 import contextlib
-import ctypes
 import os
 import resource
 import struct
@@ -40,8 +39,6 @@ def give_up(control: Path | None, temporary: Path | None = None) -> None:
     socket and a temporary folder, once it is empty, removed. Raises `OSError` where the kernel has no Landlock; all
     else has been given up then.
     """
-    # A daemon thread that meets the end of the interpreter has glibc load this, and abort the process without it.
-    ctypes.CDLL("libgcc_s.so.1")
     _lift_memlock_limit()
     libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
     libc.prctl(libc.PR_SET_DUMPABLE, 0)

@@ -18,7 +18,7 @@ _Result = TypeVar("_Result")
 
 
 def apart(work: Callable[[], _Result], announce: Callable[[int], None] = lambda _pid: None) -> _Result:
-    """What `work` returns, or the `SwapError` that it raises, from a fork; the result must be one that pickles.
+    """What `work` returns, from a fork, or as a `SwapError` what it raises; the result must be one that pickles.
 
     `announce` is told the child's pid before the work begins. When we are killed before that, it never begins; after
     it, the child ends the work, and holds what locks we held (flock) until then.
@@ -60,7 +60,7 @@ def _child(work: Callable[[], _Result], go_reader: int, result_writer: int) -> N
         if os.read(go_reader, 2):
             try:
                 answer: tuple[_Result | None, str | None] = (work(), None)
-            except SwapError as error:
+            except (SwapError, OSError) as error:
                 answer = (None, str(error))
             with os.fdopen(result_writer, "wb") as results:
                 pickle.dump(answer, results)

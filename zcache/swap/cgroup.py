@@ -34,6 +34,12 @@ def enter_swapless(name: str, root: Path = ROOT) -> str | None:
     return None
 
 
+def join(name: str, root: Path = ROOT) -> None:
+    """Put this process into the keeper's group, too, if there is one."""
+    with contextlib.suppress(OSError):
+        (root / name / "cgroup.procs").write_text(str(os.getpid()))
+
+
 def is_swapless(root: Path = ROOT, own: Path = Path("/proc/self/cgroup")) -> bool:
     """Whether the group that this process is in must not be swapped out."""
     path = own.read_text().rpartition("0::")[2].strip()

@@ -18,12 +18,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from zcache.errors import EnvironmentProblem
 from zcache.swap import cgroup, process, room, swapoff, sysctls
 from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.interruption import Interrupted, Interruption
 from zcache.swap.nbd_device import NbdDevice
+from zcache.swap.netlink_message import NetlinkSocket
 from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.state import DEFAULT_FOLDER, StateFolder, SwapState
+from zcache.swap.survivors import Survivors
 
 # The server may have a whole pool to unlock and unmap.
 TERM_SECONDS = 60.0
@@ -43,8 +46,11 @@ class Teardown:
     def is_swapping(self, device: str) -> bool:
         return self._swaps.find(device) is not None
 
-    def swap_off(self, device: str) -> None:
+    def swap_off(self, device: str, look: Callable[[], None] = lambda: None) -> None:
+        """`look` is called now and then."""
+
         def progress() -> None:
+            look()
             entry = self._swaps.find(device)
             if entry is not None:
                 self._report(f"{device}: {entry.used_kib} KiB still out")
@@ -57,6 +63,7 @@ class Teardown:
                 self._report(f"{device}: waiting for {short_mib} MiB more memory to take its pages back: end programs")
                 reported_mib = short_mib
             time.sleep(self._interval_seconds)
+            look()
         swapoff.swap_off(device, progress, self._interval_seconds)
 
     def put_back_sysctls(self, folder: StateFolder) -> None:
@@ -75,12 +82,39 @@ class Teardown:
     def is_running(self, server: process.ProcessIdentity) -> bool:
         return process.is_running(server)
 
-    def has_server(self, keeper: process.ProcessIdentity, folder: StateFolder) -> bool:
-        """Servers are in the session of the keeper that started them, be it dead by now."""
-        return any(process.in_session(keeper.pid, f"control={folder.control}"))
+    def server_of(self, keeper: process.ProcessIdentity, folder: StateFolder) -> process.ProcessIdentity | None:
+        """One that is left: servers are in the session of the keeper that started them, be it dead by now."""
+        return next(process.in_session(keeper.pid, f"control={folder.control}"), None)
 
-    def fail_requests(self, device: str) -> None:
-        NbdDevice(device).fail_requests()
+    def is_connected(self, server: process.ProcessIdentity) -> bool:
+        """Whether the device is, as the image says. One that has none any more has ended: that will be seen."""
+        from zcache import image  # late: hardly ever needed
+
+        try:
+            descriptor = image.of_process(server.pid)
+        except (EnvironmentProblem, FileNotFoundError, ProcessLookupError):
+            return True
+        try:
+            return image.Signs(descriptor).connections > 0
+        finally:
+            os.close(descriptor)
+
+    def reconnect(self, keeper: process.ProcessIdentity, folder: StateFolder) -> None:
+        """Do what the keeper was about to do."""
+        from zcache.swap.reconnection import Reconnection  # late: it loads libnbd
+
+        def is_worth_waiting() -> bool:
+            return self.server_of(keeper, folder) is not None
+
+        Reconnection(folder.reconnection.read_bytes(), folder.socket).connect(is_worth_waiting)
+
+    def fail_requests(self, folder: StateFolder) -> None:
+        """For a device that nobody will serve again: what is under way, or comes, fails at once."""
+        netlink = NetlinkSocket()
+        try:
+            netlink.send(folder.disconnection.read_bytes())
+        finally:
+            netlink.close()
         self._is_given_up = True  # what is lost needs no memory
 
     def stop_server(self, keeper: process.ProcessIdentity, folder: StateFolder) -> str:
@@ -95,9 +129,11 @@ class Teardown:
         self._swaps.close()
 
 
-def is_live(state: SwapState, machine: Teardown) -> bool:
-    """Whether anything that the state names is still there."""
-    return machine.is_running(state.keeper) or our_device(state, machine) is not None
+def is_live(state: SwapState, folder: StateFolder, machine: Teardown) -> bool:
+    """Whether anything that the state names is still there, or a server without its keeper."""
+    if machine.is_running(state.keeper) or our_device(state, machine) is not None:
+        return True
+    return machine.server_of(state.keeper, folder) is not None
 
 
 def our_device(state: SwapState, machine: Teardown) -> str | None:
@@ -120,18 +156,15 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
     """
     device = our_device(state, machine)
     if device is not None and machine.is_swapping(device):
-        if not machine.is_running(state.keeper):
-            report(f"warning: the keeper (pid {state.keeper.pid}) is gone")
-            if not machine.has_server(state.keeper, folder):
-                report(f"warning: so is its server, and what was swapped out to {device} is lost")
-                machine.fail_requests(device)
-        machine.swap_off(device)
+        survivors = Survivors(state, device, folder, machine, report)
+        survivors.look()
+        machine.swap_off(device, survivors.look)
         if machine.is_swapping(device):
             raise StillSwappingError(f"swapoff reported success, but {device} is still in /proc/swaps")
         report(f"{device}: swap is off")
     machine.put_back_sysctls(folder)
     folder.disarm_keeper()
-    if device is not None:
+    if device is not None and our_device(state, machine) == device:  # it is not ours any more once its requests failed
         machine.detach(device)
         report(f"{device}: detached")
     outcome = machine.stop_server(state.keeper, folder)
@@ -155,15 +188,18 @@ def run(folder: StateFolder, report: Report, interval_seconds: float) -> None:
     if not folder.path.is_dir():
         report_nothing(report)
         return
-    waits: list[str] = []
+    waits: list[Callable[[], None]] = []
 
     def wait_for_others() -> bool:
+        """They may wait for a server that has died, and may not be able to see it: a swapoff whose parent was
+        killed."""
         if not waits:
-            waits.append(f"waiting for another command that is at work in {folder.path}")
-            report(waits[0])
+            report(f"waiting for another command that is at work in {folder.path}")
+            waits.append(_look_of(folder, machine, report))
+        waits[0]()
         return True
 
-    with folder.locked(wait_for_others):
+    with contextlib.closing(Teardown(report, interval_seconds)) as machine, folder.locked(wait_for_others):
         state = folder.load()
         if state is None:
             # Only the lock's holder makes one, so nobody is about to.
@@ -171,11 +207,16 @@ def run(folder: StateFolder, report: Report, interval_seconds: float) -> None:
             folder.remove()
             report_nothing(report)
             return
-        machine = Teardown(report, interval_seconds)
-        try:
-            take_down(state, folder, machine, report)
-        finally:
-            machine.close()
+        take_down(state, folder, machine, report)
+
+
+def _look_of(folder: StateFolder, machine: Teardown, report: Report) -> Callable[[], None]:
+    """A look at the survivors of a swap that is on; of any other, nothing."""
+    state = folder.load()
+    device = our_device(state, machine) if state else None
+    if state is None or device is None or not machine.is_swapping(device):
+        return lambda: None
+    return Survivors(state, device, folder, machine, report).look
 
 
 def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
@@ -193,7 +234,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
 
     if not swapoff.lock_memory():
         report("warning: memory cannot be locked, so this may be slow when memory is short")
-    folder = StateFolder(Path(arguments[0]).resolve() if arguments else DEFAULT_FOLDER)
+    folder = StateFolder((Path(arguments[0]) if arguments else DEFAULT_FOLDER).resolve())  # as swap-up names it
     if arguments and not folder.path.is_dir():
         print(f"swap-down: error: {folder.path} is not the state folder of any swap", file=sys.stderr)
         return 1

@@ -192,11 +192,7 @@ class Keeper:
         """Take what swap-up leaves; it turns the swap on when we are armed."""
         if self._reconnection is None and self._folder.reconnection.exists():
             state = self._folder.load()
-            if state:
-                self._device = state.device
-                # Its page of the tmpfs is our group's from now on, and never swapped out: swap-down reads it even when
-                # nobody serves the device any more.
-                self._folder.save(state)
+            self._device = state.device if state else None
             self._reconnection = Reconnection(self._folder.reconnection.read_bytes(), self._socket)
 
     def _start(self) -> ServerProcess:

@@ -86,13 +86,6 @@ class NbdDevice:
         nbd_netlink.disconnect(self.index)
         self.wait_until_detached(pid, timeout_seconds)
 
-    def fail_requests(self) -> None:
-        """For a device that nobody will serve again: what is under way, or comes, fails at once. What a dead server had
-        not answered would wait for ever, and swapoff for that."""
-        from zcache.swap import nbd_netlink  # late: see its header
-
-        nbd_netlink.disconnect(self.index)
-
     def wait_until_detached(self, pid: int | None, timeout_seconds: float) -> None:
         """The last opener (udev looks at each new device) may hold it a moment longer; and as soon as it is free,
         somebody else may attach it."""

@@ -89,13 +89,23 @@ def connect(request: ConnectRequest, socket_fd: int) -> int:
 
 
 def reconfigure_message(index: int, socket_fd: int) -> bytes:
-    """What puts a new socket in the place of a dead one, for a process without pyroute2; asks for an acknowledgement.
+    """What puts a new socket in the place of a dead one, for `NetlinkSocket`.
 
     What was unanswered is sent again as its timers run out.
     """
+    return _encoded(NBD_CMD_RECONFIGURE, [("NBD_ATTR_INDEX", index), _socket_attribute(socket_fd)])
+
+
+def disconnect_message(index: int) -> bytes:
+    """What `disconnect` sends, for `NetlinkSocket`."""
+    return _encoded(NBD_CMD_DISCONNECT, [("NBD_ATTR_INDEX", index)])
+
+
+def _encoded(command: int, attributes: list[tuple[str, Any]]) -> bytes:
+    """For a process without pyroute2; it asks for an acknowledgement."""
     with GenericNetlinkSocket() as netlink:
         netlink.bind("nbd", _NbdMessage)
-        message = _message(NBD_CMD_RECONFIGURE, [("NBD_ATTR_INDEX", index), _socket_attribute(socket_fd)])
+        message = _message(command, attributes)
         message["header"]["type"] = netlink.prid
         message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK
         message["header"]["sequence_number"] = message["header"]["pid"] = 0

@@ -68,7 +68,7 @@ def in_session(leader_pid: int, argument: str, proc: Path = _PROC) -> Iterator[P
     serves any more, and who looks at it then waits for ever (seen): so it is not looked at.
     """
     for entry in proc.glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
             stat = _read_stat(int(entry.name), proc)
             if stat is None or int(stat.rpartition(")")[2].split()[3]) != leader_pid:
                 continue

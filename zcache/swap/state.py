@@ -22,6 +22,11 @@ from zcache.swap.process import ProcessIdentity, is_pid
 
 DEFAULT_FOLDER = Path("/run/zcache")
 
+#: How a swap is taken off that nothing is known of.
+WITHOUT_STATE = (
+    "if /proc/swaps names its /dev/nbdN: swapoff that, remove the folder, end the keeper (SIGTERM), nbd-client -d"
+)
+
 
 @dataclass(frozen=True)
 class SwapState:
@@ -70,6 +75,8 @@ class StateFolder:
         self.log = path / "server.log"
         # From swap-up to the keeper: the netlink message that gives the device a new server; and back: it has it.
         self.reconnection = path / "reconnection"
+        # From swap-up to swap-down: the one that fails all requests, when nobody is left to answer them.
+        self.disconnection = path / "disconnection"
         self.armed = path / "armed"
 
     def create(self) -> None:
@@ -91,13 +98,23 @@ class StateFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise SwapError(f"{self.state} is damaged ({str(error)!a}); look at /proc/swaps") from error
+            raise SwapError(f"{self.state} is damaged ({str(error)!a}); {WITHOUT_STATE}") from error
 
     def save(self, state: SwapState) -> None:
-        part = self.state.with_suffix(".part")
-        part.write_text(encode(state))
-        part.chmod(0o600)
-        part.replace(self.state)
+        _write_whole(self.state, encode(state).encode())
+
+    def arm_keeper(self, reconnection: bytes, disconnection: bytes) -> None:
+        """Give it the message by which it can connect the device to a new server.
+
+        Called in the keeper's control group: memory of a tmpfs belongs to the group of who writes it, and that group's
+        is never swapped out. swap-down reads these files even when nobody serves the device any more; so what was
+        written before, elsewhere, is written again.
+        """
+        state = self.load()
+        if state:
+            self.save(state)
+        _write_whole(self.disconnection, disconnection)
+        _write_whole(self.reconnection, reconnection)  # last: the keeper waits for it
 
     @property
     def cgroup(self) -> str:
@@ -111,7 +128,8 @@ class StateFolder:
     def _files(self) -> tuple[Path, ...]:
         """The state comes last: where it is, the others are known to be ours."""
         part = self.state.with_suffix(".part")
-        return (self.socket, self.control, self.log, self.reconnection, self.armed, part, self.state)
+        messages = (self.reconnection, self.disconnection)
+        return (self.socket, self.control, self.log, *messages, self.armed, part, self.state)
 
     def refuse_if_used(self) -> None:
         """In a folder without a state, files of these names are somebody else's, or those of a swap that is on and has
@@ -119,9 +137,7 @@ class StateFolder:
         for path in self._files():
             # What precedes the first state: a swap-up that was killed then has left it, and nothing else.
             if path.exists() and not (path.suffix == ".part" or (path == self.log and not path.stat().st_size)):
-                raise SwapError(
-                    f"{path} is there, but no {self.state.name}: give another folder, or look at /proc/swaps"
-                )
+                raise SwapError(f"{path} is there, but no {self.state.name}: give another folder, or {WITHOUT_STATE}")
 
     def clear(self) -> None:
         for path in self._files():
@@ -149,6 +165,14 @@ class StateFolder:
             yield
         finally:
             os.close(folder_fd)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Replaced at once, or not at all."""
+    part = path.with_suffix(".part")
+    part.write_bytes(content)
+    part.chmod(0o600)
+    part.replace(path)
 
 
 def _lock(descriptor: int, is_worth_waiting: Callable[[], bool]) -> bool:

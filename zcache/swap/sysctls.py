@@ -113,10 +113,15 @@ def _locked(record: Path) -> Iterator[tuple[_Held, Callable[[], None]]]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if not record.exists() or not os.path.samestat(os.fstat(descriptor), record.stat()):
                 continue  # its last holder has removed it while we waited
-            text = os.pread(descriptor, 1 << 16, 0).partition(b"\n")[0]
             try:
+                text = os.pread(descriptor, 1 << 16, 0).partition(b"\n")[0]
                 held = _decode(text) if text else _Held()
-            except (ValueError, TypeError, RecursionError) as error:
+            except (
+                OSError,
+                ValueError,
+                TypeError,
+                RecursionError,
+            ) as error:  # OSError: swapped out, and lost
                 raise SwapError(
                     f"{record} is damaged ({str(error)!a}); remove it, and set {BOOST_FACTOR} and {MIN_FREE} in {PROC} "
                     "as they should be"

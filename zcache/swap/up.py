@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from zcache.swap import area, keeper_process, nbd_device, sysctls
+from zcache.swap import area, cgroup, keeper_process, nbd_device, sysctls
 from zcache.swap.apart import apart
 from zcache.swap.down import Report, Teardown, is_live, take_down
 from zcache.swap.error import StillSwappingError, SwapError
@@ -105,15 +105,18 @@ class Buildup:
     def arm_keeper(self, device: str) -> None:
         """Leave it the message by which it can give the device a new server, and wait until it has one ready."""
 
-        def prepare() -> bytes:
-            from zcache.swap import reconnection  # late: it loads libnbd
+        def prepare() -> None:
+            from zcache.swap import nbd_netlink, reconnection  # late: what they load goes with this process
 
-            return reconnection.prepare(NbdDevice(device).index)
+            index = NbdDevice(device).index
+            messages = (
+                nbd_netlink.reconfigure_message(index, reconnection.DESCRIPTOR),
+                nbd_netlink.disconnect_message(index),
+            )
+            cgroup.join(self._folder.cgroup)
+            self._folder.arm_keeper(*messages)
 
-        message = apart(prepare)
-        part = self._folder.reconnection.with_suffix(".part")
-        part.write_bytes(message)
-        part.replace(self._folder.reconnection)
+        apart(prepare)
         deadline_seconds = time.monotonic() + self._options.start_seconds
         while not self._folder.armed.exists():
             assert self._keeper is not None
@@ -143,7 +146,11 @@ class Buildup:
         self._report(f"{device}: swap is on, {entry.size_kib} KiB, priority {entry.priority}")
 
     def hold_sysctls(self) -> None:
-        sysctls.hold(self._folder.state)
+        def hold() -> None:
+            cgroup.join(self._folder.cgroup)  # whose memory is never swapped out: the record is that of all areas
+            sysctls.hold(self._folder.state)
+
+        apart(hold)
 
     def put_back_sysctls(self) -> None:
         with contextlib.closing(Teardown(self._report)) as teardown:
@@ -261,7 +268,7 @@ def refuse_if_up(folder: StateFolder, report: Report) -> None:
         folder.clear()
         return
     with contextlib.closing(Teardown(report)) as machine:
-        if is_live(state, machine):
+        if is_live(state, folder, machine):
             what = state.device or f"a keeper, pid {state.keeper.pid}"
             raise SwapError(f"already up, wholly or in part ({what}): run swap-down first")
     report(f"{folder.path} speaks of things that are gone: cleaning up")

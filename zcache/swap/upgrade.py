@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from zcache import image
+from zcache.errors import EnvironmentProblem
 from zcache.swap import process
 from zcache.swap.error import SwapError
 from zcache.swap.keeper import REPLACE_SIGNAL
 from zcache.swap.keeper_process import error_lines
-from zcache.swap.process import ProcessIdentity
 from zcache.swap.state import DEFAULT_FOLDER, StateFolder
 
 KEEPER_GONE: Final = "run swap-down soon, while the server lives, and then swap-up"
@@ -38,7 +38,7 @@ def upgrade(folder: StateFolder, report: Callable[[str], None] = print) -> float
         )
     if not folder.armed.exists():
         raise SwapError("swap-up has not come to its end; try again when it has")
-    descriptor = open_image(state.keeper)
+    descriptor = image.of_process(state.keeper.pid)
     try:
         signs = image.Signs(descriptor)
         upgraded, refusals, begin = signs.upgraded, signs.refusals, time.monotonic()
@@ -65,14 +65,6 @@ def upgrade(folder: StateFolder, report: Callable[[str], None] = print) -> float
         os.close(descriptor)
 
 
-def open_image(keeper: ProcessIdentity) -> int:
-    """A descriptor of the image that a keeper holds."""
-    for link in Path(f"/proc/{keeper.pid}/fd").iterdir():
-        if str(link.readlink()).startswith(f"/memfd:{image.NAME}"):
-            return os.open(link, os.O_RDWR | os.O_CLOEXEC)
-    raise SwapError(f"the keeper (pid {keeper.pid}) has no image")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 replaced, 1 not and a line says why, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="swap-upgrade", description="Replace a running zcache server by this code.")
@@ -85,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SwapError(f"no swap is up in {folder.path}")
         with folder.locked():
             seconds = upgrade(folder)
-    except (SwapError, OSError) as error:
+    except (SwapError, EnvironmentProblem, OSError) as error:
         print(f"swap-upgrade: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -7,17 +7,17 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from zcache.image import Signs
+from zcache.image import Signs, of_process
 from zcache.swap.error import SwapError
 from zcache.swap.state import StateFolder
-from zcache.swap.upgrade import open_image, upgrade
+from zcache.swap.upgrade import upgrade
 
 
 def kill(folder: StateFolder) -> None:
     """SIGKILL the server, wherever it is."""
     state = folder.load()
     assert state
-    descriptor = open_image(state.keeper)
+    descriptor = of_process(state.keeper.pid)
     try:
         os.kill(Signs(descriptor).pid, signal.SIGKILL)
     finally:
