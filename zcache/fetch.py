@@ -13,16 +13,20 @@ RAM. It never costs a DIRTY frame its place.
 A read that fails kills the task whose page it was, so a frame is not given up at the first error: it is read again,
 alone (its neighbours in the run may be sound), at once and then after each of `RETRY_PAUSES_SECONDS`. A wrong seal is
 read again once: a bit that flipped on the way is right on the disk. All that begins within `PATIENCE_SECONDS` of the
-first read or not at all, so a request is held up by pauses for 3 s at most; and there are none when nothing could be
-read for that long: then the disk is dead, and whoever waits behind this request is not helped by waiting.
+beginning of the first transfer that failed, or not at all, so a request is held up by pauses for 3 s at most; and there
+are none when nothing could be read for that long: then the disk is dead, and whoever waits behind this request is not
+helped by waiting. For the same reason, what a request has not begun to read when it gives a frame up, and has no
+patience left, is not read: it is an error already. A disk that is slow, and does not fail, is waited for.
 """
 
 import contextlib
+import itertools
+import math
 import threading
 from collections.abc import Sequence
 from typing import Final
 
-from zcache.backoff import PATIENCE_SECONDS
+from zcache.backoff import PATIENCE_SECONDS, Clock
 from zcache.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFFSET_SHIFT, SAME_FILLED
 from zcache.errors import PageDamaged
 from zcache.health import SEAL_BROKEN, UNREADABLE, Health, describe
@@ -40,17 +44,34 @@ RETRY_PAUSES_SECONDS: Final = (0.1, 0.4, 1.0)
 class _Job:
     """One frame to read: what was known of it under the lock, and the run's pages that are in it."""
 
-    __slots__ = ("below", "birth", "failed", "frame", "pages", "seal", "slot", "wrong")
+    __slots__ = ("below", "birth", "failed", "frame", "is_read", "pages", "seal", "slot", "view", "wrong")
 
     def __init__(self, frames: PageFrames, frame: int, pages: list[int]) -> None:
         self.frame = frame
         self.slot = 0  # that it is read into
+        self.view: memoryview  # its bytes
         self.pages = pages
         self.below = frames.below[frame]
         self.birth = frames.birth[frame]
         self.seal = frames.seal_of(frame)
+        self.is_read = False  # and is what was sealed
         self.failed: str | None = None  # why its pages cannot be had
         self.wrong = ""  # the same, in `Health`'s words
+
+
+class _Patience:
+    """One request's, with what fails: it begins with the first transfer that does."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ends = math.inf
+
+    def begin(self, began: float) -> None:
+        """A transfer failed that had begun then."""
+        self._ends = min(self._ends, began + PATIENCE_SECONDS)
+
+    def is_over(self) -> bool:
+        return self._clock.now() >= self._ends
 
 
 class Fetcher:
@@ -113,62 +134,73 @@ class Fetcher:
         return None if by_frame and not jobs else jobs
 
     def _read(self, jobs: list[_Job]) -> None:
-        """Without the lock: read all frames, neighbours below in one go, and open their seals."""
-        patience_ends = self._health.clock.now() + PATIENCE_SECONDS
-        jobs.sort(key=lambda job: job.below)
+        """Without the lock: read all frames, neighbours below in one go, and open their seals; but nothing more once
+        one is given up and patience is over."""
+        patience = _Patience(self._health.clock)
         size, ram = self._frames.frame_bytes, self._frames.ram_view
-        views = [ram[job.slot * size : (job.slot + 1) * size] for job in jobs]
-        start = 0
-        for stop in range(1, len(jobs) + 1):
-            if stop < len(jobs) and jobs[stop].below == jobs[stop - 1].below + 1:
-                continue
-            try:
-                self._transfer(jobs[start].below, views[start:stop])
-            except OSError as error:
-                self._read_apart(list(zip(jobs[start:stop], views[start:stop], strict=True)), error, patience_ends)
-            start = stop
-        for job, view in zip(jobs, views, strict=True):
-            if not job.failed and not self._opens(job, view):
-                self._verify_again(job, view)
+        for job in jobs:
+            job.view = ram[job.slot * size : (job.slot + 1) * size]
+        jobs.sort(key=lambda job: job.below)
+        starts = [n for n, job in enumerate(jobs) if not n or job.below != jobs[n - 1].below + 1]
+        for start, stop in itertools.pairwise([*starts, len(jobs)]):
+            self._read_run(jobs[start:stop], patience)
+            if patience.is_over() and any(job.failed for job in jobs):
+                break
 
-    def _read_apart(self, wanted: list[tuple[_Job, memoryview]], error: OSError, patience_ends: float) -> None:
+    def _read_run(self, run: list[_Job], patience: _Patience) -> None:
+        """Neighbours below."""
+        began = self._health.clock.now()
+        try:
+            self._transfer(run[0].below, [job.view for job in run])
+        except OSError as error:
+            patience.begin(began)
+            self._read_apart(run, error, patience)
+        for job in run:
+            if not job.failed and not self._opens(job):
+                patience.begin(began)
+                self._verify_again(job, patience)
+
+    def _read_apart(self, wanted: list[_Job], error: OSError, patience: _Patience) -> None:
         """Each frame of a read that has failed, by itself: until all are there, or those that are not are not worth
         another try. One that is bad costs its neighbours no try of their own."""
         clock, reading = self._health.clock, self._health.reading
         for pause in (0.0, *RETRY_PAUSES_SECONDS):
-            if clock.now() >= patience_ends or (pause and reading.failures and not reading.patience_seconds()):
+            if patience.is_over() or (pause and reading.failures and not reading.patience_seconds()):
                 break
             clock.sleep(pause)
             missing = []
-            for job, view in wanted:
+            for job in wanted:
                 try:
-                    if clock.now() >= patience_ends:
+                    if patience.is_over():
                         raise error
                     with self._lock:
                         self._statistics.fetch_retries += 1
-                    self._transfer(job.below, [view])
+                    self._transfer(job.below, [job.view])
                 except OSError as again:
                     error = again
-                    missing.append((job, view))
+                    missing.append(job)
             wanted = missing
             if not wanted:
                 return
-        for job, _ in wanted:
+        for job in wanted:
             with self._lock:
                 reading.failed(describe(error))
             job.failed, job.wrong = f"reading slot {job.below}: {error.strerror}", UNREADABLE
 
-    def _verify_again(self, job: _Job, view: memoryview) -> None:
+    def _verify_again(self, job: _Job, patience: _Patience) -> None:
         """One frame that was read, and is not what was written: was it the reading?"""
-        with self._lock:
-            self._statistics.fetch_retries += 1
-        with contextlib.suppress(OSError):
-            self._transfer(job.below, [view])
-        if not self._opens(job, view):
-            job.failed, job.wrong = f"what is in slot {job.below} is not what was sealed", SEAL_BROKEN
+        if not patience.is_over():
+            with self._lock:
+                self._statistics.fetch_retries += 1
+            with contextlib.suppress(OSError):
+                self._transfer(job.below, [job.view])
+                if self._opens(job):
+                    return
+        job.failed, job.wrong = f"what is in slot {job.below} is not what was sealed", SEAL_BROKEN
 
-    def _opens(self, job: _Job, view: memoryview) -> bool:
-        return self._seal.opens(job.frame, job.birth, job.seal, view)
+    def _opens(self, job: _Job) -> bool:
+        job.is_read = self._seal.opens(job.frame, job.birth, job.seal, job.view)
+        return job.is_read
 
     def _transfer(self, first_slot: int, views: list[memoryview]) -> None:
         """One read, timed; a success ends what trouble there was."""
@@ -187,7 +219,7 @@ class Fetcher:
     def _take_over(
         self, jobs: list[_Job], table: memoryview, first: int, entries: list[int], bodies: list[bytes]
     ) -> None:
-        """Under the lock: use what was read, where it is still what is wanted."""
+        """Under the lock: use what was read, where it is still what is wanted. What was not is looked up again."""
         frames, statistics = self._frames, self._statistics
         damage = None
         for job in jobs:
@@ -199,7 +231,7 @@ class Fetcher:
                         statistics.checksum_errors += job.wrong == SEAL_BROKEN
                         statistics.fetch_errors += job.wrong == UNREADABLE
                         self._health.mark(job.frame, job.birth, job.wrong)
-                else:
+                elif job.is_read:
                     self._health.unmark(job.frame)
                     for index in valid:
                         bodies[index] = _body(frames, job.slot, entries[index])

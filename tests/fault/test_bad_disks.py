@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.pages import any_page, raw_page
-from tests.support.stores import PAGE_BYTES, get, new_object, put, small_store
+from tests.support.stores import PAGE_BYTES, get, new_object, once, put, small_store
 from tests.support.tiers import FaultyTier, MemoryTier
 from zcache.backoff import LAST_REST_SECONDS, PATIENCE_SECONDS
 from zcache.check import check
@@ -61,6 +61,19 @@ class Bench:
             self.store.reclaimer.clean_some()
         self.put(20 - BUDGET, BUDGET)
         self.clock.waits.clear()
+        assert all(self.store.frames.state[self.frame(index)] == State.COLD for index in range(count))
+
+    def make_cold_apart(self, count: int) -> None:
+        """The same, but no two of them are neighbours below: each is a read of its own."""
+        for index in range(count):
+            self.put(index)
+            self.store.reclaimer.clean_some()
+            self.put(19)
+            self.store.reclaimer.clean_some()
+        self.put(20 - BUDGET, BUDGET)
+        self.clock.waits.clear()
+        slots = sorted(self.slot(index) for index in range(count))
+        assert all(after > slot + 1 for slot, after in itertools.pairwise(slots))
         assert all(self.store.frames.state[self.frame(index)] == State.COLD for index in range(count))
 
     def frame(self, index: int) -> int:
@@ -317,6 +330,56 @@ def test_a_disk_whose_errors_take_half_a_minute_is_asked_once_a_request(bench: B
     assert bench.tier.tries == tries + 1 and bench.clock.waits == []
     assert bench.store.statistics.slow_reads == 1
     assert bench.store.statistics.fetch_errors == 4
+    check(bench.store)
+
+
+def test_a_disk_that_is_slow_and_sound_may_fail_once_at_the_end(bench: Bench) -> None:
+    """Patience is for what fails: what the reads before it took does not count."""
+    bench.make_cold_apart(6)
+    bench.tier.transfer_seconds = 0.5
+    reads = itertools.count(1)
+
+    def fail_the_sixth() -> None:
+        bench.tier.failing_reads = next(reads) == 6
+
+    bench.tier.before_read = fail_the_sixth
+    assert bench.get(0, 6) == b"".join(bench.model[index] for index in range(6))
+    assert bench.store.statistics.fetch_retries == 1 and bench.store.statistics.fetch_errors == 0
+    check(bench.store)
+
+
+@pytest.mark.parametrize("fault", ["unreadable", "flipped"])
+def test_what_is_scattered_on_a_dying_disk_holds_a_request_up_once(bench: Bench, fault: str) -> None:
+    """Six reads of half a minute each, all in vain: after the first one the answer is known. Nothing is said of the
+    frames that were not asked for."""
+    bench.make_cold_apart(6)
+    slots = [bench.slot(index) for index in range(6)]
+    if fault == "unreadable":
+        bench.tier.bad_slots = set(slots)
+    else:
+        for slot in slots:
+            bench.tier.flip_bit(slot)
+    bench.tier.transfer_seconds = 30.0
+    tries = bench.tier.tries
+    with pytest.raises(PageDamaged):
+        bench.get(0, 6)
+    assert bench.tier.tries == tries + 1 and bench.clock.waits == []
+    assert bench.store.statistics.fetch_errors + bench.store.statistics.checksum_errors == 1
+    assert bench.reasons()[0].startswith("1 frame below ")
+    check(bench.store)
+
+
+def test_what_was_not_read_for_lack_of_patience_is_read_if_the_bad_page_is_gone(bench: Bench) -> None:
+    """The page that failed was overwritten meanwhile: the others are no error for its sake."""
+    bench.make_cold_apart(3)
+    bench.tier.bad_slots = {min(bench.slot(index) for index in range(3))}
+    bench.tier.transfer_seconds = 30.0
+    bad = next(index for index in range(3) if bench.slot(index) in bench.tier.bad_slots)
+    new = bytes(PAGE_BYTES)
+    bench.tier.before_read = once(lambda: put(bench.store, bench.thing, bad, new))
+    bench.model[bad] = new
+    assert bench.get(0, 3) == b"".join(bench.model[index] for index in range(3))
+    assert bench.store.statistics.fetch_errors == 0 and bench.store.statistics.fetched_frames == 2
     check(bench.store)
 
 
