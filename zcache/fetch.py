@@ -226,7 +226,8 @@ class Fetcher:
             if frames.birth[job.frame] == job.birth:
                 valid = [index for index in job.pages if table[first + index] == entries[index]]
                 if job.failed:
-                    if valid:
+                    # If another get has read it meanwhile, and it is in RAM, the next look finds it there.
+                    if valid and frames.state[job.frame] == State.COLD:
                         damage = job.failed
                         statistics.checksum_errors += job.wrong == SEAL_BROKEN
                         statistics.fetch_errors += job.wrong == UNREADABLE

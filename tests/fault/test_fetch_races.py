@@ -12,7 +12,11 @@ from lz4.block import decompress as lz4_decompress
 from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.stores import drop_clean_frames, frame_of, get, make_cold, once, put, store_with_tier
 from zcache.check import check
+from zcache.fetch import RETRY_PAUSES_SECONDS
 from zcache.pageframes import State
+from zcache.status import gather_status
+
+ALWAYS = 1 << 30
 
 
 def test_a_page_overwritten_while_it_is_fetched_reads_as_the_new_one(rng: random.Random) -> None:
@@ -144,6 +148,29 @@ def test_two_gets_of_one_cold_frame_take_it_back_once(rng: random.Random) -> Non
     assert get(store, thing, 0) == page and seen == [page]
     assert store.statistics.fetched_frames == 2 and store.statistics.readopted_frames == 1
     assert store.frames.state[frame_of(thing, 0)] == State.CLEAN
+    check(store)
+
+
+def test_a_get_that_fails_where_another_succeeds_takes_the_page_from_ram(rng: random.Random) -> None:
+    """Before the last of its tries, which all fail, another get of the same frame succeeds."""
+    store, tier, thing = store_with_tier()
+    page = make_cold(store, thing, rng)
+    store.flush(thing, 8, 1)  # room for it
+    tier.failing_reads = ALWAYS
+    tries = 0
+
+    def succeed_before_the_last_try() -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 2 + len(RETRY_PAUSES_SECONDS):
+            tier.failing_reads = 0
+            assert get(store, thing, 0) == page
+            tier.failing_reads = ALWAYS
+
+    tier.before_read = succeed_before_the_last_try
+    assert get(store, thing, 0) == page
+    assert store.statistics.fetch_errors == 0 and store.statistics.fetched_frames == 1
+    assert gather_status(store, thing, {})["reasons"] == []
     check(store)
 
 
