@@ -66,6 +66,11 @@ class Backoff:
         self.failures = 0
         self._try_began = None
 
+    def forget(self) -> None:
+        """There is nothing left to try with: whether the trouble lasts cannot be known, and the next failure begins
+        another."""
+        self.succeeded()
+
     def begin_try(self) -> bool:
         """Whether to try now. In a trouble, who is told so is alone in it until they say how it ended, or a rest has
         passed."""

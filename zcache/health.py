@@ -1,9 +1,10 @@
 """Health: what is wrong with the tier now, as flights and fetches see it; in words, what `zcache status` says.
 
 Counters say what has ever happened and stay (`statistics.py`); this is what is the matter still. A failing write is
-over when one succeeds. A frame that could not be had is over when it is read after all, or when nothing in it is alive
-any more: its pages were written or trimmed. A slow disk is over when none of its transfers has been slow for a minute.
-What `decode_errors` counts is never over: the memory of this machine changed by itself.
+over when one succeeds, or nothing is left to be written. A frame that could not be had is over when it is read after
+all, or when nothing in it is alive any more: its pages were written or trimmed. A slow disk is over when none of its
+transfers has been slow for a minute. What `decode_errors` counts is never over: the memory of this machine changed by
+itself.
 
 Locking: the store's lock, but for `begin_transfer` and `end_transfer`: each transfer has an entry of its own there.
 Cost: nothing on the hot paths; two looks at the clock for each transfer.

@@ -11,10 +11,12 @@ now: nobody changes their bytes or reuses their RAM); without the lock, seal and
 as CLEAN, or go straight to FREE if all their pages died meanwhile. A write that fails puts them back as the oldest.
 
 A tier that fails is tried again with `Backoff`: by background reclaim, and by a put that needs room, one of them at a
-time. A put for which there is no room waits while that trouble is younger than `PATIENCE_SECONDS`, and fails at once
-when it is older: it is held up for that long and two writes, at most. The next try writes to other slots, because slots
-are handed out next-fit; so a bad spot below costs a rest, and not the tier. A write that neither fails nor ends is
-waited for: giving up would leave its frames in RAM all the same, and the disk's driver has a timeout of its own.
+time; until a write arrives, or no frame is left to be written: then nothing is kept in RAM by that trouble, nothing can
+show whether it lasts, and it is forgotten. A put for which there is no room waits while that trouble is younger than
+`PATIENCE_SECONDS`, and fails at once when it is older: it is held up for that long and two writes, at most. The next
+try writes to other slots, because slots are handed out next-fit; so a bad spot below costs a rest, and not the tier. A
+write that neither fails nor ends is waited for: giving up would leave its frames in RAM all the same, and the disk's
+driver has a timeout of its own.
 
 Law: work between two looks at the lock is bounded by the batch. Nothing here waits for anything but the tier,
 other flights, and a rest.
@@ -25,7 +27,7 @@ from collections.abc import Callable
 from typing import Final
 
 from zcache.allocators import Allocator
-from zcache.backoff import FIRST_REST_SECONDS
+from zcache.backoff import FIRST_REST_SECONDS, LAST_REST_SECONDS
 from zcache.hardening.threads import begin_own_thread
 from zcache.health import Health, describe
 from zcache.pageframes import PageFrames
@@ -134,10 +136,11 @@ class Reclaimer:
             self._wake.clear()
             while not self._stopped.is_set() and self.wants_to_clean():
                 arrived = self.clean_some()
-                if arrived is None:
+                if arrived is None and not self._health.writing.failures:
                     break
                 if not arrived:
-                    self._stopped.wait(self._health.writing.rest_seconds())
+                    rest = LAST_REST_SECONDS if arrived is None else self._health.writing.rest_seconds()
+                    self._stopped.wait(rest)
 
     def wants_to_clean(self) -> bool:
         """Whether background reclaim goes on: few frames are available, or it is yet to be seen that writes work
@@ -146,9 +149,11 @@ class Reclaimer:
 
     def clean_some(self) -> bool | None:
         """One background flight; False: it failed, or it is too early for another try. None: there is nothing to
-        clean, or no room below."""
+        clean, and so no trouble that could be seen to end; or no room below."""
         with self._lock:
             if not self._can_clean():
+                if not (self._frames.queue_length[Queue.PERSISTENT] or self._frames.in_flight):
+                    self._health.writing.forget()
                 return None
             if not self._health.writing.begin_try():
                 return False

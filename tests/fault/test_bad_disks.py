@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.pages import any_page, raw_page
-from tests.support.stores import PAGE_BYTES, get, new_object, once, put, small_store
+from tests.support.stores import PAGE_BYTES, get, new_object, once, put, small_store, wait_for_a_waiter
 from tests.support.tiers import FaultyTier, MemoryTier
 from zcache.backoff import LAST_REST_SECONDS, PATIENCE_SECONDS
 from zcache.check import check
@@ -174,6 +174,50 @@ def test_background_reclaim_goes_on_until_a_write_arrives_even_when_room_was_mad
     assert bench.store.frames.available >= bench.store.reclaimer.high_watermark and bench.reasons()
     bench.run_background_reclaim(10.0)
     assert bench.reasons() == []
+    check(bench.store)
+
+
+def test_a_trouble_is_forgotten_when_all_that_could_not_be_written_was_trimmed(bench: Bench) -> None:
+    """No write can show any more that the disk is well. Who meets the first flight after that waits for it, as on any
+    disk that has not failed yet."""
+    bench.put(0, BUDGET)
+    bench.tier.failing_writes = 1
+    bench.store.reclaimer.clean_some()
+    bench.store.flush(bench.thing, 0, BUDGET)
+    assert bench.reasons()
+    bench.run_background_reclaim(10.0)
+    assert bench.reasons() == [] and bench.tier.tries == 1
+    bench.clock.seconds += 3600
+    bench.put(0, BUDGET)
+    writer = threading.Thread(target=lambda: bench.put(BUDGET))
+
+    def start() -> None:
+        writer.start()
+        wait_for_a_waiter(bench.store, writer)
+
+    bench.tier.before_write = once(start)
+    assert bench.store.reclaimer.clean_some() is True
+    writer.join(timeout=10)
+    bench.holds(*range(BUDGET + 1))
+    assert bench.store.statistics.failed_puts == 0
+    check(bench.store)
+
+
+def test_background_reclaim_goes_on_in_a_trouble_although_there_is_no_room_below_for_now(bench: Bench) -> None:
+    """It looks again after a rest, and is not woken for that: the trouble ends when there is room."""
+    bench.put(0, BUDGET)
+    bench.tier.failing_writes = 1
+    bench.store.reclaimer.clean_some()
+    slots = range(1, bench.tier.slot_count + 1)
+    for slot in slots:
+        bench.tier.take_over(slot)
+
+    def make_room_below() -> None:
+        for slot in slots:
+            bench.tier.release(slot)
+
+    bench.run_background_reclaim(10.0, once(make_room_below))
+    assert bench.clock.waits == [LAST_REST_SECONDS] and bench.reasons() == []
     check(bench.store)
 
 
