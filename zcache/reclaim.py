@@ -208,7 +208,7 @@ class Reclaimer:
                     tier.release(first_slot + index)
             if not arrived:
                 for frame in reversed(batch):  # each becomes the oldest, so the oldest goes back last
-                    frames.abort(frame)
+                    frames.abort(frame, self._allocator.restore)
                 health.writing.failed(failure)
                 self._statistics.writeback_errors += 1
                 self._statistics.writeback_kept_frames += len(batch)

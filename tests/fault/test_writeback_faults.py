@@ -31,6 +31,36 @@ def test_a_failed_writeback_keeps_the_frames_oldest_first(rng: random.Random) ->
     check(store)
 
 
+@pytest.mark.parametrize("buddies", [1, 2])
+def test_a_failed_writeback_offers_what_room_its_frames_have(rng: random.Random, buddies: int) -> None:
+    """A frame with one buddy, or one whose other buddy was trimmed during the flight, takes a zpage as it did before;
+    one that is full does not."""
+    store, tier, thing = store_with_tier(budget_frames=2)
+    pages = [page_with_zpage_of(rng, 1000) for _ in range(3)]
+    full = raw_page(rng)
+    put(store, thing, 0, *pages[:buddies])
+    put(store, thing, 8, full)
+    tier.failing_writes = 1 << 30
+    tier.before_write = lambda: store.flush(thing, 1, 1)
+    assert store.reclaimer.clean_some() is False
+    tier.before_write = lambda: None
+    check(store)
+    put(store, thing, 2, pages[2])
+    assert frame_of(thing, 2) == frame_of(thing, 0)
+    assert get(store, thing, 0) == pages[0] and get(store, thing, 2) == pages[2] and get(store, thing, 8) == full
+    check(store)
+    with pytest.raises(StoreFull):
+        put(store, thing, 3, page_with_zpage_of(rng, 100))
+    tier.failing_writes = 0
+    tier.clock.sleep(LAST_REST_SECONDS)
+    assert store.reclaimer.clean_some() is True
+    drop_clean_frames(store)
+    assert get(store, thing, 0) == pages[0] and get(store, thing, 2) == pages[2] and get(store, thing, 8) == full
+    store.flush(thing, 0, 16)
+    assert store.frames.resident == store.frames.cold == tier.used_slots == 0
+    check(store)
+
+
 def test_a_put_that_needs_a_failing_tier_fails_and_costs_no_other_page(rng: random.Random) -> None:
     store, tier, thing = store_with_tier()
     pages = [raw_page(rng) for _ in range(4)]

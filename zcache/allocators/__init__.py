@@ -7,8 +7,9 @@ The contract, which every allocator's contract suite runs (the caller holds the 
   that found no room; calling again from there, after room was made, goes on. It takes frames from `PageFrames` and
   allocates none itself.
 - `release` drops the zpages that entries name. A frame whose last zpage goes is given back, unless it is in flight.
-- `retire` is told that a frame is on its way out and takes no more zpages. `evict` throws an ephemeral frame away, live
-  zpages and all, and says whose they were.
+- `retire` is told that a frame is on its way out and takes no more zpages, and `restore` that it did not get there:
+  what room it has is offered again, with that of zpages that were released meanwhile. `evict` throws an ephemeral frame
+  away, live zpages and all, and says whose they were.
 - What a zpage's bytes were they stay, in place, until it is released.
 """
 
@@ -36,6 +37,9 @@ class Allocator(Protocol):
 
     def retire(self, frame: int) -> None:
         """Offer no more room in a frame that is about to leave RAM."""
+
+    def restore(self, frame: int) -> None:
+        """Offer the room of a frame that could not leave RAM; it is DIRTY, and in its queue."""
 
     def evict(self, frame: int) -> list[int]:
         """Throw away an ephemeral frame; returns the owners of what was alive in it."""

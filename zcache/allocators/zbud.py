@@ -10,7 +10,7 @@ they compress. In return nothing is ever moved, holes never spread, and reclaimi
 most.
 
 Guarantee: a frame holds zpages of one kind of pool only, because the unbuddied lists are kept by kind. A put succeeds
-while a partly filled frame has room, even when no frame is free.
+while a partly filled frame has room, even when no frame is free; but for those in flight, whose bytes must not change.
 
 The lists are threaded through flat arrays by RAM slot, with heads beyond the slots, and one 64-bit word for each kind
 has a bit for each non-empty list: the best fit is a mask and a `bit_length`. Cost: 2 bytes a RAM slot for the sizes,
@@ -145,13 +145,25 @@ class Zbud:
                     if now == 1:
                         self._withdraw(slot)
                     frames.give(frame)
-            elif not remaining and now != 3:  # CLEAN or COLD; a frame in flight is freed when it lands
+            elif now == 3:  # WRITEBACK: freed, or offered again, when its flight has ended
+                if entry >> OFFSET_SHIFT & OFFSET_MASK:
+                    self._right[home[frame]] = 0
+                else:
+                    self._left[home[frame]] = 0
+            elif not remaining:  # CLEAN or COLD
                 self._release_below(frames.give(frame))
 
     def retire(self, frame: int) -> None:
         """See `Allocator.retire`. Called while the frame is still ACTIVE or DIRTY."""
         if self._frames.state[frame] == State.ACTIVE:
             self._withdraw(self._frames.home[frame])
+
+    def restore(self, frame: int) -> None:
+        """See `Allocator.restore`."""
+        slot = self._frames.home[frame]
+        if self._has_room(self._left[slot], self._right[slot]):
+            self._frames.move(frame, State.ACTIVE)
+            self._offer(slot)
 
     def evict(self, frame: int) -> list[int]:
         """See `Allocator.evict`."""
@@ -185,8 +197,7 @@ class Zbud:
             raise Imbalance(f"zbud: the zpages of frame {frame} overlap")
         slot = self._frames.home[frame]
         self._left[slot], self._right[slot] = left, right
-        is_unbuddied = not (left and right)
-        return State.ACTIVE if is_unbuddied and left + right < CHUNKS else State.DIRTY
+        return State.ACTIVE if self._has_room(left, right) else State.DIRTY
 
     def offer_inherited(self, beat: Callable[[], None]) -> None:
         """See `Allocator.offer_inherited`."""
@@ -236,6 +247,10 @@ class Zbud:
         fullest = max(live)
         if fullest > 2:
             raise Imbalance(f"zbud: a frame holds {fullest} zpages")
+
+    @staticmethod
+    def _has_room(left: int, right: int) -> bool:
+        return not (left and right) and left + right < CHUNKS
 
     def _offer(self, slot: int) -> None:
         """Put a frame with one buddy at the front of the list that its occupied chunks name."""

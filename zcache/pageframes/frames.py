@@ -217,14 +217,16 @@ class PageFrames:
         self._link_youngest(slot, Queue.CLEAN)
         return self.give(frame) if not self.live[frame] else NONE
 
-    def abort(self, frame: int) -> None:
-        """End of a flight that failed: the frame is the oldest of the DIRTY ones again (FREE if nothing in it is
-        alive)."""
+    def abort(self, frame: int, restore: Callable[[int], None]) -> None:
+        """End of a flight that failed: the frame is the oldest of those that wait again (FREE if nothing in it is
+        alive), and DIRTY when `restore(frame)` is called."""
         self.in_flight -= 1
         self.move(frame, State.DIRTY)
         slot = self.home[frame]
         self._link_oldest(slot, Queue.PERSISTENT)
-        if not self.live[frame]:
+        if self.live[frame]:
+            restore(frame)
+        else:
             self.give(frame)
 
     def seal_of(self, frame: int) -> bytes:

@@ -2,8 +2,9 @@
 
           take              full                isolate              land               drop
     FREE ------> ACTIVE <-----------> DIRTY ------------> WRITEBACK ------> CLEAN <-----------> COLD
-                        loses a zpage         <----------           fetch
-                                              write failed
+                        loses a zpage,        <----------           fetch
+                        or write failed       write failed
+                        and it has room
 
 From each state but FREE a frame becomes FREE when its last zpage dies; from WRITEBACK only once the flight has ended.
 Ephemeral frames know FREE, ACTIVE and DIRTY alone: they are never written anywhere.
