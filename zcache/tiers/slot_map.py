@@ -3,14 +3,15 @@
 A run of free slots is what makes writeback one large sequential write, so `reserve` looks for a whole run first, then
 for half of it, and so on down to a single slot. It looks from where the last run ended, a window at a time, and
 begins with twice the length that was found last time: in a fragmented map a call costs a few scans of a window, not
-of the map. `bytearray.find` does the looking in C. Cost: a byte a slot.
+of the map. `mmap.find` does the looking in C, as fast as that of a bytearray, which would be touched, and so locked,
+whole. Cost: a byte for each slot up to some way beyond the highest that was used.
 """
 
-import ctypes
 from typing import Final
 
 from zcache import libc
 from zcache.errors import Imbalance
+from zcache.flat_array import anonymous_memory
 
 #: Slots looked at before shorter runs are tried: 1 GiB of zbud frames; a scan takes some 50 us.
 WINDOW_SLOTS: Final = 1 << 18
@@ -22,7 +23,7 @@ class SlotMap:
     def __init__(self, slot_count: int) -> None:
         self.slot_count = slot_count
         self.used_slots = 0
-        self._used = bytearray(slot_count + 1)
+        self._used = anonymous_memory(slot_count + 1)
         self._used[0] = 1
         self._next = 1
         self._last_run = slot_count
@@ -68,7 +69,7 @@ class SlotMap:
         """
         end = min(self._next + 2 * WINDOW_SLOTS, self.slot_count + 1)
         if end > self._populated:
-            start = ctypes.addressof(ctypes.c_char.from_buffer(self._used))
+            start = libc.address(self._used)
             libc.populate_range((start + self._populated) & ~4095, (start + end + 4095) & ~4095, write=True)
             self._populated = end
 
