@@ -25,11 +25,11 @@ from zcache.entry import (
     ZPAGE,
 )
 from zcache.errors import Imbalance
-from zcache.flat_array import FlatArray
+from zcache.flat_array import FlatArray, Typecode, count_bytes
 from zcache.page_table import BLOCK_ENTRIES
 from zcache.pageframes import State
 from zcache.pageframes.frames import FETCH_SLOTS, PageFrames, Queue
-from zcache.snapshot import Snapshot, take_snapshot
+from zcache.snapshot import Snapshot, populating, take_snapshot
 from zcache.store import Store
 from zcache.tmem import Kind
 
@@ -46,16 +46,24 @@ class _Found:
 
     def __init__(self, books: Snapshot) -> None:
         frames = books.frames
-        self.live = FlatArray("H", frames.fresh_id).view
-        self.place = FlatArray("I", frames.fresh_id).view
-        self.free_ids = FlatArray("B", frames.fresh_id).view
-        self.slots = FlatArray("B", frames.slot_count).view
-        self.belows = FlatArray("B", len(books.used_below)).view
+        self.live = _populated("H", frames.fresh_id)
+        self.place = _populated("I", frames.fresh_id)
+        self.free_ids = _populated("B", frames.fresh_id)
+        self.slots = _populated("B", frames.slot_count)
+        self.belows = _populated("B", len(books.used_below))
+
+
+def _populated(typecode: Typecode, count: int) -> memoryview:
+    """Items, all zero, in memory that is there before the walk."""
+    array = FlatArray(typecode, count)
+    with populating():
+        array.populate(0, count)
+    return array.view
 
 
 def check(store: Store) -> dict[str, int]:
     """Raises `Imbalance` with the first thing that is wrong; returns what was counted. Raises `EnvironmentProblem` if
-    the store grew too fast to be copied."""
+    the store grew too fast to be copied, or there is no memory for that."""
     books = take_snapshot(store)
     found = _Found(books)
     counted = _walk_tables(books, found)
@@ -201,7 +209,7 @@ def _check_free(books: Snapshot, found: _Found) -> None:
     for slot in frames.fetch_slots():
         _mark(found.slots, slot, "RAM slot")
     if frames.fetch_slot_count == FETCH_SLOTS:  # none is being read into
-        _compare("RAM slots", frames.slot_count - 1, bytes(found.slots).count(1))
+        _compare("RAM slots", frames.slot_count - 1, count_bytes(found.slots, 1))
 
 
 def _check_queues(frames: PageFrames) -> None:

@@ -18,6 +18,9 @@ from zcache.image import Section
 #: `mmap(2)` flag: address space is not accounted as memory. Python names it from 3.13 on.
 MAP_NORESERVE: Final = 0x4000
 
+#: Bytes that are looked at, as a copy, at a time.
+COUNTED_RUN_BYTES: Final = 1 << 16
+
 Typecode = Literal["B", "H", "I", "Q"]
 _ITEM_BYTES: Final[dict[Typecode, int]] = {"B": 1, "H": 2, "I": 4, "Q": 8}
 
@@ -25,6 +28,12 @@ _ITEM_BYTES: Final[dict[Typecode, int]] = {"B": 1, "H": 2, "I": 4, "Q": 8}
 def anonymous_memory(size_bytes: int) -> mmap.mmap:
     """Private zeroed memory that is not reserved until it is touched."""
     return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+
+
+def count_bytes(view: memoryview, value: int) -> int:
+    """How many bytes of `view` are `value`; without a copy of the whole, which would be a demand for memory."""
+    starts = range(0, len(view), COUNTED_RUN_BYTES)
+    return sum(bytes(view[start : start + COUNTED_RUN_BYTES]).count(value) for start in starts)
 
 
 class FlatArray:

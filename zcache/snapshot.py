@@ -6,6 +6,8 @@ system.
 """
 
 import contextlib
+import errno
+from collections.abc import Iterator
 from typing import Final
 
 from zcache import libc
@@ -18,6 +20,17 @@ from zcache.store import Store
 MARGIN_BYTES: Final = 1 << 20
 
 
+@contextlib.contextmanager
+def populating() -> Iterator[None]:
+    """Around what populates memory ahead: if there is not enough, `EnvironmentProblem`. A page fault in Python is taken
+    with the GIL held, so that a server that was short of memory would wait there for what only it can bring about."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a kernel that cannot: it is touched as it is used
+            raise EnvironmentProblem(f"no memory to copy and walk the books: {error.strerror}") from None
+
+
 class Room:
     """Memory for copies. At first it only counts how much they take; once it is made, it holds them."""
 
@@ -28,7 +41,7 @@ class Room:
     def make(self) -> None:
         """Take the memory that was counted, and some more."""
         memory = memoryview(anonymous_memory(self._used_bytes + self._used_bytes // 8 + MARGIN_BYTES))
-        with contextlib.suppress(OSError):  # a kernel that cannot: it is touched as it is used
+        with populating():
             libc.populate(memory)
         self._memory, self._used_bytes = memory, 0
 
@@ -69,7 +82,8 @@ class Snapshot:
 
 
 def take_snapshot(store: Store) -> Snapshot:
-    """Takes the store's lock for as long as the copy takes; raises `EnvironmentProblem` if the store grew too fast."""
+    """Takes the store's lock for as long as the copy takes; raises `EnvironmentProblem` if the store grew too fast,
+    or there is no memory."""
     room = Room()
     Snapshot(store, room)
     room.make()

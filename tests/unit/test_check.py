@@ -1,5 +1,8 @@
 """check() finds each sort of imbalance: one book is falsified at a time."""
 
+import errno
+import itertools
+import os
 import random
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +13,11 @@ from tests.support.pages import page_with_zpage_of, raw_page, same_filled_page
 from tests.support.stores import new_object, put, small_store
 from tests.support.tiers import MemoryTier
 from zcache import check as check_module
-from zcache import snapshot
+from zcache import libc, snapshot
 from zcache.check import check
 from zcache.entry import decode_zpage
 from zcache.errors import EnvironmentProblem, Imbalance
+from zcache.flat_array import COUNTED_RUN_BYTES, count_bytes
 from zcache.pageframes import State
 from zcache.store import Store
 from zcache.tmem import Kind
@@ -166,6 +170,60 @@ def test_the_store_goes_on_while_it_is_checked(monkeypatch: pytest.MonkeyPatch) 
         patch.setattr(check_module, "_walk_tables", walk_late)
         assert check(store) == before
     assert check(store) != before
+
+
+def test_all_memory_of_an_audit_is_populated_before_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page fault in Python is taken with the GIL held, and may wait for the server itself."""
+    store = busy_store()
+    populated: list[tuple[int, int]] = []
+    populate, walk = libc.populate, check_module._walk_tables
+
+    def note(memory: memoryview) -> None:
+        start = libc.address(memory)
+        populated.append((start, start + len(memory)))
+        populate(memory)
+
+    def walk_what_is_populated(books: snapshot.Snapshot, found: Any) -> dict[str, int]:
+        blocks = [block for _, blocks in books.tables for block in blocks]
+        for array in [*vars(found).values(), *blocks]:
+            start = libc.address(array.cast("B"))
+            assert any(first <= start and start + array.nbytes <= stop for first, stop in populated)
+        return walk(books, found)
+
+    monkeypatch.setattr(libc, "populate", note)
+    monkeypatch.setattr(check_module, "_walk_tables", walk_what_is_populated)
+    check(store)
+    assert len(populated) == 6
+
+
+@pytest.mark.parametrize("failing", [1, 2, 6])
+def test_an_audit_for_which_there_is_no_memory_is_not_begun(monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    store = busy_store()
+    calls = itertools.count(1)
+
+    def populate(_memory: memoryview) -> None:
+        if next(calls) == failing:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(libc, "populate", populate)
+    with pytest.raises(EnvironmentProblem, match="no memory"):
+        check(store)
+
+
+def test_an_audit_goes_on_where_the_kernel_cannot_populate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def populate(_memory: memoryview) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # before Linux 5.14
+
+    store = busy_store()
+    monkeypatch.setattr(libc, "populate", populate)
+    check(store)
+
+
+def test_bytes_are_counted_in_all_runs() -> None:
+    view = memoryview(bytearray(2 * COUNTED_RUN_BYTES + 3))
+    for index in (0, COUNTED_RUN_BYTES - 1, COUNTED_RUN_BYTES, len(view) - 1):
+        view[index] = State.ACTIVE
+    assert count_bytes(view, State.ACTIVE) == 4
 
 
 def test_books_that_outgrow_their_copy_are_said_to(monkeypatch: pytest.MonkeyPatch) -> None:

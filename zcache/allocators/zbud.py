@@ -25,7 +25,7 @@ from typing import Final
 from zcache.allocators import ReleaseBelow
 from zcache.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFFSET_SHIFT, PAGE_BYTES
 from zcache.errors import Imbalance
-from zcache.flat_array import FlatArray
+from zcache.flat_array import FlatArray, count_bytes
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.inheritance import beating
 
@@ -241,7 +241,7 @@ class Zbud:
                     if offered > frames.slot_count:
                         raise Imbalance(f"zbud: list {occupied} of kind {kind} is a circle without an end")
                     slot = self._after[slot]
-        active = bytes(frames.state[1 : frames.fresh_id]).count(State.ACTIVE)
+        active = count_bytes(frames.state[1 : frames.fresh_id], State.ACTIVE)
         if active != offered:
             raise Imbalance(f"zbud: {active} frames are ACTIVE, {offered} are offered")
         fullest = max(live)
