@@ -5,7 +5,7 @@ Whole pages go straight through. The unaligned ends of a write are read, modifie
 page; a trim keeps pages that it covers only in part, as a trim may; a zero writes zeros there, as it must.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from zcache.entry import PAGE_BYTES, PAGE_SHIFT
@@ -45,12 +45,12 @@ class Device:
             self.store.put(self.pages, offset >> PAGE_SHIFT, data)
             return
         head, body = _split(offset, len(data))
-        if head:
-            self._modify(offset, data[:head])
-        if body:
-            self.store.put(self.pages, (offset + head) >> PAGE_SHIFT, data[head : head + body])
-        if head + body < len(data):
-            self._modify(offset + head + body, data[head + body :])
+        start, stop = offset + head, offset + head + body
+        _do_all(
+            lambda: self._modify(offset, data[:head]),
+            lambda: self._put(start, data[head : head + body]),
+            lambda: self._modify(stop, data[head + body :]),
+        )
 
     def trim(self, offset: int, length: int) -> None:
         """Drop the whole pages in a range; they read as zeros."""
@@ -61,12 +61,12 @@ class Device:
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros."""
         head, body = _split(offset, length)
-        if head:
-            self._modify(offset, _ZEROS[:head])
-        self.trim(offset + head, body)
-        tail = length - head - body
-        if tail:
-            self._modify(offset + head + body, _ZEROS[:tail])
+        start, stop = offset + head, offset + head + body
+        _do_all(
+            lambda: self._modify(offset, _ZEROS[:head]),
+            lambda: self.trim(start, body),
+            lambda: self._modify(stop, _ZEROS[: offset + length - stop]),
+        )
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
         """Runs (offset, length, reads as zeros) that cover the range, page by page; the first may begin before it."""
@@ -75,8 +75,28 @@ class Device:
         for start, pages, zero in self.store.extents(self.pages, first, count):
             yield start << PAGE_SHIFT, pages << PAGE_SHIFT, zero
 
+    def _put(self, offset: int, data: memoryview) -> None:
+        """Whole pages, or nothing."""
+        if data:
+            self.store.put(self.pages, offset >> PAGE_SHIFT, data)
+
     def _modify(self, offset: int, data: memoryview) -> None:
-        self.store.modify(self.pages, offset >> PAGE_SHIFT, offset & _PAGE_MASK, data)
+        """A part of one page, or nothing."""
+        if data:
+            self.store.modify(self.pages, offset >> PAGE_SHIFT, offset & _PAGE_MASK, data)
+
+
+def _do_all(*parts: Callable[[], None]) -> None:
+    """The parts of one request, whatever becomes of those before: a page of a write that fails must not keep what it
+    had. Raises the first failure."""
+    failure: Exception | None = None
+    for part in parts:
+        try:
+            part()
+        except Exception as error:
+            failure = failure or error
+    if failure:
+        raise failure
 
 
 def _split(offset: int, length: int) -> tuple[int, int]:

@@ -88,19 +88,20 @@ class Store:
     def put(self, thing: TmemObject, first: int, data: memoryview) -> None:
         """Store whole pages: `data` (format B, a multiple of 4096 bytes) becomes pages `first` and following.
 
-        Raises `StoreFull` (persistent pools only); pages that found no room are then lost, all others are stored.
+        Raises `StoreFull` (persistent pools only); pages that found no room are then lost, all others are stored. So it
+        is with any other exception: no page keeps what it had.
         """
         size_bytes = len(data)
         if size_bytes <= MAX_RUN_PAGES * PAGE_BYTES:
             self._put_run(thing, first, data)
             return
-        failure = None
+        failure: Exception | None = None
         for start in range(0, size_bytes, MAX_RUN_PAGES * PAGE_BYTES):
             run = data[start : start + MAX_RUN_PAGES * PAGE_BYTES]
             try:
                 self._put_run(thing, first + (start >> 12), run)
-            except StoreFull as full:  # the runs after it must not keep what they had
-                failure = full
+            except Exception as error:  # the runs after it must not keep what they had
+                failure = failure or error
         if failure:
             raise failure
 
@@ -112,38 +113,42 @@ class Store:
         compress = self.codec.compress
         tag_base = zpage_tag(self.codec.id, 1) - (1 << LENGTH_SHIFT)
         max_zpage_bytes = self.allocator.max_zpage_bytes
-        words = data.cast("Q")
         same_filled = raw = compressed_bytes = word = 0
-        for start in range(0, len(data), 4096):
-            if words[word] == words[word + 511]:
-                page = bytes(data[start : start + 4096])
-                pattern = page[:8]
-                if page == pattern * 512:
-                    if pattern[:4] == pattern[4:]:
-                        bodies.append(None)
-                        tags.append(SAME_FILLED | int.from_bytes(pattern[:4], "little"))
-                    else:
-                        bodies.append(pattern)
-                        tags.append(_WORD_TAG)
-                        compressed_bytes += 8
-                    same_filled += 1
-                    word += 512
-                    continue
-            word += 512
-            body = compress(data[start : start + 4096])
-            length = len(body)
-            if length <= max_zpage_bytes:
-                tags.append(tag_base + (length << LENGTH_SHIFT))
-                compressed_bytes += length
-            else:
-                body = bytes(data[start : start + 4096])
-                tags.append(_RAW_TAG)
-                compressed_bytes += 4096
-                raw += 1
-            bodies.append(body)
-        if kind:
-            with self.lock:
-                reject_poor(bodies, tags, self.statistics)
+        try:
+            words = data.cast("Q")
+            for start in range(0, len(data), 4096):
+                if words[word] == words[word + 511]:
+                    page = bytes(data[start : start + 4096])
+                    pattern = page[:8]
+                    if page == pattern * 512:
+                        if pattern[:4] == pattern[4:]:
+                            bodies.append(None)
+                            tags.append(SAME_FILLED | int.from_bytes(pattern[:4], "little"))
+                        else:
+                            bodies.append(pattern)
+                            tags.append(_WORD_TAG)
+                            compressed_bytes += 8
+                        same_filled += 1
+                        word += 512
+                        continue
+                word += 512
+                body = compress(data[start : start + 4096])
+                length = len(body)
+                if length <= max_zpage_bytes:
+                    tags.append(tag_base + (length << LENGTH_SHIFT))
+                    compressed_bytes += length
+                else:
+                    body = bytes(data[start : start + 4096])
+                    tags.append(_RAW_TAG)
+                    compressed_bytes += 4096
+                    raw += 1
+                bodies.append(body)
+            if kind:
+                with self.lock:
+                    reject_poor(bodies, tags, self.statistics)
+        except BaseException:
+            self._abandon_early(thing, first, len(data) >> 12, modifier)
+            raise
 
         count = len(bodies)
         last = first + count
@@ -418,6 +423,14 @@ class Store:
             if not cleared:
                 self._drop([old], thing.kind)
         self.statistics.lost_pages += count * lost
+
+    def _abandon_early(self, thing: TmemObject, first: int, count: int, modifier: bool) -> None:
+        """After an exception before a put had changed anything: its pages are absent all the same, unless the caller is
+        `modify` and its page is another's by now."""
+        with self.lock:
+            if self._partial_write.agrees(thing, first, first + count, modifier):
+                thing.table.touch(first, first + count - 1)
+                self._abandon(thing, first, count, [], cleared=False)
 
     def _settle(self, thing: TmemObject, first: int, placed: list[int], start: int, count: int) -> None:
         """Under the lock: account for what was placed from `start` on, and for the rest, which is absent now."""

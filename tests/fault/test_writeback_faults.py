@@ -1,15 +1,30 @@
 """A tier that fails, and memory that runs out in the middle of things."""
 
+import contextlib
+import itertools
 import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.support.pages import page_with_zpage_of, raw_page
-from tests.support.stores import drop_clean_frames, frame_of, get, make_cold, put, store_with_tier
+from nbd_plugin.device import Device
+from tests.support.pages import page_with_zpage_of, raw_page, same_filled_page
+from tests.support.stores import (
+    drop_clean_frames,
+    frame_of,
+    get,
+    make_cold,
+    new_object,
+    put,
+    small_store,
+    store_with_tier,
+)
 from zcache.backoff import FIRST_REST_SECONDS, LAST_REST_SECONDS
 from zcache.check import check
-from zcache.errors import PageDamaged, StoreFull
+from zcache.codec import Codec
+from zcache.errors import PageDamaged, PageLost, StoreFull
+from zcache.store import Store
 
 
 def test_a_failed_writeback_keeps_the_frames_oldest_first(rng: random.Random) -> None:
@@ -183,6 +198,86 @@ def test_no_memory_before_a_put_has_begun_loses_what_was_there(
                 put(store, thing, 0, *(page_with_zpage_of(rng, 1000) for _ in range(3)))
     assert store.statistics.lost_pages == 3 and store.statistics.stored_pages == 0
     check(store)
+
+
+def test_no_memory_to_compress_loses_the_pages_of_the_run_and_no_others(rng: random.Random) -> None:
+    """The put has failed, so what was there is not to be read any more; the rest of the request is put all the same.
+    A page in a block of the table that was never written is lost as well, and the books say so."""
+    store = small_store(budget_frames=200)
+    thing = new_object(store, 1024)
+    old = [page_with_zpage_of(rng, 1000) for _ in range(100)]
+    put(store, thing, 0, *old)
+    new = [page_with_zpage_of(rng, 1000) for _ in range(70)]
+    with failing_compression(store, at=3), pytest.raises(MemoryError):
+        put(store, thing, 0, *new)
+    for index in range(64):
+        with pytest.raises(PageLost):
+            get(store, thing, index)
+    assert get(store, thing, 64, 6) == b"".join(new[64:]) and get(store, thing, 70, 30) == b"".join(old[70:])
+    assert store.statistics.lost_pages == 64
+    check(store)
+    with failing_compression(store, at=1), pytest.raises(MemoryError):
+        put(store, thing, 600, new[0])
+    assert store.statistics.lost_pages == 65
+    check(store)
+    put(store, thing, 0, *new)
+    store.flush(thing, 600, 1)
+    assert store.statistics.lost_pages == 0 and get(store, thing, 0, 70) == b"".join(new)
+    check(store)
+
+
+def test_no_memory_to_compress_a_page_that_another_has_put_meanwhile_costs_nothing(rng: random.Random) -> None:
+    """Of a partial write that fails, what it changed is lost; but not what came after it had read the page."""
+    store, _, thing = store_with_tier(budget_frames=8)
+    page, other = page_with_zpage_of(rng, 1000), page_with_zpage_of(rng, 1000)
+    put(store, thing, 0, page)
+    with failing_compression(store, at=1), pytest.raises(MemoryError):
+        store.modify(thing, 0, 100, memoryview(b"mine"))
+    with pytest.raises(PageLost):
+        get(store, thing, 0)
+    put(store, thing, 0, page)
+    with failing_compression(store, at=1, before=lambda: put(store, thing, 0, other)), pytest.raises(MemoryError):
+        store.modify(thing, 0, 100, memoryview(b"mine"))
+    assert get(store, thing, 0) == other and store.statistics.lost_pages == 0
+    check(store)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_an_unaligned_write_goes_on_after_its_head_has_failed(rng: random.Random, zero: bool) -> None:
+    """No page in its middle keeps what it had."""
+    store, _, thing = store_with_tier(budget_frames=8)
+    device = Device(store, thing)
+    old = [page_with_zpage_of(rng, 1000) for _ in range(4)]
+    put(store, thing, 0, *old)
+    data = bytes(3 * 4096) if zero else rng.randbytes(2) + b"".join(same_filled_page(n) for n in (1, 2)) + bytes(4094)
+    with failing_compression(store, at=1), pytest.raises(MemoryError):
+        if zero:
+            device.zero(4094, len(data))
+        else:
+            device.write(4094, memoryview(data))
+    with pytest.raises(PageLost):
+        get(store, thing, 0)
+    assert get(store, thing, 1, 2) == data[2 : 2 + 2 * 4096]
+    assert get(store, thing, 3) == data[2 + 2 * 4096 :] + old[3][4094:]
+    check(store)
+
+
+@contextlib.contextmanager
+def failing_compression(store: Store, at: int, before: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """The compression of the page number `at` from here fails; `before` is called before it does."""
+    codec, count = store.codec, itertools.count(1)
+
+    def compress(page: memoryview) -> bytes:
+        if next(count) == at:
+            before()
+            raise MemoryError
+        return codec.compress(page)
+
+    store.codec = Codec(codec.id, codec.name, compress)
+    try:
+        yield
+    finally:
+        store.codec = codec
 
 
 def test_no_memory_before_a_fetch_takes_no_slots(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
