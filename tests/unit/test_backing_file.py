@@ -228,5 +228,37 @@ def test_a_mistyped_device_does_not_become_a_file(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_device_is_not_in_memory_because_its_name_is() -> None:
-    assert not backing_file._is_memory(Path("/dev/null"))
-    assert not backing_file._is_memory(Path("/dev/zero"))
+    for name in ("/dev/null", "/dev/zero"):
+        assert backing_file._file_system_of(Path(name).stat()) == ""
+
+
+@pytest.mark.parametrize(
+    ("file_system", "direct"),
+    [("ext4", True), ("overlay", True), ("nfs4", False), ("cifs", False), ("9p", False), ("fuse.sshfs", False)],
+)
+def test_o_direct_is_not_used_over_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_system: str, direct: bool
+) -> None:
+    """A killed server does not wait for it, and what it was reading may arrive in its successor's memory."""
+    device = tmp_path.stat().st_dev
+    mount = f"36 35 {os.major(device)}:{os.minor(device)} / /mnt rw,noatime shared:1 - {file_system} server:/ rw\n"
+    monkeypatch.setattr(Path, "read_text", lambda _path: "22 1 0:0 / /proc rw - proc proc rw\n" + mount)
+    monkeypatch.setattr(backing_file, "_try_direct", lambda *_: True)
+    backing = open_backing(tmp_path / "new")
+    assert backing.direct is direct
+    assert backing._write_flags == (0 if direct else os.RWF_DSYNC)
+    backing.close()
+
+
+def test_a_file_in_memory_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(backing_file, "_file_system_of", lambda _status: "tmpfs")
+    BackingFile.open(
+        tmp_path / "new",
+        needed_bytes=NEEDED,
+        new_bytes=NEEDED,
+        frame_bytes=FRAME_BYTES,
+        force=False,
+        report=said.append,
+    ).close()
+    assert len(said) == 1 and "is in memory (tmpfs)" in said[0]

@@ -8,6 +8,10 @@ O_DIRECT is used where the file allows it: the page cache would keep a second co
 this program is there to save, and would need memory to write. Frames are written straight from their RAM slots
 (`pwritev`), which are page-aligned, so that no bounce buffer is needed and each batch is one system call.
 
+Not over a network, though. A process that is killed waits for a disk before it ends, but not for a file server: what it
+was reading may arrive later, straight into RAM slots that its successor uses by then, and what it was writing may land
+in a slot that the successor has written anew. Through the page cache neither can be.
+
 Safety: a file or device is never overwritten unless it is blank (all zero), holds our header, or `force` was given;
 it is locked (`flock`; a block device by `O_EXCL`, which the kernel refuses while it is mounted or swapped on) for as
 long as we live.
@@ -36,6 +40,12 @@ REPORT_SECONDS: Final = 5.0
 
 #: Slot numbers and frame ids are kept in 31 bits; what a larger device has beyond 4 TiB is not used.
 MAX_SLOTS: Final = 1 << 30
+
+#: File systems that are memory.
+_IN_MEMORY: Final = frozenset({"devtmpfs", "ramfs", "tmpfs"})
+#: File systems whose transfers outlive the process that asked for them, and the beginnings of the names of others.
+_REMOTE: Final = frozenset({"9p", "afs", "ceph", "cifs", "coda", "lustre", "orangefs", "smb3", "virtiofs"})
+_REMOTE_BEGINNINGS: Final = ("fuse", "nfs")
 
 #: For a descriptor: each transfer is EBADF.
 _NOWHERE: Final = -1
@@ -99,7 +109,9 @@ class BackingFile(SlotMap):
                 _allocate(descriptor, path, size_bytes)
             if not _is_ours(descriptor, frame_bytes):
                 os.pwrite(descriptor, HEADER.ljust(frame_bytes, b"\0"), 0)
-            direct = _try_direct(descriptor, frame_bytes)
+            file_system = _file_system_of(os.fstat(descriptor))
+            is_remote = file_system in _REMOTE or file_system.startswith(_REMOTE_BEGINNINGS)
+            direct = not is_remote and _try_direct(descriptor, frame_bytes)
         except BaseException as error:
             os.close(descriptor)
             if made:
@@ -107,7 +119,7 @@ class BackingFile(SlotMap):
             if isinstance(error, OSError):
                 raise BadInput(f"backing={path}: {error.strerror}; {GIVE}") from None
             raise
-        if _is_memory(path):
+        if file_system in _IN_MEMORY:
             report(f"WARNING: backing={path} is in memory (tmpfs), which can itself be swapped out; give a disk")
         slot_count = min(size_bytes // frame_bytes - 1, max_slots, MAX_SLOTS)
         return cls(descriptor, path, slot_count, frame_bytes, direct, made)
@@ -295,15 +307,14 @@ def _try_direct(descriptor: int, frame_bytes: int) -> bool:
     return False
 
 
-def _is_memory(path: Path) -> bool:
-    """Whether it is a file on a file system that is memory."""
-    status = path.stat()
+def _file_system_of(status: os.stat_result) -> str:
+    """The type of the file system that a regular file is on; "" if that is not known, and for a device: what /dev
+    itself is on does not matter."""
     if not stat.S_ISREG(status.st_mode):
-        return False  # what /dev itself is on does not matter
-    device = status.st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
+        return ""
+    number = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
         if fields[2] == number:
-            return fields[fields.index("-") + 1] in ("tmpfs", "ramfs", "devtmpfs")
-    return False
+            return fields[fields.index("-") + 1]
+    return ""
