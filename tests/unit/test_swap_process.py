@@ -1,5 +1,7 @@
 """The identity of processes and how they are ended, with real children."""
 
+import errno
+import os
 import subprocess
 from pathlib import Path
 
@@ -76,3 +78,13 @@ def test_a_process_is_found_by_its_session() -> None:
         assert not list(process.in_session(leader, "control=/another"))
         for identity in (*found, *process.in_session(leader, "60")):
             assert process.stop(identity, term_seconds=10) == "ended"
+
+
+def test_the_leader_of_a_session_that_it_has_left_behind_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pid is still the session's, and so the kernel (6.1) says something else of it than of one that is nobody's."""
+
+    def of_no_process(_pid: int) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "pidfd_open", of_no_process)
+    assert process.stop(ProcessIdentity(7, 22), term_seconds=1) == "gone"

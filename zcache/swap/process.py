@@ -7,6 +7,7 @@ signal.
 """
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -83,7 +84,9 @@ def opened(process: ProcessIdentity) -> Iterator[int | None]:
     """A pidfd for this very process, or None when it has ended."""
     try:
         pidfd = os.pidfd_open(process.pid)
-    except ProcessLookupError:
+    except OSError as error:
+        if error.errno not in (errno.ESRCH, errno.EINVAL):  # EINVAL: it has ended, and a session that it led has not
+            raise
         yield None
         return
     try:

@@ -47,6 +47,8 @@ class Reconnection:
         os.dup2(handle.aio_get_fd(), DESCRIPTOR, inheritable=False)
         try:
             self._netlink.send(self._message)
+        except SwapError as error:
+            raise SwapError(f"the kernel did not take the new connection: {error}") from None
         finally:
             os.close(DESCRIPTOR)  # the kernel has its own, and so has the handle until it goes
 
