@@ -1,5 +1,7 @@
 """Settings that are held while any swap is on."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,20 @@ def test_a_record_whose_writer_was_killed_is_read(root: Path, tmp_path: Path) ->
     record.write_text(record.read_text() + 'of/a/longer/text"]}')
     assert release(holder, root, record) == []
     assert settings(root) == ("15000", "4096") and not record.exists()
+
+
+def test_a_record_that_is_lost_with_the_swap_is_one_line(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies in a tmpfs: what was swapped out to a server that has died cannot be read."""
+    record, holder = tmp_path / "record", new_holder(tmp_path, "a")
+    hold(holder, root, record)
+
+    def lost(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", lost)
+    (failure,) = release(holder, root, record)
+    assert "remove it, and set" in failure and "Input/output error" in failure
+    with pytest.raises(SwapError, match="remove it, and set"):
+        hold(holder, root, record)
