@@ -364,6 +364,7 @@ def hanging_disk() -> None:
     """device-mapper's suspend: no transfer ends and none fails, for longer than the kernel would wait for a new server.
     Its own client waits, for all of it; the connection is not given up, and everything is there when the disk is."""
     run("modprobe", "nbd")
+    run("dmesg", "--clear")  # of what scenes before this one have left
     with mapped_disk() as disk, serving(disk.path) as client:
         client.write()
         device = attach(client.server.socket, False, RESEND_SECONDS, dead_connection_seconds=30)
