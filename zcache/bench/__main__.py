@@ -1,23 +1,62 @@
-"""scripts/bench BENCHMARK [options]."""
+"""`scripts/bench [BENCHMARK] [options]`: one benchmark, or without a name those that compare, into one report."""
 
+import argparse
 import signal
 import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 
-from zcache.bench import ablation, soak, store
+from rich.console import Console
+
+from zcache.bench import ablation, peers, soak, store
+from zcache.bench.report import Report
+from zcache.codec import parse_codec
+from zcache.errors import ZcacheError
 from zcache.testvm.signals import end_in_order
 
-BENCHMARKS = {"store": store.main, "ablation": ablation.main, "soak": soak.main}
+BENCHMARKS = {"store": store.main, "peers": peers.main, "ablation": ablation.main, "soak": soak.main}
+
+
+def compare(words: Sequence[str]) -> int:
+    """The store beside its codec, and zcache beside nbdkit's own plugins."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measures the store beside its codec, and zcache beside nbdkit's own plugins. "
+        f"By itself, with more options, or something else: scripts/bench {{{','.join(BENCHMARKS)}}} --help",
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer pages and rounds: under 5 minutes, figures noisier")
+    parser.add_argument("--folder", type=Path, help="for the results (default: a new temporary one)")
+    arguments = parser.parse_args(words)
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="zcache-bench-"))
+    report = Report(folder, Console(width=150))
+    codecs = [parse_codec("lz4"), parse_codec("zstd:1")]
+    if arguments.quick:
+        store.measure(report, codecs, page_limit=4096, rounds=3, seed=1)
+        peers.measure(report, size_mib=128, seconds=2, rounds=1)
+    else:
+        store.measure(report, codecs, page_limit=16384, rounds=7, seed=1)
+        peers.measure(report, size_mib=256, seconds=5, rounds=3)
+    report.save()
+    report.console.print(f"report.json and plots: {folder}")
+    return 0
 
 
 def main() -> int:
     """Exit status of the benchmark; 2 for an unknown one."""
     words = sys.argv[1:]
-    if not words or words[0] not in BENCHMARKS:
-        print(f"usage: scripts/bench {{{','.join(BENCHMARKS)}}} [options]", file=sys.stderr)
-        return 0 if words[:1] in (["-h"], ["--help"]) else 2
+    benchmark = compare
+    if words and not words[0].startswith("-"):
+        if words[0] not in BENCHMARKS:
+            print(f"bench: {words[0]}: no such benchmark; give {', '.join(BENCHMARKS)}, or none", file=sys.stderr)
+            return 2
+        benchmark = BENCHMARKS[words.pop(0)]
     end_in_order()
     try:
-        return BENCHMARKS[words[0]](words[1:])
+        return benchmark(words)
+    except ZcacheError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 125
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

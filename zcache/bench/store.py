@@ -1,64 +1,133 @@
-"""`scripts/bench store`: what a put and a get cost in process, beside what the codec alone costs for the same pages.
+"""`scripts/bench store`: what a put and a get cost in process, beside what the codec alone costs for the same pages;
+how dense the store is beside the codec's own ratio; and what comes on top of it.
 
-The codec called through the same package, page by page, is the limit; the ratio to it is what the store adds.
-Measured turn about in one run, in CPU time and as the median over rounds, because the machine is never quiet.
+The codec called through the same package, page by page, is the limit; the ratio to it is what the store adds. Measured
+turn about in one run, in CPU time and as the median over rounds, because the machine is never quiet.
 """
 
 import argparse
+import os
+import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
 
 from rich.console import Console
-from rich.table import Table
 
-from zcache.bench.corpus import PAGE_BYTES, Corpus, python_heap
+from zcache.allocators.zbud import FRAME_BYTES
+from zcache.bench.corpus import PAGE_BYTES, Corpus, gather, mixed
+from zcache.bench.report import Figure, Report
 from zcache.check import check
-from zcache.codec import decoders, parse_codec
+from zcache.codec import Codec, decoders, parse_codec
 from zcache.errors import BadInput
+from zcache.image import Geometry, Image, new_descriptor
+from zcache.pageframes.frames import slots_of
+from zcache.rebuild import rebuild
 from zcache.store import Store
 from zcache.testvm.arguments import whole_number
-from zcache.tmem import Kind
+from zcache.tmem import Kind, TmemObject
+
+REQUEST_PAGES: Final = (1, 8, 32)
+#: Of the budget, before the rounds of overwrites begin.
+FULL: Final = 0.85
+CHURN_ROUNDS: Final = 10
+#: Of all pages, in each of those rounds.
+OVERWRITTEN: Final = 0.5
+TRIMMED: Final = 0.1
+DEVICE_BYTES: Final = (1 << 28, 1 << 32, 1 << 36, 1 << 40)
+#: Written and read at random over devices of those sizes, in requests of 32 KiB.
+SPREAD_PAGES: Final = 8192
+REBUILT_PAGES: Final = 1 << 18
 
 
 def main(words: Sequence[str]) -> int:
-    """Prints the table; exit status 0."""
+    """Prints the tables; exit status 0."""
     parser = argparse.ArgumentParser(prog="scripts/bench store", description=__doc__)
-    parser.add_argument("--pages", type=whole_number(32), default=8192, help="pages of corpus (default: %(default)s)")
-    parser.add_argument(
-        "--rounds", type=whole_number(1), default=7, help="the median of so many (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--codec", type=_codec_name, action="append", help="lz4, zstd:1, … (repeatable; default: lz4 and zstd:1)"
-    )
+    add = parser.add_argument
+    add("--pages", type=whole_number(256), default=8192, help="pages of each corpus (default: %(default)s)")
+    add("--rounds", type=whole_number(), default=7, help="the median of so many (default: %(default)s)")
+    add("--codec", type=_codec, action="append", help="lz4, zstd:1, … (repeatable; default: lz4 and zstd:1)")
+    add("--seed", type=int, default=1, help="of what is overwritten and trimmed (default: %(default)s)")
+    add("--folder", type=Path, help="for the results (default: a new temporary one)")
     arguments = parser.parse_args(words)
-    console = Console(width=110)
-    corpus = python_heap(arguments.pages)
-    console.print(corpus.describe())
-    table = Table(box=None)
-    for heading in ("codec", "request", "put us/page", "x codec", "get us/page", "x codec", "codec ratio", "density"):
-        table.add_column(heading, justify="right")
-    for codec_name in arguments.codec or ["lz4", "zstd:1"]:
-        for pages_per_request in (1, 8, 32):
-            with console.status(f"measuring {codec_name}, requests of {pages_per_request * 4} KiB"):
-                table.add_row(*_measure(corpus, codec_name, pages_per_request, arguments.rounds))
-    console.print(table)
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="zcache-bench-"))
+    report = Report(folder, Console(width=150))
+    codecs = arguments.codec or [parse_codec("lz4"), parse_codec("zstd:1")]
+    measure(report, codecs, arguments.pages, arguments.rounds, arguments.seed)
+    report.save()
+    report.console.print(f"report.json and plots: {folder}")
     return 0
 
 
-def _codec_name(text: str) -> str:
+def _codec(text: str) -> Codec:
     try:
-        return parse_codec(text).name
+        return parse_codec(text)
     except BadInput as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _measure(corpus: Corpus, codec_name: str, pages_per_request: int, rounds: int) -> list[str]:
-    count = len(corpus.pages) // pages_per_request * pages_per_request
-    codec = parse_codec(codec_name)
-    store = Store(budget_bytes=(count + 64) * PAGE_BYTES, codec=codec)
+def measure(report: Report, codecs: Sequence[Codec], page_limit: int, rounds: int, seed: int) -> None:
+    """Everything about the store, into the report."""
+    with report.console.status("gathering pages"):
+        corpora = gather(page_limit)
+        corpora.append(mixed(corpora, page_limit, seed))
+    report.table("corpus", "pages, from the heaps of programs that were started for it", list(map(_described, corpora)))
+    costs: list[dict[str, Figure]] = []
+    density: list[dict[str, Figure]] = []
+    with report.console.status("") as status:
+        for codec in codecs:
+            for pages_per_request in REQUEST_PAGES:
+                status.update(f"puts and gets: {codec.name}, requests of {pages_per_request * 4} KiB")
+                costs.append(cost(corpora[0], codec, pages_per_request, rounds))
+            for corpus in corpora:
+                status.update(f"density: {codec.name}, {corpus.name}")
+                density.append(density_of(corpus, codec, seed))
+        status.update("devices of several sizes")
+        spread = [spread_cost(corpora[0], codecs[0], size_bytes, rounds, seed) for size_bytes in DEVICE_BYTES]
+        status.update("a rebuild")
+        rebuilt = rebuild_cost(corpora[-1], codecs[0], REBUILT_PAGES)
+    report.table("cost", f"puts and gets, us a page of CPU ({corpora[0].name})", costs)
+    title = (
+        f"density, pages to frames: fresh, and after {CHURN_ROUNDS} rounds of overwrites and trims at {FULL:.0%} full"
+    )
+    report.table("density", title, density)
+    report.table("spread", f"the same as the device grows ({codecs[0].name}, 32 KiB, sparse)", spread)
+    report.table("rebuild", "taking over", [rebuilt])
+    groups = {
+        f"{row['pages']}\n{row['codec']}": {
+            "codec alone": float(row["codec's ratio"] or 0),
+            "store, fresh": float(row["fresh"] or 0),
+            "store, after": float(row["after"] or 0),
+        }
+        for row in density
+    }
+    report.bars("density", "density", groups, "bytes of pages to bytes of memory")
+
+
+def _described(corpus: Corpus) -> dict[str, Figure]:
+    return {
+        "pages": corpus.name,
+        "count": len(corpus.pages),
+        "same-filled %": corpus.same_filled() * 100,
+        "duplicates %": corpus.duplicates() * 100,
+        "lz4": corpus.ratio("lz4"),
+        "zstd:1": corpus.ratio("zstd:1"),
+    }
+
+
+def _device(budget_bytes: int, codec: Codec, page_count: int) -> tuple[Store, TmemObject]:
+    store = Store(budget_bytes=budget_bytes, codec=codec)
     store.populate()
-    thing = store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, count)
+    return store, store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, page_count)
+
+
+def cost(corpus: Corpus, codec: Codec, pages_per_request: int, rounds: int) -> dict[str, Figure]:
+    """Puts and gets of all pages of a corpus, in order; each round fills an empty store."""
+    count = len(corpus.pages) // pages_per_request * pages_per_request
+    store, thing = _device((count + 64) * PAGE_BYTES, codec, count)
     data = memoryview(b"".join(corpus.pages[:count]))
     out = memoryview(bytearray(pages_per_request * PAGE_BYTES))  # used again by each request, as nbdkit's buffers are
     size = pages_per_request * PAGE_BYTES
@@ -83,29 +152,147 @@ def _measure(corpus: Corpus, codec_name: str, pages_per_request: int, rounds: in
         for body in compressed:
             decompress(body)
 
-    times: dict[Callable[[], None], list[float]] = {
-        work: [] for work in (put_all, compress_all, get_all, decompress_all)
-    }
-    for _ in range(rounds + 1):  # the first is for warming up
-        store.flush(thing, 0, count)
-        for work, taken in times.items():
-            begin = time.process_time()
-            work()
-            taken.append((time.process_time() - begin) / count * 1e6)
+    works = (put_all, compress_all, get_all, decompress_all)
+    taken = _turn_about(works, rounds, count, before=lambda: store.flush(thing, 0, count))
     for first, start, stop in spans:
         store.get(thing, first, out)
         assert out == data[start:stop], "the store gave back other pages than were put"
     check(store)
-    put, alone_in, get, alone_out = (statistics.median(taken[1:]) for taken in times.values())
-    held = store.statistics
-    zpages = held.stored_pages - held.same_filled_pages
-    return [
-        codec.name,
-        f"{pages_per_request * 4} KiB",
-        f"{put:.2f}",
-        f"{put / alone_in:.2f}",
-        f"{get:.2f}",
-        f"{get / alone_out:.2f}",
-        f"{zpages * PAGE_BYTES / held.compressed_bytes:.2f}",
-        f"{held.stored_pages / store.frames.resident:.2f}",
-    ]
+    put, alone_in, get, alone_out = taken
+    return {
+        "codec": codec.name,
+        "allocator": store.allocator.name,
+        "request": f"{pages_per_request * 4} KiB",
+        "put us": put,
+        "codec us": alone_in,
+        "x codec": put / alone_in,
+        "get us": get,
+        "codec  us": alone_out,
+        "x  codec": get / alone_out,
+    }
+
+
+def _turn_about(
+    works: Sequence[Callable[[], None]], rounds: int, count: int, before: Callable[[], None]
+) -> list[float]:
+    """us for each of `count` pages, in CPU time: medians."""
+    taken: list[list[float]] = [[] for _ in works]
+    for _ in range(rounds + 1):  # the first is for warming up
+        before()
+        for work, times in zip(works, taken, strict=True):
+            begin = time.process_time()
+            work()
+            times.append((time.process_time() - begin) / count * 1e6)
+    return [statistics.median(times[1:]) for times in taken]
+
+
+def density_of(corpus: Corpus, codec: Codec, seed: int) -> dict[str, Figure]:
+    """Of all pages but the same-filled, which take no room anywhere: stored fresh, in a budget that they fill to
+    `FULL`; and after rounds in which some are trimmed, some overwritten, and all that are missing written again."""
+    rng = random.Random(seed)
+    pages = [page for page in corpus.pages if page != page[:8] * (PAGE_BYTES // 8)]
+    count = len(pages)
+    order = list(range(count))
+    store, thing = _device((count + 64) * PAGE_BYTES, codec, count)
+
+    def put(indexes: Sequence[int]) -> None:
+        for index in indexes:
+            store.put(thing, index, memoryview(pages[index]))
+
+    def now() -> float:
+        return store.statistics.stored_pages * PAGE_BYTES / (store.frames.resident * store.frames.frame_bytes)
+
+    put(order)
+    needed_frames, fresh = store.frames.resident, now()
+    store, thing = _device(int(needed_frames * store.frames.frame_bytes / FULL), codec, count)
+    put(order)
+    for _ in range(CHURN_ROUNDS):
+        trimmed = rng.sample(order, int(count * TRIMMED))
+        for index in trimmed:
+            store.flush(thing, index, 1)
+        put(rng.sample(order, int(count * OVERWRITTEN)))
+        put(trimmed)
+    after = now()
+    check(store)
+    alone = store.statistics.stored_pages * PAGE_BYTES / store.statistics.compressed_bytes
+    return {
+        "pages": corpus.name,
+        "codec": codec.name,
+        "allocator": store.allocator.name,
+        "codec's ratio": alone,
+        "fresh": fresh,
+        "of the codec's": fresh / alone,
+        "after": after,
+        "of the  codec's": after / alone,
+    }
+
+
+def spread_cost(corpus: Corpus, codec: Codec, size_bytes: int, rounds: int, seed: int) -> dict[str, Figure]:
+    """Requests of 32 KiB all over a device of that size; and the memory that it takes beside the budget."""
+    rng = random.Random(seed)
+    data = memoryview(b"".join(corpus.pages[:8]))
+    out = memoryview(bytearray(8 * PAGE_BYTES))
+    page_count = size_bytes // PAGE_BYTES
+    rss_before_bytes = _anonymous_bytes()
+    store, thing = _device((SPREAD_PAGES + 64) * PAGE_BYTES, codec, page_count)
+    fixed_bytes = _anonymous_bytes() - rss_before_bytes - store.frames.slot_count * store.frames.frame_bytes
+    firsts = [rng.randrange(page_count // 8) * 8 for _ in range(SPREAD_PAGES // 8)]
+
+    def put_all() -> None:
+        for first in firsts:
+            store.put(thing, first, data)
+
+    def get_all() -> None:
+        for first in firsts:
+            store.get(thing, first, out)
+
+    put, get = _turn_about((put_all, get_all), rounds, SPREAD_PAGES, before=lambda: None)
+    check(store)
+    return {
+        "device GiB": size_bytes / (1 << 30),
+        "put us": put,
+        "get us": get,
+        "fixed memory MiB": fixed_bytes / (1 << 20),
+    }
+
+
+def _anonymous_bytes() -> int:
+    """Of this process, in memory now."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError("no RssAnon")
+
+
+def rebuild_cost(corpus: Corpus, codec: Codec, page_count: int) -> dict[str, Figure]:
+    """A server's death with so many pages in RAM, as its successor sees it."""
+    geometry = Geometry(
+        page_count=page_count,
+        slot_count=slots_of(page_count),
+        frame_count=page_count,
+        frame_bytes=FRAME_BYTES,
+        encrypt="no",
+        allocator="zbud",
+        backing=None,
+    )
+    descriptor = new_descriptor()
+    try:
+        data = memoryview(b"".join(corpus.pages[:32]))
+        dead, pages, _ = _on_image(descriptor, geometry, codec)
+        for first in range(0, page_count, 32):
+            dead.put(pages, first, data)
+        store, pages, image = _on_image(descriptor, geometry, codec)
+        begin = time.process_time()
+        rebuild(store, pages, image.signs.beat)
+        seconds = time.process_time() - begin
+        assert store.statistics.stored_pages == page_count
+    finally:
+        os.close(descriptor)
+    return {"pages": page_count, "seconds": seconds, "us a page": seconds / page_count * 1e6}
+
+
+def _on_image(descriptor: int, geometry: Geometry, codec: Codec) -> tuple[Store, TmemObject, Image]:
+    image = Image.open(descriptor, geometry)
+    store = Store(budget_bytes=geometry.frame_count * FRAME_BYTES, codec=codec, image=image)
+    pool = store.tmem.new_pool(Kind.PERSISTENT)
+    return store, store.tmem.new_object(pool, 0, geometry.page_count, image.section("entries")), image

@@ -1,0 +1,221 @@
+"""`scripts/bench peers`: zcache over NBD beside nbdkit's own plugins, by fio's nbd engine, in one run.
+
+`memory` does not compress: it is the protocol's floor. `memory zstd` is what a C plugin makes of the same idea (32 KiB
+pieces, so it pays for what it does not need at 4 KiB). `file` is a file on this machine's disk, through the page cache,
+as nbdkit has it. All are up together and measured turn about, each figure the median of its rounds, because the machine
+is never quiet; the device is written whole first. fio makes up what it writes, to compress to about a third, and takes
+a good share of two CPUs itself.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import nbd
+from rich.console import Console
+
+from zcache.bench.report import Figure, Report
+from zcache.control_client import ask
+from zcache.errors import EnvironmentProblem
+from zcache.testvm.arguments import whole_number
+
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
+START_SECONDS: Final = 60
+#: Of what fio writes, the share that is zeros: lz4 makes 1/3 of a page of the rest.
+COMPRESSIBLE_PERCENT: Final = 67
+TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Load:
+    """One fio job."""
+
+    name: str
+    pattern: str
+    block_kib: int
+    depth: int
+
+
+LOADS: Final = (
+    Load("4K write qd1", "randwrite", 4, 1),
+    Load("4K write qd32", "randwrite", 4, 32),
+    Load("4K read qd1", "randread", 4, 1),
+    Load("4K read qd32", "randread", 4, 32),
+    Load("32K write qd4", "randwrite", 32, 4),
+    Load("32K read qd4", "randread", 32, 4),
+    Load("128K write qd4", "randwrite", 128, 4),
+    Load("128K read qd4", "randread", 128, 4),
+)
+
+
+@dataclass
+class Peer:
+    """A server, and what was measured of it: for each load, a value a round."""
+
+    name: str
+    socket: Path
+    pid: int
+    rss_before_kib: int
+    control: Path | None = None
+    rounds: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+    def median(self, load: Load, figure: str) -> float:
+        """Over the rounds."""
+        return statistics.median(values[figure] for values in self.rounds[load.name])
+
+    def memory_mib(self) -> float:
+        """What it takes for what is stored: what it grew by; zcache, whose budget is all there from the start, the
+        frames in use."""
+        if self.control is None:
+            return (_rss_kib(self.pid) - self.rss_before_kib) / 1024
+        status = ask(self.control, "status")
+        return float(status["resident_frames"] * status["frame_bytes"]) / (1 << 20)
+
+
+def main(words: Sequence[str]) -> int:
+    """Prints the tables; exit status 0."""
+    parser = argparse.ArgumentParser(prog="scripts/bench peers", description=__doc__)
+    add = parser.add_argument
+    add("--size", type=whole_number(16), default=256, metavar="MIB", help="of the devices (%(default)s)")
+    add("--seconds", type=whole_number(), default=5, help="of each measurement (%(default)s)")
+    add("--rounds", type=whole_number(), default=3, help="the median of so many (%(default)s)")
+    add("--folder", type=Path, help="for the results (default: a new temporary one)")
+    add("parameters", nargs="*", metavar="key=value", help="more for zcache")
+    arguments = parser.parse_args(words)
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="zcache-bench-"))
+    report = Report(folder, Console(width=170))
+    measure(report, arguments.size, arguments.seconds, arguments.rounds, arguments.parameters)
+    report.save()
+    report.console.print(f"report.json and plots: {folder}")
+    return 0
+
+
+def measure(report: Report, size_mib: int, seconds: int, rounds: int, parameters: Sequence[str] = ()) -> None:
+    """All servers under all loads, into the report."""
+    with tempfile.TemporaryDirectory(prefix="zcache-peers-") as work, contextlib.ExitStack() as servers:
+        peers = [
+            servers.enter_context(_served(name, command, Path(work)))
+            for name, command in _commands(size_mib, Path(work), parameters).items()
+        ]
+        for peer in peers:
+            _fio(peer, Load("fill", "write", 128, 4), size_mib, 0)
+        memory: list[dict[str, Figure]] = [
+            {
+                "server": peer.name,
+                "its own RSS MiB": peer.rss_before_kib / 1024 - (size_mib if peer.control else 0),
+                "MiB for each GiB stored": peer.memory_mib() * 1024 / size_mib,
+            }
+            for peer in peers
+        ]
+        report.table("nbd_memory", "memory; zcache's budget, which is locked from the start, is left out", memory)
+        with report.console.status("") as status:
+            for turn in range(rounds):
+                for load in LOADS:
+                    for peer in peers:
+                        status.update(f"round {turn + 1} of {rounds}: {load.name}, {peer.name}")
+                        peer.rounds.setdefault(load.name, []).append(_fio(peer, load, size_mib, seconds))
+    _tabulate(report, peers, size_mib)
+
+
+def _commands(size_mib: int, work: Path, parameters: Sequence[str]) -> dict[str, list[str]]:
+    disk = work / "disk"
+    with disk.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size_mib << 20)
+    zcache = [sys.executable, "-m", "nbd_plugin.serve"]
+    size = f"{size_mib}M"
+    return {
+        "zcache": [*zcache, "{socket}", f"size={size}", f"budget={size}", f"control={work}/control", *parameters],
+        "memory": ["nbdkit", "-f", "{socket}", "memory", size],
+        "memory zstd": ["nbdkit", "-f", "{socket}", "memory", size, "allocator=zstd"],
+        "file": ["nbdkit", "-f", "{socket}", "file", str(disk)],
+    }
+
+
+@contextlib.contextmanager
+def _served(name: str, command: list[str], work: Path) -> Iterator[Peer]:
+    path = work / f"{name.replace(' ', '-')}.sock"
+    words = [word if word != "{socket}" else f"--unix={path}" for word in command]
+    with (work / f"{path.stem}.log").open("wb") as log:
+        server = subprocess.Popen(words, cwd=REPOSITORY, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not _answers(path):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise EnvironmentProblem(f"{name} does not start: {Path(log.name).read_text().strip()}")
+            time.sleep(0.05)
+        control = work / "control" if name == "zcache" else None
+        yield Peer(name, path, server.pid, _rss_kib(server.pid), control)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(START_SECONDS)
+
+
+def _answers(path: Path) -> bool:
+    client = nbd.NBD()
+    try:
+        client.connect_unix(str(path))
+    except nbd.Error:
+        return False
+    client.shutdown()
+    return True
+
+
+def _fio(peer: Peer, load: Load, size_mib: int, seconds: int) -> dict[str, float]:
+    """One run: I/Os and MB a second, latency, the server's and the client's CPU for each I/O. With 0 seconds, once over
+    the whole device."""
+    words = ["fio", "--name=x", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={peer.socket}", "--output-format=json"]
+    words += [f"--rw={load.pattern}", f"--bs={load.block_kib}k", f"--iodepth={load.depth}", f"--size={size_mib}M"]
+    words += [f"--buffer_compress_percentage={COMPRESSIBLE_PERCENT}", "--buffer_compress_chunk=4k", "--norandommap"]
+    words += ["--refill_buffers"] if not seconds else ["--time_based", f"--runtime={seconds}"]
+    before = _cpu_seconds(peer.pid)
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    used = _cpu_seconds(peer.pid) - before
+    if done.returncode:
+        raise EnvironmentProblem(f"fio on {peer.name}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
+    side: dict[str, Any] = job["write" if "write" in load.pattern else "read"]
+    latency = side["clat_ns"].get("percentile", {})
+    client = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1000
+    return {
+        "iops": side["iops"],
+        "mb": side["bw_bytes"] / 1e6,
+        "p50_us": latency.get("50.000000", 0) / 1000,
+        "p99_us": latency.get("99.000000", 0) / 1000,
+        "server_us": used / side["total_ios"] * 1e6,
+        "client_us": client / side["total_ios"] * 1e6,
+    }
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
+
+
+def _rss_kib(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError("no VmRSS")
+
+
+def _tabulate(report: Report, peers: list[Peer], size_mib: int) -> None:
+    rows: list[dict[str, Figure]] = []
+    for load in LOADS:
+        for peer in peers:
+            figures = {name: peer.median(load, name) for name in peer.rounds[load.name][0]}
+            times = peers[0].median(load, "iops") / figures["iops"]
+            rows.append({"load": load.name, "server": peer.name, **figures, "zcache's iops to it": times})
+    report.table("nbd", f"over NBD: {size_mib} MiB written first; us of CPU are for each I/O", rows)
+    groups = {load.name: {peer.name: peer.median(load, "mb") for peer in peers} for load in LOADS}
+    report.bars("nbd", f"over NBD, {size_mib} MiB written first", groups, "MB/s")
