@@ -19,16 +19,13 @@ Pages are 4096 bytes; indexes count pages of an object.
 import threading
 from array import array
 from collections.abc import Callable, Iterator
-from typing import Final
-
-from lz4.block import decompress as lz4_decompress
 
 from zcache.admission import reject_poor
 from zcache.allocators import Allocator
 from zcache.allocators.zbud import FRAME_BYTES, Zbud
 from zcache.backoff import Clock
-from zcache.codec import LZ4, RAW, WORD, Codec, decoders, decompress
-from zcache.entry import CODEC_SHIFT, LENGTH_SHIFT, LOST, PAGE_BYTES, SAME_FILLED, zpage_tag
+from zcache.codec import Codec
+from zcache.entry import LOST, PAGE_BYTES, SAME_FILLED
 from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.fetch import Fetcher
 from zcache.health import Health
@@ -42,14 +39,7 @@ from zcache.seals.crc import CRC
 from zcache.statistics import Statistics
 from zcache.tiers import Tier
 from zcache.tmem import Kind, Pool, Tmem, TmemObject
-
-ZERO_PAGE: Final = bytes(PAGE_BYTES)
-
-#: The top five bits of an lz4 zpage's entry: the decoder that is worth a branch of its own (0.1 us a page).
-LZ4_ZPAGE: Final = zpage_tag(LZ4, 1) >> CODEC_SHIFT
-
-_RAW_TAG: Final = zpage_tag(RAW, PAGE_BYTES)
-_WORD_TAG: Final = zpage_tag(WORD, 8)
+from zcache.zpages import decode, encode
 
 
 class Store:
@@ -108,41 +98,8 @@ class Store:
     def _put_run(self, thing: TmemObject, first: int, data: memoryview, modifier: bool = False) -> bool:
         """One run. False, and nothing is done, if the caller is `modify` and its page was written meanwhile."""
         kind = thing.kind
-        bodies: list[bytes | None] = []
-        tags: list[int] = []
-        compress = self.codec.compress
-        tag_base = zpage_tag(self.codec.id, 1) - (1 << LENGTH_SHIFT)
-        max_zpage_bytes = self.allocator.max_zpage_bytes
-        same_filled = raw = compressed_bytes = word = 0
         try:
-            words = data.cast("Q")
-            for start in range(0, len(data), 4096):
-                if words[word] == words[word + 511]:
-                    page = bytes(data[start : start + 4096])
-                    pattern = page[:8]
-                    if page == pattern * 512:
-                        if pattern[:4] == pattern[4:]:
-                            bodies.append(None)
-                            tags.append(SAME_FILLED | int.from_bytes(pattern[:4], "little"))
-                        else:
-                            bodies.append(pattern)
-                            tags.append(_WORD_TAG)
-                            compressed_bytes += 8
-                        same_filled += 1
-                        word += 512
-                        continue
-                word += 512
-                body = compress(data[start : start + 4096])
-                length = len(body)
-                if length <= max_zpage_bytes:
-                    tags.append(tag_base + (length << LENGTH_SHIFT))
-                    compressed_bytes += length
-                else:
-                    body = bytes(data[start : start + 4096])
-                    tags.append(_RAW_TAG)
-                    compressed_bytes += 4096
-                    raw += 1
-                bodies.append(body)
+            bodies, tags, same_filled, raw, compressed_bytes = encode(self.codec, self.allocator.max_zpage_bytes, data)
             if kind:
                 with self.lock:
                     reject_poor(bodies, tags, self.statistics)
@@ -255,21 +212,12 @@ class Store:
             if max(entries) >= LOST:
                 return -1
 
-        start = 0
-        for entry, body in zip(entries, bodies, strict=True):
-            if body:
-                try:
-                    if entry >> 59 == LZ4_ZPAGE:
-                        out[start : start + 4096] = lz4_decompress(body, 4096)
-                    else:
-                        out[start : start + 4096] = decoders[entry >> 59 & 7](body)
-                except Exception:
-                    self._decode_failed(entry, body)
-            elif entry:
-                out[start : start + 4096] = (entry & 0xFFFFFFFF).to_bytes(4, "little") * 1024
-            else:
-                out[start : start + 4096] = ZERO_PAGE
-            start += 4096
+        try:
+            decode(entries, bodies, out)
+        except PageDamaged:
+            with self.lock:
+                self.statistics.decode_errors += 1
+            raise
         return misses
 
     # -- flush ------------------------------------------------------------------------------------------------------
@@ -459,12 +407,6 @@ class Store:
                 if lost.difference(*(pages for other, pages in self._waiting if other is thing)):
                     raise PageLost(f"page {first} or one of {count} from there: its last write failed")
                 self.reclaimer.landed.wait()
-
-    def _decode_failed(self, entry: int, body: bytes) -> None:
-        with self.lock:
-            self.statistics.decode_errors += 1
-        decompress(entry >> 59 & 7, body)
-        raise PageDamaged("a zpage's bytes are damaged")
 
     def _release_below(self, slot: int) -> None:
         self.reclaimer.release_below(slot)

@@ -12,7 +12,7 @@ LAYERS = [
     ["zcache.flat_array"],
     ["zcache.codec", "zcache.seals", "zcache.page_table", "zcache.pageframes", "zcache.tiers", "zcache.hardening"],
     ["zcache.health", "zcache.statistics"],
-    ["zcache.allocators", "zcache.tmem", "zcache.admission"],
+    ["zcache.allocators", "zcache.tmem", "zcache.admission", "zcache.zpages"],
     ["zcache.reclaim", "zcache.partial_write"],
     ["zcache.fetch"],
     ["zcache.store"],
