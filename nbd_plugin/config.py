@@ -142,8 +142,8 @@ def parse_size(key: str, text: str) -> int:
             f"{key}={text}: must be more than zero; give {KEYS.get(key, 'bytes with a suffix such as 512M')}"
         )
     if size_bytes < PAGE_BYTES:
-        units = f"{text.strip()}M" if match[2] is None else "512M"
-        raise BadInput(f"{key}={text}: that is {size_bytes} bytes, less than a page; give a suffix, such as {units}")
+        example = "512M" if match[2] else f"{text.strip()}M"
+        raise BadInput(f"{key}={text}: that is {size_bytes} bytes, less than a page; give a suffix, such as {example}")
     if size_bytes % PAGE_BYTES:
         below = size_bytes // PAGE_BYTES * PAGE_BYTES
         raise BadInput(f"{key}={text}: not whole pages; give a multiple of {PAGE_BYTES}, such as {below + PAGE_BYTES}")

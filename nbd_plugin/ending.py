@@ -13,13 +13,12 @@ import contextlib
 import os
 import signal
 import socket
-import stat
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
+from nbd_plugin.nbdkit_process import connections, has_option
 from zcache import libc
 from zcache.hardening.threads import begin_own_thread
 
@@ -39,7 +38,7 @@ def hold_signals() -> None:
     nbdkit 1.32 asks for a SIGTERM when its parent ends, whether or not it was given --exit-with-parent. A swap server
     whose shell was closed would take the machine with it, so that is taken back unless it was asked for.
     """
-    if b"--exit-with-parent" not in Path("/proc/self/cmdline").read_bytes().split(b"\0"):
+    if not has_option("--exit-with-parent"):
         libc.prctl(libc.PR_SET_PDEATHSIG, 0)
     for descriptor in range(3):
         with contextlib.suppress(OSError):  # closed
@@ -65,21 +64,13 @@ def _wait_and_end(end: Callable[[], None], at_once: bool) -> None:
 
 def _stop_reading() -> int:
     """Of each connection: its reader sees the end, its writer may finish. How many there are."""
-    return sum(_stop_reading_from(int(entry.name)) for entry in Path("/proc/self/fd").iterdir())
-
-
-def _stop_reading_from(descriptor: int) -> bool:
-    """If it is a connected socket."""
-    try:
-        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode) or _identity(descriptor) in _standard_streams:
-            return False
-        with socket.socket(fileno=os.dup(descriptor)) as connection:
-            if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                return False
-            connection.shutdown(socket.SHUT_RD)
-            return True
-    except OSError:
-        return False  # gone
+    count = 0
+    for connection in connections():
+        if _identity(connection.fileno()) not in _standard_streams:
+            with contextlib.suppress(OSError):  # its client has gone
+                connection.shutdown(socket.SHUT_RD)
+                count += 1
+    return count
 
 
 def _identity(descriptor: int) -> tuple[int, int]:

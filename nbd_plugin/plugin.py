@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import nbdkit
 
-from nbd_plugin.captive import turn_clients_away
 from nbd_plugin.config import parse_config
 from nbd_plugin.ending import end_on_signals, hold_signals
 from nbd_plugin.server import Server, scratch_device
@@ -78,17 +77,12 @@ def after_fork() -> None:
         _server.wait_for_turn()
         _server.start()
     except (BadInput, EnvironmentProblem) as error:
-        _refuse(error, _abandon_captive)
+        _refuse(error, _server.abandon)
     except Exception:  # nbdkit says what it is, and ends
-        _abandon_captive()
+        _server.abandon()
         raise
     is_kept = _server.config.standby is not None
     end_on_signals(_server.leave if is_kept else nbdkit.shutdown, at_once=is_kept)
-
-
-def _abandon_captive() -> None:
-    _server.abandon()
-    turn_clients_away()
 
 
 def cleanup() -> None:

@@ -14,7 +14,7 @@ import socket
 import time
 from typing import Final
 
-from nbd_plugin.captive import temporary_folder
+from nbd_plugin.captive import temporary_folder, turn_clients_away
 from nbd_plugin.config import MIN_BUDGET_BYTES, Config
 from nbd_plugin.device import Device
 from zcache import libc, meminfo
@@ -280,6 +280,7 @@ class Server:
             self._control.close()
         if self._tier:
             self._tier.abandon()
+        turn_clients_away()
 
     def leave(self) -> None:
         """End at once, with everything in the image, whose keeper has a successor."""

@@ -69,15 +69,15 @@ def test_a_strangers_memory_is_not_looked_at(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_process_is_found_by_its_session() -> None:
-    words = ["setsid", "sh", "-c", "echo $$; sleep 60 & wait", "sh", "control=/no/such/control"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE) as child:
+    words = ["setsid", "sh", "-c", "echo $$; read -r _", "sh", "control=/no/such/control"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         leader = int(child.stdout.readline())
-        found = list(process.in_session(leader, "control=/no/such/control"))
-        assert [identity.pid for identity in found] == [leader]
+        (found,) = process.in_session(leader, "control=/no/such/control")
+        assert found.pid == leader
         assert not list(process.in_session(leader, "control=/another"))
-        for identity in (*found, *process.in_session(leader, "60")):
-            assert process.stop(identity, term_seconds=10) == "ended"
+        assert not list(process.in_session(leader + 1, "control=/no/such/control"))
+        assert process.stop(found, term_seconds=10) == "ended"
 
 
 def test_the_leader_of_a_session_that_it_has_left_behind_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:

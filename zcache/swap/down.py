@@ -188,15 +188,16 @@ def run(folder: StateFolder, report: Report, interval_seconds: float) -> None:
     if not folder.path.is_dir():
         report_nothing(report)
         return
-    waits: list[Callable[[], None]] = []
+    look: Callable[[], None] | None = None
 
     def wait_for_others() -> bool:
         """They may wait for a server that has died, and may not be able to see it: a swapoff whose parent was
         killed."""
-        if not waits:
+        nonlocal look
+        if look is None:
             report(f"waiting for another command that is at work in {folder.path}")
-            waits.append(_look_of(folder, machine, report))
-        waits[0]()
+            look = _look_of(folder, machine, report)
+        look()
         return True
 
     with contextlib.closing(Teardown(report, interval_seconds)) as machine, folder.locked(wait_for_others):

@@ -242,11 +242,10 @@ def check(options: Options) -> None:
     for name, seconds, least in (
         ("--timeout-seconds", options.timeout_seconds, 1),
         ("--dead-server-seconds", options.dead_connection_seconds, 30),  # or an upgrade would cost pages
+        ("--start-seconds", options.start_seconds, 1),
     ):
-        if not least <= seconds <= 86400:
+        if not least <= seconds <= 86400:  # which nan is not
             raise SwapError(f"{name} is {least} to 86400")
-    if not 1 <= options.start_seconds <= 86400:  # which nan is not
-        raise SwapError("--start-seconds is 1 to 86400")
     if os.geteuid() != 0:
         raise SwapError("only root can do this")
 

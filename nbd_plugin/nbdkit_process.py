@@ -1,0 +1,34 @@
+"""What nbdkit does not tell its plugins of the process that they share: its options, and its sockets."""
+
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def has_option(name: str) -> bool:
+    """Whether nbdkit was given `name`, or `name=…`."""
+    words = os.fsdecode(Path("/proc/self/cmdline").read_bytes()).split("\0")
+    return any(word == name or word.startswith(f"{name}=") for word in words)
+
+
+def listeners() -> Iterator[socket.socket]:
+    """The sockets that clients connect to, as descriptors of our own."""
+    return _sockets(is_listening=True)
+
+
+def connections() -> Iterator[socket.socket]:
+    """The connected sockets, as descriptors of our own."""
+    return _sockets(is_listening=False)
+
+
+def _sockets(*, is_listening: bool) -> Iterator[socket.socket]:
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(OSError):  # gone
+            if not stat.S_ISSOCK(os.fstat(int(entry.name)).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(int(entry.name))) as found:
+                if bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)) is is_listening:
+                    yield found
