@@ -4,7 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from zcache.testvm.vm import REPOSITORY
+from zcache.testvm import REPOSITORY
 
 
 def test_the_short_row_passes(tmp_path: Path) -> None:

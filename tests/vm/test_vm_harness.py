@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zcache.testvm import VmConfig, VmResult, vm
+from zcache.testvm import REPOSITORY, VmConfig, VmResult, swap_server, vm
 
 # Boots on a machine that is busy with other guests have taken ten times as long as on an idle one.
 PATIENCE_SECONDS = 400
@@ -50,7 +50,7 @@ def test_command_words_status_streams_and_swap(tmp_path: Path, share: Path, monk
     def memory_server(socket_path: Path, _words: list[str]) -> list[str]:
         return ["nbdkit", "--foreground", "--unix", str(socket_path), "memory", "256M"]
 
-    monkeypatch.setattr(vm, "serve_command", memory_server)
+    monkeypatch.setattr(swap_server, "serve_command", memory_server)
     disk = tmp_path / "disk.img"
     disk.write_bytes(b"")
     with disk.open("r+b") as image:
@@ -87,7 +87,7 @@ def test_panic_is_a_failure_of_the_machine_and_its_log_is_kept(tmp_path: Path) -
     """Through the script: 125, one line that says why, and the log with the reason in it."""
     kernel_log = tmp_path / "kernel.log"
     crash = "echo before; echo c > /proc/sysrq-trigger; sleep 60; exit 0"
-    argv = [str(vm.REPOSITORY / "scripts/vm"), "--memory", "600M", "--timeout", str(PATIENCE_SECONDS)]
+    argv = [str(REPOSITORY / "scripts/vm"), "--memory", "600M", "--timeout", str(PATIENCE_SECONDS)]
     argv += ["--kernel-log", str(kernel_log), "--", "bash", "-c", crash]
 
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)

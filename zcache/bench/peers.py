@@ -11,12 +11,10 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +24,12 @@ import nbd
 from rich.console import Console
 
 from zcache.bench.report import Figure, Report
+from zcache.bench.served import running
 from zcache.control_client import ask
 from zcache.errors import EnvironmentProblem
 from zcache.testvm.arguments import whole_number
+from zcache.testvm.figures import status_kib
 
-REPOSITORY: Final = Path(__file__).resolve().parents[2]
-START_SECONDS: Final = 60
 #: Of what fio writes, the share that is zeros: lz4 makes 1/3 of a page of the rest.
 COMPRESSIBLE_PERCENT: Final = 67
 TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
@@ -78,7 +76,7 @@ class Peer:
         """What it takes for what is stored: what it grew by; zcache, whose budget is all there from the start, the
         frames in use."""
         if self.control is None:
-            return (_rss_kib(self.pid) - self.rss_before_kib) / 1024
+            return (status_kib(self.pid, "VmRSS") - self.rss_before_kib) / 1024
         status = ask(self.control, "status")
         return float(status["resident_frames"] * status["frame_bytes"]) / (1 << 20)
 
@@ -146,19 +144,8 @@ def _commands(size_mib: int, work: Path, parameters: Sequence[str]) -> dict[str,
 def _served(name: str, command: list[str], work: Path) -> Iterator[Peer]:
     path = work / f"{name.replace(' ', '-')}.sock"
     words = [word if word != "{socket}" else f"--unix={path}" for word in command]
-    with (work / f"{path.stem}.log").open("wb") as log:
-        server = subprocess.Popen(words, cwd=REPOSITORY, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while not _answers(path):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise EnvironmentProblem(f"{name} does not start: {Path(log.name).read_text().strip()}")
-            time.sleep(0.05)
-        control = work / "control" if name == "zcache" else None
-        yield Peer(name, path, server.pid, _rss_kib(server.pid), control)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(START_SECONDS)
+    with running(words, work / f"{path.stem}.log", lambda: _answers(path)) as pid:
+        yield Peer(name, path, pid, status_kib(pid, "VmRSS"), work / "control" if name == "zcache" else None)
 
 
 def _answers(path: Path) -> bool:
@@ -200,13 +187,6 @@ def _fio(peer: Peer, load: Load, size_mib: int, seconds: int) -> dict[str, float
 def _cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
-
-
-def _rss_kib(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1])
-    raise AssertionError("no VmRSS")
 
 
 def _tabulate(report: Report, peers: list[Peer], size_mib: int) -> None:

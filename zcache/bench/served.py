@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -44,15 +44,23 @@ def serve(folder: Path, *words: str) -> Iterator[Served]:
     """nbdkit with `words` as its parameters; its files, `server.log` among them, in `folder`."""
     socket, control = folder / "nbd.sock", folder / "control"
     command = [sys.executable, "-m", "nbd_plugin.serve", "-U", str(socket), *words, f"control={control}"]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log)
+    with running(command, folder / "server.log", lambda: _answers(control)) as pid:
+        yield Served(socket, control, pid)
+
+
+@contextlib.contextmanager
+def running(command: list[str], log: Path, is_up: Callable[[], bool]) -> Iterator[int]:
+    """A server from when it is up until SIGTERM has ended it; its pid. Raises `EnvironmentProblem` if it does not come
+    up."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=file, stderr=file)
     try:
         deadline = time.monotonic() + START_SECONDS
-        while not _answers(control):
+        while not is_up():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise EnvironmentProblem(f"the server does not start; see {folder / 'server.log'}")
+                raise EnvironmentProblem(f"the server does not start; {log}: {log.read_text(errors='replace').strip()}")
             time.sleep(0.05)
-        yield Served(socket, control, process.pid)
+        yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(START_SECONDS)

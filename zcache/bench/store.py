@@ -28,6 +28,7 @@ from zcache.pageframes.frames import slots_of
 from zcache.rebuild import rebuild
 from zcache.store import Store
 from zcache.testvm.arguments import whole_number
+from zcache.testvm.figures import status_kib
 from zcache.tmem import Kind, TmemObject
 
 REQUEST_PAGES: Final = (1, 8, 32)
@@ -233,9 +234,10 @@ def spread_cost(corpus: Corpus, codec: Codec, size_bytes: int, rounds: int, seed
     data = memoryview(b"".join(corpus.pages[:8]))
     out = memoryview(bytearray(8 * PAGE_BYTES))
     page_count = size_bytes // PAGE_BYTES
-    rss_before_bytes = _anonymous_bytes()
+    before_bytes = status_kib(os.getpid(), "RssAnon") << 10
     store, thing = _device((SPREAD_PAGES + 64) * PAGE_BYTES, codec, page_count)
-    fixed_bytes = _anonymous_bytes() - rss_before_bytes - store.frames.slot_count * store.frames.frame_bytes
+    held_bytes = (status_kib(os.getpid(), "RssAnon") << 10) - before_bytes
+    fixed_bytes = held_bytes - store.frames.slot_count * store.frames.frame_bytes
     firsts = [rng.randrange(page_count // 8) * 8 for _ in range(SPREAD_PAGES // 8)]
 
     def put_all() -> None:
@@ -254,14 +256,6 @@ def spread_cost(corpus: Corpus, codec: Codec, size_bytes: int, rounds: int, seed
         "get us": get,
         "fixed memory MiB": fixed_bytes / (1 << 20),
     }
-
-
-def _anonymous_bytes() -> int:
-    """Of this process, in memory now."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) << 10
-    raise AssertionError("no RssAnon")
 
 
 def rebuild_cost(corpus: Corpus, codec: Codec, page_count: int) -> dict[str, Figure]:

@@ -3,9 +3,12 @@
 Here: what a run is asked for and what it answers. `vm.run_in_vm` is the run.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,8 @@ class VmResult:
     # The swap server's last report, and how it ended; None without host_swap.
     server_status: dict[str, Any] | None = None
     server_exit_status: int | None = None
+
+
+def say(line: str) -> None:
+    """How far a run has come, for whoever waits for it."""
+    print(f"vm: {line}", file=sys.stderr, flush=True)

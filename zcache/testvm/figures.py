@@ -15,6 +15,14 @@ def read_meminfo_kib() -> dict[str, int]:
     return {name.rstrip(":"): int(value) for name, value, *_ in (line.split() for line in lines)}
 
 
+def status_kib(pid: int, name: str) -> int:
+    """What /proc/PID/status says of a process: VmRSS, RssAnon, …"""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    raise KeyError(name)
+
+
 def own_kib(pid: int) -> int:
     """A process's memory without the image: its share of what it has (Pss), anonymous and of files."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]

@@ -38,30 +38,25 @@ import json
 import os
 import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from zcache.errors import BadInput, EnvironmentProblem
-from zcache.testvm import VmConfig, VmResult
+from zcache.testvm import REPOSITORY, VmConfig, VmResult, say
 from zcache.testvm.kvm import newest_kernel, usable_kvm
+from zcache.testvm.swap_server import SwapServer, swap_server
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 # A short mount point in the guest's /run, which virtme makes a tmpfs.
 JOB_MOUNT = Path("/run/zcache-vm")
 SYSTEMD_INIT = REPOSITORY / "zcache/testvm/systemd_init"
 SWAP_SERIAL = "zcacheswap"
-SERVER_START_DEADLINE_SECONDS = 30
-SERVER_STOP_DEADLINE_SECONDS = 60
-STATUS_DEADLINE_SECONDS = 30
 # A dump of every task through the emulated serial port is some 100 KiB, at about 1 MiB/s.
 DUMP_DEADLINE_SECONDS = 20
 SKIPPED_MODULES = (
@@ -94,14 +89,14 @@ def run_in_vm(
         (job / "job.json").write_text(json.dumps(_job(config, command)))
         server = None
         if config.host_swap is not None:
-            server = cleanup.enter_context(_swap_server(config.host_swap, work))
+            server = cleanup.enter_context(swap_server(config.host_swap, work))
         # It sees the tree read-only: what has no bytecode it would compile anew at each start of a program.
         for folder in ("zcache", "nbd_plugin", "tests"):
             compileall.compile_dir(REPOSITORY / folder, quiet=2)
         argv = _compose(config, kernel, kvm, work, kernel_log, server)
         mode = "KVM" if kvm else "software emulation"
         release = kernel.name.removeprefix("vmlinuz-").removesuffix("-amd64")
-        _say(f"booting Debian {release} ({mode}, {config.memory}, {config.cpus} cpus)…")
+        say(f"booting Debian {release} ({mode}, {config.memory}, {config.cpus} cpus)…")
         qemu_status = _run_qemu(
             argv, work, kernel_log, start + config.timeout_seconds, _sink(stdout, 1), _sink(stderr, 2)
         )
@@ -162,7 +157,7 @@ def _job(config: VmConfig, command: list[str]) -> dict[str, Any]:
 
 
 def _compose(
-    config: VmConfig, kernel: Path, kvm: bool, work: Path, kernel_log: Path, server: "_SwapServer | None"
+    config: VmConfig, kernel: Path, kvm: bool, work: Path, kernel_log: Path, server: SwapServer | None
 ) -> list[str]:
     """QEMU's command line, from a dry run of virtme-run, with its console turned into the kernel log."""
     path = f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -251,7 +246,7 @@ def _run_qemu(
         try:
             return _wait_for_end(qemu, work / "job" / "started", deadline)
         except TimeoutError:
-            _say(f"out of time: dumping the guest's tasks into {kernel_log}")
+            say(f"out of time: dumping the guest's tasks into {kernel_log}")
             dump_tasks(work / "qmp", kernel_log)
             return None
         finally:
@@ -269,7 +264,7 @@ def _wait_for_end(qemu: subprocess.Popen[bytes], started: Path, deadline: float)
         except subprocess.TimeoutExpired:
             pass
         if not announced and started.exists():
-            _say(f"command starts, after {time.monotonic() - boot_start:.0f} s")
+            say(f"command starts, after {time.monotonic() - boot_start:.0f} s")
             announced = True
         if time.monotonic() > deadline:
             raise TimeoutError
@@ -304,7 +299,7 @@ def dump_tasks(qmp: Path, kernel_log: Path) -> None:
                 _ask(monitor, replies, "inject-nmi")
                 _wait_until_quiet(kernel_log)
     except OSError as error:
-        _say(f"QEMU's monitor did not answer: {error}")
+        say(f"QEMU's monitor did not answer: {error}")
 
 
 def _ask(monitor: socket.socket, replies: IO[bytes], execute: str, **arguments: Any) -> None:
@@ -324,88 +319,6 @@ def _wait_until_quiet(log: Path) -> None:
         time.sleep(1)
 
 
-# The swap server on the host
-
-
-class _SwapServer:
-    def __init__(self, process: subprocess.Popen[bytes], socket_path: Path, control: Path) -> None:
-        self.process = process
-        self.socket = socket_path
-        self.control = control
-
-    def finish(self) -> tuple[dict[str, Any] | None, int]:
-        """Its last report and its exit status. QEMU must be gone."""
-        status = self._status()
-        return status, self.stop()
-
-    def _status(self) -> dict[str, Any] | None:
-        argv = [f"{sys.prefix}/bin/zcache", "status", "--json", "--control", str(self.control)]
-        try:
-            report = subprocess.run(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                timeout=STATUS_DEADLINE_SECONDS,
-                check=True,
-            )
-            status: dict[str, Any] = json.loads(report.stdout)
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
-            _say(f"no status from the swap server: {error}")
-            return None
-        return status
-
-    def stop(self) -> int:
-        """SIGTERM to the group's head only: a server may have helpers that know better when to go."""
-        self.process.terminate()
-        try:
-            return self.process.wait(SERVER_STOP_DEADLINE_SECONDS)
-        except subprocess.TimeoutExpired:
-            _say(f"the swap server is still there {SERVER_STOP_DEADLINE_SECONDS} s after SIGTERM: killing it")
-            os.killpg(self.process.pid, signal.SIGKILL)
-            return self.process.wait()
-
-
-def serve_command(socket_path: Path, words: list[str]) -> list[str]:
-    return [str(REPOSITORY / "scripts/serve"), "--exit-with-parent", "-U", str(socket_path), *words]
-
-
-@contextmanager
-def _swap_server(words: tuple[str, ...], work: Path) -> Iterator[_SwapServer]:
-    """A server that accepts connections; stopped at the end if it was not finished."""
-    socket_path = work / "nbd"
-    given = [word.removeprefix("control=") for word in words if word.startswith("control=")]
-    control = Path(given[-1]) if given else work / "control"
-    words_with_control = [*words] if given else [*words, f"control={control}"]
-    process = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "TERM", *serve_command(socket_path, words_with_control)],
-        stdin=subprocess.DEVNULL,
-        stdout=2,
-        start_new_session=True,
-    )
-    server = _SwapServer(process, socket_path, control)
-    try:
-        _await_server(process, socket_path)
-        yield server
-    finally:
-        if process.poll() is None:
-            server.stop()
-
-
-def _await_server(process: subprocess.Popen[bytes], socket_path: Path) -> None:
-    """nbdinfo, not a bare connect: a connection without a handshake is an error in the server's log."""
-    deadline = time.monotonic() + SERVER_START_DEADLINE_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise EnvironmentProblem(f"the swap server ended at its start, with status {process.returncode}")
-        if socket_path.exists():
-            argv = ["nbdinfo", "--size", f"nbd+unix:///?socket={socket_path}"]
-            with suppress(subprocess.TimeoutExpired):
-                if subprocess.run(argv, capture_output=True, timeout=5, check=False).returncode == 0:
-                    return
-        time.sleep(0.1)
-    raise EnvironmentProblem(f"the swap server accepts no connection after {SERVER_START_DEADLINE_SECONDS} s")
-
-
 def _new_kernel_log() -> Path:
     with tempfile.NamedTemporaryFile(prefix="zcache-vm-kernel-", suffix=".log", delete=False) as log:
         return Path(log.name)
@@ -415,7 +328,3 @@ def _sink(stream: BinaryIO | None, descriptor: int) -> BinaryIO:
     if stream is not None:
         return stream
     return (sys.stdout if descriptor == 1 else sys.stderr).buffer
-
-
-def _say(line: str) -> None:
-    print(f"vm: {line}", file=sys.stderr, flush=True)
