@@ -67,9 +67,9 @@ def test_one_that_is_never_ready(folder: StateFolder, started: list[KeeperProces
         start(started, folder, "exec sleep 60").wait_until_ready(folder, timeout_seconds=0.2)
 
 
-def test_no_such_program(folder: StateFolder, started: list[KeeperProcess]) -> None:
-    started.append(KeeperProcess(["/nonexistent"], folder.log, lambda _identity: None))
-    with pytest.raises(SwapError, match="/nonexistent: not found"):
+def test_no_such_program(folder: StateFolder, started: list[KeeperProcess], tmp_path: Path) -> None:
+    started.append(KeeperProcess([str(tmp_path / "absent")], folder.log, lambda _identity: None))
+    with pytest.raises(SwapError, match="/absent: not found"):
         started[-1].wait_until_ready(folder, timeout_seconds=10)
 
 

@@ -86,9 +86,9 @@ def test_how_swapoff_ended() -> None:
         assert "still on" in said
 
 
-def test_swapoff_of_what_is_no_swap_fails_and_says_so() -> None:
+def test_swapoff_of_what_is_no_swap_fails_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(SwapError, match="swapoff failed"):
-        swapoff.swap_off("/nonexistent", progress=lambda: None, interval_seconds=1)
+        swapoff.swap_off(str(tmp_path / "absent"), progress=lambda: None, interval_seconds=1)
 
 
 def test_room_for_what_is_out(tmp_path: Path) -> None:
