@@ -4,6 +4,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,12 +41,13 @@ class Served:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, *words: str) -> Iterator[Served]:
-    """nbdkit with `words` as its parameters; its files, `server.log` among them, in `folder`."""
-    socket, control = folder / "nbd.sock", folder / "control"
-    command = [sys.executable, "-m", "nbd_plugin.serve", "-U", str(socket), *words, f"control={control}"]
-    with running(command, folder / "server.log", lambda: _answers(control)) as pid:
-        yield Served(socket, control, pid)
+def serve(log: Path, *words: str) -> Iterator[Served]:
+    """nbdkit with `words` as its parameters. Its sockets are not beside its log: not every file system has any (9p)."""
+    with tempfile.TemporaryDirectory(prefix="zcache-bench-") as folder:
+        socket, control = Path(folder) / "nbd.sock", Path(folder) / "control"
+        command = [sys.executable, "-m", "nbd_plugin.serve", "-U", str(socket), *words, f"control={control}"]
+        with running(command, log, lambda: _answers(control)) as pid:
+            yield Served(socket, control, pid)
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ def main(words: Sequence[str]) -> int:
     size_mib, budget_mib = arguments.size, arguments.size // 8
     parameters = [f"size={size_mib}M", f"budget={budget_mib}M", f"backing={folder / 'backing'}"]
     try:
-        with serve(folder, *parameters, *arguments.parameters) as server:
+        with serve(folder / "server.log", *parameters, *arguments.parameters) as server:
             samples = soak(server, size_mib * 256, arguments.seconds, seed, folder / "soak.csv", console)
             books = server.ask("check")
     except (WrongPage, nbd.Error, EnvironmentProblem) as error:
@@ -122,7 +122,7 @@ def soak(server: Served, page_count: int, seconds: float, seed: int, table: Path
 
 def leak_of_failures(count: int, folder: Path) -> str:
     """What a server keeps of each failed request: nbdkit 1.32 never frees the exception that it is told of it by."""
-    with serve(folder, "size=16M", "budget=1M", "overcommit=yes") as server:
+    with serve(folder / "failures.log", "size=16M", "budget=1M", "overcommit=yes") as server:
         figures = []
         for round_count in (count // 4, count):
             if fail_writes(server.socket, round_count) < round_count:
