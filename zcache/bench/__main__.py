@@ -11,11 +11,12 @@ from rich.console import Console
 
 from zcache.bench import ablation, peers, soak, store
 from zcache.bench.report import Report
+from zcache.bench.swap import __main__ as swap
 from zcache.codec import parse_codec
 from zcache.errors import ZcacheError
 from zcache.testvm.signals import end_in_order
 
-BENCHMARKS = {"store": store.main, "peers": peers.main, "ablation": ablation.main, "soak": soak.main}
+BENCHMARKS = {"store": store.main, "peers": peers.main, "swap": swap.main, "ablation": ablation.main, "soak": soak.main}
 
 
 def compare(words: Sequence[str]) -> int:

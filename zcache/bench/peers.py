@@ -20,11 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import nbd
 from rich.console import Console
 
 from zcache.bench.report import Figure, Report
-from zcache.bench.served import running
+from zcache.bench.served import running, speaks_nbd
 from zcache.control_client import ask
 from zcache.errors import EnvironmentProblem
 from zcache.testvm.arguments import whole_number
@@ -144,18 +143,8 @@ def _commands(size_mib: int, work: Path, parameters: Sequence[str]) -> dict[str,
 def _served(name: str, command: list[str], work: Path) -> Iterator[Peer]:
     path = work / f"{name.replace(' ', '-')}.sock"
     words = [word if word != "{socket}" else f"--unix={path}" for word in command]
-    with running(words, work / f"{path.stem}.log", lambda: _answers(path)) as pid:
+    with running(words, work / f"{path.stem}.log", lambda: speaks_nbd(path)) as pid:
         yield Peer(name, path, pid, status_kib(pid, "VmRSS"), work / "control" if name == "zcache" else None)
-
-
-def _answers(path: Path) -> bool:
-    client = nbd.NBD()
-    try:
-        client.connect_unix(str(path))
-    except nbd.Error:
-        return False
-    client.shutdown()
-    return True
 
 
 def _fio(peer: Peer, load: Load, size_mib: int, seconds: int) -> dict[str, float]:

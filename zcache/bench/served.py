@@ -68,6 +68,17 @@ def running(command: list[str], log: Path, is_up: Callable[[], bool]) -> Iterato
         process.wait(START_SECONDS)
 
 
+def speaks_nbd(socket: Path) -> bool:
+    """Whether a server accepts connections there."""
+    client = nbd.NBD()
+    try:
+        client.connect_unix(str(socket))
+    except nbd.Error:
+        return False
+    client.shutdown()
+    return True
+
+
 def _answers(control: Path) -> bool:
     try:
         ask(control, "status")

@@ -30,6 +30,8 @@ class VmConfig:
     systemd: bool = False
     # `key=value` words for scripts/serve: the guest swaps to a server on the host. None: no swap.
     host_swap: tuple[str, ...] | None = None
+    # The same with a server that is somebody else's: its socket.
+    host_socket: Path | None = None
 
 
 @dataclass(frozen=True)

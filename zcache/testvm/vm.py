@@ -51,7 +51,7 @@ from typing import IO, Any, BinaryIO
 from zcache.errors import BadInput, EnvironmentProblem
 from zcache.testvm import REPOSITORY, VmConfig, VmResult, say
 from zcache.testvm.kvm import newest_kernel, usable_kvm
-from zcache.testvm.swap_server import SwapServer, swap_server
+from zcache.testvm.swap_server import swap_server
 
 # A short mount point in the guest's /run, which virtme makes a tmpfs.
 JOB_MOUNT = Path("/run/zcache-vm")
@@ -93,7 +93,8 @@ def run_in_vm(
         # It sees the tree read-only: what has no bytecode it would compile anew at each start of a program.
         for folder in ("zcache", "nbd_plugin", "tests"):
             compileall.compile_dir(REPOSITORY / folder, quiet=2)
-        argv = _compose(config, kernel, kvm, work, kernel_log, server)
+        socket_path = server.socket if server else config.host_socket
+        argv = _compose(config, kernel, kvm, work, kernel_log, socket_path)
         mode = "KVM" if kvm else "software emulation"
         release = kernel.name.removeprefix("vmlinuz-").removesuffix("-amd64")
         say(f"booting Debian {release} ({mode}, {config.memory}, {config.cpus} cpus)…")
@@ -149,7 +150,7 @@ def _job(config: VmConfig, command: list[str]) -> dict[str, Any]:
     return {
         "command": command,
         "keep": [str(path) for path in keep],
-        "swap_serial": None if config.host_swap is None else SWAP_SERIAL,
+        "swap_serial": SWAP_SERIAL if config.host_swap is not None or config.host_socket else None,
     }
 
 
@@ -157,7 +158,7 @@ def _job(config: VmConfig, command: list[str]) -> dict[str, Any]:
 
 
 def _compose(
-    config: VmConfig, kernel: Path, kvm: bool, work: Path, kernel_log: Path, server: SwapServer | None
+    config: VmConfig, kernel: Path, kvm: bool, work: Path, kernel_log: Path, swap_socket: Path | None
 ) -> list[str]:
     """QEMU's command line, from a dry run of virtme-run, with its console turned into the kernel log."""
     path = f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -194,8 +195,8 @@ def _compose(
     qemu += ["-nodefaults", "-qmp", f"unix:{work}/qmp,server=on,wait=off"]
     for index, disk in enumerate(config.disks):
         qemu += _disk_args(f"vmdisk{index}", {"driver": "file", "filename": str(disk.absolute())})
-    if server is not None:
-        address = {"type": "unix", "path": str(server.socket)}
+    if swap_socket is not None:
+        address = {"type": "unix", "path": str(swap_socket)}
         qemu += _disk_args(SWAP_SERIAL, {"driver": "nbd", "server": address})
     return qemu
 
