@@ -135,15 +135,40 @@ class _Program:
     def end(self, deadline: float) -> dict[str, Any]:
         """Its exit status, None if it had to be killed; what it said, and the figures in that."""
         status: int | None
+        standing: dict[str, str] = {}
         try:
             status = self.process.wait(deadline - time.monotonic())
         except subprocess.TimeoutExpired:
-            status = None
+            status, standing = None, {"standing": standing_of_session(self.process.pid)}
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         said = self._output.read_text(errors="replace").strip()
         figures = json.loads(said.splitlines()[-1]) if said.endswith("}") else {}
-        return {"command": self._words, "exit_status": status, "said": said[-2000:], **figures}
+        return {"command": self._words, "exit_status": status, "said": said[-2000:], **figures, **standing}
+
+
+def standing_of_session(session: int) -> str:
+    """Where each thread of a session is, twice, a second apart.
+
+    A line each: process/thread, state, CPU ticks used, what it waits for in the kernel, (system call), command.
+    """
+    lines: list[str] = []
+    for _ in range(2):
+        for process in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):  # it has ended
+                lines += _standing_of_process(process, session) if process.name.isdigit() else ()
+        time.sleep(1)
+    return "\n".join(lines)
+
+
+def _standing_of_process(process: Path, session: int) -> Iterator[str]:
+    words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    for thread in sorted((process / "task").iterdir()):
+        fields = (thread / "stat").read_text().rpartition(")")[2].split()
+        if int(fields[3]) == session:
+            waits, call = ((thread / name).read_text().strip() for name in ("wchan", "syscall"))
+            ticks = int(fields[11]) + int(fields[12])
+            yield f"{process.name}/{thread.name} {fields[0]} {ticks} {waits} ({call}) {words[:100]}"
 
 
 class _Ticker:

@@ -33,6 +33,7 @@ def judge_report(report: dict[str, Any], memory_mib: int) -> list[str]:
         if program["exit_status"] != 0:
             end = "did not end" if program["exit_status"] is None else f"ended with {program['exit_status']}"
             failures.append(f"{' '.join(program['command'][-6:])} {end}: {program['said'][-300:]}")
+            failures += program.get("standing", "").splitlines()
         if program.get("read_mib", memory_mib) < memory_mib:
             failures.append(f"only {program['read_mib']} MiB of files were read, less than memory")
     if report.get("longest_gap_seconds") is None:
