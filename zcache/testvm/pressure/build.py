@@ -59,10 +59,14 @@ class Build:
 
 def main(folder: Path, jobs: int) -> int:
     build = Build(make_sources(folder))
-    signal.signal(signal.SIGTERM, lambda _number, _frame: build.ended.set())
+    # Blocked everywhere and waited for, not handled: subprocess masks all signals of its thread while it forks, and a
+    # thread that unmasks a signal takes it from the main thread, which then sleeps on (one time in twelve).
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threads = [threading.Thread(target=build.work) for _ in range(jobs)]
     for thread in threads:
         thread.start()
+    signal.sigwait({signal.SIGTERM})
+    build.ended.set()
     for thread in threads:
         thread.join()
     print(json.dumps({"compiled": build.compiled}))
