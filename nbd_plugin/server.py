@@ -254,7 +254,7 @@ class Server:
         is_safe = hardening.self_check()
         # A successor does not refuse: the pages are here already.
         if not is_safe and self.config.hardening == "require" and not self._is_successor:
-            raise EnvironmentProblem(f"hardening=require: {hardening.verdict()}")
+            raise EnvironmentProblem(hardening.refusal())
         hardening.give_up_privileges(self.config.control, temporary_folder())
         hardening.start()
         _say(hardening.verdict())

@@ -131,6 +131,10 @@ class Hardening:
             return f"safe to swap to itself: {holding}; {locked_bytes() >> 20} MiB locked{rest}"
         return f"WARNING: NOT safe to swap to itself: without {failing}; has {holding}{rest}"
 
+    def refusal(self) -> str:
+        """The verdict where one is `require`d and it is not good."""
+        return f"hardening=require: {self.verdict().removeprefix('WARNING: ')}; give what is missing, or hardening=warn"
+
     def lock_again(self) -> None:
         """In a copy of this process: fork(2) leaves locks behind, and with them all that is mapped from files; and it
         shares the pipe that stderr is."""

@@ -393,7 +393,7 @@ def main(words: Sequence[str]) -> int:
     hardening.apply()
     if not hardening.self_check() and is_required:
         hardening.close()
-        _say(f"error: hardening=require: {hardening.verdict()}")
+        _say(f"error: {hardening.refusal()}")
         return 1
     keeper = Keeper(folder, own_socket, words[1:], errors)
     hardening.start()
