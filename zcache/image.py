@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from zcache.errors import EnvironmentProblem
+from zcache.errors import BadInput, EnvironmentProblem
 
 FORMAT: Final = 3
 HEADER_BYTES: Final = 4096
@@ -98,11 +98,14 @@ class Image:
 
     @classmethod
     def new(cls, descriptor: int, geometry: Geometry) -> "Image":
-        """Lay out an empty memfd."""
+        """Lay out an empty memfd; raises `BadInput` if the path of the backing is too long."""
         image = cls(descriptor, geometry)
         fields = {"zcache image format": FORMAT, **asdict(geometry), "secret": os.urandom(SECRET_BYTES).hex()}
         header = json.dumps(fields).encode() + b"\n"
-        assert len(header) <= JSON_BYTES
+        if len(header) > JSON_BYTES:
+            raise BadInput(
+                f"parameters of {len(header)} bytes, the image has room for {JSON_BYTES}; give a shorter path"
+            )
         os.ftruncate(descriptor, image.size_bytes)
         image.signs = Signs(descriptor)
         image.signs.begin_epoch()

@@ -16,7 +16,7 @@ from tests.support.stores import get, parse, put, store_with_image
 from tests.support.tiers import MemoryTier
 from zcache.check import check
 from zcache.entry import CODEC_SHIFT, FRAME_MASK
-from zcache.errors import Imbalance
+from zcache.errors import BadInput, Imbalance
 from zcache.image import Geometry, Image, new_descriptor
 from zcache.pageframes.frames import Queue, slots_of
 from zcache.rebuild import rebuild
@@ -95,6 +95,13 @@ def test_two_frames_in_one_slot_below(left: Left) -> None:
 def test_a_frame_in_a_slot_that_is_not_there(left: Left) -> None:
     left.below[left.frames_below()[0]] = left.tier.slot_count + 1
     left.is_refused("is not there")
+
+
+def test_a_path_that_the_image_has_no_room_for() -> None:
+    """Each é is six bytes there."""
+    geometry = Geometry(PAGES, slots_of(PAGES), PAGES, 4096, "no", "zbud", "/é" * 600)
+    with pytest.raises(BadInput, match="give a shorter path"):
+        Image.open(new_descriptor(), geometry)
 
 
 def test_a_frame_below_where_there_is_nothing_below(rng: random.Random) -> None:

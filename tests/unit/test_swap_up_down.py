@@ -532,6 +532,17 @@ def test_down_tells_of_a_swap_whose_folder_is_another_one(tmp_path: Path, monkey
     assert said[0] == "nothing is up" and len(said) == 2 and "/dev/nbd1" in said[1]
 
 
+def test_down_leaves_a_folder_that_is_nobodys(tmp_path: Path) -> None:
+    """A mistyped mount point, say; but what a swap-up left that was killed at its start goes."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    down.run(StateFolder(empty), lambda _line: None, interval_seconds=1)
+    assert empty.exists()
+    StateFolder(empty).log.touch()
+    down.run(StateFolder(empty), lambda _line: None, interval_seconds=1)
+    assert not empty.exists()
+
+
 def test_tools_are_found_without_sbin_on_path() -> None:
     assert area.with_sbin({"PATH": "/bin:/sbin", "LANG": "C"}) == {"PATH": "/bin:/sbin:/usr/sbin", "LANG": "C"}
     assert area.with_sbin({})["PATH"].endswith(":/usr/sbin:/sbin")

@@ -205,7 +205,7 @@ def run(folder: StateFolder, report: Report, interval_seconds: float) -> None:
         if state is None:
             # Only the lock's holder makes one, so nobody is about to.
             folder.refuse_if_used()
-            folder.remove()
+            folder.remove_traces()
             report_nothing(report)
             return
         take_down(state, folder, machine, report)
@@ -233,14 +233,13 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
         with contextlib.suppress(OSError, ValueError):  # nobody to read it is no reason to stop half-way
             print(f"swap-down: {line}", flush=True)
 
-    if not swapoff.lock_memory():
-        report("warning: memory cannot be locked, so this may be slow when memory is short")
-    folder = StateFolder((Path(arguments[0]) if arguments else DEFAULT_FOLDER).resolve())  # as swap-up names it
-    if arguments and not folder.path.is_dir():
-        print(f"swap-down: error: {folder.path} is not the state folder of any swap", file=sys.stderr)
-        return 1
     try:
         with Interruption():
+            if not swapoff.lock_memory():
+                report("warning: memory cannot be locked, so this may be slow when memory is short")
+            folder = StateFolder((Path(arguments[0]) if arguments else DEFAULT_FOLDER).resolve())  # as swap-up names it
+            if arguments and not folder.path.is_dir():
+                raise SwapError(f"{folder.path} is not the state folder of any swap")
             run(folder, report, interval_seconds=1.0 if sys.stdout and sys.stdout.isatty() else 5.0)
     except (SwapError, OSError) as error:
         print(f"swap-down: error: {error}", file=sys.stderr)

@@ -170,8 +170,9 @@ class Keeper:
         if heartbeats != self._heartbeats or (is_first and not heartbeats):  # which may look at a whole disk first
             self._heartbeats, self._beat_seconds = heartbeats, time.monotonic()
         elif time.monotonic() - self._beat_seconds > HEARTBEAT_SECONDS:
-            _say(f"no sign of life from the server for {HEARTBEAT_SECONDS:.0f} s: ending it")
-            self._server.kill()
+            if not self._server.has_ended():  # then its successor is what we wait for
+                _say(f"no sign of life from the server for {HEARTBEAT_SECONDS:.0f} s: ending it")
+                self._server.kill()
             self._beat_seconds = time.monotonic()
 
     def _keep_image(self) -> None:

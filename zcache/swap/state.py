@@ -139,12 +139,23 @@ class StateFolder:
             if path.exists() and not (path.suffix == ".part" or (path == self.log and not path.stat().st_size)):
                 raise SwapError(f"{path} is there, but no {self.state.name}: give another folder, or {WITHOUT_STATE}")
 
-    def clear(self) -> None:
-        for path in self._files():
+    def clear(self) -> bool:
+        """Whether anything was there."""
+        found = [path for path in self._files() if os.path.lexists(path)]
+        for path in found:
             path.unlink(missing_ok=True)
+        return bool(found)
 
     def remove(self) -> None:
         self.clear()
+        self._remove_empty()
+
+    def remove_traces(self) -> None:
+        """What a swap-up left that was killed before it did anything; an empty folder may be anybody's."""
+        if self.clear():
+            self._remove_empty()
+
+    def _remove_empty(self) -> None:
         # Not empty: something of the user's is in there.
         with contextlib.suppress(OSError):
             self.path.rmdir()
