@@ -100,7 +100,7 @@ def main(words: Sequence[str]) -> int:
     rows = [row for row in ROWS if not arguments.only or arguments.only in row.name]
     failed = measure(report, work, rows, arguments.rounds)
     report.save()
-    report.console.print(f"report.json and plots: {folder}")
+    report.console.print(f"report.json: {folder}")
     return 1 if failed else 0
 
 

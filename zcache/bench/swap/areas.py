@@ -15,6 +15,7 @@ from typing import Final
 from zcache.bench.served import running
 from zcache.control_client import ask
 from zcache.swap import area, nbd_device
+from zcache.swap.error import SwapError
 from zcache.swap.state import StateFolder
 from zcache.swap.up import Options, swap_area
 from zcache.testvm.guest import swap_on
@@ -104,7 +105,7 @@ def zswap(sizes: Sizes) -> Iterator[Callable[[], Use | None]]:
     percent = sizes.budget_mib * 100 // sizes.memory_mib
     for name, value in (("compressor", "lz4"), ("zpool", "z3fold"), ("max_pool_percent", percent), ("enabled", 1)):
         (_ZSWAP / name).write_text(str(value))
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(SwapError):  # it is mounted
         area.run(["mount", "-t", "debugfs", "none", "/sys/kernel/debug"])
     with disk(sizes):
 
