@@ -134,7 +134,8 @@ class Server:
         """A standby waits here until the keeper says that it is the server; it ends itself when the keeper does. (What
         is sent: see `zcache.swap.server_process`, which need not be loaded here.)
 
-        Before it goes on it leaves a copy of itself, its heir, that waits in its place. Raises as `get_ready` does.
+        Before it goes on it leaves a copy of itself, its heir, that waits in its place, unless it is told not to.
+        Raises as `get_ready` does.
         """
         if self.config.standby is None:
             return
@@ -144,6 +145,8 @@ class Server:
             word, backing, _, _ = socket.recv_fds(keeper, 1, 1)
             if not word:
                 os._exit(0)
+            if word == b"1":
+                break
             ends: tuple[socket.socket, ...] = ()
             try:
                 ends = keepers, heirs = socket.socketpair()

@@ -14,7 +14,7 @@ import pytest
 from zcache.image import Signs, new_descriptor
 from zcache.swap import keeper as keeper_module
 from zcache.swap.keeper import Keeper
-from zcache.swap.server_process import READY, ServerProcess
+from zcache.swap.server_process import BEGIN, BEGIN_ALONE, READY, ServerProcess
 from zcache.swap.state import StateFolder
 
 
@@ -181,6 +181,90 @@ def test_a_standby_that_never_gets_ready_gives_way_when_it_is_needed(
     assert keeper._server not in (looked.first, looked.standby) and not keeper._server.has_ended()
 
 
+class Lent:
+    """A reserve, and what was done with it."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.is_empty = False
+
+    def lend(self, is_all: bool) -> None:
+        self.done.append("lend all" if is_all else "lend")
+
+    def is_used_up(self) -> bool:
+        return self.is_empty
+
+    def kill_a_program(self) -> None:
+        self.done.append("kill")
+        self.is_empty = False
+
+    def take_back(self) -> None:
+        self.done.append("take back")
+
+    def put_back(self) -> None:
+        self.done.append("put back")
+
+    def since(self) -> list[str]:
+        done, self.done = self.done, []
+        return done
+
+
+@pytest.fixture
+def lent(looked: Looked, monkeypatch: pytest.MonkeyPatch) -> Lent:
+    """The kernel swaps to the device."""
+    lent = Lent()
+    monkeypatch.setattr(looked.keeper, "_reserve", lent)
+    looked.keeper._device = "/dev/nbd0"
+    monkeypatch.setattr(looked.keeper._swaps, "find", lambda device: device)
+    return lent
+
+
+def test_a_server_from_disk_is_lent_the_reserve_and_leaves_no_heir(
+    looked: Looked, servers: Servers, lent: Lent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server and its standby have died; until another serves all memory that can be had is for that."""
+    keeper = looked.keeper
+    looked.turns(1)
+    assert lent.since() == ["take back"]
+    looked.standby.kill()
+    looked.first.kill()
+    assert looked.first._wait(10) and looked.standby._wait(10)
+    keeper._next_standby_seconds = 0
+    looked.turns(1)
+    assert lent.since()[0] == "lend all"
+    monkeypatch.setattr(keeper, "_serves", lambda: False)
+    looked.turns(3)
+    third, channel = servers.started[2]
+    assert keeper._server is third and set(lent.since()) == {"lend all"}
+    assert channel.recv(1) == BEGIN_ALONE
+    lent.is_empty = True
+    looked.turns(1)
+    assert lent.since() == ["lend all", "kill"] and any("OOM" in line for line in looked.said)
+    monkeypatch.setattr(keeper, "_serves", lambda: True)
+    looked.turns(1)
+    assert lent.since() == ["take back"]
+    keeper._end()
+    assert lent.since() == ["put back"]
+
+
+def test_a_standby_that_is_ready_is_lent_only_what_is_usually_reserved(
+    looked: Looked, servers: Servers, lent: Lent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lent.is_empty = True
+    assert looked.replaces_a_server_that_dies()
+    monkeypatch.setattr(looked.keeper, "_serves", lambda: False)
+    looked.turns(2)
+    assert set(lent.since()) == {"lend", "take back"}
+    assert servers.started[1][1].recv(1) == BEGIN
+
+
+def test_without_swap_nothing_is_lent(looked: Looked, lent: Lent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other programs' memory is touched only for pages that somebody may want back."""
+    monkeypatch.setattr(looked.keeper._swaps, "find", lambda _device: None)
+    assert looked.replaces_a_server_that_dies()
+    assert "lend" not in " ".join(lent.since())
+
+
 def test_between_swap_up_s_last_steps_the_keeper_does_not_end(looked: Looked, tmp_path: Path) -> None:
     """It is armed, so swapon comes next, and /proc/swaps does not know of it yet."""
     (tmp_path / "reconnection").touch()
@@ -193,7 +277,7 @@ def test_between_swap_up_s_last_steps_the_keeper_does_not_end(looked: Looked, tm
     assert looked.keeper._turn() == 0
 
 
-@pytest.mark.parametrize("duty", ["_keep_image", "_take_backing", "_prepare", "_replace_on_request"])
+@pytest.mark.parametrize("duty", ["_lend_reserve", "_keep_image", "_take_backing", "_prepare", "_replace_on_request"])
 def test_whatever_cannot_be_done_the_server_is_replaced(
     looked: Looked, duty: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from zcache import image, meminfo
+from zcache import image, libc, meminfo
 from zcache.control_client import ask
 from zcache.swap.keeper_process import is_answering
+from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.process import identify
 from zcache.swap.state import StateFolder
 
@@ -34,6 +35,18 @@ for _ in range(int(sys.argv[1])):
 print("held", flush=True)
 input()
 print("intact" if all(hashlib.sha256(block).digest() == digest for block, digest in held) else "changed")
+"""
+#: Fills MiB of shared memory, which asks for more while it waits for none of it; and says the same of some of it.
+FILLER = """
+import mmap, os, sys
+size = int(sys.argv[1]) << 20
+noise, memory = os.urandom(1 << 20), mmap.mmap(-1, size)
+pages = [(start, start.to_bytes(8, "little") + noise[start % (1 << 20):][:1000]) for start in range(0, size, 4096)]
+for start, content in pages:
+    memory[start:start + len(content)] = content
+print("held", flush=True)
+input()
+print("intact" if all(memory[start:start + len(content)] == content for start, content in pages[::8]) else "changed")
 """
 
 
@@ -203,6 +216,30 @@ def dead_with_pages_out(before: list[str]) -> None:
     nothing_is_left(before)
 
 
+def double_death(before: list[str]) -> None:
+    """The server and its standby are killed at once, as the full machine begins to swap: a program takes what they have
+    left before a server from disk has begun to start. Nothing is lost, and nobody has to die for it."""
+    run("swap-up", "size=512M", "budget=48M", "backing=/dev/disk/by-id/virtio-vmdisk0", "hardening=require")
+    libc.mlockall(libc.MCL_CURRENT | libc.MCL_FUTURE)
+    swaps = ProcSwaps()
+    arguments = [sys.executable, "-c", FILLER, str(memory_mib() - 60)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as filler:
+        while swaps.entries()[0].used_kib < 1024:
+            time.sleep(0.01)
+        for server in servers():
+            os.kill(server, signal.SIGKILL)
+        print(f"killed with {meminfo.read_bytes('MemAvailable') >> 20} MiB available", flush=True)
+        answer, _ = filler.communicate(b"\n", timeout=200)
+        assert answer == b"held\nintact\n", answer
+    said = StateFolder().log.read_text()
+    print(*(line for line in said.splitlines() if "keeper" in line), sep="\n", flush=True)
+    assert "starting a standby" in said and "the device is connected again" in said, said
+    assert "OOM" not in said, said
+    swaps.close()
+    run("swap-down")
+    nothing_is_left(before)
+
+
 def orphaned_server(before: list[str]) -> None:
     """The keeper has died while a standby took over: nobody connects the device to it but swap-down."""
     run("swap-up", "size=256M", "budget=64M", "backing=/dev/disk/by-id/virtio-vmdisk0")
@@ -278,6 +315,7 @@ SCENES = {
         two_areas_at_once,
         dead_server,
         dead_with_pages_out,
+        double_death,
         orphaned_server,
         death_during_swap_down,
         too_little_memory_to_swap_off,

@@ -8,7 +8,8 @@ folder it does not read or write meanwhile: they lie in a tmpfs, and may be swap
 
 The next server is there before it is needed: a standby that has loaded and locked all it needs, and waits. When the
 server dies, memory is short, nothing can be swapped, and a program that starts asks for 20 MiB: the guest stood still
-for a minute and a half (seen). A standby that begins leaves an heir, the next standby (`server_process.py`).
+for a minute and a half (seen). A standby that begins leaves an heir, the next standby (`server_process.py`). If it dies
+with the server, one is started from disk all the same, and is lent what the kernel keeps free (`reserve.py`).
 
 Life: `python -m zcache.swap.keeper FOLDER key=value…`. SIGTERM ends the server, then the keeper; not from when it is
 armed until swap-down disarms it, or while the kernel swaps to the device: nothing that ends processes, a shutdown
@@ -35,6 +36,7 @@ from zcache.swap.error import SwapError
 from zcache.swap.locked_image import LockedImage
 from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.reconnection import Reconnection, ServerNotThereError
+from zcache.swap.reserve import Reserve
 from zcache.swap.server_process import ServerProcess, listen
 from zcache.swap.state import StateFolder
 
@@ -75,6 +77,8 @@ class Keeper:
         self._errors = errors
         self._image = LockedImage()
         self._swaps = ProcSwaps()
+        self._reserve = Reserve()
+        self._is_from_disk = False  # what is to serve, or about to take over: the server died without a standby
         self._reconnection: Reconnection | None = None  # once swap-up has armed us
         self._device: str | None = None
         self._is_armed = False  # and swap-up knows it
@@ -137,6 +141,7 @@ class Keeper:
         return None
 
     def _end(self) -> None:
+        self._reserve.put_back()
         for process in (self._standby or self._server.heir(), self._replacement, self._old_standby):
             if process:
                 process.discard()
@@ -154,7 +159,14 @@ class Keeper:
     def _look(self) -> None:
         """What has to be done all the time, whatever else is being waited for. Nothing of it that fails (no memory, no
         process) keeps the rest from being done."""
-        for duty in (self._keep_image, self._take_backing, self._prepare, self._keep_standby, self._replace_on_request):
+        for duty in (
+            self._lend_reserve,
+            self._keep_image,
+            self._take_backing,
+            self._prepare,
+            self._keep_standby,
+            self._replace_on_request,
+        ):
             try:
                 duty()
             except Exception as error:
@@ -174,6 +186,24 @@ class Keeper:
                 _say(f"no sign of life from the server for {HEARTBEAT_SECONDS:.0f} s: ending it")
                 self._server.kill()
             self._beat_seconds = time.monotonic()
+
+    def _lend_reserve(self) -> None:
+        """While there is swap that nobody serves."""
+        if self._serves() and not self._server.has_ended():
+            self._is_from_disk = False
+            self._reserve.take_back()
+        elif self._device and self._swaps.find(self._device):
+            if self._server.has_ended() and not self._has_successor():
+                self._is_from_disk = True
+            self._reserve.lend(self._is_from_disk)
+            if self._is_from_disk and self._reserve.is_used_up():
+                _say("no memory is left for a server to start: having the kernel end a program (OOM killer)")
+                self._reserve.kill_a_program()
+
+    def _has_successor(self) -> bool:
+        """Whether there is a standby that need not start any more."""
+        standby = self._standby
+        return bool(standby and (standby.is_heir or standby.is_ready()) and not standby.has_ended())
 
     def _keep_image(self) -> None:
         self._is_kept = False
@@ -219,7 +249,7 @@ class Keeper:
                 self._fall_back()
         elif not self._standby.is_ready():
             if self._server.has_ended() and self._standby.age_seconds() > STANDBY_SECONDS:
-                _say(f"the standby is not ready after {STANDBY_SECONDS:.0f} s: ending it")
+                self._complain(f"the standby is not ready after {STANDBY_SECONDS:.0f} s: ending it")
                 self._standby.kill()
         else:
             self._rest_seconds = FIRST_REST_SECONDS
@@ -320,7 +350,7 @@ class Keeper:
             self._is_upgrading = False
             self._server, self._standby = self._standby, None
             self._complaints.clear()
-            self._server.begin(self._backing)
+            self._server.begin(self._backing, leaves_heir=not self._is_from_disk)
             self._beat_seconds = time.monotonic()
 
     def _give_up_heir(self) -> None:

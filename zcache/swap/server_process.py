@@ -32,9 +32,11 @@ SERVE: Final = (sys.executable, "-P", "-m", "nbd_plugin.serve")
 #: The first descriptor after stderr is where sd_listen_fds(3) says that the socket is.
 LISTEN_DESCRIPTOR: Final = 3
 
-#: What is sent: that it is ready; that it is to begin; the backing. Any other word is an heir's pid.
+#: What is sent: that it is ready; that it is to begin, with or without an heir; the backing. Any other word is an
+#: heir's pid.
 READY: Final = b"r"
 BEGIN: Final = b"!"
+BEGIN_ALONE: Final = b"1"
 BACKING: Final = b"b"
 
 #: How long a server may take to end when it is told to.
@@ -85,10 +87,12 @@ class ServerProcess:
         """Since it was started, or handed over."""
         return time.monotonic() - self._begin_seconds
 
-    def begin(self, backing: int | None) -> None:
-        """Serve, now or once it is ready: the first, or in the place of one that has ended, with its backing."""
+    def begin(self, backing: int | None, leaves_heir: bool = True) -> None:
+        """Serve, now or once it is ready: the first, or in the place of one that has ended, with its backing. An heir
+        takes memory that there may not be."""
+        word = BEGIN if leaves_heir else BEGIN_ALONE
         with contextlib.suppress(OSError):  # it has ended: that will be seen
-            socket.send_fds(self._channel, [BEGIN], [] if backing is None else [backing])
+            socket.send_fds(self._channel, [word], [] if backing is None else [backing])
 
     def heir(self) -> "ServerProcess | None":
         """The next standby, once after `begin`."""
