@@ -163,7 +163,7 @@ def test_up_then_down(folder: StateFolder) -> None:
     assert machine.sysctls_held
     machine.calls.clear()
     machine.take_down(state, folder)
-    assert machine.calls == ["swap_off", "put_back_sysctls", "detach", "stop_server"]
+    assert machine.calls == ["swap_off", "detach", "stop_server", "put_back_sysctls"]
     assert not folder.path.exists() and not machine.sysctls_held
 
 
@@ -295,7 +295,7 @@ def test_down_does_not_believe_swapoff_but_the_kernel(folder: StateFolder) -> No
     assert machine.running
 
 
-DOWN_STEPS = ["swap_off", "put_back_sysctls", "detach", "stop_server"]
+DOWN_STEPS = ["swap_off", "detach", "stop_server", "put_back_sysctls"]
 
 
 @pytest.mark.parametrize("has_orphan", [True, False])
@@ -363,7 +363,7 @@ def test_down_leaves_a_device_that_was_attached_by_another_since_its_requests_fa
     taken = Taken()
     taken.attached = taken.swapping = True
     taken.take_down(state, folder)
-    assert taken.calls == ["fail_requests", "swap_off", "put_back_sysctls", "stop_server"]
+    assert taken.calls == ["fail_requests", "swap_off", "stop_server", "put_back_sysctls"]
 
 
 def test_a_second_swap_down_sees_what_a_swapoff_without_its_parent_cannot(
@@ -399,7 +399,7 @@ def test_down_leaves_a_device_that_someone_else_attached(folder: StateFolder) ->
     assert not later.is_live(state, folder)
     later.swapping = True  # theirs, of the same name
     later.take_down(state, folder)
-    assert later.swapping and later.calls == ["put_back_sysctls", "stop_server"]
+    assert later.swapping and later.calls == ["stop_server", "put_back_sysctls"]
 
 
 def test_what_counts_as_up(folder: StateFolder) -> None:

@@ -162,7 +162,6 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
         if machine.is_swapping(device):
             raise StillSwappingError(f"swapoff reported success, but {device} is still in /proc/swaps")
         report(f"{device}: swap is off")
-    machine.put_back_sysctls(folder)
     folder.disarm_keeper()
     if device is not None and our_device(state, machine) == device:  # it is not ours any more once its requests failed
         machine.detach(device)
@@ -170,6 +169,7 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
     outcome = machine.stop_server(state.keeper, folder)
     if outcome == "stuck":
         raise SwapError(f"the keeper (pid {state.keeper.pid}) does not end, not even by SIGKILL; see dmesg")
+    machine.put_back_sysctls(folder)  # after the keeper, which may have one of them lent to a server (`reserve.py`)
     report(f"keeper (pid {state.keeper.pid}): {outcome}")
     folder.remove()
     return outcome

@@ -199,6 +199,8 @@ class Keeper:
             if self._is_from_disk and self._reserve.is_used_up():
                 _say("no memory is left for a server to start: having the kernel end a program (OOM killer)")
                 self._reserve.kill_a_program()
+        else:
+            self._reserve.put_back()
 
     def _has_successor(self) -> bool:
         """Whether there is a standby that need not start any more."""

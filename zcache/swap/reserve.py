@@ -10,13 +10,15 @@ So the watermark follows what is free, up when they have died and down as the ne
 nobody else gets any. When that is used up, too, the OOM killer is asked: a program is lost, or all that is swapped out.
 Afterwards the watermark comes back with what is freed, for the server in its turn needs what is below it.
 
-Only the largest zone is looked at. The files are opened beforehand, and small: to read and write them takes no memory.
+The largest zone is what the watermark follows. The files are opened beforehand, and small: to read and write them takes
+no memory.
 """
 
 import contextlib
 import os
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +31,20 @@ FLOOR_KIB: Final = 4 << 10
 OOM_SECONDS: Final = 5.0
 
 
+@dataclass(frozen=True)
+class _Zone:
+    heading: str
+    managed: int  # pages that the kernel gives out
+    protected: int  # pages of those that it keeps from whoever could use a higher zone, as programs can
+
+    def free_kib(self, buddyinfo: str) -> int:
+        """KiB that programs can have."""
+        blocks = re.search(rf"^{self.heading}\s+(.*)$", buddyinfo, re.MULTILINE)
+        counts = blocks[1].split() if blocks else []
+        pages = sum(int(count) << order for order, count in enumerate(counts))
+        return max(pages - self.protected, 0) * (os.sysconf("SC_PAGE_SIZE") >> 10)
+
+
 class Reserve:
     """`vm.min_free_kbytes` while it is lent. Without the rights to it, or on another kernel, nothing is done."""
 
@@ -36,20 +52,20 @@ class Reserve:
         self._min_free = _open(proc / "sys/vm/min_free_kbytes", os.O_RDWR)
         self._buddyinfo = _open(proc / "buddyinfo", os.O_RDONLY)
         self._sysrq = _open(proc / "sysrq-trigger", os.O_WRONLY)
-        self._zone, self._share, self._protected_kib = _largest_zone((proc / "zoneinfo").read_text())
+        self._zones = _zones(proc / "zoneinfo")
+        self._largest = max(self._zones, key=lambda zone: zone.managed, default=None)
         self._usual_kib = 0  # none is lent
         self._enough_seconds = 0.0  # when there was more than the least, last
 
     def lend(self, is_all: bool) -> None:
         """Again and again, while no server serves: whatever is free if there is `is_all` of one to start, and else what
         is below the watermark already."""
-        if self._min_free is None or self._buddyinfo is None:
+        if self._min_free is None or self._buddyinfo is None or self._largest is None:
             return
         if not self._usual_kib:
             self._usual_kib = self._now_kib()
             self._enough_seconds = time.monotonic()
-        free_kib = self._free_kib()
-        self._follow(free_kib, self._usual_kib + (LENT_KIB if is_all else 0))
+        free_kib = self._follow(self._usual_kib + (LENT_KIB if is_all else 0))
         if free_kib > FLOOR_KIB or not is_all:
             self._enough_seconds = time.monotonic()
 
@@ -65,8 +81,10 @@ class Reserve:
 
     def take_back(self) -> None:
         """Again and again, when a server serves: as much as is free by now, until it is what it was."""
-        if self._usual_kib and self._follow(self._free_kib(), self._usual_kib) == self._usual_kib:
-            self._usual_kib = 0
+        if self._usual_kib:
+            self._follow(self._usual_kib)
+            if self._now_kib() == self._usual_kib:
+                self._usual_kib = 0
 
     def put_back(self) -> None:
         """At once: there will be no server."""
@@ -74,19 +92,18 @@ class Reserve:
             self._write(self._usual_kib)
             self._usual_kib = 0
 
-    def _follow(self, free_kib: int, most_kib: int) -> int:
-        wanted_kib = max(min(int(free_kib * self._share), most_kib), min(FLOOR_KIB, self._usual_kib))
+    def _follow(self, most_kib: int) -> int:
+        """KiB that are free, in all zones."""
+        assert self._buddyinfo is not None and self._largest is not None
+        buddyinfo = os.pread(self._buddyinfo, 4096, 0).decode()
+        free_kib = {zone: zone.free_kib(buddyinfo) for zone in self._zones}
+        # The watermark is shared out among the zones by their size.
+        share = self._largest.managed / sum(zone.managed for zone in self._zones)
+        wanted_kib = min(int(free_kib[self._largest] / share), most_kib)
+        wanted_kib = max(wanted_kib, min(FLOOR_KIB, self._usual_kib))
         if wanted_kib != self._now_kib():
             self._write(wanted_kib)
-        return wanted_kib
-
-    def _free_kib(self) -> int:
-        assert self._buddyinfo is not None
-        blocks = re.search(rf"^{self._zone}\s+(.*)$", os.pread(self._buddyinfo, 4096, 0).decode(), re.MULTILINE)
-        counts = blocks[1].split() if blocks else []
-        page_kib = os.sysconf("SC_PAGE_SIZE") >> 10
-        free_kib = sum(int(count) << order for order, count in enumerate(counts)) * page_kib
-        return max(free_kib - self._protected_kib, 0)
+        return sum(free_kib.values())
 
     def _now_kib(self) -> int:
         assert self._min_free is not None
@@ -103,16 +120,16 @@ def _open(path: Path, flags: int) -> int | None:
     return None
 
 
-def _largest_zone(zoneinfo: str) -> tuple[str, float, int]:
-    """Its heading; all zones' memory as a multiple of its own (the watermark is shared out by that); KiB of it that
-    are kept from those who could use a higher zone."""
-    found = re.findall(
-        r"^(Node \d+, zone +\w+)$.*?^ +managed +(\d+)$.*?^ +protection: \(([\d, ]*)\)$",
-        zoneinfo,
-        re.MULTILINE | re.DOTALL,
-    )
-    zones = [(int(managed), heading, protection) for heading, managed, protection in found]
-    managed, heading, protection = max(zones)
-    page_kib = os.sysconf("SC_PAGE_SIZE") >> 10
-    protected_kib = max(int(pages) for pages in protection.split(",")) * page_kib
-    return heading, sum(zone[0] for zone in zones) / managed, protected_kib
+def _zones(zoneinfo: Path) -> list[_Zone]:
+    with contextlib.suppress(OSError):
+        found = re.findall(
+            r"^(Node \d+, zone +\w+)$.*?^ +managed +(\d+)$.*?^ +protection: \(([\d, ]*)\)$",
+            zoneinfo.read_text(),
+            re.MULTILINE | re.DOTALL,
+        )
+        return [
+            _Zone(heading, int(managed), max(int(pages) for pages in protection.split(",")))
+            for heading, managed, protection in found
+            if int(managed)
+        ]
+    return []
