@@ -14,6 +14,7 @@ import pytest
 from zcache.image import Signs, new_descriptor
 from zcache.swap import keeper as keeper_module
 from zcache.swap.keeper import Keeper
+from zcache.swap.reserve import OOM_SECONDS
 from zcache.swap.server_process import BEGIN, BEGIN_ALONE, READY, ServerProcess
 from zcache.swap.state import StateFolder
 
@@ -204,6 +205,9 @@ class Lent:
     def put_back(self) -> None:
         self.done.append("put back")
 
+    def remember(self) -> None:
+        self.done.append("remember")
+
     def since(self) -> list[str]:
         done, self.done = self.done, []
         return done
@@ -224,8 +228,8 @@ def test_a_server_from_disk_is_lent_the_reserve_and_leaves_no_heir(
 ) -> None:
     """The server and its standby have died; until another serves all memory that can be had is for that."""
     keeper = looked.keeper
-    looked.turns(1)
-    assert lent.since() == ["take back"]
+    looked.turns(2)
+    assert lent.since() == ["take back", "remember", "take back"]
     looked.standby.kill()
     looked.first.kill()
     assert looked.first._wait(10) and looked.standby._wait(10)
@@ -238,6 +242,9 @@ def test_a_server_from_disk_is_lent_the_reserve_and_leaves_no_heir(
     assert keeper._server is third and set(lent.since()) == {"lend all"}
     assert channel.recv(1) == BEGIN_ALONE
     lent.is_empty = True
+    looked.turns(1)
+    assert lent.since() == ["lend all"], "it has just begun"
+    keeper._beat_seconds -= 2 * OOM_SECONDS
     looked.turns(1)
     assert lent.since() == ["lend all", "kill"] and any("OOM" in line for line in looked.said)
     monkeypatch.setattr(keeper, "_serves", lambda: True)
@@ -254,7 +261,14 @@ def test_a_standby_that_is_ready_is_lent_only_what_is_usually_reserved(
     assert looked.replaces_a_server_that_dies()
     monkeypatch.setattr(looked.keeper, "_serves", lambda: False)
     looked.turns(2)
-    assert set(lent.since()) == {"lend", "take back"}
+    assert set(lent.since()) == {"lend", "take back", "remember"}
+    assert servers.started[1][1].recv(1) == BEGIN
+
+
+def test_an_heir_that_takes_over_leaves_one_whatever_was_before(looked: Looked, servers: Servers) -> None:
+    """As when new code has died at once: back to the old code's heir, which must have one in its turn."""
+    looked.keeper._is_from_disk = True
+    assert looked.replaces_a_server_that_dies()
     assert servers.started[1][1].recv(1) == BEGIN
 
 

@@ -3,12 +3,13 @@
 On a real kernel: tests/vm/swap_commands.py, `double_death`.
 """
 
+import os
 import time
 from pathlib import Path
 
 import pytest
 
-from zcache.swap.reserve import FLOOR_KIB, LENT_KIB, Reserve
+from zcache.swap.reserve import FLOOR_KIB, LENT_KIB, MAX_PROGRAMS, Reserve
 
 ZONEINFO = """\
 Node 0, zone      DMA
@@ -28,7 +29,7 @@ Node 0, zone    DMA32
         protection: (0, 0, 0, 0, 0)
 Node 0, zone  Movable
   pages free     0
-        managed  0
+        managed  999999
         protection: (0, 0, 0, 0, 0)
 """
 PAGE_KIB = 4
@@ -88,6 +89,7 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     write = Reserve._write
+    monkeypatch.setattr(os, "sched_getscheduler", lambda _pid: os.SCHED_RR)
     monkeypatch.setattr(Reserve, "_write", lambda self, kib: write(self, f"{kib} "))  # type: ignore[arg-type]
     return Machine(tmp_path)
 
@@ -147,10 +149,62 @@ def test_a_reserve_that_is_used_up(machine: Machine, clock: list[float]) -> None
     assert reserve.is_used_up()
     reserve.kill_a_program()
     assert machine.asked_for == "f" and not reserve.is_used_up()
-    clock[0] += 6
+    for _ in range(3):
+        clock[0] += 2
+        reserve.lend(is_all=True)
+    assert reserve.is_used_up()
     machine.free_kib = 2 * FLOOR_KIB
     reserve.lend(is_all=True)
     assert not reserve.is_used_up()
+
+
+def used_up(reserve: Reserve, clock: list[float]) -> bool:
+    for _ in range(4):
+        reserve.lend(is_all=True)
+        clock[0] += 2
+    return reserve.is_used_up()
+
+
+def test_not_all_programs_are_ended_for_a_server_that_never_serves(machine: Machine, clock: list[float]) -> None:
+    reserve = Reserve(machine.root)
+    machine.free_kib = 0
+    for _ in range(MAX_PROGRAMS):
+        assert used_up(reserve, clock)
+        reserve.kill_a_program()
+    assert not used_up(reserve, clock)
+    machine.free_kib = 100_000
+    reserve.take_back()
+    machine.free_kib = 0
+    assert used_up(reserve, clock), "the next time that there is no server"
+
+
+def test_a_keeper_that_has_not_looked_for_a_while_looks_again_first(machine: Machine, clock: list[float]) -> None:
+    reserve = Reserve(machine.root)
+    machine.free_kib = 0
+    reserve.lend(is_all=True)
+    clock[0] += 60
+    reserve.lend(is_all=True)
+    assert not reserve.is_used_up()
+
+
+def test_the_watermark_comes_back_to_what_it_was_when_the_swap_came_on(machine: Machine) -> None:
+    (machine.root / "sys/vm/min_free_kbytes").write_text("4000\n")
+    reserve = Reserve(machine.root)
+    (machine.root / "sys/vm/min_free_kbytes").write_text("16384\n")
+    reserve.remember()
+    machine.free_kib = 70_000
+    reserve.lend(is_all=True)
+    reserve.put_back()
+    assert machine.min_kib == 16_384
+
+
+def test_without_real_time_the_server_would_be_kept_out_like_everybody(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getscheduler", lambda _pid: os.SCHED_OTHER)
+    reserve = Reserve(machine.root)
+    reserve.lend(is_all=True)
+    assert machine.min_kib == USUAL_KIB and not reserve.is_used_up()
 
 
 def test_a_machine_with_less_in_reserve_than_the_least(machine: Machine) -> None:
@@ -197,5 +251,6 @@ def test_a_kernel_that_has_no_such_files(machine: Machine, missing: str) -> None
 def test_this_machine_s_own_files() -> None:
     """Only read."""
     reserve = Reserve()
-    assert reserve._largest and reserve._largest.managed > 0
-    assert reserve._largest.free_kib(Path("/proc/buddyinfo").read_text()) > 0
+    largest = reserve._zones[0]
+    assert largest.managed == max(zone.managed for zone in reserve._zones)
+    assert largest.free_kib(Path("/proc/buddyinfo").read_text()) > 0

@@ -38,6 +38,20 @@ def test_held_and_put_back(root: Path, tmp_path: Path) -> None:
     assert release(holder, root, record) == []
 
 
+def test_what_a_keeper_had_lent_when_it_was_killed_is_put_back(root: Path, tmp_path: Path) -> None:
+    """By its own swap-down for the other area that is on, and by the last one for all."""
+    record = tmp_path / "record"
+    a, b = (new_holder(tmp_path, name) for name in "ab")
+    for holder in (a, b):
+        hold(holder, root, record)
+    (root / MIN_FREE).write_text("81920\n")
+    assert release(a, root, record, may_be_lent=True) == []
+    assert settings(root) == ("0", "16384")
+    (root / MIN_FREE).write_text("4096\n")
+    assert release(b, root, record, may_be_lent=True) == []
+    assert settings(root) == ("15000", "4096") and not record.exists()
+
+
 def test_the_reserve_is_only_raised(root: Path, tmp_path: Path) -> None:
     (root / MIN_FREE).write_text("99999\n")
     (root / BOOST).unlink()

@@ -86,7 +86,8 @@ class FakeMachine:
         self._do("hold_sysctls")
         self.sysctls_held = True
 
-    def put_back_sysctls(self, _folder: object = None) -> None:
+    def put_back_sysctls(self, _folder: object = None, may_be_lent: bool = False) -> None:
+        self.may_be_lent = may_be_lent
         self.calls.append("put_back_sysctls")
         assert not self._is_ours_on()
         self.sysctls_held = False
@@ -304,6 +305,7 @@ def test_down_gives_up_requests_only_if_nobody_will_ever_answer_them(folder: Sta
     machine.running, machine.has_orphan = False, has_orphan
     machine.take_down(state, folder)
     assert machine.calls[len(STEPS) :] == (DOWN_STEPS if has_orphan else ["fail_requests", *DOWN_STEPS])
+    assert machine.may_be_lent
 
 
 def test_down_connects_a_server_whose_keeper_died_before_it_had(folder: StateFolder) -> None:

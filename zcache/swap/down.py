@@ -66,8 +66,8 @@ class Teardown:
             look()
         swapoff.swap_off(device, progress, self._interval_seconds)
 
-    def put_back_sysctls(self, folder: StateFolder) -> None:
-        for failure in sysctls.release(folder.state):
+    def put_back_sysctls(self, folder: StateFolder, may_be_lent: bool = False) -> None:
+        for failure in sysctls.release(folder.state, may_be_lent=may_be_lent):
             self._report(f"warning: {failure}")
 
     def device_of(self, attached_by_pid: int) -> str | None:
@@ -166,10 +166,12 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
     if device is not None and our_device(state, machine) == device:  # it is not ours any more once its requests failed
         machine.detach(device)
         report(f"{device}: detached")
+    is_kept = machine.is_running(state.keeper)
     outcome = machine.stop_server(state.keeper, folder)
     if outcome == "stuck":
         raise SwapError(f"the keeper (pid {state.keeper.pid}) does not end, not even by SIGKILL; see dmesg")
-    machine.put_back_sysctls(folder)  # after the keeper, which may have one of them lent to a server (`reserve.py`)
+    # After the keeper, which takes back what it has lent to a server (`reserve.py`), unless it is killed.
+    machine.put_back_sysctls(folder, may_be_lent=not is_kept or outcome == "killed")
     report(f"keeper (pid {state.keeper.pid}): {outcome}")
     folder.remove()
     return outcome

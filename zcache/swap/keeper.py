@@ -36,7 +36,7 @@ from zcache.swap.error import SwapError
 from zcache.swap.locked_image import LockedImage
 from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.reconnection import Reconnection, ServerNotThereError
-from zcache.swap.reserve import Reserve
+from zcache.swap.reserve import OOM_SECONDS, Reserve
 from zcache.swap.server_process import ServerProcess, listen
 from zcache.swap.state import StateFolder
 
@@ -78,6 +78,7 @@ class Keeper:
         self._image = LockedImage()
         self._swaps = ProcSwaps()
         self._reserve = Reserve()
+        self._has_seen_swap = False
         self._is_from_disk = False  # what is to serve, or about to take over: the server died without a standby
         self._reconnection: Reconnection | None = None  # once swap-up has armed us
         self._device: str | None = None
@@ -160,12 +161,12 @@ class Keeper:
         """What has to be done all the time, whatever else is being waited for. Nothing of it that fails (no memory, no
         process) keeps the rest from being done."""
         for duty in (
-            self._lend_reserve,
             self._keep_image,
             self._take_backing,
             self._prepare,
             self._keep_standby,
             self._replace_on_request,
+            self._lend_reserve,
         ):
             try:
                 duty()
@@ -192,11 +193,15 @@ class Keeper:
         if self._serves() and not self._server.has_ended():
             self._is_from_disk = False
             self._reserve.take_back()
-        elif self._device and self._swaps.find(self._device):
+            if not self._has_seen_swap and self._is_swapping():  # swap-up has made its settings
+                self._reserve.remember()
+                self._has_seen_swap = True
+        elif self._is_swapping():
             if self._server.has_ended() and not self._has_successor():
                 self._is_from_disk = True
             self._reserve.lend(self._is_from_disk)
-            if self._is_from_disk and self._reserve.is_used_up():
+            is_stuck = self._server.has_ended() or time.monotonic() - self._beat_seconds > OOM_SECONDS
+            if self._is_from_disk and is_stuck and self._reserve.is_used_up():
                 _say("no memory is left for a server to start: having the kernel end a program (OOM killer)")
                 self._reserve.kill_a_program()
         else:
@@ -204,8 +209,11 @@ class Keeper:
 
     def _has_successor(self) -> bool:
         """Whether there is a standby that need not start any more."""
-        standby = self._standby
-        return bool(standby and (standby.is_heir or standby.is_ready()) and not standby.has_ended())
+        standbys = (self._standby, self._replacement, self._old_standby)
+        return any(each and (each.is_heir or each.is_ready()) and not each.has_ended() for each in standbys)
+
+    def _is_swapping(self) -> bool:
+        return bool(self._device and self._swaps.find(self._device))
 
     def _keep_image(self) -> None:
         self._is_kept = False
@@ -331,8 +339,7 @@ class Keeper:
     def _is_armed_still(self) -> bool:
         """swap-down takes the message away before it detaches the device; a folder that somebody has removed with the
         swap on says nothing."""
-        is_swapping = self._device and self._swaps.find(self._device)
-        return bool(self._reconnection and (is_swapping or self._folder.reconnection.exists()))
+        return bool(self._reconnection and (self._is_swapping() or self._folder.reconnection.exists()))
 
     def _replace(self) -> None:
         """The server has ended: the standby takes its place, as soon as it is ready."""
@@ -352,7 +359,7 @@ class Keeper:
             self._is_upgrading = False
             self._server, self._standby = self._standby, None
             self._complaints.clear()
-            self._server.begin(self._backing, leaves_heir=not self._is_from_disk)
+            self._server.begin(self._backing, leaves_heir=self._server.is_heir or not self._is_from_disk)
             self._beat_seconds = time.monotonic()
 
     def _give_up_heir(self) -> None:

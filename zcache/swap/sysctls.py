@@ -77,19 +77,25 @@ def hold(holder: Path, root: Path = PROC, record: Path = RECORD) -> None:
             (root / name).write_text(value)
 
 
-def release(holder: Path, root: Path = PROC, record: Path = RECORD) -> list[str]:
-    """Undo `hold`: the last holder puts the settings back. Returns what could not be put back, one line each."""
+def release(holder: Path, root: Path = PROC, record: Path = RECORD, may_be_lent: bool = False) -> list[str]:
+    """Undo `hold`: the last holder puts the settings back. Returns what could not be put back, one line each.
+
+    The reserve `may_be_lent` to a server (`reserve.py`) by a keeper that was killed: it is ours, whatever it is now.
+    """
     if not record.exists():
         return []
     try:
-        return _release(holder, root, record)
+        return _release(holder, root, record, may_be_lent)
     except SwapError as error:
         return [str(error)]
 
 
-def _release(holder: Path, root: Path, record: Path) -> list[str]:
+def _release(holder: Path, root: Path, record: Path, may_be_lent: bool) -> list[str]:
     failures = []
     with _locked(record) as (held, save):
+        if may_be_lent and str(holder) in held.holders and MIN_FREE in held.ours:
+            with contextlib.suppress(OSError):  # it is tried again below, or by the last holder
+                (root / MIN_FREE).write_text(held.ours[MIN_FREE])
         held.holders = [name for name in held.holders if name != str(holder) and Path(name).exists()]
         if held.holders:
             save()
