@@ -13,20 +13,17 @@ from pathlib import Path
 from typing import Final
 
 from zcache import meminfo
+from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
 from zcache.codec import Codec, parse_codec
 from zcache.entry import FRAME_MASK, PAGE_BYTES
 from zcache.errors import BadInput
 from zcache.image import is_image, read_header
 from zcache.pageframes.frames import budget_of
 
-ALLOCATORS: Final = ("zbud",)
 HARDENING: Final = ("require", "warn", "off")
 
 #: Ids for frames in RAM and below, twice over, in the 31 bits that a page-table entry has for one.
 MAX_SIZE_BYTES: Final = (FRAME_MASK + 1) // 2 * PAGE_BYTES
-
-#: 64 pageframes: a request of 64 raw pages must find room, and the watermarks need a few frames to work with.
-MIN_BUDGET_BYTES: Final = 64 * PAGE_BYTES
 
 _SUFFIXES: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE: Final = re.compile(
@@ -40,7 +37,7 @@ KEYS: Final = {
     "backing": "path of a regular file or block device that cold frames are written to; none: RAM only",
     "encrypt": "yes (default, with a backing) or no: what is written to the backing, under a key that is in RAM only",
     "codec": "lz4 (default), lz4:ACCELERATION, zstd:LEVEL",
-    "allocator": "zbud (default)",
+    "allocator": "how zpages share pageframes: log, dense, or zbud, at most two in one (default: zbud)",
     "overcommit": "yes or no (default): may size exceed what budget and backing can surely hold",
     "force": "yes or no (default): may a backing file that holds something else be overwritten",
     "control": "path of the control socket that `zcache status` talks to; none: no such socket",
@@ -73,9 +70,24 @@ class Config:
         return self.image is not None and os.fstat(self.image).st_size > 0
 
     @property
+    def frame_bytes(self) -> int:
+        """Of the allocator."""
+        return ALLOCATORS[self.allocator].frame_bytes
+
+    @property
+    def budget_frames(self) -> int:
+        """How many fit in the budget."""
+        return self.budget_bytes // self.frame_bytes
+
+    @property
+    def needed_frames(self) -> int:
+        """For every page of the device, in RAM and below, even if nothing compresses."""
+        return ALLOCATORS[self.allocator].frames_for(self.size_bytes // PAGE_BYTES)
+
+    @property
     def below_bytes(self) -> int:
-        """What must be below so that every page of the device finds room even if nothing compresses."""
-        return max(self.size_bytes - self.budget_bytes, 0)
+        """What of them must be below."""
+        return max(self.needed_frames - self.budget_frames, 0) * self.frame_bytes
 
 
 def parse_config(words: Iterable[tuple[str, str]]) -> Config:
@@ -95,19 +107,28 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
 
     size_bytes = parse_size("size", given["size"])
     image = _parse_descriptor("image", given.get("image"), is_image)
-    # The machine's RAM may have changed since the image was made (a balloon, hot plugging), and with it what 25% are.
-    budget_bytes = _budget_of(image) if image is not None else None
-    if budget_bytes is None:
-        budget_bytes = parse_budget(given["budget"])
+    before = read_header(image) if image is not None and os.fstat(image).st_size else None
+    default = before["allocator"] if before else DEFAULT_ALLOCATOR
+    allocator = _parse_choice("allocator", given.get("allocator", default), tuple(ALLOCATORS))
+    chosen = ALLOCATORS[allocator]
+    needed_bytes = chosen.frames_for(size_bytes // PAGE_BYTES) * chosen.frame_bytes
+    min_bytes = chosen.min_budget_frames * chosen.frame_bytes
+    if before:
+        # The machine's RAM may have changed since the image was made (a balloon, hot plugging), and with it 25%.
+        budget_bytes = budget_of(before["slot_count"]) * before["frame_bytes"]
+    else:
+        # More frames than can be needed would be locked for nothing.
+        budget_bytes = max(min(parse_budget(given["budget"], min_bytes), needed_bytes), min_bytes)
     backing = _absolute("backing", given["backing"]) if given.get("backing") else None
     overcommit = _parse_choice("overcommit", given.get("overcommit", "no"), ("yes", "no")) == "yes"
     if size_bytes > MAX_SIZE_BYTES:
         raise BadInput(f"size={given['size']}: more than frames can be numbered for; give at most 4T")
     if "backing" in given and backing is None:
         raise BadInput("backing=: empty; give a path, or leave the parameter away")
-    if backing is None and size_bytes > budget_bytes and not overcommit:
+    if backing is None and needed_bytes > budget_bytes and not overcommit:
         raise BadInput(
-            f"size={given['size']}: larger than budget={given['budget']} ({budget_bytes} bytes), and no backing; "
+            f"size={given['size']}: takes {needed_bytes} bytes if nothing compresses (allocator={allocator}), "
+            f"budget={given['budget']} are {budget_bytes}, and no backing; "
             "give a smaller size, a larger budget, backing=PATH, or overcommit=yes"
         )
     encrypt = _parse_choice("encrypt", given.get("encrypt", "yes" if backing else "no"), ("yes", "no")) == "yes"
@@ -115,12 +136,11 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
         raise BadInput("encrypt=yes: without a backing nothing leaves RAM; give backing=PATH, or leave encrypt away")
     return Config(
         size_bytes=size_bytes,
-        # More frames than pages would be locked for nothing.
-        budget_bytes=max(min(budget_bytes, size_bytes), MIN_BUDGET_BYTES),
+        budget_bytes=budget_bytes,
         backing=backing,
         encrypt=encrypt,
         codec=parse_codec(given.get("codec", "lz4")),
-        allocator=_parse_choice("allocator", given.get("allocator", "zbud"), ALLOCATORS),
+        allocator=allocator,
         overcommit=overcommit,
         force=_parse_choice("force", given.get("force", "no"), ("yes", "no")) == "yes",
         control=_parse_control(given.get("control")),
@@ -150,7 +170,7 @@ def parse_size(key: str, text: str) -> int:
     return size_bytes
 
 
-def parse_budget(text: str) -> int:
+def parse_budget(text: str, min_bytes: int) -> int:
     """A size, or a percentage of the machine's RAM rounded down to whole pages."""
     ram_bytes = meminfo.read_bytes("MemTotal")
     if text.strip().endswith("%"):
@@ -166,17 +186,9 @@ def parse_budget(text: str) -> int:
         raise BadInput(
             f"budget={text}: more than 90% of this machine's {ram_bytes} bytes of RAM; give less, such as 25%"
         )
-    if budget_bytes < MIN_BUDGET_BYTES:
-        raise BadInput(f"budget={text}: too small to work with; give at least {MIN_BUDGET_BYTES >> 10}K")
+    if budget_bytes < min_bytes:
+        raise BadInput(f"budget={text}: too small to work with; give at least {min_bytes >> 10}K")
     return budget_bytes
-
-
-def _budget_of(image: int) -> int | None:
-    """What a predecessor had, if there was one; raises `EnvironmentProblem`."""
-    if not os.fstat(image).st_size:
-        return None
-    slot_count: int = read_header(image)["slot_count"]
-    return budget_of(slot_count) * PAGE_BYTES
 
 
 def _shown(text: str) -> str:

@@ -194,7 +194,7 @@ def _warm_up_callbacks() -> None:
     """Run each request callback once, on a device of no consequence, so that none of its code is read from disk when
     memory is short."""
     page = memoryview(bytearray(b"zcache" * 683)[:4096])
-    _server.device = scratch_device()
+    _server.device = scratch_device(_server.config.allocator)
     for offset, data in ((0, page), (1, page[:100])):
         pwrite(1, data, offset, 0)
         pread(1, data, offset, 0)

@@ -15,10 +15,10 @@ import time
 from typing import Final
 
 from nbd_plugin.captive import temporary_folder, turn_clients_away
-from nbd_plugin.config import MIN_BUDGET_BYTES, Config
+from nbd_plugin.config import Config
 from nbd_plugin.device import Device
 from zcache import libc, meminfo
-from zcache.allocators.zbud import FRAME_BYTES
+from zcache.allocators.choice import ALLOCATORS
 from zcache.codec import parse_codec
 from zcache.control import ControlSocket, rehearse
 from zcache.entry import PAGE_BYTES
@@ -29,7 +29,7 @@ from zcache.hardening.program import unshare
 from zcache.image import SECRET_BYTES, Geometry, Image, Signs, check_header, read_header
 from zcache.pageframes.frames import slots_of
 from zcache.rebuild import rebuild
-from zcache.reclaim import BATCH_FRAMES, SYNC_BATCH_FRAMES
+from zcache.reclaim import flights_frames
 from zcache.seals import Seal
 from zcache.seals.crc import CRC
 from zcache.status import gather_status
@@ -45,8 +45,8 @@ WITHOUT_VARIABLE: Final = "ZCACHE_WITHOUT"
 #: What the server locks beside its budget.
 OWN_BYTES: Final = 40 << 20
 
-#: No more frames than pages are alive, whatever the size of the backing device; these are for what dies in flight.
-SPARE_SLOTS: Final = 1024
+#: No more frames than pages need are alive, whatever the size of the backing device; this is for what dies in flight.
+SPARE_BYTES: Final = 4 << 20
 
 
 class Server:
@@ -92,15 +92,15 @@ class Server:
             )
         if config.backing and config.image is not None and config.standby is not None and self._is_successor:
             slot_count = _frames_below(config, config.image)
-            self._tier = BackingFile.adopt(self._backing, config.backing, slot_count, FRAME_BYTES, report=_say)
+            self._tier = BackingFile.adopt(self._backing, config.backing, slot_count, config.frame_bytes, report=_say)
         elif config.backing:
             self._tier = BackingFile.open(
                 config.backing,
                 needed_bytes=0 if config.overcommit else config.below_bytes,
                 new_bytes=config.below_bytes,
-                frame_bytes=FRAME_BYTES,
+                frame_bytes=config.frame_bytes,
                 force=config.force,
-                max_slots=config.size_bytes // FRAME_BYTES + SPARE_SLOTS,
+                max_slots=config.needed_frames + SPARE_BYTES // config.frame_bytes,
                 report=_say,
             )
         if config.control:
@@ -125,7 +125,7 @@ class Server:
             self._hardening.apply()
         if "warm_up" not in without:
             self._warm_up(trial_seal)
-            scratch = scratch_device()
+            scratch = scratch_device(self.config.allocator)
             rehearse(scratch.store, lambda: gather_status(scratch.store, scratch.pages, {}))
             del scratch
             gc.collect()  # the scratch stores are in cycles: their memory is given back now
@@ -229,7 +229,14 @@ class Server:
             image = Image.open(config.image, geometry_of(config, tier.slot_count if tier else 0))
             self._signs = image.signs
         seal = self._new_seal(image.secret if image else os.urandom(SECRET_BYTES))
-        store = Store(budget_bytes=config.budget_bytes, codec=config.codec, tier=tier, seal=seal, image=image)
+        store = Store(
+            budget_bytes=config.budget_bytes,
+            codec=config.codec,
+            allocator=config.allocator,
+            tier=tier,
+            seal=seal,
+            image=image,
+        )
         pool = store.tmem.new_pool(Kind.PERSISTENT)
         pages = store.tmem.new_object(pool, 0, page_count, image.section("entries") if image else None)
         if image and image.epoch > 1:
@@ -249,7 +256,7 @@ class Server:
             return CRC
         from zcache.seals.aead import Aead  # a library that nobody should lock in memory without need
 
-        return Aead(key, FRAME_BYTES, (SYNC_BATCH_FRAMES, BATCH_FRAMES))
+        return Aead(key, self.config.frame_bytes, flights_frames(self.config.frame_bytes))
 
     def _prove_safe(self, hardening: Hardening, store: Store) -> None:
         beat = self._signs.beat if self._signs else lambda: None
@@ -265,7 +272,7 @@ class Server:
     def _warm_up(self, seal: Seal) -> None:
         """With the tier, which is tried by that; not a successor's: it holds pages."""
         try:
-            warm_up(self.config.codec, None if self._is_successor else self._tier, seal)
+            warm_up(self.config.codec, self.config.allocator, None if self._is_successor else self._tier, seal)
         except PageDamaged as error:
             trouble = f"backing={self.config.backing}: what is written there does not come back ({error})"
             raise EnvironmentProblem(f"{trouble}; give another disk") from None
@@ -304,12 +311,11 @@ class Server:
 
 def geometry_of(config: Config, frames_below: int) -> Geometry:
     """How an image for this configuration is laid out."""
-    budget_frames = config.budget_bytes // FRAME_BYTES
     return Geometry(
         page_count=config.size_bytes // PAGE_BYTES,
-        slot_count=slots_of(budget_frames),
-        frame_count=budget_frames + frames_below,
-        frame_bytes=FRAME_BYTES,
+        slot_count=slots_of(config.budget_frames),
+        frame_count=config.budget_frames + frames_below,
+        frame_bytes=config.frame_bytes,
         encrypt="yes" if config.encrypt else "no",
         allocator=config.allocator,
         backing=str(config.backing) if config.backing else None,
@@ -324,13 +330,15 @@ def check_succession(config: Config) -> None:
 
 def _frames_below(config: Config, image: int) -> int:
     """How many slots a predecessor had below: as many as the image has frames for beyond the budget's."""
-    count: int = read_header(image)["frame_count"] - config.budget_bytes // FRAME_BYTES
+    count: int = read_header(image)["frame_count"] - config.budget_frames
     return count
 
 
-def scratch_device() -> Device:
+def scratch_device(allocator: str) -> Device:
     """A small device over a store of its own."""
-    store = Store(budget_bytes=MIN_BUDGET_BYTES, codec=parse_codec("lz4"))
+    chosen = ALLOCATORS[allocator]
+    budget_bytes = chosen.min_budget_frames * chosen.frame_bytes
+    store = Store(budget_bytes=budget_bytes, codec=parse_codec("lz4"), allocator=allocator)
     return Device(store, store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, 64))
 
 

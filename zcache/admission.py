@@ -10,12 +10,12 @@ from zcache.statistics import Statistics
 MAX_MEAN_ZPAGE_BYTES: Final = PAGE_BYTES * 5 // 8
 
 
-def reject_poor(bodies: list[bytes | None], tags: list[int], statistics: Statistics) -> None:
+def reject_poor(bodies: list[bytes], tags: list[int], statistics: Statistics) -> None:
     """Under the store's lock: pages that compress poorly are not stored, their entry will be EMPTY. `bodies` and `tags`
     are those of a put, and change in place; each reason is counted."""
     mean = statistics.ephemeral_bytes / statistics.ephemeral_pages if statistics.ephemeral_pages else 0
     for index, body in enumerate(bodies):
-        if body is None:
+        if not body:
             continue
         if len(body) == PAGE_BYTES:
             statistics.reject_compress_poor += 1
@@ -24,4 +24,4 @@ def reject_poor(bodies: list[bytes | None], tags: list[int], statistics: Statist
         else:
             continue
         statistics.ignored_puts += 1
-        bodies[index], tags[index] = None, 0
+        bodies[index], tags[index] = b"", 0

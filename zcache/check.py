@@ -41,13 +41,13 @@ T = TypeVar("T")
 
 
 class _Found:
-    """What the walk finds of each frame: how many live zpages, and one of them as the bytes from `place & 0xFFFF` to
-    `place >> 16`."""
+    """See `zcache.allocators.Found`; and what else is found only once, or not at all."""
 
     def __init__(self, books: Snapshot) -> None:
         frames = books.frames
         self.live = _populated("H", frames.fresh_id)
-        self.place = _populated("I", frames.fresh_id)
+        self.live_bytes = _populated("I", frames.fresh_id)
+        self.place = _populated("Q", frames.fresh_id)
         self.free_ids = _populated("B", frames.fresh_id)
         self.slots = _populated("B", frames.slot_count)
         self.belows = _populated("B", len(books.used_below))
@@ -71,7 +71,7 @@ def check(store: Store) -> dict[str, int]:
     _check_frames(books, found)
     _check_free(books, found)
     _check_queues(books.frames)
-    books.allocator.check(found.live, found.place)
+    books.allocator.check(found)
     return counted
 
 
@@ -120,7 +120,7 @@ def _walk_block(entries: list[int], kind: Kind, frames: PageFrames, found: _Foun
     """How many entries of each kind and codec (their top five bits), raw pages, and bytes of zpages; fills `found`."""
     kinds = [0] * 32
     raw = size_bytes = 0
-    live, place = found.live, found.place
+    live, live_bytes, place = found.live, found.live_bytes, found.place
     fresh_id, frame_bytes = frames.fresh_id, frames.frame_bytes
     home, queue_of = frames.home, frames.queue_of
     is_ephemeral = kind is Kind.EPHEMERAL
@@ -146,6 +146,7 @@ def _walk_block(entries: list[int], kind: Kind, frames: PageFrames, found: _Foun
             if start < other >> 16 and other & 0xFFFF < stop:
                 raise Imbalance(f"frame {frame}: zpages overlap")
         live[frame] += 1
+        live_bytes[frame] += length
         place[frame] = stop << 16 | start
     unknown = [number for number, count in enumerate(kinds) if count and number not in _KNOWN]
     if unknown:

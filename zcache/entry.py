@@ -28,6 +28,9 @@ LENGTH_MASK: Final = 0xFFF
 CODEC_SHIFT: Final = 59
 CODEC_MASK: Final = 7
 
+#: An owner word names a page on the way back from its frame: its object's handle, and the page's index in that.
+OWNER_INDEX_BITS: Final = 40
+
 EMPTY: Final = 0
 ZPAGE: Final = 1 << 62
 SAME_FILLED: Final = 2 << 62

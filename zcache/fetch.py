@@ -23,7 +23,7 @@ import contextlib
 import itertools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from zcache.backoff import PATIENCE_SECONDS, Clock
@@ -108,6 +108,26 @@ class Fetcher:
                 finally:
                     self._give_back(jobs)
             wanted = [index for index in wanted if not bodies[index] and 0 < entries[index] < SAME_FILLED]
+
+    @contextlib.contextmanager
+    def borrowed(self, wanted: Sequence[int]) -> Iterator[list["_Job"]]:
+        """Some of the frames wanted, those that are COLD, in slots beside the budget for as long as the context is
+        entered, and nobody's home there. Which of them are what was sealed, `is_read` tells."""
+        frames = self._frames
+        with self._lock:
+            while True:
+                jobs = [_Job(frames, frame, []) for frame in wanted if frames.state[frame] == State.COLD]
+                del jobs[frames.fetch_slot_count :]
+                if jobs or not any(frames.state[frame] == State.COLD for frame in wanted):
+                    break
+                self._slot_returned.wait()
+            for job in jobs:
+                job.slot = frames.take_fetch_slot()
+        try:
+            self._read(jobs)
+            yield jobs
+        finally:
+            self._give_back(jobs)
 
     def _look_up(
         self, table: memoryview, first: int, wanted: Sequence[int], entries: list[int], bodies: list[bytes]

@@ -44,7 +44,7 @@ class Health:
         self.clock = clock
         self.writing = Backoff(clock)
         self.reading = Backoff(clock)
-        self._damaged: dict[int, tuple[int, str]] = {}  # frame to its birth, and what is wrong with it
+        self.damaged: dict[int, tuple[int, str]] = {}  # frame to its birth, and what is wrong with it
         self._under_way: dict[int, float] = {}  # a transfer's number to when it began
         self._numbers = itertools.count()
         self._slow_last = -SLOW_MEMORY_SECONDS
@@ -72,12 +72,12 @@ class Health:
 
     def mark(self, frame: int, birth: int, what: str) -> None:
         """A frame cannot be had: `SEAL_BROKEN` or `UNREADABLE`."""
-        if len(self._damaged) < REMEMBERED_FRAMES or frame in self._damaged:
-            self._damaged[frame] = birth, what
+        if len(self.damaged) < REMEMBERED_FRAMES or frame in self.damaged:
+            self.damaged[frame] = birth, what
 
     def unmark(self, frame: int) -> None:
         """A frame was read as it was written."""
-        self._damaged.pop(frame, None)
+        self.damaged.pop(frame, None)
 
     # -- called by status ---------------------------------------------------------------------------------------------
 
@@ -114,12 +114,12 @@ class Health:
         return found + self._slowness()
 
     def _still_damaged(self, frames: PageFrames) -> dict[int, tuple[int, str]]:
-        self._damaged = {
+        self.damaged = {
             frame: (birth, what)
-            for frame, (birth, what) in self._damaged.items()
+            for frame, (birth, what) in self.damaged.items()
             if frames.birth[frame] == birth and frames.state[frame] != State.FREE
         }
-        return self._damaged
+        return self.damaged
 
     def _slowness(self) -> list[str]:
         now = self.clock.now()

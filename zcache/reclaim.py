@@ -27,7 +27,9 @@ from collections.abc import Callable
 from typing import Final
 
 from zcache.allocators import Allocator
+from zcache.allocators.log import WORST_WEIGHT
 from zcache.backoff import FIRST_REST_SECONDS, LAST_REST_SECONDS
+from zcache.compaction import WORTH_WEIGHT, Compactor
 from zcache.hardening.threads import begin_own_thread
 from zcache.health import Health, describe
 from zcache.pageframes import PageFrames
@@ -36,11 +38,17 @@ from zcache.seals import Seal
 from zcache.statistics import Statistics
 from zcache.tiers import Tier
 
-#: Frames in one background flight: 512 KiB of zbud frames in one sequential write, which takes a disk of 500 MB/s one
-#: millisecond.
-BATCH_FRAMES: Final = 128
-#: Frames in one synchronous flight: its put waits for the whole of it.
-SYNC_BATCH_FRAMES: Final = 32
+#: One background flight: one sequential write, which takes a disk of 500 MB/s one millisecond.
+BATCH_BYTES: Final = 512 << 10
+#: One synchronous flight: its put waits for the whole of it.
+SYNC_BATCH_BYTES: Final = 128 << 10
+#: Slots below are short when one in 64 is free.
+SHORT_BELOW_SHIFT: Final = 6
+
+
+def flights_frames(frame_bytes: int) -> tuple[int, int]:
+    """How many frames a flight has at most: a synchronous one, and one in the background."""
+    return max(SYNC_BATCH_BYTES // frame_bytes, 1), max(BATCH_BYTES // frame_bytes, 1)
 
 
 class Reclaimer:
@@ -56,6 +64,7 @@ class Reclaimer:
         statistics: Statistics,
         health: Health,
         forget: Callable[[int], None],
+        compactor: Compactor | None,
     ) -> None:
         self._frames = frames
         self._allocator = allocator
@@ -65,10 +74,12 @@ class Reclaimer:
         self._statistics = statistics
         self._health = health
         self._forget = forget
+        self._compactor = compactor
         # Between 1/32 and 1/16 of the budget: at 160 MiB, 5 MiB of frames are ready before reclaim wakes, and 10 MiB
         # when it rests.
         self.low_watermark = max(frames.budget_frames // 32, 1)
         self.high_watermark = max(frames.budget_frames // 16, 2)
+        self._sync_batch, self._batch = flights_frames(frames.frame_bytes)
         self.landed = threading.Condition(lock)
         self._wake = threading.Event()
         self._stopped = threading.Event()
@@ -90,15 +101,25 @@ class Reclaimer:
                     return self._evict_oldest_ephemeral()
                 if self._frames.available or self._evict_oldest_ephemeral():
                     return True
+                if self._pack_ram(WORTH_WEIGHT):
+                    continue
                 can_clean = self._can_clean()
-                if not can_clean and not self._frames.in_flight:
-                    return False
-                if not (can_clean and writing.begin_try()):
+                if can_clean and writing.begin_try():
+                    flight = self._start_flight(self._sync_batch)
+                elif self._pack_ram(WORST_WEIGHT, everywhere=True):
+                    continue
+                elif can_clean or self._frames.in_flight or self._is_packing():
                     if not self._wait_for_landing():
                         return False
                     continue
-                first_slot, first_birth, batch = self._start_flight(SYNC_BATCH_FRAMES)
-            if self._fly(first_slot, first_birth, batch):
+                else:
+                    flight = None
+            if flight is None:
+                if not self._pack_below(everywhere=True):
+                    return False
+                continue
+            _, _, batch = flight
+            if self._fly(*flight):
                 with self._lock:
                     self._statistics.reclaim_sync += len(batch)
                 return True
@@ -150,19 +171,53 @@ class Reclaimer:
     def clean_some(self) -> bool | None:
         """One background flight; False: it failed, or it is too early for another try. None: there is nothing to
         clean, and so no trouble that could be seen to end; or no room below."""
+        if self._is_short_below() and self._pack_below():
+            return True
         with self._lock:
+            if self._pack_ram(WORTH_WEIGHT):
+                return True
             if not self._can_clean():
+                if self._pack_ram(WORST_WEIGHT):
+                    return True
                 if not (self._frames.queue_length[Queue.PERSISTENT] or self._frames.in_flight):
                     self._health.writing.forget()
                 return None
             if not self._health.writing.begin_try():
                 return False
-            first_slot, first_birth, batch = self._start_flight(BATCH_FRAMES)
+            first_slot, first_birth, batch = self._start_flight(self._batch)
         arrived = self._fly(first_slot, first_birth, batch)
         if arrived:
             with self._lock:
                 self._statistics.reclaim_background += len(batch)
         return arrived
+
+    # -- packing, with an allocator that needs it -------------------------------------------------------------------
+
+    def _pack_ram(self, worst_weight: int, everywhere: bool = False) -> bool:
+        """Under the lock; whether anything was moved."""
+        return self._compactor is not None and self._compactor.pack_ram(worst_weight, everywhere)
+
+    def _pack_below(self, everywhere: bool = False) -> bool:
+        """Without the lock; whether anything was moved."""
+        if not (self._compactor and self._tier):
+            return False
+        try:
+            return self._compactor.pack_below(everywhere)
+        finally:
+            with self._lock:
+                self.landed.notify_all()
+
+    def _is_packing(self) -> bool:
+        return self._compactor is not None and self._compactor.under_way > 0
+
+    def _is_short_below(self) -> bool:
+        """Whether frames below are to be packed, before there is no slot left for those that are on their way."""
+        tier = self._tier
+        return (
+            self._compactor is not None
+            and tier is not None
+            and tier.slot_count - tier.used_slots < max(tier.slot_count >> SHORT_BELOW_SHIFT, 1)
+        )
 
     # -- one flight -------------------------------------------------------------------------------------------------
 

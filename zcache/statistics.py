@@ -57,6 +57,8 @@ class Statistics:
     writeback_batches: int = 0
     fetched_frames: int = 0  # read back from the tier below
     readopted_frames: int = 0  # of these, taken back into RAM
+    packed_frames: int = 0  # of the log: what was alive in them is in fewer frames now
+    packed_pages: int = 0
     evicted_ephemeral_frames: int = 0
     evicted_ephemeral_pages: int = 0
 

@@ -22,9 +22,11 @@ from collections.abc import Callable, Iterator
 
 from zcache.admission import reject_poor
 from zcache.allocators import Allocator
-from zcache.allocators.zbud import FRAME_BYTES, Zbud
+from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
+from zcache.allocators.log import Log
 from zcache.backoff import Clock
 from zcache.codec import Codec
+from zcache.compaction import Compactor
 from zcache.entry import LOST, PAGE_BYTES, SAME_FILLED
 from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.fetch import Fetcher
@@ -50,6 +52,7 @@ class Store:
         *,
         budget_bytes: int,
         codec: Codec,
+        allocator: str = DEFAULT_ALLOCATOR,
         tier: Tier | None = None,
         seal: Seal = CRC,
         image: Image | None = None,
@@ -61,15 +64,23 @@ class Store:
         self.lock = threading.Lock()
         self.statistics = Statistics()
         self.tmem = Tmem()
+        chosen = ALLOCATORS[allocator]
         self.frames = PageFrames(
-            budget_bytes // FRAME_BYTES, tier.slot_count if tier else 0, FRAME_BYTES, seal.seal_bytes, image
+            budget_bytes // chosen.frame_bytes,
+            tier.slot_count if tier else 0,
+            chosen.frame_bytes,
+            seal.seal_bytes,
+            image,
+            chosen.reserve_frames,
         )
-        self.allocator: Allocator = Zbud(self.frames, self._release_below)
+        self.allocator: Allocator = chosen(self.frames, self._release_below, self.tmem.entries_of)
         self.health = Health(clock or Clock())
-        self.reclaimer = Reclaimer(
-            self.frames, self.allocator, tier, seal, self.lock, self.statistics, self.health, self._forget
-        )
-        self._fetcher = Fetcher(self.frames, tier, seal, self.lock, self.statistics, self.health) if tier else None
+        books = (self.lock, self.statistics, self.health)
+        self._fetcher = Fetcher(self.frames, tier, seal, *books) if tier else None
+        compactor = None
+        if isinstance(self.allocator, Log):
+            compactor = Compactor(self.frames, self.allocator, self._fetcher, *books)
+        self.reclaimer = Reclaimer(self.frames, self.allocator, tier, seal, *books, self._forget, compactor)
         self._partial_write = PartialWrite()
         self._waiting: list[tuple[TmemObject, range]] = []  # puts that wait for room: LOST for the time being
 
@@ -175,7 +186,7 @@ class Store:
     def _try_get_run(self, thing: TmemObject, first: int, out: memoryview) -> int:
         """One run; -1, and `out` undefined, if a page in it is lost."""
         frames = self.frames
-        ram, home, referenced = frames.ram, frames.home, frames.referenced
+        ram, home, referenced, frame_shift = frames.ram, frames.home, frames.referenced, frames.frame_shift
         count = len(out) >> 12
         bodies: list[bytes] = []
         cold: list[int] | None = None
@@ -187,7 +198,7 @@ class Store:
                 if 0 < entry < SAME_FILLED:
                     slot = home[entry & 0x7FFFFFFF]
                     if slot:
-                        start = (slot << 12) + (entry >> 31 & 0xFFFF)
+                        start = (slot << frame_shift) + (entry >> 31 & 0xFFFF)
                         bodies.append(ram[start : start + (entry >> 47 & 0xFFF) + 1])
                         referenced[slot] = 1
                         continue
@@ -321,7 +332,7 @@ class Store:
         self,
         thing: TmemObject,
         first: int,
-        bodies: list[bytes | None],
+        bodies: list[bytes],
         tags: list[int],
         placed: list[int],
         modifier: bool,

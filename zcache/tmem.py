@@ -16,14 +16,10 @@ This module knows neither codecs nor frames: an entry is a word to it.
 """
 
 from enum import IntEnum
-from typing import Final
 
-from zcache.entry import EMPTY
+from zcache.entry import EMPTY, OWNER_INDEX_BITS
 from zcache.image import Section
 from zcache.page_table import PageTable
-
-#: An owner word names a page of an ephemeral pool for the way back from a frame: object handle and page index.
-OWNER_INDEX_BITS: Final = 40
 
 
 class Kind(IntEnum):
@@ -91,6 +87,11 @@ class Tmem:
     def objects(self) -> list[TmemObject]:
         """Every object of every pool."""
         return [thing for thing in self._handles if thing]
+
+    def entries_of(self, handle: int) -> memoryview | None:
+        """The page-table entries of the object that has a handle now; None: no object has it."""
+        thing = self._handles[handle] if handle < len(self._handles) else None
+        return thing.table.entries if thing else None
 
     def forget(self, owner: int) -> int:
         """An ephemeral page was evicted: make its entry EMPTY; returns the entry that it had."""

@@ -11,6 +11,7 @@ import random
 import threading
 from typing import Final
 
+from zcache.allocators.choice import ALLOCATORS
 from zcache.check import check
 from zcache.codec import Codec
 from zcache.entry import PAGE_BYTES
@@ -25,12 +26,14 @@ FRAMES: Final = 2 * MAX_RUN_PAGES
 ROUNDS: Final = 8  # CPython specialises a function's byte code after eight calls
 
 
-def warm_up(codec: Codec, tier: Tier | None, seal: Seal) -> None:
+def warm_up(codec: Codec, allocator: str, tier: Tier | None, seal: Seal) -> None:
     """Leaves nothing behind but warm code; the tier's slots are free again, those that were.
 
     Raises `PageDamaged` if the tier does not give back what was written to it, or does not take it.
     """
-    store = Store(budget_bytes=FRAMES * PAGE_BYTES, codec=codec, tier=tier, seal=seal)
+    chosen = ALLOCATORS[allocator]
+    budget_bytes = max(FRAMES * PAGE_BYTES, chosen.min_budget_frames * chosen.frame_bytes)
+    store = Store(budget_bytes=budget_bytes, codec=codec, allocator=allocator, tier=tier, seal=seal)
     pool = store.tmem.new_pool(Kind.PERSISTENT)
     pages = store.tmem.new_object(pool, 0, 4 * FRAMES)
     randomness = random.Random(0)

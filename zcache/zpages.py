@@ -21,14 +21,14 @@ _RAW_TAG: Final = zpage_tag(RAW, PAGE_BYTES)
 _WORD_TAG: Final = zpage_tag(WORD, 8)
 
 
-#: For each page the zpage's bytes, or None where the entry says it all; the entry without its place; and of all pages,
+#: For each page the zpage's bytes, none where the entry says it all; the entry without its place; and of all pages,
 #: how many are same-filled, how many raw, and the bytes of their zpages. (A plain tuple: 0.2 us a request less.)
-Encoded = tuple[list[bytes | None], list[int], int, int, int]
+Encoded = tuple[list[bytes], list[int], int, int, int]
 
 
 def encode(codec: Codec, max_zpage_bytes: int, data: memoryview) -> Encoded:
     """`data` is whole pages (format B). A zpage longer than the limit is not worth it: such a page stays raw."""
-    bodies: list[bytes | None] = []
+    bodies: list[bytes] = []
     tags: list[int] = []
     compress = codec.compress
     tag_base = zpage_tag(codec.id, 1) - (1 << LENGTH_SHIFT)
@@ -40,7 +40,7 @@ def encode(codec: Codec, max_zpage_bytes: int, data: memoryview) -> Encoded:
             pattern = page[:8]
             if page == pattern * 512:
                 if pattern[:4] == pattern[4:]:
-                    bodies.append(None)
+                    bodies.append(b"")
                     tags.append(SAME_FILLED | int.from_bytes(pattern[:4], "little"))
                 else:
                     bodies.append(pattern)

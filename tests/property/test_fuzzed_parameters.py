@@ -7,7 +7,8 @@ from pathlib import Path
 
 import psutil
 
-from nbd_plugin.config import ALLOCATORS, HARDENING, KEYS, MAX_SIZE_BYTES, MIN_BUDGET_BYTES, Config, parse_config
+from nbd_plugin.config import HARDENING, KEYS, MAX_SIZE_BYTES, Config, parse_config
+from zcache.allocators.choice import ALLOCATORS
 from zcache.errors import BadInput
 
 LISTS = 100_000
@@ -35,7 +36,7 @@ VALUES = {
         "\udcff",
     ],
     "codec": ["lz4", "lz4:4", "lz4:0", "lz4:65538", "lz4:", "zstd:99", "zstd:-8", "zstd:1_0", "zstd:\uff11", "lzo", ""],
-    "allocator": ["zbud", "slab", "", "ZBUD", "zbud "],
+    "allocator": ["zbud", "log", "slab", "", "ZBUD", "zbud "],
     "overcommit": ["yes", "no", "YES", "1", "", "yes\n"],
     "force": ["yes", "no", "maybe", ""],
     "control": [
@@ -119,11 +120,15 @@ def check_refusal(line: str, words: list[tuple[str, str]]) -> None:
 def check_config(config: Config, ram_bytes: int) -> None:
     assert config.size_bytes % 4096 == config.budget_bytes % 4096 == 0
     assert 0 < config.size_bytes <= MAX_SIZE_BYTES
-    assert MIN_BUDGET_BYTES <= config.budget_bytes <= max(config.size_bytes, MIN_BUDGET_BYTES)
-    assert config.budget_bytes <= max(ram_bytes * 9 // 10, MIN_BUDGET_BYTES)
-    assert config.overcommit or config.backing or config.size_bytes <= config.budget_bytes
-    assert config.below_bytes == max(config.size_bytes - config.budget_bytes, 0)
-    assert config.allocator in ALLOCATORS and config.hardening in HARDENING
+    chosen = ALLOCATORS[config.allocator]
+    min_bytes = chosen.min_budget_frames * chosen.frame_bytes
+    needed_bytes = chosen.frames_for(config.size_bytes // 4096) * chosen.frame_bytes
+    assert needed_bytes >= config.size_bytes
+    assert min_bytes <= config.budget_bytes <= max(needed_bytes, min_bytes)
+    assert config.budget_bytes <= max(ram_bytes * 9 // 10, min_bytes)
+    assert config.overcommit or config.backing or needed_bytes <= config.budget_bytes
+    assert config.budget_frames * chosen.frame_bytes + config.below_bytes >= needed_bytes
+    assert config.hardening in HARDENING
     assert config.codec.name.startswith(("lz4", "zstd")) and config.codec.id > 0
     assert config.image is None or os.fstat(config.image)
     for path in (config.backing, config.control):

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from zcache.reclaim import BATCH_FRAMES, SYNC_BATCH_FRAMES
+from zcache.reclaim import flights_frames
 from zcache.seals import Seal
 from zcache.seals.aead import Aead
 from zcache.seals.crc import CRC
@@ -10,5 +10,5 @@ from zcache.seals.crc import CRC
 FRAME_BYTES: Final = 4096
 
 
-def new_seal(encrypt: str, key: bytes = bytes(range(32))) -> Seal:
-    return Aead(key, FRAME_BYTES, (SYNC_BATCH_FRAMES, BATCH_FRAMES)) if encrypt == "yes" else CRC
+def new_seal(encrypt: str, key: bytes = bytes(range(32)), frame_bytes: int = FRAME_BYTES) -> Seal:
+    return Aead(key, frame_bytes, flights_frames(frame_bytes)) if encrypt == "yes" else CRC

@@ -11,6 +11,7 @@ from tests.support.clock import FakeClock
 from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.seals import new_seal
 from tests.support.tiers import MemoryTier
+from zcache.allocators.choice import ALLOCATORS
 from zcache.codec import parse_codec
 from zcache.entry import decode_zpage
 from zcache.image import Geometry, Image
@@ -27,6 +28,8 @@ parse = functools.cache(parse_codec)  # a codec's contexts take memory: the same
 
 #: What `encrypt=` is where a test does not say: tests/fault runs with either.
 default_encrypt = "no"
+#: The same for `allocator=`.
+default_allocator = "zbud"
 
 
 def small_store(
@@ -36,14 +39,23 @@ def small_store(
     clock: FakeClock | None = None,
     tier: MemoryTier | None = None,
     encrypt: str | None = None,
+    allocator: str | None = None,
 ) -> Store:
     """A store without threads: background reclaim happens when the test calls `store.reclaimer.clean_some()`, and time
     passes when somebody waits for it. Over `tier`, or one that is made with `below_frames`."""
     clock = clock or (tier.clock if tier else FakeClock())
+    allocator = allocator or default_allocator
+    frame_bytes = ALLOCATORS[allocator].frame_bytes
     if below_frames:
-        tier = MemoryTier(below_frames, clock=clock)
-    seal = new_seal(encrypt or default_encrypt)
-    return Store(budget_bytes=budget_frames * PAGE_BYTES, codec=parse(codec), tier=tier, seal=seal, clock=clock)
+        tier = MemoryTier(below_frames, frame_bytes, clock)
+    return Store(
+        budget_bytes=budget_frames * frame_bytes,
+        codec=parse(codec),
+        allocator=allocator,
+        tier=tier,
+        seal=new_seal(encrypt or default_encrypt, frame_bytes=frame_bytes),
+        clock=clock,
+    )
 
 
 def store_with_image(
@@ -53,17 +65,20 @@ def store_with_image(
     tier: MemoryTier,
     encrypt: str = "no",
     codec: str = "lz4",
+    allocator: str = "zbud",
 ) -> tuple[Store, TmemObject]:
     """A store over an image, and its object: made in an empty memfd, or taken over from whoever had it before."""
     frame_count = budget_frames + tier.slot_count
-    geometry = Geometry(page_count, slots_of(budget_frames), frame_count, PAGE_BYTES, encrypt, "zbud", None)
+    frame_bytes = ALLOCATORS[allocator].frame_bytes
+    geometry = Geometry(page_count, slots_of(budget_frames), frame_count, frame_bytes, encrypt, allocator, None)
     empty = not os.fstat(descriptor).st_size
     image = Image.open(descriptor, geometry)
     store = Store(
-        budget_bytes=budget_frames * PAGE_BYTES,
+        budget_bytes=budget_frames * frame_bytes,
         codec=parse(codec),
+        allocator=allocator,
         tier=tier,
-        seal=new_seal(encrypt, image.secret),
+        seal=new_seal(encrypt, image.secret, frame_bytes),
         image=image,
         clock=tier.clock,
     )

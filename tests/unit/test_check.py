@@ -193,7 +193,7 @@ def test_all_memory_of_an_audit_is_populated_before_the_walk(monkeypatch: pytest
     monkeypatch.setattr(libc, "populate", note)
     monkeypatch.setattr(check_module, "_walk_tables", walk_what_is_populated)
     check(store)
-    assert len(populated) == 6
+    assert len(populated) == 7
 
 
 @pytest.mark.parametrize("failing", [1, 2, 6])

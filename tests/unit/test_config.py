@@ -32,7 +32,7 @@ def test_sizes(text: str, size_bytes: int) -> None:
 
 
 def test_budget_as_a_share_of_ram() -> None:
-    budget_bytes = parse_budget("25%")
+    budget_bytes = parse_budget("25%", 1)
     assert budget_bytes % 4096 == 0
     assert abs(budget_bytes - read_bytes("MemTotal") / 4) < 4096
 
@@ -40,7 +40,7 @@ def test_budget_as_a_share_of_ram() -> None:
 def test_no_more_budget_is_taken_than_the_size_can_use() -> None:
     assert parse_config([("size", "64M"), ("budget", "1G")]).budget_bytes == 64 << 20
     with pytest.raises(BadInput, match="more than 90% of this machine's"):
-        parse_budget(str(read_bytes("MemTotal") // 4096 * 4096))
+        parse_budget(str(read_bytes("MemTotal") // 4096 * 4096), 1)
 
 
 def test_a_successor_has_the_budget_of_its_predecessor_whatever_ram_there_is_now(

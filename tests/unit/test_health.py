@@ -92,8 +92,8 @@ def test_more_damaged_frames_than_are_remembered(served: Served) -> None:
     frame = decode_zpage(served.pages.table.entries[0]).frame
     for number in range(REMEMBERED_FRAMES + 10):
         health.mark(frame if number == 0 else (1 << 20) + number, frames.birth[frame], UNREADABLE)
-    assert len(health._damaged) == REMEMBERED_FRAMES
-    health._damaged = {frame: (frames.birth[frame], UNREADABLE)}
+    assert len(health.damaged) == REMEMBERED_FRAMES
+    health.damaged = {frame: (frames.birth[frame], UNREADABLE)}
     assert "1 frame below could not be read" in ask(served.path, "status")["reasons"][0]
     served.store.flush(served.pages, 0, 1)
     assert ask(served.path, "status")["state"] == "ok"

@@ -10,10 +10,11 @@ import pytest
 from tests.support.pages import page_with_zpage_of
 from tests.support.seals import FRAME_BYTES, new_seal
 from zcache.image import EPOCH_SHIFT, MAX_EPOCH
-from zcache.reclaim import BATCH_FRAMES, SYNC_BATCH_FRAMES
+from zcache.reclaim import flights_frames
 from zcache.seals import Seal
 
 #: Births of the first server and of the last one that there can be.
+SYNC_BATCH_FRAMES, BATCH_FRAMES = flights_frames(FRAME_BYTES)
 BIRTHS = [1, (1 << EPOCH_SHIFT) + 77, (MAX_EPOCH << EPOCH_SHIFT) + (1 << EPOCH_SHIFT) - BATCH_FRAMES]
 
 

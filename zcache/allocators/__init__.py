@@ -18,19 +18,34 @@ from typing import Protocol
 
 from zcache.pageframes import PageFrames, State
 
-__all__ = ["Allocator"]
+__all__ = ["Allocator", "EntriesOf", "Found", "ReleaseBelow"]
+
+
+class Found(Protocol):
+    """What a walk of the page tables finds of each frame, by its id."""
+
+    live: memoryview  # how many zpages
+    live_bytes: memoryview  # of them all
+    place: memoryview  # one of them, as the bytes from `place & 0xFFFF` to `place >> 16`
 
 
 class Allocator(Protocol):
     """Places zpages in frames."""
 
     name: str
+    frame_bytes: int
+    reserve_frames: int  # RAM slots that puts leave alone
+    min_budget_frames: int  # of RAM: a request must find room, and the watermarks need a few frames to work with
     max_zpage_bytes: int  # a longer zpage gains nothing over the raw page
 
-    def place(
-        self, kind: int, bodies: Sequence[bytes | None], tags: Sequence[int], entries: list[int], owner: int
-    ) -> int:
-        """Place `bodies[len(entries):]`; `owner` is the word that names the first body's page (see `evict`)."""
+    @staticmethod
+    def frames_for(page_count: int) -> int:
+        """How many frames, in RAM and below together, hold so many pages for sure, whatever is in them and however
+        they come and go."""
+
+    def place(self, kind: int, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
+        """Place `bodies[len(entries):]`; an empty one is of a page whose entry, its tag, says it all. `owner` is the
+        word that names the first body's page (see `evict`)."""
 
     def release(self, entries: Sequence[int]) -> None:
         """Drop zpages; each entry must be a live zpage's."""
@@ -57,13 +72,17 @@ class Allocator(Protocol):
     def copied_to(self, copied: Callable[[memoryview], memoryview], frames: PageFrames) -> "Allocator":
         """A twin for `check`, over a twin of its frames: its books stay as they are now, each array `copied`."""
 
-    def check(self, live: memoryview, place: memoryview) -> None:
-        """Compare own books with what was found by frame id: the number of live zpages, and one of them, as the bytes
-        from `place & 0xFFFF` to `place >> 16`. Raises `Imbalance`.
-        """
+    def check(self, found: Found) -> None:
+        """Compare own books with what was found. Raises `Imbalance`."""
 
 
 class ReleaseBelow(Protocol):
     """Gives a slot of the tier below back (0: there is none)."""
 
     def __call__(self, slot: int) -> None: ...
+
+
+class EntriesOf(Protocol):
+    """The page-table entries of the object that has a handle (None: no object has it)."""
+
+    def __call__(self, handle: int) -> memoryview | None: ...

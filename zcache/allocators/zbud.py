@@ -22,7 +22,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from zcache.allocators import ReleaseBelow
+from zcache.allocators import EntriesOf, Found, ReleaseBelow
 from zcache.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFFSET_SHIFT, PAGE_BYTES
 from zcache.errors import Imbalance
 from zcache.flat_array import FlatArray, count_bytes
@@ -41,10 +41,13 @@ class Zbud:
     """An `Allocator`; all methods are called under the store's lock."""
 
     name = "zbud"
+    frame_bytes = FRAME_BYTES
+    reserve_frames = 0
+    min_budget_frames = 64  # a request of 64 raw pages
     #: The original's limit: a zpage that leaves no chunk for a buddy gains nothing over the raw page.
     max_zpage_bytes = (CHUNKS - 1) << CHUNK_SHIFT
 
-    def __init__(self, frames: PageFrames, release_below: ReleaseBelow) -> None:
+    def __init__(self, frames: PageFrames, release_below: ReleaseBelow, entries_of: EntriesOf) -> None:  # noqa: ARG002
         assert frames.frame_bytes == FRAME_BYTES
         self._frames = frames
         self._release_below = release_below
@@ -58,10 +61,13 @@ class Zbud:
         self._owners = FlatArray("Q", 2 * slots).view  # left, right
         self._inherited = FlatArray("B", 2 * (frames.frame_count + 1)).view  # chunks, left and right, while taking over
 
-    def place(
-        self, kind: int, bodies: Sequence[bytes | None], tags: Sequence[int], entries: list[int], owner: int
-    ) -> int:
-        """See `Allocator.place`. A body of None is an entry complete in itself (its tag)."""
+    @staticmethod
+    def frames_for(page_count: int) -> int:
+        """See `Allocator.frames_for`: at worst each page is alone in its frame."""
+        return page_count
+
+    def place(self, kind: int, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
+        """See `Allocator.place`."""
         frames = self._frames
         ram, home, frame_of = frames.ram, frames.home, frames.frame_of
         state, live = frames.state, frames.live
@@ -71,7 +77,7 @@ class Zbud:
         try:
             for index in range(len(entries), len(bodies)):
                 body = bodies[index]
-                if body is None:
+                if not body:
                     entries.append(tags[index])
                     continue
                 length = len(body)
@@ -216,9 +222,10 @@ class Zbud:
         twin._filled_lists = list(self._filled_lists)
         return twin
 
-    def check(self, live: memoryview, place: memoryview) -> None:
+    def check(self, found: Found) -> None:
         """See `Allocator.check`."""
         frames = self._frames
+        live, place = found.live, found.place
         offered = 0
         for kind in (0, 1):
             for occupied in range(1, CHUNKS):

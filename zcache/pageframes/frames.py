@@ -38,8 +38,8 @@ from zcache.pageframes.states import ALLOWED, State
 #: RAM slots beside the budget that cold frames are read into: as many as reads of cold frames that can run at once.
 FETCH_SLOTS: Final = 32
 
-#: How far the tables are populated beyond the ids in use: 256 MiB of frames, 1.7 MiB of tables (2.4 with encryption).
-AHEAD_FRAMES: Final = 1 << 16
+#: How far the tables are populated beyond the ids in use, in frames: of 4 KiB, 1.7 MiB of tables (2.4 with encryption).
+AHEAD_BYTES: Final = 256 << 20
 
 #: RAM that is populated between two signs of life: some 10 ms.
 POPULATED_RUN_BYTES: Final = 64 << 20
@@ -72,17 +72,26 @@ def _no_image(_section: str) -> None:
 class PageFrames:
     """`budget_frames` RAM slots of `frame_bytes`, and the ids of all frames that can exist in RAM and below.
 
-    Of each that is below, `seal_bytes` are kept. With an image, frames have the homes, births and seals that are in it;
+    `reserve_frames` of the slots are not for puts: what is packed into fewer frames is written there first. Of each
+    frame that is below, `seal_bytes` are kept. With an image, frames have the homes, births and seals that are in it;
     the rest is for `rebuild` to find.
     """
 
     def __init__(
-        self, budget_frames: int, below_frames: int, frame_bytes: int, seal_bytes: int, image: Image | None = None
+        self,
+        budget_frames: int,
+        below_frames: int,
+        frame_bytes: int,
+        seal_bytes: int,
+        image: Image | None = None,
+        reserve_frames: int = 0,
     ) -> None:
-        if frame_bytes % mmap.PAGESIZE:
-            raise BadInput(f"frame of {frame_bytes} bytes: give whole pages")
+        if frame_bytes % mmap.PAGESIZE or frame_bytes & (frame_bytes - 1):
+            raise BadInput(f"frame of {frame_bytes} bytes: give a power of two, and whole pages")
         self.budget_frames = budget_frames
+        self.reserve_frames = reserve_frames
         self.frame_bytes = frame_bytes
+        self.frame_shift = frame_bytes.bit_length() - 1
         self.seal_bytes = seal_bytes
         self.frame_count = budget_frames + below_frames
 
@@ -132,13 +141,34 @@ class PageFrames:
 
         A persistent frame may take the slot of the oldest CLEAN frame, which costs nothing. An ephemeral one may not.
         """
-        if self.free_slot_count:
+        if self.free_slot_count > self.reserve_frames:
             self.free_slot_count = top = self.free_slot_count - 1
             slot = self._free_slots[top]
-        elif queue == Queue.PERSISTENT and self.queue_length[Queue.CLEAN]:
+        elif queue == Queue.PERSISTENT and self.available:
             slot = self._drop_oldest_clean()
         else:
             return NONE
+        frame = self._begin_life(slot)
+        self._link_youngest(slot, queue)
+        return frame
+
+    def take_reserved(self, behind: int) -> int:
+        """The same for what is packed: from the reserve, too, and in the queue of persistent frames just behind the one
+        in RAM slot `behind`, which is as old (0: the oldest of all)."""
+        if self.free_slot_count:
+            self.free_slot_count -= 1
+            slot = self._free_slots[self.free_slot_count]
+        elif self.queue_length[Queue.CLEAN]:
+            slot = self._drop_oldest_clean()
+        else:
+            return NONE
+        frame = self._begin_life(slot)
+        self._link_behind(slot, behind or self.slot_count + Queue.PERSISTENT, Queue.PERSISTENT)
+        self.referenced[slot] = 0
+        return frame
+
+    def _begin_life(self, slot: int) -> int:
+        """An id for what is in a RAM slot from now on: ACTIVE."""
         if self.free_id_count:
             self.free_id_count = top = self.free_id_count - 1
             frame = self._free_ids[top]
@@ -150,7 +180,6 @@ class PageFrames:
         self.state[frame] = 1  # ACTIVE
         self.home[frame] = slot
         self.frame_of[slot] = frame
-        self._link_youngest(slot, queue)
         return frame
 
     def give(self, frame: int) -> int:
@@ -281,7 +310,7 @@ class PageFrames:
     @property
     def available(self) -> int:
         """Frames that a persistent put can have at once, without waiting for anything."""
-        return self.free_slot_count + self.queue_length[Queue.CLEAN]
+        return max(self.free_slot_count + self.queue_length[Queue.CLEAN] - self.reserve_frames, 0)
 
     @property
     def resident(self) -> int:
@@ -339,6 +368,7 @@ class PageFrames:
 
     def fault_ahead(self) -> None:
         """Keep the tables populated beyond the ids in use. Not for the I/O path."""
+        stop = self.fresh_id + AHEAD_BYTES // self.frame_bytes
         for table in (
             self.state_table,
             self.live_table,
@@ -347,8 +377,8 @@ class PageFrames:
             self.birth_table,
             self._free_ids_table,
         ):
-            table.fault_ahead(self.fresh_id + AHEAD_FRAMES)
-        self.seal_table.fault_ahead((self.fresh_id + AHEAD_FRAMES) * self.seal_bytes)
+            table.fault_ahead(stop)
+        self.seal_table.fault_ahead(stop * self.seal_bytes)
 
     # -- linked lists -----------------------------------------------------------------------------------------------
 
@@ -372,13 +402,16 @@ class PageFrames:
         self.queue_length[queue] += 1
 
     def _link_oldest(self, slot: int, queue: int) -> None:
-        head = self.slot_count + queue
+        self._link_behind(slot, self.slot_count + queue, queue)
+
+    def _link_behind(self, slot: int, before: int, queue: int) -> None:
+        """`before` is a RAM slot in the queue, or its head."""
         newer, older = self.newer, self.older
-        after = newer[head]
+        after = newer[before]
         older[after] = slot
         newer[slot] = after
-        older[slot] = head
-        newer[head] = slot
+        older[slot] = before
+        newer[before] = slot
         self.queue_of[slot] = queue
         self.queue_length[queue] += 1
 

@@ -1,0 +1,356 @@
+"""log: zpages are appended to frames of 64 KiB, one behind the other, and holes are never filled.
+
+What it is: the log-structured memory of RAMCloud ("Log-structured Memory for DRAM-based Storage", Rumble, Kejriwal and
+Ousterhout, FAST 2014), which is a log-structured file system's. A put costs one copy for each frame that it reaches,
+whatever its zpages' sizes; no space is searched for, and none is lost but at the end of a frame, where the next zpage
+does not fit: the density of the codec. What dies leaves a hole, so frames have to be *packed*: what is still alive in
+the emptiest is copied together into fewer (`collect`, `append`; `zcache.compaction` says which, and when).
+
+A frame, from both ends:
+
+    | zpage | zpage | zpage | ...        free         ... | record 1 | record 0 | how many records |
+    0                                                                                          65 536
+
+A record says, in 8 bytes, whose zpages were appended together: the owner of the first page (56 bits) and how many pages
+from there, less one (8 bits). It is how a frame's live zpages are found: a page that a record names is in this frame if
+the page's entry says so. So records are hints and are never wrong, only out of date; they go wherever the frame goes,
+and cost 8 bytes a request.
+
+Four frames are open at a time, ACTIVE, each for zpages of its own: persistent pages, ephemeral pages, what is packed,
+and what is packed after it was compressed once more. All others are DIRTY, or on their way down.
+
+Guarantee, with R for the open frames and the reserve: `pages / 14 + R` frames hold that many pages, even if none of
+them compresses. A frame takes at least 15 raw pages. A frame's *weight* is what its live zpages take, with a record for
+each: at most 4104 a page. While more than `pages / 14` frames are in use, one of them weighs at most 57 456
+(14 * 4104), and so does not fill a new frame when it is packed (61 416 for sure, `WORST_WEIGHT`): space is always found
+by packing the lightest frames. `RESERVE_FRAMES` RAM slots are kept from puts for that; each frame packed gives one
+back. So what is promised is an eighth less than the frames' bytes.
+
+Cost: 4 bytes a frame id for the weight.
+"""
+
+import copy
+from array import array
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from zcache.allocators import EntriesOf, Found, ReleaseBelow
+from zcache.entry import (
+    FRAME_MASK,
+    LENGTH_MASK,
+    LENGTH_SHIFT,
+    OFFSET_MASK,
+    OFFSET_SHIFT,
+    OWNER_INDEX_BITS,
+    PAGE_BYTES,
+    SAME_FILLED,
+)
+from zcache.errors import Imbalance
+from zcache.flat_array import FlatArray, count_bytes
+from zcache.pageframes import PageFrames, State
+
+FRAME_SHIFT: Final = 16
+FRAME_BYTES: Final = 1 << FRAME_SHIFT
+RECORD_BYTES: Final = 8
+_WORDS_SHIFT: Final = FRAME_SHIFT - 3
+_COUNT_WORD: Final = (1 << _WORDS_SHIFT) - 1
+_MAX_RECORDS: Final = _COUNT_WORD
+
+_SPAN_SHIFT: Final = 56
+_MAX_SPAN: Final = 1 << (64 - _SPAN_SHIFT)
+_OWNER_MASK: Final = (1 << _SPAN_SHIFT) - 1
+_INDEX_MASK: Final = (1 << OWNER_INDEX_BITS) - 1
+
+PAGES_PROMISED: Final = 14  # a frame
+RESERVE_FRAMES: Final = 4
+#: Of frames that gain something when they are packed.
+WORST_WEIGHT: Final = PAGES_PROMISED * (PAGE_BYTES + RECORD_BYTES)
+
+#: The tag of an entry: all but its place.
+_TAG_MASK: Final = ~(OFFSET_MASK << OFFSET_SHIFT | FRAME_MASK)
+
+
+class Stream(IntEnum):
+    """What has an open frame of its own."""
+
+    PERSISTENT = 0  # the first two are the kinds of pools
+    EPHEMERAL = 1
+    PACKED = 2
+    RECOMPRESSED = 3
+
+
+class Live(NamedTuple):
+    """A live zpage, out of its frame: whose it is, its entry there, its entry without a place, and its bytes."""
+
+    owner: int
+    entry: int
+    tag: int
+    body: bytes
+
+
+class Log:
+    """An `Allocator`; all methods are called under the store's lock."""
+
+    name = "log"
+    frame_bytes = FRAME_BYTES
+    reserve_frames = RESERVE_FRAMES
+    min_budget_frames = 16  # a request of 64 raw pages takes five
+    #: What a raw page takes, less what decompressing costs: the limit of the original.
+    max_zpage_bytes = PAGE_BYTES - 64
+
+    def __init__(self, frames: PageFrames, release_below: ReleaseBelow, entries_of: EntriesOf) -> None:
+        assert frames.frame_bytes == FRAME_BYTES
+        self._frames = frames
+        self._release_below = release_below
+        self._entries_of = entries_of
+        self._words = frames.ram_view.cast("Q")
+        self.weight_table = FlatArray("I", frames.frame_count + 1)
+        self.weight = self.weight_table.view
+        self._open = [0] * len(Stream)  # frames; 0: none is open
+        self._fill = [0] * len(Stream)  # bytes of zpages in it
+        self._records = [0] * len(Stream)
+        self.released_zpages = 0  # ever
+
+    @staticmethod
+    def frames_for(page_count: int) -> int:
+        """See `Allocator.frames_for`, and above."""
+        return -(-page_count // PAGES_PROMISED) + len(Stream) + RESERVE_FRAMES
+
+    def place(self, kind: int, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
+        """See `Allocator.place`. What a request puts into one frame is joined, and copied there at once."""
+        frame, fill = self._open[kind], self._fill[kind]
+        room = FRAME_BYTES - 16 - 8 * self._records[kind] if frame else 0  # one more record, and their number
+        begin = len(entries)  # of the run of pages for this frame
+        begin_fill = fill
+        try:
+            for index in range(begin, len(bodies)):
+                body = bodies[index]
+                if body:
+                    stop = fill + len(body)
+                    if stop > room:
+                        if index > begin:
+                            self._write_run(kind, begin_fill, bodies[begin:index], owner + begin)
+                            begin = index
+                        frame = self._frames.take(kind)
+                        if not frame:
+                            return index
+                        self._begin_frame(kind, frame)
+                        room = FRAME_BYTES - 16
+                        fill, stop = 0, len(body)
+                        begin_fill = 0
+                    entries.append(tags[index] | fill << 31 | frame)
+                    fill = stop
+                else:
+                    entries.append(tags[index])
+            if fill > begin_fill:
+                self._write_run(kind, begin_fill, bodies[begin:], owner + begin)
+        except BaseException:
+            del entries[begin:]  # they are nowhere
+            raise
+        return len(bodies)
+
+    def _write_run(self, stream: int, start: int, bodies: Sequence[bytes], owner: int) -> None:
+        """The bytes from `start` on in the open frame, and their record: all before an entry names them."""
+        frames = self._frames
+        data = b"".join(bodies)
+        count = len(bodies) - bodies.count(b"")
+        if not count:
+            return
+        frame = self._open[stream]
+        slot = frames.home[frame]
+        place = (slot << FRAME_SHIFT) + start
+        stop = place + len(data)
+        frames.ram[place:stop] = data
+        records = self._records[stream]
+        top = (slot << _WORDS_SHIFT) + _COUNT_WORD
+        self._words[top - 1 - records] = len(bodies) - 1 << _SPAN_SHIFT | owner
+        self._words[top] = self._records[stream] = records + 1
+        self._fill[stream] = start + len(data)
+        frames.live[frame] += count
+        self.weight[frame] += len(data) + count * RECORD_BYTES
+
+    def _begin_frame(self, stream: int, frame: int) -> None:
+        """A frame that was just taken is open, and the one before takes no more."""
+        if before := self._open[stream]:
+            self._frames.state[before] = 2  # DIRTY
+        self._open[stream] = frame
+        self._fill[stream] = self._records[stream] = 0
+
+    def release(self, entries: Sequence[int]) -> None:
+        """See `Allocator.release`."""
+        live, weight = self._frames.live, self.weight
+        self.released_zpages += len(entries)
+        for entry in entries:
+            frame = entry & 0x7FFFFFFF
+            weight[frame] -= (entry >> 47 & 0xFFF) + 9
+            remaining = live[frame] - 1
+            live[frame] = remaining
+            if not remaining:
+                self._died(frame)
+
+    def _died(self, frame: int) -> None:
+        """The last zpage of a frame is gone."""
+        state = self._frames.state[frame]
+        if state <= State.DIRTY:
+            self.retire(frame)
+            self._frames.give(frame)
+        elif state != State.WRITEBACK:  # its flight frees it
+            self._release_below(self._frames.give(frame))
+
+    def retire(self, frame: int) -> None:
+        """See `Allocator.retire`."""
+        if frame in self._open:
+            self._open[self._open.index(frame)] = 0
+
+    def restore(self, frame: int) -> None:
+        """See `Allocator.restore`: a frame that was closed stays so, and DIRTY."""
+
+    def evict(self, frame: int) -> list[int]:
+        """See `Allocator.evict`."""
+        frames = self._frames
+        owners = list(self._find_live(frame, frames.home[frame]))
+        self.retire(frame)
+        frames.live[frame] = self.weight[frame] = 0
+        frames.give(frame)
+        return owners
+
+    # -- packing ----------------------------------------------------------------------------------------------------
+
+    def is_open(self, frame: int) -> bool:
+        """Whether zpages are being appended to it."""
+        return frame in self._open
+
+    def collect(self, frame: int, slot: int) -> list[Live]:
+        """All that is alive in a frame, whose bytes are in RAM slot `slot`, in the order in which it was appended."""
+        ram, base = self._frames.ram, slot << FRAME_SHIFT
+        zpages = []
+        for owner, entry in self._find_live(frame, slot).items():
+            start = base + (entry >> OFFSET_SHIFT & OFFSET_MASK)
+            body = ram[start : start + (entry >> LENGTH_SHIFT & LENGTH_MASK) + 1]
+            zpages.append(Live(owner, entry, entry & _TAG_MASK, body))
+        return zpages
+
+    def append(self, zpages: Sequence[Live], stream: Stream, behind: int) -> int:
+        """Give zpages that were collected a new place, and publish their entries, which are still what they were; their
+        old places are released. `behind`: see `PageFrames.take_reserved`. Returns how many found room."""
+        pending: list[Live] = []
+        entries: list[int] = []
+        records: list[int] = []  # those of `pending`
+        frame, fill = self._open[stream], self._fill[stream]
+        floor = FRAME_BYTES - 8 - 8 * self._records[stream] if frame else 0
+        first = last = -1  # of the record that is being made
+        done = 0
+        for zpage in zpages:
+            owner = zpage.owner
+            extends = last < owner < first + _MAX_SPAN and first >= 0
+            stop = fill + len(zpage.body)
+            if stop + (0 if extends else RECORD_BYTES) > floor:
+                done += self._write_packed(stream, pending, entries, records)
+                pending, entries, records = [], [], []
+                frame = self._frames.take_reserved(behind)
+                if not frame:
+                    return done
+                self._begin_frame(stream, frame)
+                fill, stop, floor, extends = 0, len(zpage.body), FRAME_BYTES - 8, False
+            if extends:
+                records[-1] = owner - first << _SPAN_SHIFT | first
+            else:
+                first = owner
+                records.append(owner)
+                floor -= RECORD_BYTES
+            last = owner
+            pending.append(zpage)
+            entries.append(zpage.tag | fill << OFFSET_SHIFT | frame)
+            fill = stop
+        return done + self._write_packed(stream, pending, entries, records)
+
+    def _write_packed(self, stream: int, zpages: list[Live], entries: list[int], records: list[int]) -> int:
+        """As `_write_run`, of pages here and there; and publish them. Returns how many."""
+        if not zpages:
+            return 0
+        frames = self._frames
+        frame = self._open[stream]
+        slot = frames.home[frame]
+        data = b"".join([zpage.body for zpage in zpages])
+        start = (slot << FRAME_SHIFT) + self._fill[stream]
+        frames.ram[start : start + len(data)] = data
+        top = (slot << _WORDS_SHIFT) + _COUNT_WORD - self._records[stream]
+        records.reverse()
+        self._words[top - len(records) : top] = array("Q", records)
+        self._records[stream] += len(records)
+        self._words[(slot << _WORDS_SHIFT) + _COUNT_WORD] = self._records[stream]
+        self._fill[stream] += len(data)
+        frames.live[frame] += len(zpages)
+        self.weight[frame] += len(data) + len(zpages) * RECORD_BYTES
+        handle, table = -1, None
+        for zpage, entry in zip(zpages, entries, strict=True):
+            if zpage.owner >> OWNER_INDEX_BITS != handle:
+                handle = zpage.owner >> OWNER_INDEX_BITS
+                table = self._entries_of(handle)
+            assert table
+            table[zpage.owner & _INDEX_MASK] = entry
+        self.release([zpage.entry for zpage in zpages])
+        return len(zpages)
+
+    def _find_live(self, frame: int, slot: int) -> dict[int, int]:
+        """Owners and entries of all that is alive in a frame whose bytes are in RAM slot `slot`."""
+        found: dict[int, int] = {}
+        top = (slot << _WORDS_SHIFT) + _COUNT_WORD
+        count = min(self._words[top], _MAX_RECORDS)
+        for record in reversed(self._words[top - count : top].tolist()):
+            first = record & _OWNER_MASK
+            entries = self._entries_of(first >> OWNER_INDEX_BITS)
+            if entries is None:
+                continue
+            index = first & _INDEX_MASK
+            for owner, entry in enumerate(entries[index : index + (record >> _SPAN_SHIFT) + 1].tolist(), first):
+                if entry & FRAME_MASK == frame and 0 < entry < SAME_FILLED:
+                    found[owner] = entry
+        return found
+
+    # -- taking over, and looking on ----------------------------------------------------------------------------------
+
+    def inherit(self, entry: int) -> None:
+        """See `Allocator.inherit`."""
+        frame = entry & FRAME_MASK
+        length = (entry >> LENGTH_SHIFT & LENGTH_MASK) + 1
+        if (entry >> OFFSET_SHIFT & OFFSET_MASK) + length > FRAME_BYTES - 2 * RECORD_BYTES:
+            raise Imbalance(f"log: frame {frame} holds a zpage of {length} bytes that overruns it")
+        self.weight[frame] += length + RECORD_BYTES
+
+    def inherited_state(self, frame: int) -> State:
+        """See `Allocator.inherited_state`: no frame is open."""
+        if self._live_bytes(frame) > FRAME_BYTES - 2 * RECORD_BYTES:
+            raise Imbalance(f"log: the zpages of frame {frame} overlap")
+        return State.DIRTY
+
+    def offer_inherited(self, beat: Callable[[], None]) -> None:
+        """See `Allocator.offer_inherited`: there are none."""
+
+    def _live_bytes(self, frame: int) -> int:
+        return int(self.weight[frame]) - int(self._frames.live[frame]) * RECORD_BYTES
+
+    def copied_to(self, copied: Callable[[memoryview], memoryview], frames: PageFrames) -> "Log":
+        """See `Allocator.copied_to`."""
+        twin = copy.copy(self)
+        twin._frames = frames
+        twin.weight = copied(self.weight[: frames.fresh_id])
+        twin._open = list(self._open)
+        return twin
+
+    def check(self, found: Found) -> None:
+        """See `Allocator.check`."""
+        frames = self._frames
+        for frame in range(1, frames.fresh_id):
+            if self.weight[frame] != found.live_bytes[frame] + found.live[frame] * RECORD_BYTES:
+                raise Imbalance(
+                    f"log: frame {frame} weighs {self.weight[frame]}, "
+                    f"with {found.live[frame]} zpages of {found.live_bytes[frame]} bytes"
+                )
+        for frame in filter(None, self._open):
+            if frames.state[frame] != State.ACTIVE:
+                raise Imbalance(f"log: frame {frame} is open, and {State(frames.state[frame]).name}")
+        active = count_bytes(frames.state[1 : frames.fresh_id], State.ACTIVE)
+        if active != sum(map(bool, self._open)):
+            raise Imbalance(f"log: {active} frames are ACTIVE, those that are open are {self._open}")

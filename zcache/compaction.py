@@ -1,0 +1,163 @@
+"""Compaction: packs what is alive in the emptiest frames of the log into fewer. (The cleaner of log-structured stores;
+here "clean" is a frame whose bytes are below, too.)
+
+In RAM, packing competes with writing the oldest frames below: either gives frames back. A light frame is packed,
+because copying what little is alive in it costs less than a write and a later read; above `WORTH_WEIGHT` frames are
+written, and packed only if they cannot be. Below, it is only done when slots run out: the lightest frames there are
+read, what is alive in them goes into frames in RAM, the oldest of all, and those go down again as others do.
+
+What is packed keeps its age, as near as may be: victims are packed in the order of their births, and the frame that
+takes them stands in the queue where the first of them stood.
+
+Law: a victim is chosen among the frames of a window (256 MiB of them), so that a look costs a third of a millisecond
+under the lock, whatever the budget; only a put that would fail looks at all. A search that found nothing is not
+repeated before some pages have died.
+"""
+
+import heapq
+import threading
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from zcache.allocators.log import WORST_WEIGHT, Log, Stream
+from zcache.fetch import Fetcher
+from zcache.health import Health
+from zcache.pageframes import PageFrames, State
+from zcache.pageframes.frames import Queue
+from zcache.statistics import Statistics
+
+#: Frames in one go: their zpages are copied under the lock, some 60 us a frame.
+VICTIMS: Final = 8
+#: Frames that are looked at in one go.
+WINDOW_FRAMES: Final = 1 << 12
+#: Packing four frames of this weight gives one back.
+WORTH_WEIGHT: Final = WORST_WEIGHT * 3 // 4
+#: As many pages as a frame may hold must have died since a search found nothing.
+PAGES_BETWEEN_SEARCHES: Final = 64
+
+
+class Compactor:
+    """Packs frames: in RAM under the store's lock, below without it."""
+
+    def __init__(
+        self,
+        frames: PageFrames,
+        log: Log,
+        fetcher: Fetcher | None,
+        lock: threading.Lock,
+        statistics: Statistics,
+        health: Health,
+    ) -> None:
+        self._frames = frames
+        self._log = log
+        self._fetcher = fetcher
+        self._lock = lock
+        self._statistics = statistics
+        self._health = health
+        self._next_slot = 0  # where the next window begins
+        self._next_id = 1
+        # How many zpages had died by then:
+        self._found_nothing_in_ram = self._found_nothing_below = -PAGES_BETWEEN_SEARCHES
+        self.under_way = 0  # threads that read frames to pack them
+
+    def pack_ram(self, worst_weight: int, everywhere: bool = False) -> bool:
+        """Under the lock: pack some of the lightest frames that are in RAM only. Whether anything was moved.
+
+        Looks at one window, or `everywhere`."""
+        if not everywhere and self._is_too_early(self._found_nothing_in_ram):
+            return False
+        frames = self._frames
+        moved = 0
+        for frame in self._lightest_in_ram(worst_weight, everywhere):
+            slot = frames.home[frame]
+            moved += self._move_out(frame, slot, behind=slot)
+        if not moved:
+            self._found_nothing_in_ram = self._log.released_zpages
+        return moved > 0
+
+    def pack_below(self, everywhere: bool = False) -> bool:
+        """Without the lock: give some slots below back. Whether anything was moved."""
+        frames = self._frames
+        moved = 0
+        with self._lock:
+            if not everywhere and self._is_too_early(self._found_nothing_below):
+                return False
+            cold = []
+            for frame in self._lightest_below(everywhere):
+                if slot := frames.home[frame]:
+                    moved += self._move_out(frame, slot, behind=0)
+                else:
+                    cold.append(frame)
+            self.under_way += 1
+        try:
+            if cold and self._fetcher:
+                with self._fetcher.borrowed(cold) as jobs, self._lock:
+                    for job in jobs:
+                        if job.is_read and frames.birth[job.frame] == job.birth:
+                            if frames.state[job.frame] == State.COLD:
+                                moved += self._move_out(job.frame, job.slot, behind=0)
+                        elif job.failed:
+                            self._health.mark(job.frame, job.birth, job.wrong)
+        finally:
+            with self._lock:
+                self.under_way -= 1
+                if not moved:
+                    self._found_nothing_below = self._log.released_zpages
+        return moved > 0
+
+    def _is_too_early(self, found_nothing: int) -> bool:
+        return self._log.released_zpages - found_nothing < PAGES_BETWEEN_SEARCHES
+
+    def _move_out(self, frame: int, slot: int, behind: int) -> int:
+        """Under the lock: move all that is alive in a frame, whose bytes are in RAM slot `slot`; returns how many."""
+        zpages = self._log.collect(frame, slot)
+        moved = self._log.append(zpages, Stream.PACKED, behind)
+        self._statistics.packed_pages += moved
+        self._statistics.packed_frames += moved == len(zpages)
+        return moved
+
+    def _lightest_in_ram(self, worst_weight: int, everywhere: bool) -> list[int]:
+        """The oldest first."""
+        frames, weight = self._frames, self._log.weight
+        state, home, queue_of = frames.state, frames.home, frames.queue_of
+
+        def look(start: int, stop: int) -> list[int]:
+            return [
+                frame
+                for slot, frame in enumerate(frames.frame_of[start:stop], start)
+                if weight[frame] <= worst_weight
+                and state[frame] == 2  # DIRTY
+                and home[frame] == slot
+                and queue_of[slot] == Queue.PERSISTENT
+            ]
+
+        found, self._next_slot = self._look_around(look, self._next_slot, frames.slot_count, everywhere)
+        return found
+
+    def _lightest_below(self, everywhere: bool) -> list[int]:
+        frames, weight, damaged = self._frames, self._log.weight, self._health.damaged
+        state = frames.state
+
+        def look(start: int, stop: int) -> list[int]:
+            return [
+                frame
+                for frame in range(start, stop)
+                if weight[frame] <= WORST_WEIGHT and state[frame] >= 4 and frame not in damaged  # CLEAN or COLD
+            ]
+
+        found, self._next_id = self._look_around(look, self._next_id, frames.fresh_id, everywhere)
+        return found
+
+    def _look_around(
+        self, look: Callable[[int, int], Iterable[int]], start: int, end: int, everywhere: bool
+    ) -> tuple[list[int], int]:
+        """The lightest frames of the first window that has any, and where the next one begins."""
+        for _ in range(end // WINDOW_FRAMES + 2 if everywhere else 1):
+            if start >= end:
+                start = 0
+            stop = min(start + WINDOW_FRAMES, end)
+            found = heapq.nsmallest(VICTIMS, look(start, stop), key=self._log.weight.__getitem__)
+            start = stop
+            if found:
+                return sorted(found, key=self._frames.birth.__getitem__), start
+        return [], start
