@@ -15,7 +15,7 @@ from typing import Final
 import zstandard
 from lz4 import block as lz4_block
 
-from zcache.entry import PAGE_BYTES
+from zcache.entry import LENGTH_SHIFT, PAGE_BYTES, zpage_tag
 from zcache.errors import BadInput, PageDamaged
 
 RAW: Final = 0
@@ -36,12 +36,14 @@ Decompress = Callable[[bytes], bytes]
 
 
 class Codec:
-    """What puts are made with: `id`, `name`, and `compress(page) -> bytes`."""
+    """What puts are made with: `id`, `name`, and `compress(page) -> bytes`. A zpage of n bytes has the tag
+    `tag_base + (n << LENGTH_SHIFT)`."""
 
     def __init__(self, codec_id: int, name: str, compress: Compress) -> None:
         self.id = codec_id
         self.name = name
         self.compress = compress
+        self.tag_base = zpage_tag(codec_id, 1) - (1 << LENGTH_SHIFT)
 
 
 def parse_codec(text: str) -> Codec:

@@ -42,8 +42,6 @@ class Statistics:
     flushes: int = 0
     failed_puts: int = 0
     ignored_puts: int = 0  # ephemeral puts that were not admitted
-    read_bytes: int = 0
-    write_bytes: int = 0
     partial_writes: int = 0  # requests' unaligned ends: read, modified, written
 
     # why a page was not stored compressed, or not stored
@@ -102,5 +100,5 @@ class Statistics:
             self.ephemeral_bytes += sign * size_bytes
 
     def as_dict(self) -> dict[str, int]:
-        """Every counter by name."""
-        return asdict(self)
+        """Every counter by name, and what follows from them."""
+        return asdict(self) | {"read_bytes": self.gets * PAGE_BYTES, "write_bytes": self.puts * PAGE_BYTES}

@@ -41,7 +41,7 @@ from zcache.seals.crc import CRC
 from zcache.statistics import Statistics
 from zcache.tiers import Tier
 from zcache.tmem import Kind, Pool, Tmem, TmemObject
-from zcache.zpages import decode, encode
+from zcache.zpages import END_LZ4, FIRST_LZ4, decode, decode_lz4, encode
 
 
 class Store:
@@ -127,25 +127,32 @@ class Store:
         try:
             if self._partial_write.page and not self._partial_write.agrees(thing, first, last, modifier):
                 return False
-            table.touch(first, last - 1)
+            table.touched[first >> 9] = 1
+            if first >> 9 != (last - 1) >> 9:
+                table.touch(first, last - 1)
             entries = table.entries
             old = entries[first:last].tolist()
-            entries[first:last] = LOST_RUN[:count]
-            cleared = True
             if any(old):
+                entries[first:last] = LOST_RUN[:count]
+                cleared = True
                 self._drop(old, kind)
+            cleared = True
             done = self.allocator.place(kind, bodies, tags, placed, thing.owner_base + first)
-            entries[first : first + done] = array("Q", placed)
+            if count == 1 == done:
+                entries[first] = placed[0]
+            else:
+                entries[first : first + done] = array("Q", placed)
             statistics = self.statistics
             statistics.puts += count
-            statistics.write_bytes += count << 12
             if done == count and not kind:
                 statistics.stored_pages += count
                 statistics.compressed_bytes += compressed_bytes
-                statistics.raw_pages += raw
-                statistics.reject_compress_poor += raw
-                statistics.same_filled_pages += same_filled
+                if raw or same_filled:
+                    statistics.raw_pages += raw
+                    statistics.reject_compress_poor += raw
+                    statistics.same_filled_pages += same_filled
             else:
+                entries[first + done : last] = LOST_RUN[: count - done]
                 self._settle(thing, first, placed, 0, count)
                 if done < count:
                     self._waiting.append((thing, range(first, last)))
@@ -186,50 +193,72 @@ class Store:
     def _try_get_run(self, thing: TmemObject, first: int, out: memoryview) -> int:
         """One run; -1, and `out` undefined, if a page in it is lost."""
         frames = self.frames
-        ram, home, referenced, frame_shift = frames.ram, frames.home, frames.referenced, frames.frame_shift
         count = len(out) >> 12
         bodies: list[bytes] = []
-        cold: list[int] | None = None
-        lost = False
+        misses = 0
         self.lock.acquire()
         try:
+            self.statistics.gets += count
             entries = thing.table.entries[first : first + count].tolist()
-            for entry in entries:
-                if 0 < entry < SAME_FILLED:
-                    slot = home[entry & 0x7FFFFFFF]
-                    if slot:
-                        start = (slot << frame_shift) + (entry >> 31 & 0xFFFF)
-                        bodies.append(ram[start : start + (entry >> 47 & 0xFFF) + 1])
+            if min(entries) >= FIRST_LZ4 and max(entries) < END_LZ4:
+                home = frames.home
+                slots = [home[entry & 0x7FFFFFFF] for entry in entries]
+                if all(slots):  # fast path: all are lz4 zpages in RAM
+                    ram, referenced, frame_shift = frames.ram, frames.referenced, frames.frame_shift
+                    bodies = [
+                        ram[
+                            (start := (slot << frame_shift) + (entry >> 31 & 0xFFFF)) : start
+                            + (entry >> 47 & 0xFFF)
+                            + 1
+                        ]
+                        for slot, entry in zip(slots, entries, strict=False)
+                    ]
+                    for slot in set(slots):
                         referenced[slot] = 1
-                        continue
-                    if cold is None:
-                        cold = []
-                    cold.append(len(bodies))
-                elif entry >= LOST:
-                    lost = True
-                bodies.append(b"")
-            misses = entries.count(0)
-            statistics = self.statistics
-            statistics.gets += count
-            statistics.get_misses += misses
-            statistics.read_bytes += count << 12
+            is_fast = len(bodies) > 0
+            if not is_fast:
+                cold, bodies = self._collect(entries)
+                misses = entries.count(0)
+                self.statistics.get_misses += misses
         finally:
             self.lock.release()
-        if lost:
-            return -1
-        if cold:
-            assert self._fetcher
-            self._fetcher.fetch(thing.table.entries, first, cold, entries, bodies)
+        if not is_fast:
             if max(entries) >= LOST:
                 return -1
-
+            if cold:
+                assert self._fetcher
+                self._fetcher.fetch(thing.table.entries, first, cold, entries, bodies)
+                if max(entries) >= LOST:
+                    return -1
         try:
-            decode(entries, bodies, out)
+            if is_fast:
+                decode_lz4(bodies, out)
+            else:
+                decode(entries, bodies, out)
         except PageDamaged:
             with self.lock:
                 self.statistics.decode_errors += 1
             raise
         return misses
+
+    def _collect(self, entries: list[int]) -> tuple[list[int], list[bytes]]:
+        """Under the lock: which of the zpages are in no frame in RAM; and the bytes of all, empty where there are none,
+        or not yet."""
+        frames = self.frames
+        ram, home, referenced, frame_shift = frames.ram, frames.home, frames.referenced, frames.frame_shift
+        cold: list[int] = []
+        bodies: list[bytes] = []
+        for entry in entries:
+            if 0 < entry < SAME_FILLED:
+                slot = home[entry & 0x7FFFFFFF]
+                if slot:
+                    start = (slot << frame_shift) + (entry >> 31 & 0xFFFF)
+                    bodies.append(ram[start : start + (entry >> 47 & 0xFFF) + 1])
+                    referenced[slot] = 1
+                    continue
+                cold.append(len(bodies))
+            bodies.append(b"")
+        return cold, bodies
 
     # -- flush ------------------------------------------------------------------------------------------------------
 

@@ -1,21 +1,28 @@
 """Pages to zpages and back: the part of a put and of a get that needs no lock.
 
-A request's pages are gone through in one flat loop, with everything bound to locals. A page whose first and last word
-agree is tested for being same-filled; all others are compressed, and kept raw where that gains nothing.
+All pages of a request are compressed, in one flat loop with everything bound to locals, and only then are those looked
+at whose zpages are not of an ordinary length: a page that repeats a word compresses to next to nothing (which costs
+0.6 us; a look at every page before costs 0.1 us each), and one that does not compress is kept raw.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from lz4.block import decompress as lz4_decompress
 
 from zcache.codec import LZ4, RAW, WORD, Codec, decoders, decompress
-from zcache.entry import CODEC_SHIFT, LENGTH_SHIFT, PAGE_BYTES, SAME_FILLED, zpage_tag
+from zcache.entry import CODEC_SHIFT, PAGE_BYTES, SAME_FILLED, zpage_tag
 from zcache.errors import PageDamaged
+from zcache.page_table import MAX_RUN_PAGES
 
 _ZERO_PAGE: Final = bytes(PAGE_BYTES)
 
-#: The top five bits of an lz4 zpage's entry: the decoder that is worth a branch of its own (0.1 us a page).
-_LZ4_ZPAGE: Final = zpage_tag(LZ4, 1) >> CODEC_SHIFT
+#: Where the pages of a run are in its buffer: made once, a slice costs a page 0.06 us.
+PAGE_SLICES: Final = tuple(slice(n * PAGE_BYTES, (n + 1) * PAGE_BYTES) for n in range(MAX_RUN_PAGES))
+
+#: An entry from the first to before the second is an lz4 zpage's.
+FIRST_LZ4: Final = zpage_tag(LZ4, 1)
+END_LZ4: Final = FIRST_LZ4 + (1 << CODEC_SHIFT)
 
 _RAW_TAG: Final = zpage_tag(RAW, PAGE_BYTES)
 _WORD_TAG: Final = zpage_tag(WORD, 8)
@@ -25,60 +32,71 @@ _WORD_TAG: Final = zpage_tag(WORD, 8)
 #: how many are same-filled, how many raw, and the bytes of their zpages. (A plain tuple: 0.2 us a request less.)
 Encoded = tuple[list[bytes], list[int], int, int, int]
 
+#: A page that repeats a word has no longer zpage: of either codec, some 35 bytes.
+_SUSPECT_BYTES: Final = 64
+
 
 def encode(codec: Codec, max_zpage_bytes: int, data: memoryview) -> Encoded:
-    """`data` is whole pages (format B). A zpage longer than the limit is not worth it: such a page stays raw."""
-    bodies: list[bytes] = []
-    tags: list[int] = []
-    compress = codec.compress
-    tag_base = zpage_tag(codec.id, 1) - (1 << LENGTH_SHIFT)
-    words = data.cast("Q")
-    same_filled = raw = compressed_bytes = word = 0
-    for start in range(0, len(data), 4096):
-        if words[word] == words[word + 511]:
-            page = bytes(data[start : start + 4096])
+    """`data` is at most `MAX_RUN_PAGES` whole pages (format B). A zpage longer than the limit is not worth it: such a
+    page stays raw."""
+    compress, tag_base = codec.compress, codec.tag_base
+    if len(data) == 4096:  # of one page: 0.7 us less
+        body = compress(data)
+        length = len(body)
+        if _SUSPECT_BYTES <= length <= max_zpage_bytes:
+            return [body], [tag_base + (length << 47)], 0, 0, length
+    bodies = [compress(data[piece]) for piece in PAGE_SLICES[: len(data) >> 12]]
+    lengths = [*map(len, bodies)]
+    tags = [tag_base + (length << 47) for length in lengths]
+    if min(lengths) >= _SUSPECT_BYTES and max(lengths) <= max_zpage_bytes:
+        return bodies, tags, 0, 0, sum(lengths)
+    return _with_special(max_zpage_bytes, data, bodies, tags)
+
+
+def _with_special(max_zpage_bytes: int, data: memoryview, bodies: list[bytes], tags: list[int]) -> Encoded:
+    """The same, with pages among them that repeat a word, or that do not compress."""
+    same_filled = raw = 0
+    for index, (piece, body) in enumerate(zip(PAGE_SLICES, bodies, strict=False)):
+        length = len(body)
+        if length < _SUSPECT_BYTES:
+            page = bytes(data[piece])
             pattern = page[:8]
             if page == pattern * 512:
-                if pattern[:4] == pattern[4:]:
-                    bodies.append(b"")
-                    tags.append(SAME_FILLED | int.from_bytes(pattern[:4], "little"))
-                else:
-                    bodies.append(pattern)
-                    tags.append(_WORD_TAG)
-                    compressed_bytes += 8
                 same_filled += 1
-                word += 512
-                continue
-        word += 512
-        body = compress(data[start : start + 4096])
-        length = len(body)
-        if length <= max_zpage_bytes:
-            tags.append(tag_base + (length << LENGTH_SHIFT))
-            compressed_bytes += length
-        else:
-            body = bytes(data[start : start + 4096])
-            tags.append(_RAW_TAG)
-            compressed_bytes += 4096
+                if pattern[:4] == pattern[4:]:
+                    bodies[index] = b""
+                    tags[index] = SAME_FILLED | int.from_bytes(pattern[:4], "little")
+                else:
+                    bodies[index] = pattern
+                    tags[index] = _WORD_TAG
+        elif length > max_zpage_bytes:
             raw += 1
-        bodies.append(body)
-    return bodies, tags, same_filled, raw, compressed_bytes
+            bodies[index] = bytes(data[piece])
+            tags[index] = _RAW_TAG
+    return bodies, tags, same_filled, raw, sum(map(len, bodies))
 
 
-def decode(entries: list[int], bodies: list[bytes], out: memoryview) -> None:
+def decode_lz4(bodies: Sequence[bytes], out: memoryview) -> None:
+    """Fill `out` with the pages of lz4 zpages; raises `PageDamaged`."""
+    try:
+        for piece, body in zip(PAGE_SLICES, bodies, strict=False):
+            out[piece] = lz4_decompress(body, 4096)
+    except Exception:
+        for body in bodies:
+            decompress(LZ4, body)  # says what is wrong with it
+        raise PageDamaged("a zpage's bytes are damaged") from None
+
+
+def decode(entries: Sequence[int], bodies: Sequence[bytes], out: memoryview) -> None:
     """Fill `out` with the pages of these entries, none of which is LOST; raises `PageDamaged`."""
-    start = 0
-    for entry, body in zip(entries, bodies, strict=True):
+    for piece, entry, body in zip(PAGE_SLICES, entries, bodies, strict=False):
         if body:
             try:
-                if entry >> 59 == _LZ4_ZPAGE:
-                    out[start : start + 4096] = lz4_decompress(body, 4096)
-                else:
-                    out[start : start + 4096] = decoders[entry >> 59 & 7](body)
+                out[piece] = decoders[entry >> 59 & 7](body)
             except Exception:
                 decompress(entry >> 59 & 7, body)  # says what is wrong with it
                 raise PageDamaged("a zpage's bytes are damaged") from None
         elif entry:
-            out[start : start + 4096] = (entry & 0xFFFFFFFF).to_bytes(4, "little") * 1024
+            out[piece] = (entry & 0xFFFFFFFF).to_bytes(4, "little") * 1024
         else:
-            out[start : start + 4096] = _ZERO_PAGE
-        start += 4096
+            out[piece] = _ZERO_PAGE

@@ -85,7 +85,7 @@ class Client:
             frames = self.store.frames
             is_busy = first < self._busy.stop and self._busy.start < first + count
             if dice < 0.45:
-                if count <= frames.available:
+                if self.store.allocator.frames_for(count) - self.store.allocator.frames_for(0) <= frames.available:
                     self.put(first, count)
             elif dice < 0.7:
                 self.flush(*(self._range() if self.rng.random() < 0.3 else (first, count)))

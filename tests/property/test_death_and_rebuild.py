@@ -20,6 +20,7 @@ import zcache
 from tests.support.pages import any_page
 from tests.support.stores import PAGE_BYTES, get, put, store_with_image
 from tests.support.tiers import MemoryTier
+from zcache.allocators.choice import ALLOCATORS
 from zcache.check import check
 from zcache.errors import PageLost
 from zcache.image import new_descriptor
@@ -77,17 +78,19 @@ class Death:
 class World:
     """A store over an image, and what its pages should be. `None` is a lost page."""
 
-    def __init__(self, rng: random.Random, encrypt: str) -> None:
+    def __init__(self, rng: random.Random, encrypt: str, allocator: str) -> None:
         self.rng = rng
         self.encrypt = encrypt
-        self.budget_frames = rng.randrange(4, 16)
-        self.tier = MemoryTier(PAGES - self.budget_frames + 8)
+        self.allocator = allocator
+        chosen = ALLOCATORS[allocator]
+        self.budget_frames = rng.randrange(4, 16) if allocator == "zbud" else rng.randrange(7, 12)
+        self.tier = MemoryTier(max(chosen.frames_for(PAGES) - self.budget_frames, 0) + 8, chosen.frame_bytes)
         self.descriptor = new_descriptor()
         self.store, self.thing = self.over(self.descriptor, self.tier)
         self.model: dict[int, bytes | None] = {}
 
     def over(self, descriptor: int, tier: MemoryTier) -> tuple[Store, TmemObject]:
-        return store_with_image(descriptor, PAGES, self.budget_frames, tier, self.encrypt)
+        return store_with_image(descriptor, PAGES, self.budget_frames, tier, self.encrypt, allocator=self.allocator)
 
     def operation(self) -> tuple[Callable[[], None], dict[int, bytes | None]]:
         """Something to do, and what it will make of the pages that it is about."""
@@ -128,7 +131,7 @@ class World:
 
     def die_and_go_on(self) -> None:
         """Between two operations."""
-        medium, self.tier = self.tier.medium, MemoryTier(self.tier.slot_count)
+        medium, self.tier = self.tier.medium, MemoryTier(self.tier.slot_count, self.tier.frame_bytes)
         self.tier.medium = medium
         self.store, self.thing = self.over(self.descriptor, self.tier)
         check(self.store)
@@ -147,7 +150,7 @@ class World:
         return bool(left)
 
     def inspect(self, descriptor: int, medium: dict[int, bytes], after: dict[int, bytes | None]) -> None:
-        tier = MemoryTier(self.tier.slot_count)
+        tier = MemoryTier(self.tier.slot_count, self.tier.frame_bytes)
         tier.medium = medium
         store, thing = self.over(descriptor, tier)
         check(store)
@@ -172,10 +175,11 @@ class World:
 
 
 @pytest.mark.parametrize("encrypt", ["no", "yes"])
-@pytest.mark.parametrize("world", range(20))
-def test_death_at_any_line(rng: random.Random, world: int, encrypt: str) -> None:
+@pytest.mark.parametrize("allocator", [*ALLOCATORS])
+@pytest.mark.parametrize("world", range(10))
+def test_death_at_any_line(rng: random.Random, world: int, allocator: str, encrypt: str) -> None:
     rng.seed(rng.random() + world)
-    here = World(rng, encrypt)
+    here = World(rng, encrypt, allocator)
     died = 0
     for _ in range(120):
         died += here.do_and_die_within(rng.choice([rng.randrange(1, 40), rng.randrange(1, 400)]))

@@ -21,6 +21,7 @@ from tests.property.test_death_and_rebuild import Death, copy_image
 from tests.support.clock import FakeClock
 from tests.support.stores import drop_clean_frames, new_object, small_store, store_with_image
 from tests.support.tiers import FaultyTier
+from zcache.allocators.choice import ALLOCATORS
 from zcache.backoff import LAST_REST_SECONDS
 from zcache.check import check
 from zcache.image import new_descriptor
@@ -49,12 +50,18 @@ class World:
         is_tight = rng.random() < 0.25  # overcommitted: puts may fail
         self.has_faults = has_tier and rng.random() < 0.6
         self.busy_share = rng.choice([0.0, 0.3, 0.7]) if has_tier else 0.0  # of transfers with something meanwhile
+        self.allocator = rng.choice([*ALLOCATORS])
+        chosen = ALLOCATORS[self.allocator]
         spots, stop, max_count = self._layout()
         pages = len({page for spot in spots for page in range(spot, min(spot + max_count, stop))})
-        self.budget_frames = rng.choice([2, 3, 4, 6, 8, 12]) if has_tier or is_tight else pages
+        frames = chosen.frames_for(pages)
+        budgets = {"zbud": [2, 3, 4, 6, 8, 12], "log": [7, 8, 9, 12]}[self.allocator]
+        self.budget_frames = rng.choice(budgets) if has_tier or is_tight else frames
         self.reclaim_share = rng.choice([0.03, 0.1, 0.3])
-        below = max(pages * (rng.random() if is_tight else 1.0) - self.budget_frames, 0)
-        self.tier = FaultyTier(int(below) + rng.randrange(1, 9), FakeClock(), rng) if has_tier else None
+        below = max(frames * (rng.random() if is_tight else 1.0) - self.budget_frames, 0)
+        clock = FakeClock()
+        slots = int(below) + rng.randrange(1, 9)
+        self.tier = FaultyTier(slots, clock, rng, chosen.frame_bytes) if has_tier else None
         self.may_be_full = is_tight or self.has_faults
         self.death_every = rng.choice([0, 60, 400]) if self.has_image and self.threads == 1 else 0
         self.deaths = 0
@@ -94,9 +101,9 @@ class World:
         if self.has_image:
             assert tier
             place = (self.descriptor, self.page_count, self.budget_frames, tier)
-            store, thing = store_with_image(*place, codec=self.codec)
+            store, thing = store_with_image(*place, codec=self.codec, allocator=self.allocator)
         else:
-            store = small_store(self.budget_frames, codec=self.codec, tier=tier)
+            store = small_store(self.budget_frames, codec=self.codec, tier=tier, allocator=self.allocator)
             thing = new_object(store, self.page_count)
         if tier and self.busy_share:
             happen = self._pause if self.threads > 1 else self._happen
@@ -117,7 +124,7 @@ class World:
         """One line."""
         below = f"{self.tier.slot_count} frames below, faults {self.tier.faults}" if self.tier else "no tier"
         return (
-            f"world {self.seed}: {self.threads} threads, {self.page_count} pages, {self.codec}, "
+            f"world {self.seed}: {self.threads} threads, {self.page_count} pages, {self.codec}, {self.allocator}, "
             f"{self.budget_frames} frames, {below}, image {self.has_image}, busy {self.busy_share}, "
             f"{self.deaths} deaths"
         )

@@ -90,8 +90,8 @@ class FaultyTier(MemoryTier):
         {"bad_spot": 0.2},
     )
 
-    def __init__(self, slot_count: int, clock: FakeClock, rng: random.Random) -> None:
-        super().__init__(slot_count, clock=clock)
+    def __init__(self, slot_count: int, clock: FakeClock, rng: random.Random, frame_bytes: int = 4096) -> None:
+        super().__init__(slot_count, frame_bytes, clock)
         self._rng = rng
         self._given: dict[int, bytes] = {}
         self._regime: dict[str, float] = {}

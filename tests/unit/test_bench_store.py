@@ -19,7 +19,7 @@ def half_compressible(rng: random.Random, count: int) -> Corpus:
 
 
 def test_density_is_what_the_pages_allow(rng: random.Random) -> None:
-    row = density_of(half_compressible(rng, 400), parse_codec("lz4"), seed=1)
+    row = density_of(half_compressible(rng, 400), parse_codec("lz4"), "zbud", seed=1)
     assert row["fresh"] == 2.0
     ratio, after = row["codec's ratio"], row["after"]
     assert isinstance(ratio, float) and isinstance(after, float)
@@ -28,18 +28,18 @@ def test_density_is_what_the_pages_allow(rng: random.Random) -> None:
 
 
 def test_noise_is_not_compressed(rng: random.Random) -> None:
-    row = density_of(Corpus("noise", [rng.randbytes(4096) for _ in range(200)]), parse_codec("lz4"), seed=1)
+    row = density_of(Corpus("noise", [rng.randbytes(4096) for _ in range(200)]), parse_codec("lz4"), "zbud", seed=1)
     assert row["codec's ratio"] == row["fresh"] == row["after"] == 1.0
 
 
 def test_costs_are_positive_and_their_ratio_is_theirs(rng: random.Random) -> None:
-    row = cost(half_compressible(rng, 256), parse_codec("lz4"), 8, rounds=1)
+    row = cost(half_compressible(rng, 256), parse_codec("lz4"), "zbud", 8, rounds=1)
     put, codec, times = row["put us"], row["codec us"], row["x codec"]
     assert isinstance(put, float) and isinstance(codec, float) and 0 < codec < put and times == put / codec
 
 
 def test_a_rebuild_takes_all_pages_over(rng: random.Random) -> None:
-    row = rebuild_cost(half_compressible(rng, 32), parse_codec("lz4"), 1024)
+    row = rebuild_cost(half_compressible(rng, 32), parse_codec("lz4"), "zbud", 1024)
     assert row["pages"] == 1024 and isinstance(row["seconds"], float) and row["seconds"] > 0
 
 

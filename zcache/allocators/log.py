@@ -30,7 +30,6 @@ Cost: 4 bytes a frame id for the weight.
 """
 
 import copy
-from array import array
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
@@ -53,9 +52,9 @@ from zcache.pageframes import PageFrames, State
 FRAME_SHIFT: Final = 16
 FRAME_BYTES: Final = 1 << FRAME_SHIFT
 RECORD_BYTES: Final = 8
-_WORDS_SHIFT: Final = FRAME_SHIFT - 3
-_COUNT_WORD: Final = (1 << _WORDS_SHIFT) - 1
-_MAX_RECORDS: Final = _COUNT_WORD
+#: In a frame: how many records there are, and the first of them; others follow before it.
+COUNT_AT: Final = FRAME_BYTES - RECORD_BYTES
+FIRST_RECORD: Final = COUNT_AT - RECORD_BYTES
 
 _SPAN_SHIFT: Final = 56
 _MAX_SPAN: Final = 1 << (64 - _SPAN_SHIFT)
@@ -89,6 +88,26 @@ class Live(NamedTuple):
     body: bytes
 
 
+class _Head:
+    """An open frame: zpages go in at `fill`, and their record at `room`, both in bytes from its start; it begins at
+    `base` in RAM. A zpage may not reach beyond `room`."""
+
+    __slots__ = ("base", "fill", "frame", "room")
+
+    def __init__(self) -> None:
+        self.close()
+
+    def open(self, frame: int, slot: int) -> None:
+        """The frame, empty, in its RAM slot."""
+        self.frame, self.base = frame, slot << FRAME_SHIFT
+        self.fill, self.room = 0, FIRST_RECORD
+
+    def close(self) -> None:
+        """There is no frame, and no room."""
+        self.frame = self.base = self.fill = 0
+        self.room = -1
+
+
 class Log:
     """An `Allocator`; all methods are called under the store's lock."""
 
@@ -107,9 +126,7 @@ class Log:
         self._words = frames.ram_view.cast("Q")
         self.weight_table = FlatArray("I", frames.frame_count + 1)
         self.weight = self.weight_table.view
-        self._open = [0] * len(Stream)  # frames; 0: none is open
-        self._fill = [0] * len(Stream)  # bytes of zpages in it
-        self._records = [0] * len(Stream)
+        self._heads = [_Head() for _ in Stream]
         self.released_zpages = 0  # ever
 
     @staticmethod
@@ -117,65 +134,75 @@ class Log:
         """See `Allocator.frames_for`, and above."""
         return -(-page_count // PAGES_PROMISED) + len(Stream) + RESERVE_FRAMES
 
+    # -- placing and releasing (hot) --------------------------------------------------------------------------------
+
     def place(self, kind: int, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
         """See `Allocator.place`. What a request puts into one frame is joined, and copied there at once."""
-        frame, fill = self._open[kind], self._fill[kind]
-        room = FRAME_BYTES - 16 - 8 * self._records[kind] if frame else 0  # one more record, and their number
-        begin = len(entries)  # of the run of pages for this frame
-        begin_fill = fill
+        head = self._heads[kind]
+        data = b"".join(bodies)
+        if entries or head.fill + len(data) > head.room:
+            return self._place_apart(head, kind, bodies, tags, entries, owner)
+        # Fast path: all into the open frame.
+        place = head.fill << 31 | head.frame
+        for tag, body in zip(tags, bodies, strict=True):
+            if body:
+                entries.append(tag | place)
+                place += len(body) << 31
+            else:
+                entries.append(tag)
+        if data:
+            self._write(head, data, len(bodies) - bodies.count(b""), len(bodies) - 1 << 56 | owner)
+        return len(bodies)
+
+    def _write(self, head: _Head, data: bytes, count: int, record: int) -> None:
+        """The bytes of `count` zpages, for which there is room, and their record: all before an entry names them."""
+        frame, fill, room, base = head.frame, head.fill, head.room, head.base
+        head.fill = stop = fill + len(data)
+        self._frames.ram[base + fill : base + stop] = data
+        words = self._words
+        words[base + room >> 3] = record
+        words[base + COUNT_AT >> 3] = COUNT_AT - room >> 3
+        head.room = room - 8
+        self._frames.live[frame] += count
+        self.weight[frame] += len(data) + 8 * count
+
+    def _place_apart(
+        self, head: _Head, kind: int, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int
+    ) -> int:
+        """What does not fit into the open frame goes into one more, or several."""
+        begin, fill = len(entries), head.fill  # of the run of pages for this frame
         try:
             for index in range(begin, len(bodies)):
                 body = bodies[index]
                 if body:
-                    stop = fill + len(body)
-                    if stop > room:
-                        if index > begin:
-                            self._write_run(kind, begin_fill, bodies[begin:index], owner + begin)
-                            begin = index
+                    if fill + len(body) > head.room:
+                        self._write_run(head, bodies[begin:index], owner + begin)
+                        begin = index
                         frame = self._frames.take(kind)
                         if not frame:
                             return index
-                        self._begin_frame(kind, frame)
-                        room = FRAME_BYTES - 16
-                        fill, stop = 0, len(body)
-                        begin_fill = 0
-                    entries.append(tags[index] | fill << 31 | frame)
-                    fill = stop
+                        self._begin_frame(head, frame)
+                        fill = 0
+                    entries.append(tags[index] | fill << OFFSET_SHIFT | head.frame)
+                    fill += len(body)
                 else:
                     entries.append(tags[index])
-            if fill > begin_fill:
-                self._write_run(kind, begin_fill, bodies[begin:], owner + begin)
+            self._write_run(head, bodies[begin:], owner + begin)
         except BaseException:
             del entries[begin:]  # they are nowhere
             raise
         return len(bodies)
 
-    def _write_run(self, stream: int, start: int, bodies: Sequence[bytes], owner: int) -> None:
-        """The bytes from `start` on in the open frame, and their record: all before an entry names them."""
-        frames = self._frames
-        data = b"".join(bodies)
+    def _write_run(self, head: _Head, bodies: Sequence[bytes], owner: int) -> None:
         count = len(bodies) - bodies.count(b"")
-        if not count:
-            return
-        frame = self._open[stream]
-        slot = frames.home[frame]
-        place = (slot << FRAME_SHIFT) + start
-        stop = place + len(data)
-        frames.ram[place:stop] = data
-        records = self._records[stream]
-        top = (slot << _WORDS_SHIFT) + _COUNT_WORD
-        self._words[top - 1 - records] = len(bodies) - 1 << _SPAN_SHIFT | owner
-        self._words[top] = self._records[stream] = records + 1
-        self._fill[stream] = start + len(data)
-        frames.live[frame] += count
-        self.weight[frame] += len(data) + count * RECORD_BYTES
+        if count:
+            self._write(head, b"".join(bodies), count, len(bodies) - 1 << _SPAN_SHIFT | owner)
 
-    def _begin_frame(self, stream: int, frame: int) -> None:
+    def _begin_frame(self, head: _Head, frame: int) -> None:
         """A frame that was just taken is open, and the one before takes no more."""
-        if before := self._open[stream]:
-            self._frames.state[before] = 2  # DIRTY
-        self._open[stream] = frame
-        self._fill[stream] = self._records[stream] = 0
+        if head.frame:
+            self._frames.state[head.frame] = 2  # DIRTY
+        head.open(frame, self._frames.home[frame])
 
     def release(self, entries: Sequence[int]) -> None:
         """See `Allocator.release`."""
@@ -200,8 +227,9 @@ class Log:
 
     def retire(self, frame: int) -> None:
         """See `Allocator.retire`."""
-        if frame in self._open:
-            self._open[self._open.index(frame)] = 0
+        for head in self._heads:
+            if head.frame == frame:
+                head.close()
 
     def restore(self, frame: int) -> None:
         """See `Allocator.restore`: a frame that was closed stays so, and DIRTY."""
@@ -217,10 +245,6 @@ class Log:
 
     # -- packing ----------------------------------------------------------------------------------------------------
 
-    def is_open(self, frame: int) -> bool:
-        """Whether zpages are being appended to it."""
-        return frame in self._open
-
     def collect(self, frame: int, slot: int) -> list[Live]:
         """All that is alive in a frame, whose bytes are in RAM slot `slot`, in the order in which it was appended."""
         ram, base = self._frames.ram, slot << FRAME_SHIFT
@@ -234,55 +258,43 @@ class Log:
     def append(self, zpages: Sequence[Live], stream: Stream, behind: int) -> int:
         """Give zpages that were collected a new place, and publish their entries, which are still what they were; their
         old places are released. `behind`: see `PageFrames.take_reserved`. Returns how many found room."""
+        head = self._heads[stream]
         pending: list[Live] = []
         entries: list[int] = []
         records: list[int] = []  # those of `pending`
-        frame, fill = self._open[stream], self._fill[stream]
-        floor = FRAME_BYTES - 8 - 8 * self._records[stream] if frame else 0
+        fill, room = head.fill, head.room + RECORD_BYTES  # no record is needed for what extends the last
         first = last = -1  # of the record that is being made
         done = 0
         for zpage in zpages:
             owner = zpage.owner
-            extends = last < owner < first + _MAX_SPAN and first >= 0
-            stop = fill + len(zpage.body)
-            if stop + (0 if extends else RECORD_BYTES) > floor:
-                done += self._write_packed(stream, pending, entries, records)
+            extends = records and last < owner < first + _MAX_SPAN
+            if fill + len(zpage.body) > room - (0 if extends else RECORD_BYTES):
+                done += self._write_packed(head, pending, entries, records)
                 pending, entries, records = [], [], []
                 frame = self._frames.take_reserved(behind)
                 if not frame:
                     return done
-                self._begin_frame(stream, frame)
-                fill, stop, floor, extends = 0, len(zpage.body), FRAME_BYTES - 8, False
+                self._begin_frame(head, frame)
+                fill, room, extends = 0, head.room + RECORD_BYTES, False
             if extends:
                 records[-1] = owner - first << _SPAN_SHIFT | first
             else:
                 first = owner
                 records.append(owner)
-                floor -= RECORD_BYTES
+                room -= RECORD_BYTES
             last = owner
             pending.append(zpage)
-            entries.append(zpage.tag | fill << OFFSET_SHIFT | frame)
-            fill = stop
-        return done + self._write_packed(stream, pending, entries, records)
+            entries.append(zpage.tag | fill << OFFSET_SHIFT | head.frame)
+            fill += len(zpage.body)
+        return done + self._write_packed(head, pending, entries, records)
 
-    def _write_packed(self, stream: int, zpages: list[Live], entries: list[int], records: list[int]) -> int:
-        """As `_write_run`, of pages here and there; and publish them. Returns how many."""
+    def _write_packed(self, head: _Head, zpages: list[Live], entries: list[int], records: list[int]) -> int:
+        """As `_write`, of pages here and there; and publish them. Returns how many."""
         if not zpages:
             return 0
-        frames = self._frames
-        frame = self._open[stream]
-        slot = frames.home[frame]
-        data = b"".join([zpage.body for zpage in zpages])
-        start = (slot << FRAME_SHIFT) + self._fill[stream]
-        frames.ram[start : start + len(data)] = data
-        top = (slot << _WORDS_SHIFT) + _COUNT_WORD - self._records[stream]
-        records.reverse()
-        self._words[top - len(records) : top] = array("Q", records)
-        self._records[stream] += len(records)
-        self._words[(slot << _WORDS_SHIFT) + _COUNT_WORD] = self._records[stream]
-        self._fill[stream] += len(data)
-        frames.live[frame] += len(zpages)
-        self.weight[frame] += len(data) + len(zpages) * RECORD_BYTES
+        for record in records[:-1]:
+            self._write(head, b"", 0, record)
+        self._write(head, b"".join([zpage.body for zpage in zpages]), len(zpages), records[-1])
         handle, table = -1, None
         for zpage, entry in zip(zpages, entries, strict=True):
             if zpage.owner >> OWNER_INDEX_BITS != handle:
@@ -296,8 +308,8 @@ class Log:
     def _find_live(self, frame: int, slot: int) -> dict[int, int]:
         """Owners and entries of all that is alive in a frame whose bytes are in RAM slot `slot`."""
         found: dict[int, int] = {}
-        top = (slot << _WORDS_SHIFT) + _COUNT_WORD
-        count = min(self._words[top], _MAX_RECORDS)
+        top = (slot << FRAME_SHIFT) + COUNT_AT >> 3
+        count = min(self._words[top], FIRST_RECORD // RECORD_BYTES)
         for record in reversed(self._words[top - count : top].tolist()):
             first = record & _OWNER_MASK
             entries = self._entries_of(first >> OWNER_INDEX_BITS)
@@ -315,13 +327,13 @@ class Log:
         """See `Allocator.inherit`."""
         frame = entry & FRAME_MASK
         length = (entry >> LENGTH_SHIFT & LENGTH_MASK) + 1
-        if (entry >> OFFSET_SHIFT & OFFSET_MASK) + length > FRAME_BYTES - 2 * RECORD_BYTES:
+        if (entry >> OFFSET_SHIFT & OFFSET_MASK) + length > FIRST_RECORD:
             raise Imbalance(f"log: frame {frame} holds a zpage of {length} bytes that overruns it")
         self.weight[frame] += length + RECORD_BYTES
 
     def inherited_state(self, frame: int) -> State:
         """See `Allocator.inherited_state`: no frame is open."""
-        if self._live_bytes(frame) > FRAME_BYTES - 2 * RECORD_BYTES:
+        if self._live_bytes(frame) > FIRST_RECORD:
             raise Imbalance(f"log: the zpages of frame {frame} overlap")
         return State.DIRTY
 
@@ -336,7 +348,7 @@ class Log:
         twin = copy.copy(self)
         twin._frames = frames
         twin.weight = copied(self.weight[: frames.fresh_id])
-        twin._open = list(self._open)
+        twin._heads = list(map(copy.copy, self._heads))
         return twin
 
     def check(self, found: Found) -> None:
@@ -348,9 +360,10 @@ class Log:
                     f"log: frame {frame} weighs {self.weight[frame]}, "
                     f"with {found.live[frame]} zpages of {found.live_bytes[frame]} bytes"
                 )
-        for frame in filter(None, self._open):
+        opened = [head.frame for head in self._heads if head.frame]
+        for frame in opened:
             if frames.state[frame] != State.ACTIVE:
                 raise Imbalance(f"log: frame {frame} is open, and {State(frames.state[frame]).name}")
         active = count_bytes(frames.state[1 : frames.fresh_id], State.ACTIVE)
-        if active != sum(map(bool, self._open)):
-            raise Imbalance(f"log: {active} frames are ACTIVE, those that are open are {self._open}")
+        if active != len(opened):
+            raise Imbalance(f"log: {active} frames are ACTIVE, those that are open are {opened}")

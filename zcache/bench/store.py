@@ -6,6 +6,7 @@ turn about in one run, in CPU time and as the median over rounds, because the ma
 """
 
 import argparse
+import itertools
 import os
 import random
 import statistics
@@ -17,7 +18,7 @@ from typing import Final
 
 from rich.console import Console
 
-from zcache.allocators.zbud import FRAME_BYTES
+from zcache.allocators.choice import ALLOCATORS
 from zcache.bench.corpus import PAGE_BYTES, Corpus, gather, mixed
 from zcache.bench.report import Figure, Report
 from zcache.check import check
@@ -79,26 +80,30 @@ def measure(report: Report, codecs: Sequence[Codec], page_limit: int, rounds: in
     costs: list[dict[str, Figure]] = []
     density: list[dict[str, Figure]] = []
     with report.console.status("") as status:
-        for codec in codecs:
+        for codec, allocator in itertools.product(codecs, ALLOCATORS):
             for pages_per_request in REQUEST_PAGES:
-                status.update(f"puts and gets: {codec.name}, requests of {pages_per_request * 4} KiB")
-                costs.append(cost(corpora[0], codec, pages_per_request, rounds))
+                status.update(f"puts and gets: {codec.name}, {allocator}, requests of {pages_per_request * 4} KiB")
+                costs.append(cost(corpora[0], codec, allocator, pages_per_request, rounds))
             for corpus in corpora:
-                status.update(f"density: {codec.name}, {corpus.name}")
-                density.append(density_of(corpus, codec, seed))
+                status.update(f"density: {codec.name}, {allocator}, {corpus.name}")
+                density.append(density_of(corpus, codec, allocator, seed))
         status.update("devices of several sizes")
-        spread = [spread_cost(corpora[0], codecs[0], size_bytes, rounds, seed) for size_bytes in DEVICE_BYTES]
+        spread = [
+            spread_cost(corpora[0], codecs[0], allocator, size_bytes, rounds, seed)
+            for allocator in ALLOCATORS
+            for size_bytes in DEVICE_BYTES
+        ]
         status.update("a rebuild")
-        rebuilt = rebuild_cost(corpora[-1], codecs[0], REBUILT_PAGES)
+        rebuilt = [rebuild_cost(corpora[-1], codecs[0], allocator, REBUILT_PAGES) for allocator in ALLOCATORS]
     report.table("cost", f"puts and gets, us a page of CPU ({corpora[0].name})", costs)
     title = (
         f"density, pages to frames: fresh, and after {CHURN_ROUNDS} rounds of overwrites and trims at {FULL:.0%} full"
     )
     report.table("density", title, density)
     report.table("spread", f"the same as the device grows ({codecs[0].name}, 32 KiB, sparse)", spread)
-    report.table("rebuild", "taking over", [rebuilt])
+    report.table("rebuild", "taking over", rebuilt)
     groups = {
-        f"{row['pages']}\n{row['codec']}": {
+        f"{row['pages']}\n{row['codec']}, {row['allocator']}": {
             "codec alone": float(row["codec's ratio"] or 0),
             "store, fresh": float(row["fresh"] or 0),
             "store, after": float(row["after"] or 0),
@@ -119,16 +124,22 @@ def _described(corpus: Corpus) -> dict[str, Figure]:
     }
 
 
-def _device(budget_bytes: int, codec: Codec, page_count: int) -> tuple[Store, TmemObject]:
-    store = Store(budget_bytes=budget_bytes, codec=codec)
+def _device(budget_bytes: int, codec: Codec, allocator: str, page_count: int) -> tuple[Store, TmemObject]:
+    store = Store(budget_bytes=budget_bytes, codec=codec, allocator=allocator)
     store.populate()
     return store, store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, page_count)
 
 
-def cost(corpus: Corpus, codec: Codec, pages_per_request: int, rounds: int) -> dict[str, Figure]:
+def _budget_bytes(allocator: str, page_count: int) -> int:
+    """For so many pages, whatever is in them."""
+    chosen = ALLOCATORS[allocator]
+    return max(chosen.frames_for(page_count), chosen.min_budget_frames) * chosen.frame_bytes
+
+
+def cost(corpus: Corpus, codec: Codec, allocator: str, pages_per_request: int, rounds: int) -> dict[str, Figure]:
     """Puts and gets of all pages of a corpus, in order; each round fills an empty store."""
     count = len(corpus.pages) // pages_per_request * pages_per_request
-    store, thing = _device((count + 64) * PAGE_BYTES, codec, count)
+    store, thing = _device(_budget_bytes(allocator, count), codec, allocator, count)
     data = memoryview(b"".join(corpus.pages[:count]))
     out = memoryview(bytearray(pages_per_request * PAGE_BYTES))  # used again by each request, as nbdkit's buffers are
     size = pages_per_request * PAGE_BYTES
@@ -187,14 +198,14 @@ def _turn_about(
     return [statistics.median(times[1:]) for times in taken]
 
 
-def density_of(corpus: Corpus, codec: Codec, seed: int) -> dict[str, Figure]:
+def density_of(corpus: Corpus, codec: Codec, allocator: str, seed: int) -> dict[str, Figure]:
     """Of all pages but the same-filled, which take no room anywhere: stored fresh, in a budget that they fill to
     `FULL`; and after rounds in which some are trimmed, some overwritten, and all that are missing written again."""
     rng = random.Random(seed)
     pages = [page for page in corpus.pages if page != page[:8] * (PAGE_BYTES // 8)]
     count = len(pages)
     order = list(range(count))
-    store, thing = _device((count + 64) * PAGE_BYTES, codec, count)
+    store, thing = _device(_budget_bytes(allocator, count), codec, allocator, count)
 
     def put(indexes: Sequence[int]) -> None:
         for index in indexes:
@@ -205,7 +216,7 @@ def density_of(corpus: Corpus, codec: Codec, seed: int) -> dict[str, Figure]:
 
     put(order)
     needed_frames, fresh = store.frames.resident, now()
-    store, thing = _device(int(needed_frames * store.frames.frame_bytes / FULL), codec, count)
+    store, thing = _device(int(needed_frames / FULL) * store.frames.frame_bytes, codec, allocator, count)
     put(order)
     for _ in range(CHURN_ROUNDS):
         trimmed = rng.sample(order, int(count * TRIMMED))
@@ -228,14 +239,16 @@ def density_of(corpus: Corpus, codec: Codec, seed: int) -> dict[str, Figure]:
     }
 
 
-def spread_cost(corpus: Corpus, codec: Codec, size_bytes: int, rounds: int, seed: int) -> dict[str, Figure]:
+def spread_cost(
+    corpus: Corpus, codec: Codec, allocator: str, size_bytes: int, rounds: int, seed: int
+) -> dict[str, Figure]:
     """Requests of 32 KiB all over a device of that size; and the memory that it takes beside the budget."""
     rng = random.Random(seed)
     data = memoryview(b"".join(corpus.pages[:8]))
     out = memoryview(bytearray(8 * PAGE_BYTES))
     page_count = size_bytes // PAGE_BYTES
     before_bytes = status_kib(os.getpid(), "RssAnon") << 10
-    store, thing = _device((SPREAD_PAGES + 64) * PAGE_BYTES, codec, page_count)
+    store, thing = _device(_budget_bytes(allocator, SPREAD_PAGES), codec, allocator, page_count)
     held_bytes = (status_kib(os.getpid(), "RssAnon") << 10) - before_bytes
     fixed_bytes = held_bytes - store.frames.slot_count * store.frames.frame_bytes
     firsts = [rng.randrange(page_count // 8) * 8 for _ in range(SPREAD_PAGES // 8)]
@@ -251,6 +264,7 @@ def spread_cost(corpus: Corpus, codec: Codec, size_bytes: int, rounds: int, seed
     put, get = _turn_about((put_all, get_all), rounds, SPREAD_PAGES, before=lambda: None)
     check(store)
     return {
+        "allocator": allocator,
         "device GiB": size_bytes / (1 << 30),
         "put us": put,
         "get us": get,
@@ -258,15 +272,17 @@ def spread_cost(corpus: Corpus, codec: Codec, size_bytes: int, rounds: int, seed
     }
 
 
-def rebuild_cost(corpus: Corpus, codec: Codec, page_count: int) -> dict[str, Figure]:
+def rebuild_cost(corpus: Corpus, codec: Codec, allocator: str, page_count: int) -> dict[str, Figure]:
     """A server's death with so many pages in RAM, as its successor sees it."""
+    chosen = ALLOCATORS[allocator]
+    frame_count = chosen.frames_for(page_count)
     geometry = Geometry(
         page_count=page_count,
-        slot_count=slots_of(page_count),
-        frame_count=page_count,
-        frame_bytes=FRAME_BYTES,
+        slot_count=slots_of(frame_count),
+        frame_count=frame_count,
+        frame_bytes=chosen.frame_bytes,
         encrypt="no",
-        allocator="zbud",
+        allocator=allocator,
         backing=None,
     )
     descriptor = new_descriptor()
@@ -282,11 +298,12 @@ def rebuild_cost(corpus: Corpus, codec: Codec, page_count: int) -> dict[str, Fig
         assert store.statistics.stored_pages == page_count
     finally:
         os.close(descriptor)
-    return {"pages": page_count, "seconds": seconds, "us a page": seconds / page_count * 1e6}
+    return {"allocator": allocator, "pages": page_count, "seconds": seconds, "us a page": seconds / page_count * 1e6}
 
 
 def _on_image(descriptor: int, geometry: Geometry, codec: Codec) -> tuple[Store, TmemObject, Image]:
     image = Image.open(descriptor, geometry)
-    store = Store(budget_bytes=geometry.frame_count * FRAME_BYTES, codec=codec, image=image)
+    budget_bytes = geometry.frame_count * geometry.frame_bytes
+    store = Store(budget_bytes=budget_bytes, codec=codec, allocator=geometry.allocator, image=image)
     pool = store.tmem.new_pool(Kind.PERSISTENT)
     return store, store.tmem.new_object(pool, 0, geometry.page_count, image.section("entries")), image
