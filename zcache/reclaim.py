@@ -225,14 +225,16 @@ class Reclaimer:
         """Under the lock: whether there is a frame to clean, and room below for it."""
         tier = self._tier
         return (
-            tier is not None and self._frames.queue_length[Queue.PERSISTENT] > 0 and tier.used_slots < tier.slot_count
+            tier is not None
+            and self._frames.queue_length[Queue.PERSISTENT] > self._allocator.kept_frames
+            and tier.used_slots < tier.slot_count
         )
 
     def _start_flight(self, limit: int) -> tuple[int, int, list[int]]:
         """Under the lock, after `_can_clean`: the first slot below, the first birth, and the frames that they are for,
         now in WRITEBACK."""
         assert self._tier
-        waiting = self._frames.queue_length[Queue.PERSISTENT]
+        waiting = self._frames.queue_length[Queue.PERSISTENT] - self._allocator.kept_frames
         first_slot, count = self._tier.reserve(min(limit, waiting))
         batch = self._frames.isolate_oldest(count, self._allocator.retire)  # as many: that many wait
         return first_slot, self._frames.give_births(len(batch)), batch

@@ -20,6 +20,8 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator
 
+from lz4.block import decompress as lz4_decompress
+
 from zcache.admission import reject_poor
 from zcache.allocators import Allocator
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
@@ -41,7 +43,7 @@ from zcache.seals.crc import CRC
 from zcache.statistics import Statistics
 from zcache.tiers import Tier
 from zcache.tmem import Kind, Pool, Tmem, TmemObject
-from zcache.zpages import END_LZ4, FIRST_LZ4, decode, decode_lz4, encode
+from zcache.zpages import END_LZ4, FIRST_LZ4, SUSPECT_BYTES, decode, decode_lz4, encode
 
 
 class Store:
@@ -93,6 +95,8 @@ class Store:
         is with any other exception: no page keeps what it had.
         """
         size_bytes = len(data)
+        if size_bytes == PAGE_BYTES and self._put_page(thing, first, data):
+            return
         if size_bytes <= MAX_RUN_PAGES * PAGE_BYTES:
             self._put_run(thing, first, data)
             return
@@ -105,6 +109,43 @@ class Store:
                 failure = failure or error
         if failure:
             raise failure
+
+    def _put_page(self, thing: TmemObject, first: int, data: memoryview) -> bool:
+        """Fast path: one page, if it is persistent, compresses, and finds room at once. False: nothing has been done.
+
+        Nothing can fail between the old entry and the new one, so the page is not LOST in between."""
+        codec = self.codec
+        try:
+            body = codec.compress(data)
+        except Exception:  # the slow path will say it
+            return False
+        length = len(body)
+        if not SUSPECT_BYTES <= length <= self.allocator.max_zpage_bytes or thing.kind:
+            return False
+        table = thing.table
+        lock = self.lock
+        lock.acquire()
+        try:
+            if self._partial_write.page:
+                return False
+            entry = self.allocator.place_one(0, body, codec.tag_base + (length << 47), thing.owner_base + first)
+            if not entry:
+                return False
+            table.touched[first >> 9] = 1
+            entries = table.entries
+            old = entries[first]
+            entries[first] = entry
+            if old:
+                self._drop([old], Kind.PERSISTENT)
+            statistics = self.statistics
+            statistics.puts += 1
+            statistics.stored_pages += 1
+            statistics.compressed_bytes += length
+        finally:
+            lock.release()
+        if self.frames.free_slot_count < self.reclaimer.low_watermark:
+            self.reclaimer.wake_if_low()
+        return True
 
     def _put_run(self, thing: TmemObject, first: int, data: memoryview, modifier: bool = False) -> bool:
         """One run. False, and nothing is done, if the caller is `modify` and its page was written meanwhile."""
@@ -176,6 +217,8 @@ class Store:
         A miss reads as zeros. Raises `PageLost` or `PageDamaged` if any page cannot be had; `out` is then undefined.
         """
         size_bytes = len(out)
+        if size_bytes == PAGE_BYTES and self._get_page(thing, first, out):
+            return 0
         if size_bytes <= MAX_RUN_PAGES * PAGE_BYTES:
             return self._get_run(thing, first, out)
         misses = 0
@@ -183,6 +226,30 @@ class Store:
             run = out[start : start + MAX_RUN_PAGES * PAGE_BYTES]
             misses += self._get_run(thing, first + (start >> 12), run)
         return misses
+
+    def _get_page(self, thing: TmemObject, first: int, out: memoryview) -> bool:
+        """Fast path: one page, if it is an lz4 zpage in RAM. False: nothing has been done."""
+        frames = self.frames
+        lock = self.lock
+        lock.acquire()
+        try:
+            entry = thing.table.entries[first]
+            if not FIRST_LZ4 <= entry < END_LZ4:
+                return False
+            slot = frames.home[entry & 0x7FFFFFFF]
+            if not slot:
+                return False
+            start = (slot << frames.frame_shift) + (entry >> 31 & 0xFFFF)
+            body = frames.ram[start : start + (entry >> 47 & 0xFFF) + 1]
+            frames.referenced[slot] = 1
+            self.statistics.gets += 1
+        finally:
+            lock.release()
+        try:
+            out[:] = lz4_decompress(body, 4096)
+        except Exception:  # the slow path will say it
+            return False
+        return True
 
     def _get_run(self, thing: TmemObject, first: int, out: memoryview) -> int:
         """One run. Pages that are lost only while their put waits for room are waited for."""

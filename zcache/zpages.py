@@ -33,22 +33,17 @@ _WORD_TAG: Final = zpage_tag(WORD, 8)
 Encoded = tuple[list[bytes], list[int], int, int, int]
 
 #: A page that repeats a word has no longer zpage: of either codec, some 35 bytes.
-_SUSPECT_BYTES: Final = 64
+SUSPECT_BYTES: Final = 64
 
 
 def encode(codec: Codec, max_zpage_bytes: int, data: memoryview) -> Encoded:
     """`data` is at most `MAX_RUN_PAGES` whole pages (format B). A zpage longer than the limit is not worth it: such a
     page stays raw."""
     compress, tag_base = codec.compress, codec.tag_base
-    if len(data) == 4096:  # of one page: 0.7 us less
-        body = compress(data)
-        length = len(body)
-        if _SUSPECT_BYTES <= length <= max_zpage_bytes:
-            return [body], [tag_base + (length << 47)], 0, 0, length
     bodies = [compress(data[piece]) for piece in PAGE_SLICES[: len(data) >> 12]]
     lengths = [*map(len, bodies)]
     tags = [tag_base + (length << 47) for length in lengths]
-    if min(lengths) >= _SUSPECT_BYTES and max(lengths) <= max_zpage_bytes:
+    if min(lengths) >= SUSPECT_BYTES and max(lengths) <= max_zpage_bytes:
         return bodies, tags, 0, 0, sum(lengths)
     return _with_special(max_zpage_bytes, data, bodies, tags)
 
@@ -58,7 +53,7 @@ def _with_special(max_zpage_bytes: int, data: memoryview, bodies: list[bytes], t
     same_filled = raw = 0
     for index, (piece, body) in enumerate(zip(PAGE_SLICES, bodies, strict=False)):
         length = len(body)
-        if length < _SUSPECT_BYTES:
+        if length < SUSPECT_BYTES:
             page = bytes(data[piece])
             pattern = page[:8]
             if page == pattern * 512:

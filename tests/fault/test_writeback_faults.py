@@ -192,7 +192,8 @@ def test_no_memory_before_a_put_has_begun_loses_what_was_there(
     store, _, thing = store_with_tier(budget_frames=8)
     put(store, thing, 0, *(page_with_zpage_of(rng, 1000) for _ in range(3)))
     with monkeypatch.context() as patch:
-        patch.setattr(thing.table, "touch", raise_memory_error)
+        patch.setattr(store._partial_write, "page", (thing, 9))
+        patch.setattr(store._partial_write, "agrees", raise_memory_error)
         for _ in range(2 if before == "lost" else 1):
             with pytest.raises(MemoryError):
                 put(store, thing, 0, *(page_with_zpage_of(rng, 1000) for _ in range(3)))

@@ -47,11 +47,18 @@ class Allocator(Protocol):
         """Place `bodies[len(entries):]`; an empty one is of a page whose entry, its tag, says it all. `owner` is the
         word that names the first body's page (see `evict`)."""
 
+    def place_one(self, kind: int, body: bytes, tag: int, owner: int) -> int:
+        """The same for one zpage: its entry, or 0 if it found no room."""
+
     def release(self, entries: Sequence[int]) -> None:
         """Drop zpages; each entry must be a live zpage's."""
 
-    def retire(self, frame: int) -> None:
-        """Offer no more room in a frame that is about to leave RAM."""
+    @property
+    def kept_frames(self) -> int:
+        """How many frames `retire` keeps in RAM."""
+
+    def retire(self, frame: int) -> bool:
+        """Offer no more room in a frame that is about to leave RAM. False: it stays, because it is being filled."""
 
     def restore(self, frame: int) -> None:
         """Offer the room of a frame that could not leave RAM; it is DIRTY, and in its queue."""

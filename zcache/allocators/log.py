@@ -79,6 +79,9 @@ class Stream(IntEnum):
     RECOMPRESSED = 3
 
 
+_KEPT: Final = (Stream.PACKED, Stream.RECOMPRESSED)
+
+
 class Live(NamedTuple):
     """A live zpage, out of its frame: whose it is, its entry there, its entry without a place, and its bytes."""
 
@@ -123,7 +126,9 @@ class Log:
         self._frames = frames
         self._release_below = release_below
         self._entries_of = entries_of
+        self._ram = frames.ram
         self._words = frames.ram_view.cast("Q")
+        self._live = frames.live
         self.weight_table = FlatArray("I", frames.frame_count + 1)
         self.weight = self.weight_table.view
         self._heads = [_Head() for _ in Stream]
@@ -154,16 +159,36 @@ class Log:
             self._write(head, data, len(bodies) - bodies.count(b""), len(bodies) - 1 << 56 | owner)
         return len(bodies)
 
+    def place_one(self, kind: int, body: bytes, tag: int, owner: int) -> int:
+        """See `Allocator.place_one`."""
+        head = self._heads[kind]
+        frame, fill, room, base = head.frame, head.fill, head.room, head.base
+        size = len(body)
+        stop = fill + size
+        if stop > room:
+            entries: list[int] = []
+            return entries[0] if self._place_apart(head, kind, (body,), (tag,), entries, owner) else 0
+        # As `_write`, without the call.
+        self._ram[base + fill : base + stop] = body
+        words = self._words
+        words[base + room >> 3] = owner
+        words[base + COUNT_AT >> 3] = COUNT_AT - room >> 3
+        head.fill = stop
+        head.room = room - 8
+        self._live[frame] += 1
+        self.weight[frame] += size + 8
+        return tag | fill << 31 | frame
+
     def _write(self, head: _Head, data: bytes, count: int, record: int) -> None:
         """The bytes of `count` zpages, for which there is room, and their record: all before an entry names them."""
         frame, fill, room, base = head.frame, head.fill, head.room, head.base
         head.fill = stop = fill + len(data)
-        self._frames.ram[base + fill : base + stop] = data
+        self._ram[base + fill : base + stop] = data
         words = self._words
         words[base + room >> 3] = record
         words[base + COUNT_AT >> 3] = COUNT_AT - room >> 3
         head.room = room - 8
-        self._frames.live[frame] += count
+        self._live[frame] += count
         self.weight[frame] += len(data) + 8 * count
 
     def _place_apart(
@@ -206,7 +231,7 @@ class Log:
 
     def release(self, entries: Sequence[int]) -> None:
         """See `Allocator.release`."""
-        live, weight = self._frames.live, self.weight
+        live, weight = self._live, self.weight
         self.released_zpages += len(entries)
         for entry in entries:
             frame = entry & 0x7FFFFFFF
@@ -220,13 +245,26 @@ class Log:
         """The last zpage of a frame is gone."""
         state = self._frames.state[frame]
         if state <= State.DIRTY:
-            self.retire(frame)
+            self._close(frame)
             self._frames.give(frame)
         elif state != State.WRITEBACK:  # its flight frees it
             self._release_below(self._frames.give(frame))
 
-    def retire(self, frame: int) -> None:
+    @property
+    def kept_frames(self) -> int:
+        """See `Allocator.kept_frames`: those that are packed into. What room they have is what packing has gained so
+        far, and each frame that is packed gains some more: so packing comes to an end, in one way or the other."""
+        return sum(self._heads[stream].frame > 0 for stream in _KEPT)
+
+    def retire(self, frame: int) -> bool:
         """See `Allocator.retire`."""
+        if any(self._heads[stream].frame == frame for stream in _KEPT):
+            return False
+        self._close(frame)
+        return True
+
+    def _close(self, frame: int) -> None:
+        """Append nothing more."""
         for head in self._heads:
             if head.frame == frame:
                 head.close()
@@ -238,7 +276,7 @@ class Log:
         """See `Allocator.evict`."""
         frames = self._frames
         owners = list(self._find_live(frame, frames.home[frame]))
-        self.retire(frame)
+        self._close(frame)
         frames.live[frame] = self.weight[frame] = 0
         frames.give(frame)
         return owners

@@ -129,6 +129,11 @@ class Zbud:
             self._filled_lists[kind] = filled
         return len(bodies)
 
+    def place_one(self, kind: int, body: bytes, tag: int, owner: int) -> int:
+        """See `Allocator.place_one`."""
+        entries: list[int] = []
+        return entries[0] if self.place(kind, (body,), (tag,), entries, owner) else 0
+
     def release(self, entries: Sequence[int]) -> None:
         """See `Allocator.release`. A DIRTY frame that loses a buddy is ACTIVE again: its room is offered."""
         frames = self._frames
@@ -159,10 +164,13 @@ class Zbud:
             elif not remaining:  # CLEAN or COLD
                 self._release_below(frames.give(frame))
 
-    def retire(self, frame: int) -> None:
+    kept_frames = 0
+
+    def retire(self, frame: int) -> bool:
         """See `Allocator.retire`. Called while the frame is still ACTIVE or DIRTY."""
         if self._frames.state[frame] == State.ACTIVE:
             self._withdraw(self._frames.home[frame])
+        return True
 
     def restore(self, frame: int) -> None:
         """See `Allocator.restore`."""

@@ -201,14 +201,15 @@ class PageFrames:
 
     # -- leaving RAM and coming back --------------------------------------------------------------------------------
 
-    def isolate_oldest(self, limit: int, retire: Callable[[int], None]) -> list[int]:
+    def isolate_oldest(self, limit: int, retire: Callable[[int], bool]) -> list[int]:
         """Take up to `limit` of the oldest persistent frames off their queue and mark them WRITEBACK.
 
-        `retire(frame)` is called just before. A frame referenced since it was last looked at goes to the young end
-        instead; a call looks at `2 * limit` frames at most, so that a queue of referenced frames costs bounded work
-        and still yields.
+        `retire(frame)` is called just before, and may keep the frame where it is. A frame referenced since it was last
+        looked at goes to the young end instead; a call looks at `2 * limit` frames at most (and those that are kept),
+        so that a queue of referenced frames costs bounded work and still yields.
         """
         chosen: list[int] = []
+        kept: list[int] = []
         head = self.slot_count + Queue.PERSISTENT
         second_chances = limit
         while len(chosen) < limit:
@@ -221,9 +222,13 @@ class PageFrames:
                 self._link_youngest(slot, Queue.PERSISTENT)
                 continue
             frame = self.frame_of[slot]
-            retire(frame)
+            if not retire(frame):
+                kept.append(slot)
+                continue
             self.move(frame, State.WRITEBACK)
             chosen.append(frame)
+        for slot in reversed(kept):
+            self._link_oldest(slot, Queue.PERSISTENT)
         self.in_flight += len(chosen)
         return chosen
 
