@@ -117,8 +117,9 @@ class Store:
         codec = self.codec
         try:
             body = codec.compress(data)
-        except Exception:  # the slow path will say it
-            return False
+        except BaseException:
+            self._abandon_early(thing, first, 1, modifier=False)
+            raise
         length = len(body)
         if not SUSPECT_BYTES <= length <= self.allocator.max_zpage_bytes or thing.kind:
             return False
@@ -499,6 +500,11 @@ class Store:
 
     def _drop(self, old: list[int], kind: Kind) -> None:
         """Under the lock: pages' former entries, which no table holds any more, die."""
+        if FIRST_LZ4 <= min(old) and max(old) < END_LZ4 and not kind:
+            self.statistics.stored_pages -= len(old)
+            self.statistics.compressed_bytes -= sum([entry >> 47 & 0xFFF for entry in old]) + len(old)
+            self.allocator.release(old)
+            return
         self.statistics.account(old, kind, -1)
         self.allocator.release([entry for entry in old if 0 < entry < SAME_FILLED])
 

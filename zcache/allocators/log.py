@@ -233,13 +233,24 @@ class Log:
         """See `Allocator.release`."""
         live, weight = self._live, self.weight
         self.released_zpages += len(entries)
+        # Neighbours are often in one frame: its counts are changed once for them all.
+        last = count = size = 0
         for entry in entries:
             frame = entry & 0x7FFFFFFF
-            weight[frame] -= (entry >> 47 & 0xFFF) + 9
-            remaining = live[frame] - 1
-            live[frame] = remaining
-            if not remaining:
-                self._died(frame)
+            if frame != last:
+                if count:
+                    weight[last] -= size + 9 * count
+                    live[last] -= count
+                    if not live[last]:
+                        self._died(last)
+                last, count, size = frame, 0, 0
+            count += 1
+            size += entry >> 47 & 0xFFF
+        if count:
+            weight[last] -= size + 9 * count
+            live[last] -= count
+            if not live[last]:
+                self._died(last)
 
     def _died(self, frame: int) -> None:
         """The last zpage of a frame is gone."""
