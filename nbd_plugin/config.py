@@ -38,6 +38,7 @@ KEYS: Final = {
     "encrypt": "yes (default, with a backing) or no: what is written to the backing, under a key that is in RAM only",
     "codec": "lz4 (default), lz4:ACCELERATION, zstd:LEVEL",
     "allocator": "how zpages share pageframes: log, dense, or zbud, at most two in one (default: zbud)",
+    "recompress": "zstd, zstd:LEVEL or off (default): what pages at rest are compressed with once more (allocator=log)",
     "overcommit": "yes or no (default): may size exceed what budget and backing can surely hold",
     "force": "yes or no (default): may a backing file that holds something else be overwritten",
     "control": "path of the control socket that `zcache status` talks to; none: no such socket",
@@ -57,6 +58,7 @@ class Config:
     encrypt: bool
     codec: Codec
     allocator: str
+    recompress: Codec | None
     overcommit: bool
     force: bool
     control: Path | None
@@ -141,6 +143,7 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
         encrypt=encrypt,
         codec=parse_codec(given.get("codec", "lz4")),
         allocator=allocator,
+        recompress=_parse_recompress(given.get("recompress", "off"), allocator),
         overcommit=overcommit,
         force=_parse_choice("force", given.get("force", "no"), ("yes", "no")) == "yes",
         control=_parse_control(given.get("control")),
@@ -207,6 +210,19 @@ def _parse_choice(key: str, text: str, choices: tuple[str, ...]) -> str:
     if text not in choices:
         raise BadInput(f"{key}={text}: no such choice; give {' or '.join(choices)}")
     return text
+
+
+def _parse_recompress(text: str, allocator: str) -> Codec | None:
+    if text == "off":
+        return None
+    if not text.startswith("zstd"):
+        raise BadInput(f"recompress={text}: no such choice; give zstd, zstd:LEVEL or off")
+    if allocator != "log":
+        raise BadInput(f"recompress={text}: gains nothing with allocator={allocator}; give allocator=log, or off")
+    try:
+        return parse_codec(text)
+    except BadInput:
+        raise BadInput(f"recompress={text}: no such level; give zstd, zstd:LEVEL (-7 to 19) or off") from None
 
 
 def _parse_descriptor(key: str, text: str | None, is_kind: Callable[[int], bool]) -> int | None:

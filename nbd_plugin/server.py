@@ -194,6 +194,8 @@ class Server:
             _say("hardening=off: NOT safe to swap to itself")
         store.reclaimer.start()
         self._upkeep.append(Upkeep("zcache-upkeep", self._fault_ahead))
+        if self.config.allocator == "log":
+            self._upkeep.append(Upkeep("zcache-tidy", store.reclaimer.tidy_up))
         if self._signs:
             self._upkeep.append(Upkeep("zcache-beat", self._signs.beat))
         for upkeep in self._upkeep:
@@ -233,6 +235,7 @@ class Server:
             budget_bytes=config.budget_bytes,
             codec=config.codec,
             allocator=config.allocator,
+            recompress=config.recompress,
             tier=tier,
             seal=seal,
             image=image,

@@ -26,10 +26,11 @@ from zcache.pageframes import PageFrames, State
 from zcache.pageframes.frames import Queue
 from zcache.statistics import Statistics
 
-#: Frames in one go: their zpages are copied under the lock, some 60 us a frame.
-VICTIMS: Final = 8
-#: Frames that are looked at in one go.
+#: Frames in one go: their zpages are copied under the lock, some 40 us a frame.
+VICTIMS: Final = 4
+#: Frames that are looked at in one go, and how many of them are remembered as victims.
 WINDOW_FRAMES: Final = 1 << 12
+REMEMBERED: Final = 64
 #: Packing four frames of this weight gives one back.
 WORTH_WEIGHT: Final = WORST_WEIGHT * 3 // 4
 #: As many pages as a frame may hold must have died since a search found nothing.
@@ -56,7 +57,8 @@ class Compactor:
         self._health = health
         self._next_slot = 0  # where the next window begins
         self._next_id = 1
-        # How many zpages had died by then:
+        self._victims: list[int] = []  # that a search has found in RAM, the youngest first
+        # How many zpages had died when a search found none:
         self._found_nothing_in_ram = self._found_nothing_below = -PAGES_BETWEEN_SEARCHES
         self.under_way = 0  # threads that read frames to pack them
 
@@ -64,15 +66,26 @@ class Compactor:
         """Under the lock: pack some of the lightest frames that are in RAM only. Whether anything was moved.
 
         Looks at one window, or `everywhere`."""
-        if not everywhere and self._is_too_early(self._found_nothing_in_ram):
-            return False
-        frames = self._frames
-        moved = 0
-        for frame in self._lightest_in_ram(worst_weight, everywhere):
-            slot = frames.home[frame]
-            moved += self._move_out(frame, slot, behind=slot)
+        moved = self._pack_victims(worst_weight)
+        if moved or (not everywhere and self._is_too_early(self._found_nothing_in_ram)):
+            return moved
+        self._victims = self._lightest_in_ram(worst_weight, everywhere)
+        moved = self._pack_victims(worst_weight)
         if not moved:
             self._found_nothing_in_ram = self._log.released_zpages
+        return moved
+
+    def _pack_victims(self, worst_weight: int) -> bool:
+        """Some of those that were found, if they still are what they were then, or lighter."""
+        frames, weight = self._frames, self._log.weight
+        moved = packed = 0
+        while self._victims and packed < VICTIMS:
+            frame = self._victims.pop()
+            slot = frames.home[frame]
+            is_light = frames.state[frame] == State.DIRTY and weight[frame] <= worst_weight
+            if is_light and frames.queue_of[slot] == Queue.PERSISTENT:
+                moved += self._move_out(frame, slot, behind=slot)
+                packed += 1
         return moved > 0
 
     def pack_below(self, everywhere: bool = False) -> bool:
@@ -111,13 +124,14 @@ class Compactor:
     def _move_out(self, frame: int, slot: int, behind: int) -> int:
         """Under the lock: move all that is alive in a frame, whose bytes are in RAM slot `slot`; returns how many."""
         zpages = self._log.collect(frame, slot)
-        moved = self._log.append(zpages, Stream.PACKED, behind)
+        stream = Stream.RECOMPRESSED if self._log.is_tight[frame] else Stream.PACKED
+        moved = self._log.append(zpages, stream, behind)
         self._statistics.packed_pages += moved
         self._statistics.packed_frames += moved == len(zpages)
         return moved
 
     def _lightest_in_ram(self, worst_weight: int, everywhere: bool) -> list[int]:
-        """The oldest first."""
+        """The youngest first."""
         frames, weight = self._frames, self._log.weight
         state, home, queue_of = frames.state, frames.home, frames.queue_of
 
@@ -131,8 +145,9 @@ class Compactor:
                 and queue_of[slot] == Queue.PERSISTENT
             ]
 
-        found, self._next_slot = self._look_around(look, self._next_slot, frames.slot_count, everywhere)
-        return found
+        end = frames.slot_count
+        found, self._next_slot = self._look_around(look, self._next_slot, end, REMEMBERED, everywhere)
+        return found[::-1]
 
     def _lightest_below(self, everywhere: bool) -> list[int]:
         frames, weight, damaged = self._frames, self._log.weight, self._health.damaged
@@ -145,18 +160,19 @@ class Compactor:
                 if weight[frame] <= WORST_WEIGHT and state[frame] >= 4 and frame not in damaged  # CLEAN or COLD
             ]
 
-        found, self._next_id = self._look_around(look, self._next_id, frames.fresh_id, everywhere)
+        end = frames.fresh_id
+        found, self._next_id = self._look_around(look, self._next_id, end, VICTIMS, everywhere)
         return found
 
     def _look_around(
-        self, look: Callable[[int, int], Iterable[int]], start: int, end: int, everywhere: bool
+        self, look: Callable[[int, int], Iterable[int]], start: int, end: int, limit: int, everywhere: bool
     ) -> tuple[list[int], int]:
-        """The lightest frames of the first window that has any, and where the next one begins."""
+        """The lightest frames of the first window that has any, the oldest first, and where the next one begins."""
         for _ in range(end // WINDOW_FRAMES + 2 if everywhere else 1):
             if start >= end:
                 start = 0
             stop = min(start + WINDOW_FRAMES, end)
-            found = heapq.nsmallest(VICTIMS, look(start, stop), key=self._log.weight.__getitem__)
+            found = heapq.nsmallest(limit, look(start, stop), key=self._log.weight.__getitem__)
             start = stop
             if found:
                 return sorted(found, key=self._frames.birth.__getitem__), start

@@ -23,6 +23,7 @@ other flights, and a rest.
 """
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -34,7 +35,9 @@ from zcache.hardening.threads import begin_own_thread
 from zcache.health import Health, describe
 from zcache.pageframes import PageFrames
 from zcache.pageframes.frames import Queue
+from zcache.recompression import Recompressor
 from zcache.seals import Seal
+from zcache.spare_time import SpareTime
 from zcache.statistics import Statistics
 from zcache.tiers import Tier
 
@@ -64,7 +67,8 @@ class Reclaimer:
         statistics: Statistics,
         health: Health,
         forget: Callable[[int], None],
-        compactor: Compactor | None,
+        compactor: Compactor | None = None,
+        recompressor: Recompressor | None = None,
     ) -> None:
         self._frames = frames
         self._allocator = allocator
@@ -75,6 +79,9 @@ class Reclaimer:
         self._health = health
         self._forget = forget
         self._compactor = compactor
+        self._recompressor = recompressor
+        self._spare_time = SpareTime(health.clock)
+        self._waiting_puts = 0
         # Between 1/32 and 1/16 of the budget: at 160 MiB, 5 MiB of frames are ready before reclaim wakes, and 10 MiB
         # when it rests.
         self.low_watermark = max(frames.budget_frames // 32, 1)
@@ -94,6 +101,15 @@ class Reclaimer:
 
     def make_room(self, queue: int) -> bool:
         """Called without the lock by a put that found no frame. False: there is no room, and waiting will not help."""
+        with self._lock:
+            self._waiting_puts += 1
+        try:
+            return self._make_room(queue)
+        finally:
+            with self._lock:
+                self._waiting_puts -= 1
+
+    def _make_room(self, queue: int) -> bool:
         writing = self._health.writing
         while True:
             with self._lock:
@@ -157,6 +173,7 @@ class Reclaimer:
             self._wake.clear()
             while not self._stopped.is_set() and self.wants_to_clean():
                 arrived = self.clean_some()
+                time.sleep(0)  # what was packed was packed with the GIL: let requests go on
                 if arrived is None and not self._health.writing.failures:
                     break
                 if not arrived:
@@ -176,6 +193,9 @@ class Reclaimer:
         with self._lock:
             if self._pack_ram(WORTH_WEIGHT):
                 return True
+        if self._recompressor and self._may_work() and self._recompress(self._recompressor.recompress_oldest):
+            return True
+        with self._lock:
             if not self._can_clean():
                 if self._pack_ram(WORST_WEIGHT):
                     return True
@@ -218,6 +238,30 @@ class Reclaimer:
             and tier is not None
             and tier.slot_count - tier.used_slots < max(tier.slot_count >> SHORT_BELOW_SHIFT, 1)
         )
+
+    # -- what can wait ----------------------------------------------------------------------------------------------
+
+    def tidy(self) -> bool:
+        """One piece of work that nobody waits for, if there is time to spare: a frame at rest is compressed once more,
+        or a few are packed. Whether there was any. Called without the lock, now and then."""
+        if not self._may_work():
+            return False
+        if self._recompressor and self._recompress(self._recompressor.recompress_rested):
+            return True
+        with self._spare_time.spending(), self._lock:
+            return self._pack_ram(WORST_WEIGHT)
+
+    def tidy_up(self) -> None:
+        """All of it that there is time for."""
+        while self.tidy() and not self._stopped.is_set():
+            time.sleep(0)
+
+    def _may_work(self) -> bool:
+        return not self._waiting_puts and self._spare_time.has_some()
+
+    def _recompress(self, work: Callable[[], bool]) -> bool:
+        with self._spare_time.spending():
+            return work()
 
     # -- one flight -------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,8 @@ class Statistics:
     readopted_frames: int = 0  # of these, taken back into RAM
     packed_frames: int = 0  # of the log: what was alive in them is in fewer frames now
     packed_pages: int = 0
+    recompressed_pages: int = 0  # those that moved with them, whether or not they became smaller, included
+    recompressed_saved_bytes: int = 0
     evicted_ephemeral_frames: int = 0
     evicted_ephemeral_pages: int = 0
 

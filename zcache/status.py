@@ -55,6 +55,7 @@ def gather_status(
         "frame_bytes": frame_bytes,
         "codec": store.codec.name,
         "allocator": store.allocator.name,
+        "recompress": store.recompressor.codec.name if store.recompressor else "off",
         "backing": str(getattr(tier, "path", "")) if tier else None,
         "backing_direct_io": getattr(tier, "direct", None),
         "encrypt": store.seal.encrypts,

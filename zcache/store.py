@@ -38,6 +38,7 @@ from zcache.page_table import LOST_RUN, MAX_RUN_PAGES
 from zcache.pageframes import PageFrames
 from zcache.partial_write import PartialWrite
 from zcache.reclaim import Reclaimer
+from zcache.recompression import Recompressor
 from zcache.seals import Seal
 from zcache.seals.crc import CRC
 from zcache.statistics import Statistics
@@ -55,6 +56,7 @@ class Store:
         budget_bytes: int,
         codec: Codec,
         allocator: str = DEFAULT_ALLOCATOR,
+        recompress: Codec | None = None,
         tier: Tier | None = None,
         seal: Seal = CRC,
         image: Image | None = None,
@@ -79,10 +81,17 @@ class Store:
         self.health = Health(clock or Clock())
         books = (self.lock, self.statistics, self.health)
         self._fetcher = Fetcher(self.frames, tier, seal, *books) if tier else None
-        compactor = None
+        compactor = self.recompressor = None
         if isinstance(self.allocator, Log):
             compactor = Compactor(self.frames, self.allocator, self._fetcher, *books)
-        self.reclaimer = Reclaimer(self.frames, self.allocator, tier, seal, *books, self._forget, compactor)
+            if recompress:
+                clock = self.health.clock
+                self.recompressor = Recompressor(
+                    self.frames, self.allocator, recompress, self.lock, self.statistics, clock
+                )
+        self.reclaimer = Reclaimer(
+            self.frames, self.allocator, tier, seal, *books, self._forget, compactor, self.recompressor
+        )
         self._partial_write = PartialWrite()
         self._waiting: list[tuple[TmemObject, range]] = []  # puts that wait for room: LOST for the time being
 
@@ -500,7 +509,7 @@ class Store:
 
     def _drop(self, old: list[int], kind: Kind) -> None:
         """Under the lock: pages' former entries, which no table holds any more, die."""
-        if FIRST_LZ4 <= min(old) and max(old) < END_LZ4 and not kind:
+        if min(old) >= FIRST_LZ4 and max(old) < END_LZ4 and not kind:
             self.statistics.stored_pages -= len(old)
             self.statistics.compressed_bytes -= sum([entry >> 47 & 0xFFF for entry in old]) + len(old)
             self.allocator.release(old)

@@ -90,7 +90,10 @@ class World:
         self.model: dict[int, bytes | None] = {}
 
     def over(self, descriptor: int, tier: MemoryTier) -> tuple[Store, TmemObject]:
-        return store_with_image(descriptor, PAGES, self.budget_frames, tier, self.encrypt, allocator=self.allocator)
+        recompress = "zstd:1" if self.allocator == "log" else None
+        return store_with_image(
+            descriptor, PAGES, self.budget_frames, tier, self.encrypt, allocator=self.allocator, recompress=recompress
+        )
 
     def operation(self) -> tuple[Callable[[], None], dict[int, bytes | None]]:
         """Something to do, and what it will make of the pages that it is about."""
@@ -114,6 +117,8 @@ class World:
             return lambda: self.store.modify(self.thing, first, 50, memoryview(data)), {first: new}
         if kind == 6:
             return lambda: self.read(first, count), {}
+        if self.store.recompressor and rng.random() < 0.5:
+            return lambda: self.recompress(), {}
         return lambda: self.reclaim(), {}
 
     def read(self, first: int, count: int) -> None:
@@ -125,6 +130,10 @@ class World:
             assert got == b"".join(
                 self.model.get(index, bytes(PAGE_BYTES)) or b"(lost)" for index in range(first, first + count)
             )
+
+    def recompress(self) -> None:
+        assert self.store.recompressor
+        self.store.recompressor.recompress_oldest()
 
     def reclaim(self) -> None:
         self.store.reclaimer.clean_some()

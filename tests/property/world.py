@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from tests.property.client import Client
 from tests.property.test_death_and_rebuild import Death, copy_image
@@ -52,11 +52,13 @@ class World:
         self.busy_share = rng.choice([0.0, 0.3, 0.7]) if has_tier else 0.0  # of transfers with something meanwhile
         self.allocator = rng.choice([*ALLOCATORS])
         chosen = ALLOCATORS[self.allocator]
+        self.recompress = rng.choice([None, "zstd:1"]) if self.allocator == "log" else None
         spots, stop, max_count = self._layout()
         pages = len({page for spot in spots for page in range(spot, min(spot + max_count, stop))})
         frames = chosen.frames_for(pages)
         budgets = {"zbud": [2, 3, 4, 6, 8, 12], "log": [7, 8, 9, 12]}[self.allocator]
         self.budget_frames = rng.choice(budgets) if has_tier or is_tight else frames
+        self._made_with: Any = {"codec": self.codec, "allocator": self.allocator, "recompress": self.recompress}
         self.reclaim_share = rng.choice([0.03, 0.1, 0.3])
         below = max(frames * (rng.random() if is_tight else 1.0) - self.budget_frames, 0)
         clock = FakeClock()
@@ -101,9 +103,13 @@ class World:
         if self.has_image:
             assert tier
             place = (self.descriptor, self.page_count, self.budget_frames, tier)
-            store, thing = store_with_image(*place, codec=self.codec, allocator=self.allocator)
+            store, thing = store_with_image(
+                *place, codec=self.codec, allocator=self.allocator, recompress=self.recompress
+            )
         else:
-            store = small_store(self.budget_frames, codec=self.codec, tier=tier, allocator=self.allocator)
+            store = small_store(
+                self.budget_frames, codec=self.codec, tier=tier, allocator=self.allocator, recompress=self.recompress
+            )
             thing = new_object(store, self.page_count)
         if tier and self.busy_share:
             happen = self._pause if self.threads > 1 else self._happen
@@ -124,7 +130,7 @@ class World:
         """One line."""
         below = f"{self.tier.slot_count} frames below, faults {self.tier.faults}" if self.tier else "no tier"
         return (
-            f"world {self.seed}: {self.threads} threads, {self.page_count} pages, {self.codec}, {self.allocator}, "
+            f"world {self.seed}: {self.threads} threads, {self.page_count} pages, {self._made_with}, "
             f"{self.budget_frames} frames, {below}, image {self.has_image}, busy {self.busy_share}, "
             f"{self.deaths} deaths"
         )
@@ -189,6 +195,9 @@ class World:
                 self.store.reclaimer.clean_some()
                 if rng.random() < 0.2:
                     drop_clean_frames(self.store)
+                if recompressor := self.store.recompressor:
+                    rng.choice([recompressor.recompress_oldest, recompressor.recompress_rested])()
+                self.store.reclaimer.tidy()
             elif dice < self.reclaim_share + 0.02 and self.has_faults:
                 self._change_faults()
             else:

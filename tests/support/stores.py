@@ -40,6 +40,7 @@ def small_store(
     tier: MemoryTier | None = None,
     encrypt: str | None = None,
     allocator: str | None = None,
+    recompress: str | None = None,
 ) -> Store:
     """A store without threads: background reclaim happens when the test calls `store.reclaimer.clean_some()`, and time
     passes when somebody waits for it. Over `tier`, or one that is made with `below_frames`."""
@@ -52,6 +53,7 @@ def small_store(
         budget_bytes=budget_frames * frame_bytes,
         codec=parse(codec),
         allocator=allocator,
+        recompress=parse(recompress) if recompress else None,
         tier=tier,
         seal=new_seal(encrypt or default_encrypt, frame_bytes=frame_bytes),
         clock=clock,
@@ -66,6 +68,7 @@ def store_with_image(
     encrypt: str = "no",
     codec: str = "lz4",
     allocator: str = "zbud",
+    recompress: str | None = None,
 ) -> tuple[Store, TmemObject]:
     """A store over an image, and its object: made in an empty memfd, or taken over from whoever had it before."""
     frame_count = budget_frames + tier.slot_count
@@ -77,6 +80,7 @@ def store_with_image(
         budget_bytes=budget_frames * frame_bytes,
         codec=parse(codec),
         allocator=allocator,
+        recompress=parse(recompress) if recompress else None,
         tier=tier,
         seal=new_seal(encrypt, image.secret, frame_bytes),
         image=image,

@@ -14,7 +14,7 @@ LAYERS = [
     ["zcache.health", "zcache.statistics"],
     ["zcache.allocators", "zcache.tmem", "zcache.admission", "zcache.zpages"],
     ["zcache.fetch", "zcache.partial_write"],
-    ["zcache.compaction"],
+    ["zcache.compaction", "zcache.recompression", "zcache.spare_time"],
     ["zcache.reclaim"],
     ["zcache.store"],
     ["zcache.snapshot"],

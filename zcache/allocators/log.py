@@ -26,7 +26,7 @@ each: at most 4104 a page. While more than `pages / 14` frames are in use, one o
 by packing the lightest frames. `RESERVE_FRAMES` RAM slots are kept from puts for that; each frame packed gives one
 back. So what is promised is an eighth less than the frames' bytes.
 
-Cost: 4 bytes a frame id for the weight.
+Cost: 5 bytes a frame id.
 """
 
 import copy
@@ -35,7 +35,10 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from zcache.allocators import EntriesOf, Found, ReleaseBelow
+from zcache.codec import LZ4
 from zcache.entry import (
+    CODEC_MASK,
+    CODEC_SHIFT,
     FRAME_MASK,
     LENGTH_MASK,
     LENGTH_SHIFT,
@@ -90,6 +93,11 @@ class Live(NamedTuple):
     tag: int
     body: bytes
 
+    @property
+    def saved_bytes(self) -> int:
+        """What the body is shorter by than it was there."""
+        return (self.entry >> LENGTH_SHIFT & LENGTH_MASK) + 1 - len(self.body)
+
 
 class _Head:
     """An open frame: zpages go in at `fill`, and their record at `room`, both in bytes from its start; it begins at
@@ -131,6 +139,7 @@ class Log:
         self._live = frames.live
         self.weight_table = FlatArray("I", frames.frame_count + 1)
         self.weight = self.weight_table.view
+        self.is_tight = FlatArray("B", frames.frame_count + 1).view  # there is nothing to gain by compressing it again
         self._heads = [_Head() for _ in Stream]
         self.released_zpages = 0  # ever
 
@@ -206,7 +215,7 @@ class Log:
                         frame = self._frames.take(kind)
                         if not frame:
                             return index
-                        self._begin_frame(head, frame)
+                        self._begin_frame(head, frame, False)
                         fill = 0
                     entries.append(tags[index] | fill << OFFSET_SHIFT | head.frame)
                     fill += len(body)
@@ -223,11 +232,12 @@ class Log:
         if count:
             self._write(head, b"".join(bodies), count, len(bodies) - 1 << _SPAN_SHIFT | owner)
 
-    def _begin_frame(self, head: _Head, frame: int) -> None:
+    def _begin_frame(self, head: _Head, frame: int, is_tight: bool) -> None:
         """A frame that was just taken is open, and the one before takes no more."""
         if head.frame:
             self._frames.state[head.frame] = 2  # DIRTY
         head.open(frame, self._frames.home[frame])
+        self.is_tight[frame] = is_tight
 
     def release(self, entries: Sequence[int]) -> None:
         """See `Allocator.release`."""
@@ -304,6 +314,11 @@ class Log:
             zpages.append(Live(owner, entry, entry & _TAG_MASK, body))
         return zpages
 
+    def is_in_place(self, zpage: Live) -> bool:
+        """Whether the page is still what was collected, if its frame has the birth that it had."""
+        table = self._entries_of(zpage.owner >> OWNER_INDEX_BITS)
+        return table is not None and table[zpage.owner & _INDEX_MASK] == zpage.entry
+
     def append(self, zpages: Sequence[Live], stream: Stream, behind: int) -> int:
         """Give zpages that were collected a new place, and publish their entries, which are still what they were; their
         old places are released. `behind`: see `PageFrames.take_reserved`. Returns how many found room."""
@@ -323,7 +338,7 @@ class Log:
                 frame = self._frames.take_reserved(behind)
                 if not frame:
                     return done
-                self._begin_frame(head, frame)
+                self._begin_frame(head, frame, stream is Stream.RECOMPRESSED)
                 fill, room, extends = 0, head.room + RECORD_BYTES, False
             if extends:
                 records[-1] = owner - first << _SPAN_SHIFT | first
@@ -359,15 +374,26 @@ class Log:
         found: dict[int, int] = {}
         top = (slot << FRAME_SHIFT) + COUNT_AT >> 3
         count = min(self._words[top], FIRST_RECORD // RECORD_BYTES)
+        live = self._live[frame]
+        handle, entries = -1, None
         for record in reversed(self._words[top - count : top].tolist()):
             first = record & _OWNER_MASK
-            entries = self._entries_of(first >> OWNER_INDEX_BITS)
+            if first >> OWNER_INDEX_BITS != handle:
+                handle = first >> OWNER_INDEX_BITS
+                entries = self._entries_of(handle)
             if entries is None:
                 continue
             index = first & _INDEX_MASK
-            for owner, entry in enumerate(entries[index : index + (record >> _SPAN_SHIFT) + 1].tolist(), first):
-                if entry & FRAME_MASK == frame and 0 < entry < SAME_FILLED:
-                    found[owner] = entry
+            if first == record:
+                entry = entries[index]
+                if entry & FRAME_MASK == frame and entry < SAME_FILLED:
+                    found[first] = entry
+            else:
+                for owner, entry in enumerate(entries[index : index + (record >> _SPAN_SHIFT) + 1].tolist(), first):
+                    if entry & FRAME_MASK == frame and entry < SAME_FILLED:
+                        found[owner] = entry
+            if len(found) == live:
+                break
         return found
 
     # -- taking over, and looking on ----------------------------------------------------------------------------------
@@ -378,6 +404,10 @@ class Log:
         length = (entry >> LENGTH_SHIFT & LENGTH_MASK) + 1
         if (entry >> OFFSET_SHIFT & OFFSET_MASK) + length > FIRST_RECORD:
             raise Imbalance(f"log: frame {frame} holds a zpage of {length} bytes that overruns it")
+        if not self._live[frame]:
+            self.is_tight[frame] = True
+        if entry >> CODEC_SHIFT & CODEC_MASK == LZ4:
+            self.is_tight[frame] = False
         self.weight[frame] += length + RECORD_BYTES
 
     def inherited_state(self, frame: int) -> State:
