@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from zcache import meminfo
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
@@ -37,7 +37,7 @@ KEYS: Final = {
     "backing": "path of a regular file or block device that cold frames are written to; none: RAM only",
     "encrypt": "yes (default, with a backing) or no: what is written to the backing, under a key that is in RAM only",
     "codec": "lz4 (default), lz4:ACCELERATION, zstd:LEVEL",
-    "allocator": "how zpages share pageframes: log, dense, or zbud, at most two in one (default: zbud)",
+    "allocator": "how zpages share pageframes: log, dense, or zbud, at most two in one (default: log)",
     "recompress": "zstd, zstd:LEVEL or off (default): what pages at rest are compressed with once more (allocator=log)",
     "overcommit": "yes or no (default): may size exceed what budget and backing can surely hold",
     "force": "yes or no (default): may a backing file that holds something else be overwritten",
@@ -110,29 +110,29 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
     size_bytes = parse_size("size", given["size"])
     image = _parse_descriptor("image", given.get("image"), is_image)
     before = read_header(image) if image is not None and os.fstat(image).st_size else None
-    default = before["allocator"] if before else DEFAULT_ALLOCATOR
-    allocator = _parse_choice("allocator", given.get("allocator", default), tuple(ALLOCATORS))
-    chosen = ALLOCATORS[allocator]
-    needed_bytes = chosen.frames_for(size_bytes // PAGE_BYTES) * chosen.frame_bytes
-    min_bytes = chosen.min_budget_frames * chosen.frame_bytes
-    if before:
-        # The machine's RAM may have changed since the image was made (a balloon, hot plugging), and with it 25%.
-        budget_bytes = budget_of(before["slot_count"]) * before["frame_bytes"]
-    else:
-        # More frames than can be needed would be locked for nothing.
-        budget_bytes = max(min(parse_budget(given["budget"], min_bytes), needed_bytes), min_bytes)
+    # The machine's RAM may have changed since the image was made (a balloon, hot plugging), and with it what 25% are.
+    budget_bytes = _budget_of(before) if before else parse_budget(given["budget"])
     backing = _absolute("backing", given["backing"]) if given.get("backing") else None
     overcommit = _parse_choice("overcommit", given.get("overcommit", "no"), ("yes", "no")) == "yes"
     if size_bytes > MAX_SIZE_BYTES:
         raise BadInput(f"size={given['size']}: more than frames can be numbered for; give at most 4T")
     if "backing" in given and backing is None:
         raise BadInput("backing=: empty; give a path, or leave the parameter away")
-    if backing is None and needed_bytes > budget_bytes and not overcommit:
+    is_all = backing is None and not overcommit  # the budget is all that there is
+    default = before["allocator"] if before else _suitable_allocator(size_bytes, budget_bytes, is_all)
+    allocator = _parse_choice("allocator", given.get("allocator", default), tuple(ALLOCATORS))
+    min_bytes, needed_bytes = _budget_range(allocator, size_bytes)
+    if not before and budget_bytes < min_bytes:
+        raise BadInput(f"budget={given['budget']}: too small to work with; give at least {min_bytes >> 10}K")
+    if is_all and needed_bytes > budget_bytes:
+        what = f"takes {needed_bytes} bytes with allocator={allocator} if nothing compresses, more"
         raise BadInput(
-            f"size={given['size']}: takes {needed_bytes} bytes if nothing compresses (allocator={allocator}), "
-            f"budget={given['budget']} are {budget_bytes}, and no backing; "
+            f"size={given['size']}: {'larger' if size_bytes > budget_bytes else what} than "
+            f"budget={given['budget']} ({budget_bytes} bytes), and no backing; "
             "give a smaller size, a larger budget, backing=PATH, or overcommit=yes"
         )
+    if not before:
+        budget_bytes = max(min(budget_bytes, needed_bytes), min_bytes)  # more would be locked for nothing
     encrypt = _parse_choice("encrypt", given.get("encrypt", "yes" if backing else "no"), ("yes", "no")) == "yes"
     if encrypt and not backing:
         raise BadInput("encrypt=yes: without a backing nothing leaves RAM; give backing=PATH, or leave encrypt away")
@@ -173,7 +173,26 @@ def parse_size(key: str, text: str) -> int:
     return size_bytes
 
 
-def parse_budget(text: str, min_bytes: int) -> int:
+def _budget_of(header: dict[str, Any]) -> int:
+    """What an image was made with."""
+    return budget_of(header["slot_count"]) * int(header["frame_bytes"])
+
+
+def _budget_range(allocator: str, size_bytes: int) -> tuple[int, int]:
+    """The least budget that an allocator works with, and the most that it can need for a device of that size."""
+    chosen = ALLOCATORS[allocator]
+    needed_frames = chosen.frames_for(size_bytes // PAGE_BYTES)
+    return chosen.min_budget_frames * chosen.frame_bytes, needed_frames * chosen.frame_bytes
+
+
+def _suitable_allocator(size_bytes: int, budget_bytes: int, is_all: bool) -> str:
+    """The default, where it has what it needs: a budget that only just holds the device takes zbud."""
+    min_bytes, needed_bytes = _budget_range(DEFAULT_ALLOCATOR, size_bytes)
+    is_enough = budget_bytes >= (max(min_bytes, needed_bytes) if is_all else min_bytes)
+    return DEFAULT_ALLOCATOR if is_enough else "zbud"
+
+
+def parse_budget(text: str) -> int:
     """A size, or a percentage of the machine's RAM rounded down to whole pages."""
     ram_bytes = meminfo.read_bytes("MemTotal")
     if text.strip().endswith("%"):
@@ -189,8 +208,6 @@ def parse_budget(text: str, min_bytes: int) -> int:
         raise BadInput(
             f"budget={text}: more than 90% of this machine's {ram_bytes} bytes of RAM; give less, such as 25%"
         )
-    if budget_bytes < min_bytes:
-        raise BadInput(f"budget={text}: too small to work with; give at least {min_bytes >> 10}K")
     return budget_bytes
 
 

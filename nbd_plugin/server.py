@@ -167,7 +167,9 @@ class Server:
                 os.close(descriptor)
             if self._hardening:
                 self._hardening.lock_again()
-                try_seal(self._new_seal(os.urandom(SECRET_BYTES)))  # which the populating of the program leaves out
+                try_seal(
+                    self._new_seal(os.urandom(SECRET_BYTES)), self.config.frame_bytes
+                )  # which the populating of the program leaves out
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # when the heir ends, nobody waits for it here
         self._keeper_pid = os.getppid()  # of an heir, too, by now: the keeper is a subreaper
         self._backing = backing[0] if backing else None

@@ -46,7 +46,7 @@ def warm_up(codec: Codec, allocator: str, tier: Tier | None, seal: Seal) -> None
     out = memoryview(bytearray(MAX_RUN_PAGES * PAGE_BYTES))
     try:
         _run_all(store, pages, raw, mixed, out)
-        try_seal(seal)
+        try_seal(seal, chosen.frame_bytes)
         if store.statistics.writeback_errors:
             raise PageDamaged(f"a write failed: {store.health.writing.last_error}")
         check(store)
@@ -74,11 +74,11 @@ def _run_all(store: Store, pages: TmemObject, raw: bytes, mixed: bytearray, out:
         store.flush(pages, 1, FRAMES)
 
 
-def try_seal(seal: Seal) -> None:
+def try_seal(seal: Seal, frame_bytes: int) -> None:
     """What a seal does about a flipped bit is code, too; and so is what it does first in each thread. Raises
     `PageDamaged` if it does nothing."""
     refused = []
-    frame = memoryview(bytes(PAGE_BYTES))
+    frame = memoryview(bytes(frame_bytes))
 
     def refuse() -> None:
         with seal.sealed([1], 0, [frame]) as (bodies, seals):

@@ -493,7 +493,9 @@ def test_a_trial_that_fails_leaves_no_slot_behind() -> None:
 
 def store_over_file(path: Path) -> tuple[Store, TmemObject]:
     tier = BackingFile.open(path, needed_bytes=0, new_bytes=32 * PAGE_BYTES, frame_bytes=PAGE_BYTES, force=False)
-    store = Store(budget_bytes=BUDGET * PAGE_BYTES, codec=parse_codec("lz4"), tier=tier, clock=FakeClock())
+    store = Store(
+        budget_bytes=BUDGET * PAGE_BYTES, codec=parse_codec("lz4"), allocator="zbud", tier=tier, clock=FakeClock()
+    )
     return store, new_object(store, 20)
 
 
@@ -584,7 +586,7 @@ def test_a_long_life_on_a_disk_that_has_every_fault(rng: random.Random, below_fr
     """
     clock = FakeClock()
     tier = FaultyTier(below_frames, clock, rng)
-    store = Store(budget_bytes=8 * PAGE_BYTES, codec=parse_codec("lz4"), tier=tier, clock=clock)
+    store = Store(budget_bytes=8 * PAGE_BYTES, codec=parse_codec("lz4"), allocator="zbud", tier=tier, clock=clock)
     thing = new_object(store, PAGES)
     model: dict[int, bytes | None] = {}  # None: its put failed
 

@@ -120,7 +120,7 @@ def test_the_budget_is_the_images(serve: Serve, image: int) -> None:
     server = serve(*words, "budget=8M", descriptors=(image,))
     server.stop()
     server = serve(*words, "budget=4M", descriptors=(image,))
-    assert server.status()["budget_frames"] == 8 << 8
+    assert server.status()["budget_bytes"] == 8 << 20
 
 
 def test_a_successor_serves_even_where_it_is_not_safe(serve: Serve, image: int) -> None:

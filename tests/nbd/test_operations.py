@@ -139,8 +139,11 @@ def test_large_requests(serve: Serve, rng: random.Random) -> None:
     client.shutdown()
 
 
-def test_a_full_store_fails_the_write_and_keeps_every_earlier_page(serve: Serve, rng: random.Random) -> None:
-    server = serve("size=4M", "budget=1M", "overcommit=yes")
+@pytest.mark.parametrize(("allocator", "pages"), [("zbud", 256), ("log", 12 * 15)])  # log: four of 16 frames are kept
+def test_a_full_store_fails_the_write_and_keeps_every_earlier_page(
+    serve: Serve, rng: random.Random, allocator: str, pages: int
+) -> None:
+    server = serve("size=4M", "budget=1M", "overcommit=yes", f"allocator={allocator}")
     client = server.connect()
     written = {}
     with pytest.raises(nbd.Error) as failure:
@@ -149,7 +152,7 @@ def test_a_full_store_fails_the_write_and_keeps_every_earlier_page(serve: Serve,
             client.pwrite(data, page * 4096)
             written[page] = data
     assert failure.value.errno == "ENOSPC"
-    assert len(written) == 256
+    assert len(written) == pages
     for page, data in written.items():
         assert client.pread(4096, page * 4096) == data
     with pytest.raises(nbd.Error) as lost:
@@ -157,7 +160,7 @@ def test_a_full_store_fails_the_write_and_keeps_every_earlier_page(serve: Serve,
     assert lost.value.errno == "EIO"
     client.trim(4096, len(written) * 4096)
     assert client.pread(4096, len(written) * 4096) == bytes(4096)
-    client.trim(4096, 0)
+    client.trim(16 * 4096, 0)  # in log, a whole frame
     client.pwrite(data, 0)
     assert client.pread(4096, 0) == data
     assert server.status()["failed_puts"] == 1

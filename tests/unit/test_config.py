@@ -32,15 +32,17 @@ def test_sizes(text: str, size_bytes: int) -> None:
 
 
 def test_budget_as_a_share_of_ram() -> None:
-    budget_bytes = parse_budget("25%", 1)
+    budget_bytes = parse_budget("25%")
     assert budget_bytes % 4096 == 0
     assert abs(budget_bytes - read_bytes("MemTotal") / 4) < 4096
 
 
 def test_no_more_budget_is_taken_than_the_size_can_use() -> None:
-    assert parse_config([("size", "64M"), ("budget", "1G")]).budget_bytes == 64 << 20
+    for allocator, frames in (("zbud", 64 << 8), ("log", -(-(64 << 8) // 14) + 8)):
+        config = parse_config([("size", "64M"), ("budget", "1G"), ("allocator", allocator)])
+        assert config.budget_frames == config.needed_frames == frames
     with pytest.raises(BadInput, match="more than 90% of this machine's"):
-        parse_budget(str(read_bytes("MemTotal") // 4096 * 4096), 1)
+        parse_budget(str(read_bytes("MemTotal") // 4096 * 4096))
 
 
 def test_a_successor_has_the_budget_of_its_predecessor_whatever_ram_there_is_now(
@@ -59,6 +61,43 @@ def test_a_successor_has_the_budget_of_its_predecessor_whatever_ram_there_is_now
     assert after.budget_bytes == before.budget_bytes
     check_succession(after)
     os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("words", "allocator"),
+    [
+        ({}, "log"),
+        ({"size": "64M"}, "zbud"),  # log would need 73.7 MiB
+        ({"size": "64M", "overcommit": "yes"}, "log"),
+        ({"size": "1G", "backing": "/b"}, "log"),
+        ({"budget": "512K", "size": "400K"}, "zbud"),
+        ({"budget": "512K", "backing": "/b"}, "zbud"),
+    ],
+)
+def test_the_default_allocator_is_one_that_can_keep_its_promise(words: dict[str, str], allocator: str) -> None:
+    config = parse_config({"size": "50M", "budget": "64M", **words}.items())
+    assert config.allocator == allocator
+    assert config.overcommit or config.below_bytes == 0 or config.backing
+
+
+def test_log_is_refused_where_it_cannot_keep_its_promise() -> None:
+    words = [("size", "64M"), ("budget", "64M"), ("allocator", "log")]
+    with pytest.raises(BadInput, match="takes 77266944 bytes with allocator=log if nothing compresses"):
+        parse_config(words)
+    assert parse_config([*words, ("backing", "/b")]).below_bytes == 77266944 - (64 << 20)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([("allocator", "zbud"), ("recompress", "zstd")], "gains nothing with allocator=zbud"),
+        ([("recompress", "lz4")], "no such choice"),
+        ([("recompress", "zstd:20")], "no such level"),
+    ],
+)
+def test_recompression_that_cannot_be(words: list[tuple[str, str]], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        parse_config([("size", "50M"), ("budget", "64M"), *words])
 
 
 def test_defaults() -> None:

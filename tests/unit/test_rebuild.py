@@ -110,7 +110,7 @@ def test_a_frame_below_where_there_is_nothing_below(rng: random.Random) -> None:
     def taken_over() -> tuple[Store, TmemObject]:
         geometry = Geometry(PAGES, slots_of(PAGES), PAGES, 4096, "no", "zbud", None)
         image = Image.open(descriptor, geometry)
-        store = Store(budget_bytes=PAGES * 4096, codec=parse("lz4"), image=image)
+        store = Store(budget_bytes=PAGES * 4096, codec=parse("lz4"), allocator="zbud", image=image)
         entries = image.section("entries")
         return store, store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, PAGES, entries)
 

@@ -5,5 +5,5 @@ from typing import Final
 from zcache.allocators.log import Log
 from zcache.allocators.zbud import Zbud
 
-DEFAULT_ALLOCATOR: Final = "zbud"
+DEFAULT_ALLOCATOR: Final = "log"
 ALLOCATORS: Final[dict[str, type[Log] | type[Zbud]]] = {"log": Log, "zbud": Zbud}
