@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zcache import meminfo
-from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
+from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR, FALLBACK_ALLOCATOR
 from zcache.codec import Codec, parse_codec
 from zcache.entry import FRAME_MASK, PAGE_BYTES
 from zcache.errors import BadInput
@@ -58,6 +58,7 @@ class Config:
     encrypt: bool
     codec: Codec
     allocator: str
+    remark: str  # why it is not the default one, if nobody asked for another
     recompress: Codec | None
     overcommit: bool
     force: bool
@@ -119,7 +120,11 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
     if "backing" in given and backing is None:
         raise BadInput("backing=: empty; give a path, or leave the parameter away")
     is_all = backing is None and not overcommit  # the budget is all that there is
-    default = before["allocator"] if before else _suitable_allocator(size_bytes, budget_bytes, is_all)
+    default = before["allocator"] if before else DEFAULT_ALLOCATOR
+    remark = ""
+    if not before and "allocator" not in given and not overcommit:
+        remark = _why_not_the_default(size_bytes, budget_bytes, backing)
+        default = FALLBACK_ALLOCATOR if remark else default
     allocator = _parse_choice("allocator", given.get("allocator", default), tuple(ALLOCATORS))
     min_bytes, needed_bytes = _budget_range(allocator, size_bytes)
     if not before and budget_bytes < min_bytes:
@@ -143,6 +148,7 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
         encrypt=encrypt,
         codec=parse_codec(given.get("codec", "lz4")),
         allocator=allocator,
+        remark=remark,
         recompress=_parse_recompress(given.get("recompress", "off"), allocator),
         overcommit=overcommit,
         force=_parse_choice("force", given.get("force", "no"), ("yes", "no")) == "yes",
@@ -185,11 +191,38 @@ def _budget_range(allocator: str, size_bytes: int) -> tuple[int, int]:
     return chosen.min_budget_frames * chosen.frame_bytes, needed_frames * chosen.frame_bytes
 
 
-def _suitable_allocator(size_bytes: int, budget_bytes: int, is_all: bool) -> str:
-    """The default, where it has what it needs: a budget that only just holds the device takes zbud."""
+def _why_not_the_default(size_bytes: int, budget_bytes: int, backing: Path | None) -> str:
+    """Why the default allocator cannot keep its promise with what was given; "" if it can."""
     min_bytes, needed_bytes = _budget_range(DEFAULT_ALLOCATOR, size_bytes)
-    is_enough = budget_bytes >= (max(min_bytes, needed_bytes) if is_all else min_bytes)
-    return DEFAULT_ALLOCATOR if is_enough else "zbud"
+    if budget_bytes < min_bytes:
+        return (
+            f"allocator={FALLBACK_ALLOCATOR}: for {DEFAULT_ALLOCATOR}, which is denser, give budget={min_bytes >> 20}M"
+        )
+    room_bytes = _room_below(backing) if backing else 0
+    header_bytes = ALLOCATORS[DEFAULT_ALLOCATOR].frame_bytes if backing else 0
+    missing_bytes = needed_bytes + header_bytes - budget_bytes - (needed_bytes if room_bytes is None else room_bytes)
+    if missing_bytes <= 0:
+        return ""
+    where = "a larger backing" if backing else "a backing, or a larger budget"
+    return (
+        f"allocator={FALLBACK_ALLOCATOR}: for {DEFAULT_ALLOCATOR}, which is denser, "
+        f"{(missing_bytes >> 20) + 1}M more are needed if nothing compresses; give {where}"
+    )
+
+
+def _room_below(backing: Path) -> int | None:
+    """Bytes of a device, or of a file that holds something; None: a file will be as large as it has to be."""
+    try:
+        status = backing.stat()
+        if not stat.S_ISBLK(status.st_mode):
+            return status.st_size or None
+        descriptor = os.open(backing, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.lseek(descriptor, 0, os.SEEK_END)
+    finally:
+        os.close(descriptor)
 
 
 def parse_budget(text: str) -> int:

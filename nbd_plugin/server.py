@@ -82,6 +82,8 @@ class Server:
     def _open(self) -> None:
         config = self.config
         self._is_successor = config.is_succession
+        if config.remark:
+            _say(config.remark)
         check_succession(config)
         available_bytes = meminfo.read_bytes("MemAvailable")
         # A server that goes on with an image finds its budget in RAM, and none to spare beside it.

@@ -120,7 +120,7 @@ def test_a_read_only_file_is_refused_even_to_root(tmp_path: Path) -> None:
 def test_too_small_says_how_much_is_needed(tmp_path: Path) -> None:
     path = tmp_path / "small"
     path.write_bytes(bytes(8 * FRAME_BYTES))
-    assert f"header need {33 * FRAME_BYTES}" in refusal(path)
+    assert f"a header, are {33 * FRAME_BYTES}" in refusal(path)
     assert path.stat().st_size == 8 * FRAME_BYTES
     backing = open_backing(path, needed_bytes=0)  # overcommit
     assert backing.slot_count == 7

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from zcache.bench.corpus import Corpus, mixed, python_heap
+from zcache.bench.density import density_of, metadata_of, recompression_of
 from zcache.bench.report import Report, shown
-from zcache.bench.store import cost, density_of, rebuild_cost
+from zcache.bench.store import cost, rebuild_cost
 from zcache.codec import parse_codec
 
 
@@ -30,6 +31,26 @@ def test_density_is_what_the_pages_allow(rng: random.Random) -> None:
 def test_noise_is_not_compressed(rng: random.Random) -> None:
     row = density_of(Corpus("noise", [rng.randbytes(4096) for _ in range(200)]), parse_codec("lz4"), "zbud", seed=1)
     assert row["codec's ratio"] == row["fresh"] == row["after"] == 1.0
+
+
+def test_log_is_as_dense_as_the_codec_again_after_a_rest(rng: random.Random) -> None:
+    row = density_of(half_compressible(rng, 4000), parse_codec("lz4"), "log", seed=1)
+    ratio, after, rested = row["codec's ratio"], row["after"], row["at rest"]
+    assert isinstance(ratio, float) and isinstance(after, float) and isinstance(rested, float)
+    assert after < rested and rested > 0.9 * ratio
+
+
+def test_recompression_gains_what_zstd_gains(rng: random.Random) -> None:
+    pages = [bytes(rng.choice(b"abcdefgh") for _ in range(4096)) for _ in range(300)]
+    row = recompression_of(Corpus("letters", pages), parse_codec("lz4"), parse_codec("zstd:1"))
+    times = row["times"]
+    assert isinstance(times, float) and times > 1.2
+
+
+def test_metadata_is_at_least_the_page_table(rng: random.Random) -> None:
+    row = metadata_of(half_compressible(rng, 32), parse_codec("lz4"), "log")
+    size = row["bytes a page"]
+    assert isinstance(size, float) and 8 <= size < 100
 
 
 def test_costs_are_positive_and_their_ratio_is_theirs(rng: random.Random) -> None:

@@ -76,8 +76,19 @@ def test_a_successor_has_the_budget_of_its_predecessor_whatever_ram_there_is_now
 )
 def test_the_default_allocator_is_one_that_can_keep_its_promise(words: dict[str, str], allocator: str) -> None:
     config = parse_config({"size": "50M", "budget": "64M", **words}.items())
-    assert config.allocator == allocator
+    assert config.allocator == allocator and bool(config.remark) is (allocator == "zbud")
     assert config.overcommit or config.below_bytes == 0 or config.backing
+
+
+@pytest.mark.parametrize(("mib", "allocator"), [(0, "log"), (37, "zbud"), (43, "zbud"), (44, "log")])
+def test_a_backing_that_is_just_large_enough_takes_zbud(tmp_path: Path, mib: int, allocator: str) -> None:
+    """34 MiB beyond the budget take as much in zbud, and 43.7 with a header in log."""
+    backing = tmp_path / "backing"
+    with backing.open("wb") as file:
+        file.truncate(mib << 20)
+    config = parse_config([("size", "64M"), ("budget", "30M"), ("backing", str(backing))])
+    assert config.allocator == allocator
+    assert ("7M more" if mib == 37 else "1M more" if mib == 43 else "") in config.remark
 
 
 def test_log_is_refused_where_it_cannot_keep_its_promise() -> None:

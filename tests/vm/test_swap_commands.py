@@ -23,7 +23,7 @@ IN_CI = ["dead_server"]
 def test_swap_up_and_down_on_good_and_bad_days(tmp_path: Path, scenes: list[str]) -> None:
     disk = tmp_path / "disk"
     with disk.open("wb") as file:
-        file.truncate(480 << 20)
+        file.truncate(560 << 20)
     config = VmConfig(
         memory="500M",
         disks=(disk,),

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from zcache.allocators.choice import ALLOCATORS
 from zcache.bench.corpus import PAGE_BYTES, Corpus, gather, mixed
+from zcache.bench.density import CHURN_ROUNDS, FULL, budget_for, density_of, metadata_of, recompression_of
 from zcache.bench.report import Figure, Report
 from zcache.check import check
 from zcache.codec import Codec, decoders, parse_codec
@@ -33,12 +34,6 @@ from zcache.testvm.figures import status_kib
 from zcache.tmem import Kind, TmemObject
 
 REQUEST_PAGES: Final = (1, 8, 32)
-#: Of the budget, before the rounds of overwrites begin.
-FULL: Final = 0.85
-CHURN_ROUNDS: Final = 10
-#: Of all pages, in each of those rounds.
-OVERWRITTEN: Final = 0.5
-TRIMMED: Final = 0.1
 DEVICE_BYTES: Final = (1 << 28, 1 << 32, 1 << 36, 1 << 40)
 #: Written and read at random over devices of those sizes, in requests of 32 KiB.
 SPREAD_PAGES: Final = 8192
@@ -79,6 +74,7 @@ def measure(report: Report, codecs: Sequence[Codec], page_limit: int, rounds: in
     report.table("corpus", "pages, from the heaps of programs that were started for it", list(map(_described, corpora)))
     costs: list[dict[str, Figure]] = []
     density: list[dict[str, Figure]] = []
+    again: list[dict[str, Figure]] = []
     with report.console.status("") as status:
         for codec, allocator in itertools.product(codecs, ALLOCATORS):
             for pages_per_request in REQUEST_PAGES:
@@ -87,6 +83,10 @@ def measure(report: Report, codecs: Sequence[Codec], page_limit: int, rounds: in
             for corpus in corpora:
                 status.update(f"density: {codec.name}, {allocator}, {corpus.name}")
                 density.append(density_of(corpus, codec, allocator, seed))
+        for corpus in corpora:
+            status.update(f"recompression: {corpus.name}")
+            again.append(recompression_of(corpus, parse_codec("lz4"), parse_codec("zstd:1")))
+        metadata = [metadata_of(corpora[0], codecs[0], allocator) for allocator in ALLOCATORS]
         status.update("devices of several sizes")
         spread = [
             spread_cost(corpora[0], codecs[0], allocator, size_bytes, rounds, seed)
@@ -96,10 +96,10 @@ def measure(report: Report, codecs: Sequence[Codec], page_limit: int, rounds: in
         status.update("a rebuild")
         rebuilt = [rebuild_cost(corpora[-1], codecs[0], allocator, REBUILT_PAGES) for allocator in ALLOCATORS]
     report.table("cost", f"puts and gets, us a page of CPU ({corpora[0].name})", costs)
-    title = (
-        f"density, pages to frames: fresh, and after {CHURN_ROUNDS} rounds of overwrites and trims at {FULL:.0%} full"
-    )
-    report.table("density", title, density)
+    title = f"density, pages to frames: fresh, after {CHURN_ROUNDS} rounds of overwrites and trims at {FULL:.0%} full"
+    report.table("density", f"{title}, and after a rest", density)
+    report.table("recompression", "recompression, on an idle store", again)
+    report.table("metadata", f"memory beside the frames ({codecs[0].name})", metadata)
     report.table("spread", f"the same as the device grows ({codecs[0].name}, 32 KiB, sparse)", spread)
     report.table("rebuild", "taking over", rebuilt)
     groups = {
@@ -107,6 +107,7 @@ def measure(report: Report, codecs: Sequence[Codec], page_limit: int, rounds: in
             "codec alone": float(row["codec's ratio"] or 0),
             "store, fresh": float(row["fresh"] or 0),
             "store, after": float(row["after"] or 0),
+            "store, at rest": float(row["at rest"] or 0),
         }
         for row in density
     }
@@ -130,16 +131,10 @@ def _device(budget_bytes: int, codec: Codec, allocator: str, page_count: int) ->
     return store, store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, page_count)
 
 
-def _budget_bytes(allocator: str, page_count: int) -> int:
-    """For so many pages, whatever is in them."""
-    chosen = ALLOCATORS[allocator]
-    return max(chosen.frames_for(page_count), chosen.min_budget_frames) * chosen.frame_bytes
-
-
 def cost(corpus: Corpus, codec: Codec, allocator: str, pages_per_request: int, rounds: int) -> dict[str, Figure]:
     """Puts and gets of all pages of a corpus, in order; each round fills an empty store."""
     count = len(corpus.pages) // pages_per_request * pages_per_request
-    store, thing = _device(_budget_bytes(allocator, count), codec, allocator, count)
+    store, thing = _device(budget_for(allocator, count), codec, allocator, count)
     data = memoryview(b"".join(corpus.pages[:count]))
     out = memoryview(bytearray(pages_per_request * PAGE_BYTES))  # used again by each request, as nbdkit's buffers are
     size = pages_per_request * PAGE_BYTES
@@ -198,47 +193,6 @@ def _turn_about(
     return [statistics.median(times[1:]) for times in taken]
 
 
-def density_of(corpus: Corpus, codec: Codec, allocator: str, seed: int) -> dict[str, Figure]:
-    """Of all pages but the same-filled, which take no room anywhere: stored fresh, in a budget that they fill to
-    `FULL`; and after rounds in which some are trimmed, some overwritten, and all that are missing written again."""
-    rng = random.Random(seed)
-    pages = [page for page in corpus.pages if page != page[:8] * (PAGE_BYTES // 8)]
-    count = len(pages)
-    order = list(range(count))
-    store, thing = _device(_budget_bytes(allocator, count), codec, allocator, count)
-
-    def put(indexes: Sequence[int]) -> None:
-        for index in indexes:
-            store.put(thing, index, memoryview(pages[index]))
-
-    def now() -> float:
-        return store.statistics.stored_pages * PAGE_BYTES / (store.frames.resident * store.frames.frame_bytes)
-
-    put(order)
-    needed_frames, fresh = store.frames.resident, now()
-    store, thing = _device(int(needed_frames / FULL) * store.frames.frame_bytes, codec, allocator, count)
-    put(order)
-    for _ in range(CHURN_ROUNDS):
-        trimmed = rng.sample(order, int(count * TRIMMED))
-        for index in trimmed:
-            store.flush(thing, index, 1)
-        put(rng.sample(order, int(count * OVERWRITTEN)))
-        put(trimmed)
-    after = now()
-    check(store)
-    alone = store.statistics.stored_pages * PAGE_BYTES / store.statistics.compressed_bytes
-    return {
-        "pages": corpus.name,
-        "codec": codec.name,
-        "allocator": store.allocator.name,
-        "codec's ratio": alone,
-        "fresh": fresh,
-        "of the codec's": fresh / alone,
-        "after": after,
-        "of the  codec's": after / alone,
-    }
-
-
 def spread_cost(
     corpus: Corpus, codec: Codec, allocator: str, size_bytes: int, rounds: int, seed: int
 ) -> dict[str, Figure]:
@@ -248,7 +202,7 @@ def spread_cost(
     out = memoryview(bytearray(8 * PAGE_BYTES))
     page_count = size_bytes // PAGE_BYTES
     before_bytes = status_kib(os.getpid(), "RssAnon") << 10
-    store, thing = _device(_budget_bytes(allocator, SPREAD_PAGES), codec, allocator, page_count)
+    store, thing = _device(budget_for(allocator, SPREAD_PAGES), codec, allocator, page_count)
     held_bytes = (status_kib(os.getpid(), "RssAnon") << 10) - before_bytes
     fixed_bytes = held_bytes - store.frames.slot_count * store.frames.frame_bytes
     firsts = [rng.randrange(page_count // 8) * 8 for _ in range(SPREAD_PAGES // 8)]

@@ -100,8 +100,8 @@ class BackingFile(SlotMap):
             elif size_bytes < needed_bytes + frame_bytes or size_bytes < 2 * frame_bytes:
                 wanted = max(needed_bytes, frame_bytes) + frame_bytes
                 raise BadInput(
-                    f"backing={path}: too small: {size_bytes} bytes; size - budget and a header need {wanted}. "
-                    "Give a larger one, an empty file, or overcommit=yes"
+                    f"backing={path}: too small: {size_bytes} bytes; what size= needs beyond the budget, and a header, "
+                    f"are {wanted}. Give a larger one, an empty file, or overcommit=yes"
                 )
             elif not force:
                 _refuse_foreign_content(descriptor, path, size_bytes, frame_bytes, report)

@@ -108,7 +108,7 @@ def _one_guest(memory_mib: int, attachment: str, loads: list[str], seconds: int,
         parameters = [f"size={size_mib}M", f"budget={budget_mib}M", "hardening=require"]
         if attachment == "self":
             with backing.open("wb") as image:
-                image.truncate((size_mib - budget_mib + 1) << 20)
+                image.truncate((size_mib * 8 // 7 - budget_mib + 2) << 20)
             disks.append(backing)
         job = {
             "loads": loads,
