@@ -13,7 +13,7 @@ def test_the_guest_swaps_to_a_server_inside_it(tmp_path: Path) -> None:
     disk, report_path = tmp_path / "disk", tmp_path / "share" / "report.json"
     report_path.parent.mkdir()
     with disk.open("wb") as file:
-        file.truncate(500 << 20)
+        file.truncate(560 << 20)
     config = VmConfig(
         memory="500M",
         disks=(disk,),

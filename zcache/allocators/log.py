@@ -49,7 +49,7 @@ from zcache.entry import (
     SAME_FILLED,
 )
 from zcache.errors import Imbalance
-from zcache.flat_array import FlatArray, count_bytes
+from zcache.flat_array import count_bytes
 from zcache.pageframes import PageFrames, State
 
 FRAME_SHIFT: Final = 16
@@ -137,9 +137,8 @@ class Log:
         self._ram = frames.ram
         self._words = frames.ram_view.cast("Q")
         self._live = frames.live
-        self.weight_table = FlatArray("I", frames.frame_count + 1)
-        self.weight = self.weight_table.view
-        self.is_tight = FlatArray("B", frames.frame_count + 1).view  # there is nothing to gain by compressing it again
+        self.weight = frames.new_table("I")
+        self.is_tight = frames.new_table("B")  # there is nothing to gain by compressing it again
         self._heads = [_Head() for _ in Stream]
         self.released_zpages = 0  # ever
 

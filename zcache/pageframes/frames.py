@@ -31,7 +31,7 @@ from typing import Final
 
 from zcache import libc
 from zcache.errors import BadInput
-from zcache.flat_array import FlatArray, anonymous_memory
+from zcache.flat_array import FlatArray, Typecode, anonymous_memory
 from zcache.image import EPOCH_SHIFT, Image
 from zcache.pageframes.states import ALLOWED, State
 
@@ -127,6 +127,8 @@ class PageFrames:
         self.fetch_slot_count = FETCH_SLOTS
         self._free_ids_table = FlatArray("I", ids)
         self._free_ids = self._free_ids_table.view
+        self._id_tables = [self.home_table, self.below_table, self.birth_table, self.state_table, self.live_table]
+        self._id_tables.append(self._free_ids_table)
         self.free_id_count = 0
         self.fresh_id = 1  # the lowest id that was never used: ids stay dense, and tables are touched from the front
         self.sequence = image.epoch << EPOCH_SHIFT if image else 0  # the last birth that was given
@@ -310,6 +312,12 @@ class PageFrames:
         assert state in ALLOWED[old], f"frame {frame}: {old.name} -> {state.name}"
         self.state[frame] = state
 
+    def new_table(self, typecode: Typecode) -> memoryview:
+        """Something more to be known of each frame, by its id: all zero at first, and populated as the tables here."""
+        table = FlatArray(typecode, self.frame_count + 1)
+        self._id_tables.append(table)
+        return table.view
+
     # -- figures and upkeep -----------------------------------------------------------------------------------------
 
     @property
@@ -374,14 +382,7 @@ class PageFrames:
     def fault_ahead(self) -> None:
         """Keep the tables populated beyond the ids in use. Not for the I/O path."""
         stop = self.fresh_id + AHEAD_BYTES // self.frame_bytes
-        for table in (
-            self.state_table,
-            self.live_table,
-            self.home_table,
-            self.below_table,
-            self.birth_table,
-            self._free_ids_table,
-        ):
+        for table in self._id_tables:
             table.fault_ahead(stop)
         self.seal_table.fault_ahead(stop * self.seal_bytes)
 
