@@ -81,16 +81,16 @@ class Store:
         self.health = Health(clock or Clock())
         books = (self.lock, self.statistics, self.health)
         self._fetcher = Fetcher(self.frames, tier, seal, *books) if tier else None
-        compactor = self.recompressor = None
+        self.compactor = self.recompressor = None
         if isinstance(self.allocator, Log):
-            compactor = Compactor(self.frames, self.allocator, self._fetcher, *books)
+            self.compactor = Compactor(self.frames, self.allocator, self._fetcher, *books)
             if recompress:
                 clock = self.health.clock
                 self.recompressor = Recompressor(
                     self.frames, self.allocator, recompress, self.lock, self.statistics, clock
                 )
         self.reclaimer = Reclaimer(
-            self.frames, self.allocator, tier, seal, *books, self._forget, compactor, self.recompressor
+            self.frames, self.allocator, tier, seal, *books, self._forget, self.compactor, self.recompressor
         )
         self._partial_write = PartialWrite()
         self._waiting: list[tuple[TmemObject, range]] = []  # puts that wait for room: LOST for the time being

@@ -147,6 +147,26 @@ def drop_clean_frames(store: Store) -> None:
         store.frames._put_free_slot(store.frames._drop_oldest_clean())
 
 
+def make_frame_light(store: Store, thing: TmemObject, rng: random.Random, alive: tuple[int, ...]) -> dict[int, bytes]:
+    """With allocator=log: pages 0 to 49 are put into one frame, that is written below and leaves RAM, and all but those
+    that stay alive in it are put again; returns what all of them are."""
+    pages = {index: page_with_zpage_of(rng, 1200) for index in range(50)}
+    for index, page in pages.items():
+        put(store, thing, index, page)
+    frame = frame_of(thing, 0)
+    assert all(frame_of(thing, index) == frame for index in pages)
+    put(store, thing, 100, *(page_with_zpage_of(rng, 1200) for _ in range(60)))
+    while store.reclaimer.clean_some():
+        pass
+    drop_clean_frames(store)
+    store.flush(thing, 100, 60)  # some were in that frame, too
+    for index in pages.keys() - set(alive):
+        pages[index] = page_with_zpage_of(rng, 1100)
+        put(store, thing, index, pages[index])
+    assert store.frames.live[frame] == len(alive)
+    return pages
+
+
 def frame_of(thing: TmemObject, index: int) -> int:
     """The frame that a page's zpage is in."""
     return decode_zpage(thing.table.entries[index]).frame

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -180,8 +181,10 @@ def _of_program(name: str, command: list[str], limit_pages: int) -> Corpus:
 
 
 def _anonymous_pages(pid: int, limit_pages: int) -> list[bytes]:
+    """Of a process that stands still meanwhile: its heap would be moved about under us."""
     pages: list[bytes] = []
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
+    os.kill(pid, signal.SIGSTOP)
     try:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             span, access, _, _, inode, *path = line.split()
@@ -195,5 +198,6 @@ def _anonymous_pages(pid: int, limit_pages: int) -> list[bytes]:
                 if page.strip(b"\0"):
                     pages.append(page)
     finally:
+        os.kill(pid, signal.SIGCONT)
         os.close(memory)
     return pages

@@ -1,6 +1,7 @@
 """`scripts/bench peers`: zcache over NBD beside nbdkit's own plugins, by fio's nbd engine, in one run.
 
-`memory` does not compress: it is the protocol's floor. `memory zstd` is what a C plugin makes of the same idea (32 KiB
+`memory` does not compress: it is the protocol's floor, and with one thread for a connection, as zcache has, `memory -t 1`
+is. `memory zstd` is what a C plugin makes of the same idea (32 KiB
 pieces, so it pays for what it does not need at 4 KiB). `file` is a file on this machine's disk, through the page cache,
 as nbdkit has it. All are up together and measured turn about, each figure the median of its rounds, because the machine
 is never quiet; the device is written whole first. fio makes up what it writes, to compress to about a third, and takes
@@ -71,6 +72,10 @@ class Peer:
         """Over the rounds."""
         return statistics.median(values[figure] for values in self.rounds[load.name])
 
+    def budget_mib(self) -> float:
+        """What is locked for frames from the start: zcache's."""
+        return float(ask(self.control, "status")["budget_bytes"]) / (1 << 20) if self.control else 0.0
+
     def memory_mib(self) -> float:
         """What it takes for what is stored: what it grew by; zcache, whose budget is all there from the start, the
         frames in use."""
@@ -110,7 +115,7 @@ def measure(report: Report, size_mib: int, seconds: int, rounds: int, parameters
         memory: list[dict[str, Figure]] = [
             {
                 "server": peer.name,
-                "its own RSS MiB": peer.rss_before_kib / 1024 - (size_mib if peer.control else 0),
+                "its own RSS MiB": peer.rss_before_kib / 1024 - peer.budget_mib(),
                 "MiB for each GiB stored": peer.memory_mib() * 1024 / size_mib,
             }
             for peer in peers
@@ -130,10 +135,11 @@ def _commands(size_mib: int, work: Path, parameters: Sequence[str]) -> dict[str,
     with disk.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, size_mib << 20)
     zcache = [sys.executable, "-m", "nbd_plugin.serve"]
-    size = f"{size_mib}M"
+    size, budget = f"{size_mib}M", f"{size_mib * 5 // 4}M"  # what log wants to be sure, if nothing compressed
     return {
-        "zcache": [*zcache, "{socket}", f"size={size}", f"budget={size}", f"control={work}/control", *parameters],
+        "zcache": [*zcache, "{socket}", f"size={size}", f"budget={budget}", f"control={work}/control", *parameters],
         "memory": ["nbdkit", "-f", "{socket}", "memory", size],
+        "memory -t 1": ["nbdkit", "-f", "-t", "1", "{socket}", "memory", size],
         "memory zstd": ["nbdkit", "-f", "{socket}", "memory", size, "allocator=zstd"],
         "file": ["nbdkit", "-f", "{socket}", "file", str(disk)],
     }

@@ -1,0 +1,229 @@
+"""Packing and recompression copy zpages out, work without the lock, and put them somewhere else: whatever else happens
+to the pages meanwhile, nobody sees anything but what was last put."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.pages import page_with_zpage_of
+from tests.support.stores import (
+    frame_of,
+    get,
+    make_frame_light,
+    new_object,
+    once,
+    put,
+    small_store,
+)
+from tests.support.tiers import MemoryTier
+from zcache.check import check
+from zcache.codec import Codec
+from zcache.errors import PageDamaged
+from zcache.pageframes import State
+from zcache.store import Store
+from zcache.tmem import TmemObject
+
+#: Of a frame of 50, those that stay alive in it.
+ALIVE = (3, 20, 41)
+
+
+@pytest.fixture
+def world(rng: random.Random) -> tuple[Store, MemoryTier, TmemObject, dict[int, bytes]]:
+    """A store with a frame that is below only, and has three pages alive in it."""
+    store = small_store(16, 16, allocator="log")
+    thing = new_object(store, 400)
+    pages = make_frame_light(store, thing, rng, ALIVE)
+    assert store.frames.state[frame_of(thing, ALIVE[0])] == State.COLD
+    assert isinstance(store.tier, MemoryTier)
+    return store, store.tier, thing, pages
+
+
+def pack_below(store: Store) -> bool:
+    assert store.compactor
+    return store.compactor.pack_below(everywhere=True)
+
+
+def are_right(store: Store, thing: TmemObject, pages: dict[int, bytes]) -> None:
+    for index, page in pages.items():
+        assert get(store, thing, index) == page
+    check(store)
+
+
+World = tuple[Store, MemoryTier, TmemObject, dict[int, bytes]]
+
+
+def test_what_is_alive_below_moves_into_ram_and_its_slot_is_free(world: World) -> None:
+    store, tier, thing, pages = world
+    used, frame = tier.used_slots, frame_of(thing, ALIVE[0])
+    assert pack_below(store)
+    assert tier.used_slots == used - 1 and store.frames.state[frame] == State.FREE
+    assert store.statistics.packed_pages == len(ALIVE) and store.statistics.packed_frames == 1
+    assert {store.frames.state[frame_of(thing, index)] for index in ALIVE} == {State.ACTIVE}
+    are_right(store, thing, pages)
+
+
+@pytest.mark.parametrize("moment", ["before_read", "after_read"])
+def test_a_page_is_overwritten_while_its_frame_is_read(world: World, rng: random.Random, moment: str) -> None:
+    store, tier, thing, pages = world
+    new = page_with_zpage_of(rng, 900)
+    setattr(tier, moment, once(lambda: put(store, thing, ALIVE[1], new)))
+    assert pack_below(store)
+    assert store.statistics.packed_pages == len(ALIVE) - 1
+    are_right(store, thing, pages | {ALIVE[1]: new})
+
+
+@pytest.mark.parametrize("moment", ["before_read", "after_read"])
+def test_all_pages_are_trimmed_while_their_frame_is_read(world: World, moment: str) -> None:
+    store, tier, thing, _ = world
+    setattr(tier, moment, once(lambda: store.flush(thing, 0, 50)))
+    assert not pack_below(store)
+    assert store.statistics.packed_pages == 0
+    are_right(store, thing, {index: bytes(4096) for index in range(50)})
+
+
+def test_a_frame_dies_and_its_number_is_given_to_another_while_it_is_read(world: World, rng: random.Random) -> None:
+    store, tier, thing, _ = world
+    frame = frame_of(thing, ALIVE[0])
+    new = {index: page_with_zpage_of(rng, 1200) for index in range(300, 360)}
+
+    def reuse() -> None:
+        store.flush(thing, 0, 50)
+        for index, page in new.items():
+            put(store, thing, index, page)
+        assert frame in {frame_of(thing, index) for index in new}, "the case was not made"
+
+    tier.after_read = once(reuse)
+    pack_below(store)
+    are_right(store, thing, new)
+
+
+def test_a_get_brings_the_frame_back_while_it_is_read(world: World) -> None:
+    store, tier, thing, pages = world
+
+    def bring_back() -> None:
+        assert get(store, thing, ALIVE[0]) == pages[ALIVE[0]]
+
+    tier.after_read = once(bring_back)
+    pack_below(store)
+    are_right(store, thing, pages)
+
+
+def test_a_frame_that_cannot_be_read_stays_where_it_is_and_is_not_tried_again(world: World) -> None:
+    store, tier, thing, pages = world
+    tier.failing_reads = 100
+    assert not pack_below(store)
+    assert store.health.reasons(store.frames, 0, 0) and store.statistics.packed_pages == 0
+    tries = tier.tries
+    assert not pack_below(store) and tier.tries == tries
+    tier.failing_reads = 0
+    are_right(store, thing, pages)
+    assert not store.health.reasons(store.frames, 0, 0)
+
+
+def test_bytes_that_are_not_what_was_sealed_go_nowhere(world: World) -> None:
+    store, tier, thing, pages = world
+    slot = store.frames.below[frame_of(thing, ALIVE[0])]
+    tier.flip_bit(slot, 10)
+    assert not pack_below(store)
+    for index in ALIVE:
+        with pytest.raises(PageDamaged):
+            get(store, thing, index)
+        del pages[index]
+    are_right(store, thing, pages)
+
+
+# -- recompression ----------------------------------------------------------------------------------------------------
+
+
+def text_page(rng: random.Random) -> bytes:
+    """zstd makes much less of it than lz4."""
+    return bytes(rng.choices(b"abcdefgh", k=4096))
+
+
+class Interrupted:
+    """A store whose recompression calls `meanwhile` in the middle of a frame."""
+
+    def __init__(self, rng: random.Random, meanwhile: Callable[["Interrupted"], None] = lambda _: None) -> None:
+        self.store = small_store(16, 16, allocator="log", recompress="zstd:1")
+        self.thing = new_object(self.store, 200)
+        self.pages = {index: text_page(rng) for index in range(60)}
+        for index, page in self.pages.items():
+            put(self.store, self.thing, index, page)
+        self.frame = frame_of(self.thing, 0)
+        assert self.store.recompressor
+        self.recompressor = self.store.recompressor
+        codec, act = self.recompressor.codec, once(lambda: meanwhile(self))
+
+        def compress(page: memoryview) -> bytes:
+            act()
+            return codec.compress(page)
+
+        self.recompressor.codec = Codec(codec.id, codec.name, compress)
+
+    def are_right(self) -> None:
+        are_right(self.store, self.thing, self.pages)
+
+
+def test_the_oldest_frame_takes_less_room_afterwards(rng: random.Random) -> None:
+    here = Interrupted(rng)
+    before = here.store.statistics.compressed_bytes
+    assert here.recompressor.recompress_oldest()
+    assert here.store.frames.state[here.frame] == State.FREE
+    saved = here.store.statistics.recompressed_saved_bytes
+    assert saved > 10_000 and here.store.statistics.compressed_bytes == before - saved
+    here.are_right()
+
+
+def test_pages_are_overwritten_and_trimmed_meanwhile(rng: random.Random) -> None:
+    def meanwhile(here: Interrupted) -> None:
+        here.pages[2] = page_with_zpage_of(rng, 2000)
+        put(here.store, here.thing, 2, here.pages[2])
+        here.store.flush(here.thing, 5, 3)
+        here.pages |= dict.fromkeys(range(5, 8), bytes(4096))
+
+    here = Interrupted(rng, meanwhile)
+    assert here.recompressor.recompress_oldest()
+    here.are_right()
+
+
+def test_the_frame_is_written_below_meanwhile(rng: random.Random) -> None:
+    """It stays as it was written."""
+
+    def meanwhile(here: Interrupted) -> None:
+        while here.store.frames.state[here.frame] != State.CLEAN:
+            assert here.store.frames.queue_length[0]
+            here.store.reclaimer._recompressor = None
+            here.store.reclaimer.clean_some()
+
+    here = Interrupted(rng, meanwhile)
+    here.store.reclaimer.high_watermark = 100
+    here.recompressor.recompress_oldest()
+    assert here.store.frames.state[here.frame] == State.CLEAN and frame_of(here.thing, 0) == here.frame
+    here.are_right()
+
+
+def test_the_frame_dies_and_another_has_its_number_meanwhile(rng: random.Random) -> None:
+    """And its pages are where the old ones were, and as long."""
+
+    def meanwhile(here: Interrupted) -> None:
+        here.store.flush(here.thing, 0, 60)
+        for index in range(60):
+            here.pages[index] = here.pages[index][::-1]
+            put(here.store, here.thing, index, here.pages[index])
+
+    here = Interrupted(rng, meanwhile)
+    here.recompressor.recompress_oldest()
+    here.are_right()
+
+
+def test_a_zpage_that_has_changed_in_ram_stays_as_it_is(rng: random.Random) -> None:
+    here = Interrupted(rng)
+    entry = here.thing.table.entries[4]
+    start = (here.store.frames.home[here.frame] << 16) + (entry >> 31 & 0xFFFF)
+    here.store.frames.ram[start : start + 40] = b"\xff" * 40
+    assert here.recompressor.recompress_oldest()
+    with pytest.raises(PageDamaged):
+        get(here.store, here.thing, 4)
+    del here.pages[4]
+    here.are_right()
