@@ -9,14 +9,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from zcache.bench import ablation, peers, soak, store
+from zcache.bench import ablation, peers, shards, soak, store
 from zcache.bench.report import Report
 from zcache.bench.swap import __main__ as swap
 from zcache.codec import parse_codec
 from zcache.errors import ZcacheError
 from zcache.testvm.signals import end_in_order
 
-BENCHMARKS = {"store": store.main, "peers": peers.main, "swap": swap.main, "ablation": ablation.main, "soak": soak.main}
+BENCHMARKS = {
+    "store": store.main,
+    "peers": peers.main,
+    "shards": shards.main,
+    "swap": swap.main,
+    "ablation": ablation.main,
+    "soak": soak.main,
+}
 
 
 def compare(words: Sequence[str]) -> int:
@@ -35,9 +42,11 @@ def compare(words: Sequence[str]) -> int:
     if arguments.quick:
         store.measure(report, codecs, page_limit=4096, rounds=3, seed=1)
         peers.measure(report, size_mib=128, seconds=2, rounds=1)
+        shards.measure(report, size_mib=128, seconds=2, rounds=1)
     else:
         store.measure(report, codecs, page_limit=16384, rounds=7, seed=1)
         peers.measure(report, size_mib=256, seconds=5, rounds=3)
+        shards.measure(report, size_mib=256, seconds=5, rounds=3)
     report.save()
     report.console.print(f"report.json and plots: {folder}")
     return 0

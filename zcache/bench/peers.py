@@ -1,49 +1,31 @@
 """`scripts/bench peers`: zcache over NBD beside nbdkit's own plugins, by fio's nbd engine, in one run.
 
-`memory` does not compress: it is the protocol's floor, and with one thread for a connection, as zcache has, `memory -t 1`
-is. `memory zstd` is what a C plugin makes of the same idea (32 KiB
-pieces, so it pays for what it does not need at 4 KiB). `file` is a file on this machine's disk, through the page cache,
-as nbdkit has it. All are up together and measured turn about, each figure the median of its rounds, because the machine
-is never quiet; the device is written whole first. fio makes up what it writes, to compress to about a third, and takes
-a good share of two CPUs itself.
+`memory` does not compress: it is the protocol's floor; `memory -t 1` is the floor with one thread for a connection, as
+zcache has. `memory zstd` is what a C plugin makes of the same idea (32 KiB pieces, so it pays for what it does not need
+at 4 KiB). `file` is a file on this machine's disk, through the page cache, as nbdkit has it. All are up together and
+measured turn about, each figure the median of its rounds, because the machine is never quiet; the device is written
+whole first. fio makes up what it writes, to compress to about a third, and takes a good share of two CPUs itself.
 """
 
 import argparse
 import contextlib
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 
+from zcache.bench.fio import Load, Target, run_fio
 from zcache.bench.report import Figure, Report
 from zcache.bench.served import running, speaks_nbd
 from zcache.control_client import ask
-from zcache.errors import EnvironmentProblem
 from zcache.testvm.arguments import whole_number
 from zcache.testvm.figures import status_kib
-
-#: Of what fio writes, the share that is zeros: lz4 makes 1/3 of a page of the rest.
-COMPRESSIBLE_PERCENT: Final = 67
-TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(frozen=True)
-class Load:
-    """One fio job."""
-
-    name: str
-    pattern: str
-    block_kib: int
-    depth: int
-
 
 LOADS: Final = (
     Load("4K write qd1", "randwrite", 4, 1),
@@ -61,12 +43,14 @@ LOADS: Final = (
 class Peer:
     """A server, and what was measured of it: for each load, a value a round."""
 
-    name: str
-    socket: Path
-    pid: int
+    target: Target
     rss_before_kib: int
     control: Path | None = None
     rounds: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.target.name
 
     def median(self, load: Load, figure: str) -> float:
         """Over the rounds."""
@@ -80,7 +64,7 @@ class Peer:
         """What it takes for what is stored: what it grew by; zcache, whose budget is all there from the start, the
         frames in use."""
         if self.control is None:
-            return (status_kib(self.pid, "VmRSS") - self.rss_before_kib) / 1024
+            return (status_kib(self.target.pid, "VmRSS") - self.rss_before_kib) / 1024
         status = ask(self.control, "status")
         return float(status["resident_frames"] * status["frame_bytes"]) / (1 << 20)
 
@@ -111,7 +95,7 @@ def measure(report: Report, size_mib: int, seconds: int, rounds: int, parameters
             for name, command in _commands(size_mib, Path(work), parameters).items()
         ]
         for peer in peers:
-            _fio(peer, Load("fill", "write", 128, 4), size_mib, 0)
+            run_fio([peer.target], Load("fill", "write", 128, 4), size_mib, 0)
         memory: list[dict[str, Figure]] = [
             {
                 "server": peer.name,
@@ -126,7 +110,7 @@ def measure(report: Report, size_mib: int, seconds: int, rounds: int, parameters
                 for load in LOADS:
                     for peer in peers:
                         status.update(f"round {turn + 1} of {rounds}: {load.name}, {peer.name}")
-                        peer.rounds.setdefault(load.name, []).append(_fio(peer, load, size_mib, seconds))
+                        peer.rounds.setdefault(load.name, []).append(run_fio([peer.target], load, size_mib, seconds))
     _tabulate(report, peers, size_mib)
 
 
@@ -150,38 +134,7 @@ def _served(name: str, command: list[str], work: Path) -> Iterator[Peer]:
     path = work / f"{name.replace(' ', '-')}.sock"
     words = [word if word != "{socket}" else f"--unix={path}" for word in command]
     with running(words, work / f"{path.stem}.log", lambda: speaks_nbd(path)) as pid:
-        yield Peer(name, path, pid, status_kib(pid, "VmRSS"), work / "control" if name == "zcache" else None)
-
-
-def _fio(peer: Peer, load: Load, size_mib: int, seconds: int) -> dict[str, float]:
-    """One run: I/Os and MB a second, latency, the server's and the client's CPU for each I/O. With 0 seconds, once over
-    the whole device."""
-    words = ["fio", "--name=x", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={peer.socket}", "--output-format=json"]
-    words += [f"--rw={load.pattern}", f"--bs={load.block_kib}k", f"--iodepth={load.depth}", f"--size={size_mib}M"]
-    words += [f"--buffer_compress_percentage={COMPRESSIBLE_PERCENT}", "--buffer_compress_chunk=4k", "--norandommap"]
-    words += ["--refill_buffers"] if not seconds else ["--time_based", f"--runtime={seconds}"]
-    before = _cpu_seconds(peer.pid)
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    used = _cpu_seconds(peer.pid) - before
-    if done.returncode:
-        raise EnvironmentProblem(f"fio on {peer.name}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-    job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
-    side: dict[str, Any] = job["write" if "write" in load.pattern else "read"]
-    latency = side["clat_ns"].get("percentile", {})
-    client = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1000
-    return {
-        "iops": side["iops"],
-        "mb": side["bw_bytes"] / 1e6,
-        "p50_us": latency.get("50.000000", 0) / 1000,
-        "p99_us": latency.get("99.000000", 0) / 1000,
-        "server_us": used / side["total_ios"] * 1e6,
-        "client_us": client / side["total_ios"] * 1e6,
-    }
-
-
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
+        yield Peer(Target(name, path, pid), status_kib(pid, "VmRSS"), work / "control" if name == "zcache" else None)
 
 
 def _tabulate(report: Report, peers: list[Peer], size_mib: int) -> None:
