@@ -58,8 +58,9 @@ class Compactor:
         self._next_slot = 0  # where the next window begins
         self._next_id = 1
         self._victims: list[int] = []  # that a search has found in RAM, the youngest first
-        # How many zpages had died when a search found none:
-        self._found_nothing_in_ram = self._found_nothing_below = -PAGES_BETWEEN_SEARCHES
+        # How many zpages had died when a search found none, in RAM by the weight that was looked for:
+        self._found_nothing_in_ram: dict[int, int] = {}
+        self._found_nothing_below = -PAGES_BETWEEN_SEARCHES
         self.under_way = 0  # threads that read frames to pack them
 
     def pack_ram(self, worst_weight: int, everywhere: bool = False) -> bool:
@@ -67,12 +68,13 @@ class Compactor:
 
         Looks at one window, or `everywhere`."""
         moved = self._pack_victims(worst_weight)
-        if moved or (not everywhere and self._is_too_early(self._found_nothing_in_ram)):
+        last = self._found_nothing_in_ram.get(worst_weight, -PAGES_BETWEEN_SEARCHES)
+        if moved or (not everywhere and self._is_too_early(last)):
             return moved
         self._victims = self._lightest_in_ram(worst_weight, everywhere)
         moved = self._pack_victims(worst_weight)
         if not moved:
-            self._found_nothing_in_ram = self._log.released_zpages
+            self._found_nothing_in_ram[worst_weight] = self._log.released_zpages
         return moved
 
     def _pack_victims(self, worst_weight: int) -> bool:

@@ -162,3 +162,18 @@ def test_packing_in_ram_keeps_the_order_of_age(rng: random.Random) -> None:
     order = [store.frames.frame_of[slot] for slot in store.frames.slots_waiting(Queue.PERSISTENT)]
     assert order.index(*moved) <= 1
     check(store)
+
+
+def test_background_reclaim_packs_what_is_hardly_worth_it_where_nothing_can_be_written(rng: random.Random) -> None:
+    """So that puts need not."""
+    store = small_store(24, allocator="log")
+    thing = new_object(store, 1000)
+    for index in range(850):
+        put(store, thing, index, rng.randbytes(1200) + bytes(2896))
+    for index in range(0, 850, 6):
+        store.flush(thing, index, 1)
+    before = store.frames.resident
+    while store.reclaimer.clean_some():
+        pass
+    assert store.frames.resident < before and store.statistics.packed_frames > 0
+    check(store)

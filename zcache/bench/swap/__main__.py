@@ -80,6 +80,11 @@ class Work:
         """Of the swap area: room for the whole heap, and for slots that the kernel does not give back at once."""
         return self.heap_mib * 5 // 4
 
+    @property
+    def disk_mib(self) -> int:
+        """Below it: as much as zcache wants in case nothing compresses."""
+        return self.size_mib * 8 // 7
+
 
 def main(words: Sequence[str]) -> int:
     """Prints the table; exit status 1 if a page was wrong or a guest did not come to its end."""
@@ -134,7 +139,7 @@ def _run(row: Row, work: Work, pages: Path, share: Path, like: dict[str, Any]) -
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="zcache-swap-")))
         disk, socket = folder / "disk", folder / "socket"
         with disk.open("wb") as file:
-            os.truncate(file.fileno(), work.size_mib << 20)
+            os.truncate(file.fileno(), work.disk_mib << 20)
         server_mib, guest_mib = 0, work.memory_mib
         if row.server:
             command = _server_command(row.server, work, folder)
