@@ -6,6 +6,7 @@ Every refusal is one line: the key, what was given, what is wrong with it, and w
 import math
 import os
 import re
+import shutil
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -122,14 +123,14 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
     is_all = backing is None and not overcommit  # the budget is all that there is
     default = before["allocator"] if before else DEFAULT_ALLOCATOR
     remark = ""
-    if not before and "allocator" not in given and not overcommit:
-        remark = _why_not_the_default(size_bytes, budget_bytes, backing)
+    if not before and "allocator" not in given:
+        remark = _why_not_the_default(size_bytes, budget_bytes, backing, overcommit)
         default = FALLBACK_ALLOCATOR if remark else default
     allocator = _parse_choice("allocator", given.get("allocator", default), tuple(ALLOCATORS))
     min_bytes, needed_bytes = _budget_range(allocator, size_bytes)
     if not before and budget_bytes < min_bytes:
         raise BadInput(f"budget={given['budget']}: too small to work with; give at least {min_bytes >> 10}K")
-    if is_all and needed_bytes > budget_bytes:
+    if is_all and not before and needed_bytes > budget_bytes:
         what = f"takes {needed_bytes} bytes with allocator={allocator} if nothing compresses, more"
         raise BadInput(
             f"size={given['size']}: {'larger' if size_bytes > budget_bytes else what} than "
@@ -149,7 +150,7 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
         codec=parse_codec(given.get("codec", "lz4")),
         allocator=allocator,
         remark=remark,
-        recompress=_parse_recompress(given.get("recompress", "off"), allocator),
+        recompress=_parse_recompress(given.get("recompress", "off"), allocator, remark),
         overcommit=overcommit,
         force=_parse_choice("force", given.get("force", "no"), ("yes", "no")) == "yes",
         control=_parse_control(given.get("control")),
@@ -191,36 +192,38 @@ def _budget_range(allocator: str, size_bytes: int) -> tuple[int, int]:
     return chosen.min_budget_frames * chosen.frame_bytes, needed_frames * chosen.frame_bytes
 
 
-def _why_not_the_default(size_bytes: int, budget_bytes: int, backing: Path | None) -> str:
+def _why_not_the_default(size_bytes: int, budget_bytes: int, backing: Path | None, overcommit: bool) -> str:
     """Why the default allocator cannot keep its promise with what was given; "" if it can."""
-    min_bytes, needed_bytes = _budget_range(DEFAULT_ALLOCATOR, size_bytes)
-    if budget_bytes < min_bytes:
-        return (
-            f"allocator={FALLBACK_ALLOCATOR}: for {DEFAULT_ALLOCATOR}, which is denser, give budget={min_bytes >> 20}M"
-        )
-    room_bytes = _room_below(backing) if backing else 0
-    header_bytes = ALLOCATORS[DEFAULT_ALLOCATOR].frame_bytes if backing else 0
-    missing_bytes = needed_bytes + header_bytes - budget_bytes - (needed_bytes if room_bytes is None else room_bytes)
-    if missing_bytes <= 0:
+    chosen = ALLOCATORS[DEFAULT_ALLOCATOR]
+    frame_bytes = chosen.frame_bytes
+    instead = f"allocator={FALLBACK_ALLOCATOR}: for {DEFAULT_ALLOCATOR}, which is denser,"
+    least_bytes = chosen.min_budget_frames * frame_bytes
+    if budget_bytes < least_bytes:
+        return f"{instead} give at least budget={least_bytes >> 20}M"
+    if overcommit:
         return ""
+    missing_frames = chosen.frames_for(size_bytes // PAGE_BYTES) - budget_bytes // frame_bytes
+    if backing:
+        missing_frames -= _room_below(backing) // frame_bytes - 1  # a header
+    if missing_frames <= 0:
+        return ""
+    missing_mib = missing_frames * frame_bytes // (1 << 20) + 1
     where = "a larger backing" if backing else "a backing, or a larger budget"
-    return (
-        f"allocator={FALLBACK_ALLOCATOR}: for {DEFAULT_ALLOCATOR}, which is denser, "
-        f"{(missing_bytes >> 20) + 1}M more are needed if nothing compresses; give {where}"
-    )
+    return f"{instead} {missing_mib}M more are needed if nothing compresses; give {where}"
 
 
-def _room_below(backing: Path) -> int | None:
-    """Bytes of a device, or of a file that holds something; None: a file will be as large as it has to be."""
+def _room_below(backing: Path) -> int:
+    """Bytes of a device, or of a file that holds something; for a file that does not, as much as there is for it."""
     try:
-        status = backing.stat()
-        if not stat.S_ISBLK(status.st_mode):
-            return status.st_size or None
-        descriptor = os.open(backing, os.O_RDONLY | os.O_CLOEXEC)
+        if not backing.exists() or not (backing.is_block_device() or backing.stat().st_size):
+            return shutil.disk_usage(backing.parent).free
+        descriptor = os.open(backing, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
-        return None
+        return MAX_SIZE_BYTES  # whatever it is, opening it will say so
     try:
         return os.lseek(descriptor, 0, os.SEEK_END)
+    except OSError:
+        return MAX_SIZE_BYTES
     finally:
         os.close(descriptor)
 
@@ -262,13 +265,14 @@ def _parse_choice(key: str, text: str, choices: tuple[str, ...]) -> str:
     return text
 
 
-def _parse_recompress(text: str, allocator: str) -> Codec | None:
+def _parse_recompress(text: str, allocator: str, remark: str) -> Codec | None:
     if text == "off":
         return None
     if not text.startswith("zstd"):
         raise BadInput(f"recompress={text}: no such choice; give zstd, zstd:LEVEL or off")
     if allocator != "log":
-        raise BadInput(f"recompress={text}: gains nothing with allocator={allocator}; give allocator=log, or off")
+        advice = remark or "give allocator=log, or off"
+        raise BadInput(f"recompress={text}: gains nothing with allocator={allocator}; {advice}")
     try:
         return parse_codec(text)
     except BadInput:

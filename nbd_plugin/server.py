@@ -82,8 +82,6 @@ class Server:
     def _open(self) -> None:
         config = self.config
         self._is_successor = config.is_succession
-        if config.remark:
-            _say(config.remark)
         check_succession(config)
         available_bytes = meminfo.read_bytes("MemAvailable")
         # A server that goes on with an image finds its budget in RAM, and none to spare beside it.
@@ -105,6 +103,8 @@ class Server:
                 max_slots=config.needed_frames + SPARE_BYTES // config.frame_bytes,
                 report=_say,
             )
+        if config.remark and not self._is_successor:
+            _say(config.remark)
         if config.control:
             try:
                 self._control = ControlSocket(config.control)
@@ -198,7 +198,7 @@ class Server:
             _say("hardening=off: NOT safe to swap to itself")
         store.reclaimer.start()
         self._upkeep.append(Upkeep("zcache-upkeep", self._fault_ahead))
-        if self.config.allocator == "log":
+        if store.compactor:
             self._upkeep.append(Upkeep("zcache-tidy", store.reclaimer.tidy_up))
         if self._signs:
             self._upkeep.append(Upkeep("zcache-beat", self._signs.beat))
@@ -279,7 +279,8 @@ class Server:
     def _warm_up(self, seal: Seal) -> None:
         """With the tier, which is tried by that; not a successor's: it holds pages."""
         try:
-            warm_up(self.config.codec, self.config.allocator, None if self._is_successor else self._tier, seal)
+            config = self.config
+            warm_up(config.codec, config.allocator, config.recompress, None if self._is_successor else self._tier, seal)
         except PageDamaged as error:
             trouble = f"backing={self.config.backing}: what is written there does not come back ({error})"
             raise EnvironmentProblem(f"{trouble}; give another disk") from None

@@ -9,9 +9,9 @@ read, what is alive in them goes into frames in RAM, the oldest of all, and thos
 What is packed keeps its age, as near as may be: victims are packed in the order of their births, and the frame that
 takes them stands in the queue where the first of them stood.
 
-Law: a victim is chosen among the frames of a window (256 MiB of them), so that a look costs a third of a millisecond
-under the lock, whatever the budget; only a put that would fail looks at all. A search that found nothing is not
-repeated before some pages have died.
+Law: a victim is chosen among the frames of a window (256 MiB of them), so that a look costs a millisecond at most
+under the lock, whatever the budget; only a put for which nothing else can be done looks at all. A search that found
+nothing is not repeated before some pages have died.
 """
 
 import heapq
@@ -21,7 +21,7 @@ from typing import Final
 
 from zcache.allocators.log import WORST_WEIGHT, Log, Stream
 from zcache.fetch import Fetcher
-from zcache.health import Health
+from zcache.health import SEAL_BROKEN, UNREADABLE, Health
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.frames import Queue
 from zcache.statistics import Statistics
@@ -33,8 +33,42 @@ WINDOW_FRAMES: Final = 1 << 12
 REMEMBERED: Final = 64
 #: Packing four frames of this weight gives one back.
 WORTH_WEIGHT: Final = WORST_WEIGHT * 3 // 4
-#: As many pages as a frame may hold must have died since a search found nothing.
+#: As many pages as an ordinary frame holds must have died since a search found nothing.
 PAGES_BETWEEN_SEARCHES: Final = 64
+#: Zpages in one go, or one frame's: a frame of those of 8 bytes has thousands.
+MOST_ZPAGES: Final = 512
+
+
+class _Search:
+    """Where a search for light frames goes on, and what it has found. All windows must have been empty before it is
+    said that there are none, and then some pages must die before it looks again."""
+
+    def __init__(self, log: Log, frames: PageFrames) -> None:
+        self._log = log
+        self._frames = frames
+        self._next = 0
+        self._empty_items = 0  # looked at since the last one was found
+        self._nothing_at = -PAGES_BETWEEN_SEARCHES  # zpages that had died when there was none
+        self.found: list[int] = []  # the youngest first
+
+    def is_due(self) -> bool:
+        """Whether it may find something that it has not found last time."""
+        return self._log.released_zpages - self._nothing_at >= PAGES_BETWEEN_SEARCHES
+
+    def look(self, look: Callable[[int, int], Iterable[int]], end: int, limit: int, everywhere: bool) -> None:
+        """Find the lightest frames of the next window, or of the next that has any."""
+        for _ in range(end // WINDOW_FRAMES + 2 if everywhere else 1):
+            start = self._next if self._next < end else 0
+            self._next = min(start + WINDOW_FRAMES, end)
+            found = heapq.nsmallest(limit, look(start, self._next), key=self._log.weight.__getitem__)
+            if found:
+                self._empty_items = 0
+                self.found = sorted(found, key=self._frames.birth.__getitem__, reverse=True)
+                return
+            self._empty_items += self._next - start
+        if self._empty_items >= end:
+            self._empty_items = 0
+            self._nothing_at = self._log.released_zpages
 
 
 class Compactor:
@@ -55,34 +89,27 @@ class Compactor:
         self._lock = lock
         self._statistics = statistics
         self._health = health
-        self._next_slot = 0  # where the next window begins
-        self._next_id = 1
-        self._victims: list[int] = []  # that a search has found in RAM, the youngest first
-        # How many zpages had died when a search found none, in RAM by the weight that was looked for:
-        self._found_nothing_in_ram: dict[int, int] = {}
-        self._found_nothing_below = -PAGES_BETWEEN_SEARCHES
+        self._below = _Search(log, frames)
+        self._in_ram: dict[int, _Search] = {}  # by the weight that is looked for
         self.under_way = 0  # threads that read frames to pack them
 
     def pack_ram(self, worst_weight: int, everywhere: bool = False) -> bool:
         """Under the lock: pack some of the lightest frames that are in RAM only. Whether anything was moved.
 
         Looks at one window, or `everywhere`."""
-        moved = self._pack_victims(worst_weight)
-        last = self._found_nothing_in_ram.get(worst_weight, -PAGES_BETWEEN_SEARCHES)
-        if moved or (not everywhere and self._is_too_early(last)):
-            return moved
-        self._victims = self._lightest_in_ram(worst_weight, everywhere)
-        moved = self._pack_victims(worst_weight)
-        if not moved:
-            self._found_nothing_in_ram[worst_weight] = self._log.released_zpages
-        return moved
+        search = self._in_ram.setdefault(worst_weight, _Search(self._log, self._frames))
+        if self._pack_some(search.found, worst_weight):
+            return True
+        if everywhere or search.is_due():
+            self._look_in_ram(search, worst_weight, everywhere)
+        return self._pack_some(search.found, worst_weight)
 
-    def _pack_victims(self, worst_weight: int) -> bool:
-        """Some of those that were found, if they still are what they were then, or lighter."""
+    def _pack_some(self, victims: list[int], worst_weight: int) -> bool:
+        """The last of those that were found, if they still are what they were then, or lighter."""
         frames, weight = self._frames, self._log.weight
         moved = packed = 0
-        while self._victims and packed < VICTIMS:
-            frame = self._victims.pop()
+        while victims and packed < VICTIMS and moved < MOST_ZPAGES:
+            frame = victims.pop()
             slot = frames.home[frame]
             is_light = frames.state[frame] == State.DIRTY and weight[frame] <= worst_weight
             if is_light and frames.queue_of[slot] == Queue.PERSISTENT:
@@ -91,37 +118,50 @@ class Compactor:
         return moved > 0
 
     def pack_below(self, everywhere: bool = False) -> bool:
-        """Without the lock: give some slots below back. Whether anything was moved."""
-        frames = self._frames
-        moved = 0
+        """Without the lock: give some slots below back. False: nothing has changed, and trying again will not help."""
+        frames, log = self._frames, self._log
         with self._lock:
-            if not everywhere and self._is_too_early(self._found_nothing_below):
+            if not everywhere and not self._below.is_due():
                 return False
+            released = log.released_zpages
+            self._look_below(everywhere)
             cold = []
-            for frame in self._lightest_below(everywhere):
+            for frame in reversed(self._below.found):
                 if slot := frames.home[frame]:
-                    moved += self._move_out(frame, slot, behind=0)
+                    self._move_out(frame, slot, behind=0)
                 else:
                     cold.append(frame)
             self.under_way += 1
+        has_changed = False
         try:
             if cold and self._fetcher:
                 with self._fetcher.borrowed(cold) as jobs, self._lock:
                     for job in jobs:
-                        if job.is_read and frames.birth[job.frame] == job.birth:
-                            if frames.state[job.frame] == State.COLD:
-                                moved += self._move_out(job.frame, job.slot, behind=0)
+                        if frames.birth[job.frame] != job.birth or frames.state[job.frame] != State.COLD:
+                            continue
+                        if job.is_read:
+                            self._move_out(job.frame, job.slot, behind=0)
                         elif job.failed:
-                            self._health.mark(job.frame, job.birth, job.wrong)
+                            has_changed |= self._mark(job.frame, job.birth, job.wrong)
+                    # Some may be gone by somebody else's doing: packed, dead, or brought back.
+                    has_changed |= any(frames.state[frame] != State.COLD for frame in cold)
         finally:
             with self._lock:
                 self.under_way -= 1
-                if not moved:
-                    self._found_nothing_below = self._log.released_zpages
-        return moved > 0
+        return has_changed or log.released_zpages != released
 
-    def _is_too_early(self, found_nothing: int) -> bool:
-        return self._log.released_zpages - found_nothing < PAGES_BETWEEN_SEARCHES
+    def _mark(self, frame: int, birth: int, wrong: str) -> bool:
+        """Under the lock: a frame could not be read: it will not be tried again. Whether others may."""
+        reading = self._health.reading
+        self._statistics.checksum_errors += wrong == SEAL_BROKEN
+        self._statistics.fetch_errors += wrong == UNREADABLE
+        is_new = not self._is_damaged(frame)
+        self._health.mark(frame, birth, wrong)
+        return is_new and self._is_damaged(frame) and not (reading.failures and not reading.patience_seconds())
+
+    def _is_damaged(self, frame: int) -> bool:
+        birth, _ = self._health.damaged.get(frame, (0, ""))
+        return birth == self._frames.birth[frame]
 
     def _move_out(self, frame: int, slot: int, behind: int) -> int:
         """Under the lock: move all that is alive in a frame, whose bytes are in RAM slot `slot`; returns how many."""
@@ -132,8 +172,7 @@ class Compactor:
         self._statistics.packed_frames += moved == len(zpages)
         return moved
 
-    def _lightest_in_ram(self, worst_weight: int, everywhere: bool) -> list[int]:
-        """The youngest first."""
+    def _look_in_ram(self, search: _Search, worst_weight: int, everywhere: bool) -> None:
         frames, weight = self._frames, self._log.weight
         state, home, queue_of = frames.state, frames.home, frames.queue_of
 
@@ -147,35 +186,18 @@ class Compactor:
                 and queue_of[slot] == Queue.PERSISTENT
             ]
 
-        end = frames.slot_count
-        found, self._next_slot = self._look_around(look, self._next_slot, end, REMEMBERED, everywhere)
-        return found[::-1]
+        search.look(look, frames.slot_count, REMEMBERED, everywhere)
 
-    def _lightest_below(self, everywhere: bool) -> list[int]:
-        frames, weight, damaged = self._frames, self._log.weight, self._health.damaged
+    def _look_below(self, everywhere: bool) -> None:
+        frames, weight = self._frames, self._log.weight
         state = frames.state
 
         def look(start: int, stop: int) -> list[int]:
             return [
                 frame
                 for frame in range(start, stop)
-                if weight[frame] <= WORST_WEIGHT and state[frame] >= 4 and frame not in damaged  # CLEAN or COLD
+                if weight[frame] <= WORST_WEIGHT and state[frame] >= 4 and not self._is_damaged(frame)  # CLEAN or COLD
             ]
 
-        end = frames.fresh_id
-        found, self._next_id = self._look_around(look, self._next_id, end, VICTIMS, everywhere)
-        return found
-
-    def _look_around(
-        self, look: Callable[[int, int], Iterable[int]], start: int, end: int, limit: int, everywhere: bool
-    ) -> tuple[list[int], int]:
-        """The lightest frames of the first window that has any, the oldest first, and where the next one begins."""
-        for _ in range(end // WINDOW_FRAMES + 2 if everywhere else 1):
-            if start >= end:
-                start = 0
-            stop = min(start + WINDOW_FRAMES, end)
-            found = heapq.nsmallest(limit, look(start, stop), key=self._log.weight.__getitem__)
-            start = stop
-            if found:
-                return sorted(found, key=self._frames.birth.__getitem__), start
-        return [], start
+        self._below.found = []
+        self._below.look(look, frames.fresh_id, VICTIMS, everywhere)

@@ -30,6 +30,7 @@ CODEC_MASK: Final = 7
 
 #: An owner word names a page on the way back from its frame: its object's handle, and the page's index in that.
 OWNER_INDEX_BITS: Final = 40
+OWNER_HANDLE_BITS: Final = 16
 
 EMPTY: Final = 0
 ZPAGE: Final = 1 << 62

@@ -44,6 +44,7 @@ class Health:
         self.clock = clock
         self.writing = Backoff(clock)
         self.reading = Backoff(clock)
+        self.unforeseen = ""  # the last thing that background reclaim has met and should not have
         self.damaged: dict[int, tuple[int, str]] = {}  # frame to its birth, and what is wrong with it
         self._under_way: dict[int, float] = {}  # a transfer's number to when it began
         self._numbers = itertools.count()
@@ -106,6 +107,8 @@ class Health:
                 f"{_count(lost_pages, 'page')} lost, because the last write found no room: "
                 "reads fail until they are written or trimmed"
             )
+        if self.unforeseen:
+            found.append(f"background reclaim met something that it did not foresee (the last: {self.unforeseen})")
         if decode_errors:
             found.append(
                 f"{_count(decode_errors, 'read')} met a page that had changed in RAM: "

@@ -30,7 +30,7 @@ from typing import Final
 from zcache.allocators import Allocator
 from zcache.allocators.log import WORST_WEIGHT
 from zcache.backoff import FIRST_REST_SECONDS, LAST_REST_SECONDS
-from zcache.compaction import WORTH_WEIGHT, Compactor
+from zcache.compaction import VICTIMS, WORTH_WEIGHT, Compactor
 from zcache.hardening.threads import begin_own_thread
 from zcache.health import Health, describe
 from zcache.pageframes import PageFrames
@@ -86,6 +86,7 @@ class Reclaimer:
         # when it rests.
         self.low_watermark = max(frames.budget_frames // 32, 1)
         self.high_watermark = max(frames.budget_frames // 16, 2)
+        self.wake_below_slots = self.low_watermark + frames.reserve_frames  # free ones: what a put looks at
         self._sync_batch, self._batch = flights_frames(frames.frame_bytes)
         self.landed = threading.Condition(lock)
         self._wake = threading.Event()
@@ -172,7 +173,12 @@ class Reclaimer:
             self._wake.wait()
             self._wake.clear()
             while not self._stopped.is_set() and self.wants_to_clean():
-                arrived = self.clean_some()
+                try:
+                    arrived = self.clean_some()
+                except Exception as error:  # without this thread each put would have to wait
+                    self._note_unforeseen(error)
+                    self._stopped.wait(LAST_REST_SECONDS)
+                    break
                 time.sleep(0)  # what was packed was packed with the GIL: let requests go on
                 if arrived is None and not self._health.writing.failures:
                     break
@@ -199,7 +205,8 @@ class Reclaimer:
             if not self._can_clean():
                 if self._pack_ram(WORST_WEIGHT):
                     return True
-                if not (self._frames.queue_length[Queue.PERSISTENT] or self._frames.in_flight):
+                waiting = self._frames.queue_length[Queue.PERSISTENT] > self._allocator.kept_frames
+                if not (waiting or self._frames.in_flight):
                     self._health.writing.forget()
                 return None
             if not self._health.writing.begin_try():
@@ -218,7 +225,7 @@ class Reclaimer:
         return self._compactor is not None and self._compactor.pack_ram(worst_weight, everywhere)
 
     def _pack_below(self, everywhere: bool = False) -> bool:
-        """Without the lock; whether anything was moved."""
+        """Without the lock; see `Compactor.pack_below`."""
         if not (self._compactor and self._tier):
             return False
         try:
@@ -236,6 +243,7 @@ class Reclaimer:
         return (
             self._compactor is not None
             and tier is not None
+            and self._frames.available >= VICTIMS  # what is packed goes into RAM, and the reserve is not for this
             and tier.slot_count - tier.used_slots < max(tier.slot_count >> SHORT_BELOW_SHIFT, 1)
         )
 
@@ -253,8 +261,16 @@ class Reclaimer:
 
     def tidy_up(self) -> None:
         """All of it that there is time for."""
-        while self.tidy() and not self._stopped.is_set():
-            time.sleep(0)
+        try:
+            while self.tidy() and not self._stopped.is_set():
+                time.sleep(0)
+        except Exception as error:
+            self._note_unforeseen(error)
+
+    def _note_unforeseen(self, error: Exception) -> None:
+        with self._lock:
+            self._statistics.unforeseen_errors += 1
+            self._health.unforeseen = describe(error)
 
     def _may_work(self) -> bool:
         return not self._waiting_puts and self._spare_time.has_some()

@@ -65,6 +65,7 @@ class Statistics:
     # damage
     checksum_errors: int = 0
     decode_errors: int = 0
+    unforeseen_errors: int = 0  # of background reclaim
     writeback_errors: int = 0  # flights that failed
     writeback_kept_frames: int = 0  # frames of failed flights, which stayed in RAM
     fetch_errors: int = 0

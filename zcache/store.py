@@ -6,8 +6,8 @@ the zpages out under the lock and decompresses them without it. So the lock is n
 works, and the codec (which releases the GIL) can use a second core.
 
 No stale data, by construction: a put clears its pages' entries (to LOST) before it stores, and publishes new ones
-after. A put that fails leaves its persistent pages LOST (a get is an error until they are written or flushed), never
-old and never zeros.
+after, or goes from one to the other at once, where nothing can fail in between. A put that fails leaves its persistent
+pages LOST (a get is an error until they are written or flushed), never old and never zeros.
 
 Locking: `lock` protects the page tables, frames, allocator, tier bookkeeping and statistics. It is the only lock of
 the store; conditions (`Reclaimer.landed`, the fetcher's) are built on it. Nothing under it waits, does I/O, or calls
@@ -123,6 +123,8 @@ class Store:
         """Fast path: one page, if it is persistent, compresses, and finds room at once. False: nothing has been done.
 
         Nothing can fail between the old entry and the new one, so the page is not LOST in between."""
+        if thing.kind:
+            return False
         codec = self.codec
         try:
             body = codec.compress(data)
@@ -130,9 +132,11 @@ class Store:
             self._abandon_early(thing, first, 1, modifier=False)
             raise
         length = len(body)
-        if not SUSPECT_BYTES <= length <= self.allocator.max_zpage_bytes or thing.kind:
+        if not SUSPECT_BYTES <= length <= self.allocator.max_zpage_bytes:
             return False
         table = thing.table
+        entries = table.entries
+        entry = 0
         lock = self.lock
         lock.acquire()
         try:
@@ -142,7 +146,6 @@ class Store:
             if not entry:
                 return False
             table.touched[first >> 9] = 1
-            entries = table.entries
             old = entries[first]
             entries[first] = entry
             if old:
@@ -151,9 +154,13 @@ class Store:
             statistics.puts += 1
             statistics.stored_pages += 1
             statistics.compressed_bytes += length
+        except BaseException:
+            table.touched[first >> 9] = 1
+            self._abandon(thing, first, 1, [entry] if entry else [], cleared=entry != 0 and entries[first] == entry)
+            raise
         finally:
             lock.release()
-        if self.frames.free_slot_count < self.reclaimer.low_watermark:
+        if self.frames.free_slot_count < self.reclaimer.wake_below_slots:
             self.reclaimer.wake_if_low()
         return True
 
@@ -214,7 +221,7 @@ class Store:
             self.lock.release()
         if done < count and not self._put_slowly(thing, first, bodies, tags, placed, modifier):
             return False
-        if self.frames.free_slot_count < self.reclaimer.low_watermark:
+        if self.frames.free_slot_count < self.reclaimer.wake_below_slots:
             self.reclaimer.wake_if_low()
         return True
 
@@ -258,6 +265,8 @@ class Store:
         try:
             out[:] = lz4_decompress(body, 4096)
         except Exception:  # the slow path will say it
+            with lock:
+                self.statistics.gets -= 1
             return False
         return True
 

@@ -17,7 +17,7 @@ This module knows neither codecs nor frames: an entry is a word to it.
 
 from enum import IntEnum
 
-from zcache.entry import EMPTY, OWNER_INDEX_BITS
+from zcache.entry import EMPTY, OWNER_HANDLE_BITS, OWNER_INDEX_BITS
 from zcache.image import Section
 from zcache.page_table import PageTable
 
@@ -69,6 +69,7 @@ class Tmem:
         """An object of `page_count` pages: all of them absent, or what the section of an image holds."""
         assert object_id not in pool.objects and page_count < 1 << OWNER_INDEX_BITS
         handle = self._handles.index(None) if None in self._handles else len(self._handles)
+        assert handle < 1 << OWNER_HANDLE_BITS
         thing = TmemObject(pool, object_id, handle, page_count, section)
         self._handles[handle : handle + 1] = [thing]
         pool.objects[object_id] = thing

@@ -26,14 +26,16 @@ FRAMES: Final = 2 * MAX_RUN_PAGES
 ROUNDS: Final = 8  # CPython specialises a function's byte code after eight calls
 
 
-def warm_up(codec: Codec, allocator: str, tier: Tier | None, seal: Seal) -> None:
+def warm_up(codec: Codec, allocator: str, recompress: Codec | None, tier: Tier | None, seal: Seal) -> None:
     """Leaves nothing behind but warm code; the tier's slots are free again, those that were.
 
     Raises `PageDamaged` if the tier does not give back what was written to it, or does not take it.
     """
     chosen = ALLOCATORS[allocator]
     budget_bytes = max(FRAMES * PAGE_BYTES, chosen.min_budget_frames * chosen.frame_bytes)
-    store = Store(budget_bytes=budget_bytes, codec=codec, allocator=allocator, tier=tier, seal=seal)
+    store = Store(
+        budget_bytes=budget_bytes, codec=codec, allocator=allocator, recompress=recompress, tier=tier, seal=seal
+    )
     pool = store.tmem.new_pool(Kind.PERSISTENT)
     pages = store.tmem.new_object(pool, 0, 4 * FRAMES)
     randomness = random.Random(0)
@@ -68,6 +70,11 @@ def _run_all(store: Store, pages: TmemObject, raw: bytes, mixed: bytearray, out:
             except (StoreFull, PageLost):
                 pass  # without a tier, or with a small one
             store.reclaimer.clean_some()
+            if store.recompressor:
+                store.recompressor.recompress_oldest()
+            store.reclaimer.tidy()
+        if store.compactor and store.tier:
+            store.compactor.pack_below(everywhere=True)
         for page in range(0, 4 * FRAMES, 8):
             with contextlib.suppress(PageLost):
                 store.get(pages, page, out[: 8 * PAGE_BYTES])

@@ -484,7 +484,7 @@ def test_a_trial_that_fails_leaves_no_slot_behind() -> None:
 
     tier.before_read = spoil_everything
     with pytest.raises(PageDamaged):
-        warm_up(parse_codec("lz4"), "zbud", tier, CRC)
+        warm_up(parse_codec("lz4"), "zbud", None, tier, CRC)
     assert tier.used_slots == 0
 
 

@@ -157,14 +157,18 @@ class Log:
             return self._place_apart(head, kind, bodies, tags, entries, owner)
         # Fast path: all into the open frame.
         place = head.fill << 31 | head.frame
-        for tag, body in zip(tags, bodies, strict=True):
-            if body:
-                entries.append(tag | place)
-                place += len(body) << 31
-            else:
-                entries.append(tag)
-        if data:
-            self._write(head, data, len(bodies) - bodies.count(b""), len(bodies) - 1 << 56 | owner)
+        try:
+            for tag, body in zip(tags, bodies, strict=True):
+                if body:
+                    entries.append(tag | place)
+                    place += len(body) << 31
+                else:
+                    entries.append(tag)
+            if data:
+                self._write(head, data, len(bodies) - bodies.count(b""), len(bodies) - 1 << 56 | owner)
+        except BaseException:
+            entries.clear()  # they are nowhere
+            raise
         return len(bodies)
 
     def place_one(self, kind: int, body: bytes, tag: int, owner: int) -> int:

@@ -143,10 +143,13 @@ class PageFrames:
 
         A persistent frame may take the slot of the oldest CLEAN frame, which costs nothing. An ephemeral one may not.
         """
-        if self.free_slot_count > self.reserve_frames:
-            self.free_slot_count = top = self.free_slot_count - 1
-            slot = self._free_slots[top]
-        elif queue == Queue.PERSISTENT and self.available:
+        free, clean = self.free_slot_count, self.queue_length[Queue.CLEAN]
+        if free + clean <= self.reserve_frames:
+            return NONE
+        if free:
+            self.free_slot_count = free - 1
+            slot = self._free_slots[free - 1]
+        elif queue == Queue.PERSISTENT:
             slot = self._drop_oldest_clean()
         else:
             return NONE
