@@ -2,11 +2,12 @@
 to the pages meanwhile, nobody sees anything but what was last put."""
 
 import random
+import time
 from collections.abc import Callable
 
 import pytest
 
-from tests.support.pages import page_with_zpage_of
+from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.stores import (
     frame_of,
     get,
@@ -17,12 +18,15 @@ from tests.support.stores import (
     small_store,
 )
 from tests.support.tiers import MemoryTier
+from zcache.allocators.log import WORST_WEIGHT, Log
 from zcache.check import check
 from zcache.codec import Codec
-from zcache.errors import PageDamaged
+from zcache.entry import decode_zpage
+from zcache.errors import PageDamaged, PageLost
 from zcache.pageframes import State
+from zcache.pageframes.frames import Queue
 from zcache.store import Store
-from zcache.tmem import TmemObject
+from zcache.tmem import Kind, TmemObject
 
 #: Of a frame of 50, those that stay alive in it.
 ALIVE = (3, 20, 41)
@@ -228,3 +232,162 @@ def test_a_zpage_that_has_changed_in_ram_stays_as_it_is(rng: random.Random) -> N
         get(here.store, here.thing, 4)
     del here.pages[4]
     here.are_right()
+
+
+# -- several at once --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["before_read", "after_read"])
+def test_background_reclaim_packs_what_a_put_is_reading_to_pack(rng: random.Random, moment: str) -> None:
+    """There is room, by somebody else's doing: the put does not fail, and no frame is taken for damaged."""
+    pages = 600
+    tier = MemoryTier(Log.frames_for(pages) - 16, 1 << 16)
+    store = small_store(16, tier=tier, allocator="log")
+    thing = new_object(store, pages)
+    some = [raw_page(rng) for _ in range(8)]
+    hooks = 0
+
+    def reclaim() -> None:
+        nonlocal hooks
+        if store.reclaimer._waiting_puts:
+            hooks += 1
+            setattr(tier, moment, lambda: None)
+            store.reclaimer.clean_some()
+            setattr(tier, moment, reclaim)
+
+    setattr(tier, moment, reclaim)
+    for turn in range(2000):
+        put(store, thing, rng.randrange(pages), turn.to_bytes(4, "little") + some[turn % 8][4:])
+    assert hooks > 20 and store.statistics.failed_puts == 0 and not store.health.damaged
+    check(store)
+
+
+def test_a_slot_is_another_frame_s_by_the_time_it_is_read(world: World) -> None:
+    """Its seal does not fit, and nothing is damaged."""
+    store, tier, thing, pages = world
+    slot = store.frames.below[frame_of(thing, ALIVE[0])]
+
+    def rewrite() -> None:
+        for index in ALIVE:
+            store.flush(thing, index, 1)
+        tier.medium[slot] = bytes(1 << 16)
+
+    tier.before_read = once(rewrite)
+    pack_below(store)
+    assert not store.health.damaged and store.statistics.checksum_errors == 0
+    are_right(store, thing, pages | dict.fromkeys(ALIVE, bytes(4096)))
+
+
+# -- what nobody foresaw ----------------------------------------------------------------------------------------------
+
+
+def fail(*_: object) -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_memory_to_place_a_put_loses_its_pages_and_no_others(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Neither are they what they were, nor does a frame go that has others in it."""
+    store = small_store(16, allocator="log")
+    thing = new_object(store, 100)
+    pages = {index: page_with_zpage_of(rng, 1200) for index in range(50, 60)}
+    for index, page in pages.items():
+        put(store, thing, index, page)
+    put(store, thing, 0, page_with_zpage_of(rng, 900))
+    with monkeypatch.context() as patch:
+        patch.setattr(store.allocator, "_write", fail)
+        patch.setattr(store.allocator, "place_one", fail)
+        with pytest.raises(MemoryError):
+            put(store, thing, 0, *(page_with_zpage_of(rng, 1200) for _ in range(count)))
+    for index in range(count):
+        with pytest.raises(PageLost):
+            get(store, thing, index)
+    assert store.statistics.lost_pages == count
+    are_right(store, thing, pages)
+    store.flush(thing, 50, 9)
+    assert get(store, thing, 59) == pages[59]
+    check(store)
+
+
+def test_an_error_that_nobody_foresaw_does_not_end_background_reclaim(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = small_store(16, 32, allocator="log")
+    thing = new_object(store, 400)
+    monkeypatch.setattr("zcache.reclaim.LAST_REST_SECONDS", 0.001)
+    assert store.compactor
+    with monkeypatch.context() as patch:
+        patch.setattr(store.compactor, "pack_ram", fail)
+        store.reclaimer.tidy_up()
+        store.reclaimer.start()
+        for first in (0, 60, 120):  # twelve frames, which is all but the reserve
+            put(store, thing, first, *(raw_page(rng) for _ in range(60)))
+        while store.statistics.unforeseen_errors < 3:
+            store.reclaimer.wake_if_low()
+            time.sleep(0.001)
+    assert any("did not foresee" in reason for reason in store.health.reasons(store.frames, 0, 0))
+    while not store.statistics.reclaim_background:
+        store.reclaimer.wake_if_low()
+        time.sleep(0.001)
+    store.close()
+    check(store)
+
+
+def test_trouble_is_forgotten_when_only_a_frame_that_is_packed_into_is_left(rng: random.Random) -> None:
+    """It stays in RAM, so it cannot show whether writes work again."""
+    store = small_store(16, 16, allocator="log")
+    assert isinstance(store.tier, MemoryTier) and store.compactor
+    thing = new_object(store, 400)
+    for index in range(200):
+        put(store, thing, index, page_with_zpage_of(rng, 1200))
+    store.tier.failing_writes = 1
+    assert not store.reclaimer.clean_some() and store.health.writing.failures
+    for index in range(200):
+        if index % 50 > 5:
+            store.flush(thing, index, 1)
+    with store.lock:
+        assert store.compactor.pack_ram(WORST_WEIGHT, everywhere=True)
+    packed = store.frames.oldest(Queue.PERSISTENT)
+    assert store.allocator.kept_frames == 1
+    for index in range(200):
+        entry = thing.table.entries[index]
+        if entry and decode_zpage(entry).frame != packed:
+            store.flush(thing, index, 1)
+    assert store.reclaimer.clean_some() is None and not store.health.writing.failures
+    check(store)
+
+
+def test_ephemeral_puts_find_room_beside_clean_frames(rng: random.Random) -> None:
+    """The reserve is there, as clean frames: what is free is for anybody."""
+    store = small_store(16, 32, allocator="log")
+    thing = new_object(store, 400)
+    for index in range(250):
+        put(store, thing, index, raw_page(rng))
+    while store.reclaimer.clean_some():
+        pass
+    assert store.frames.queue_length[Queue.CLEAN] >= 4
+    store.flush(thing, 240, 10)
+    for index in range(250):
+        if frame_of(thing, index) and store.frames.state[frame_of(thing, index)] == State.ACTIVE:
+            store.flush(thing, index, 1)
+    free = store.frames.free_slot_count
+    assert free > 0
+    ephemeral = new_object(store, 10, Kind.EPHEMERAL)
+    put(store, ephemeral, 0, page_with_zpage_of(rng, 500))
+    assert store.statistics.ignored_puts == 0 and store.frames.free_slot_count == free - 1
+    check(store)
+
+
+@pytest.mark.parametrize("budget_frames", [16, 64, 200])
+def test_background_reclaim_is_woken_whatever_the_budget(rng: random.Random, budget_frames: int) -> None:
+    store = small_store(budget_frames, 400, allocator="log")
+    thing = new_object(store, 8000)
+    index = 0
+    while store.frames.available >= store.reclaimer.low_watermark:
+        assert not store.reclaimer._wake.is_set()
+        put(store, thing, index, raw_page(rng))
+        index += 1
+    put(store, thing, index, raw_page(rng))
+    assert store.reclaimer._wake.is_set() and store.frames.available >= store.reclaimer.low_watermark - 1
