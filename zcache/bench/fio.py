@@ -1,15 +1,22 @@
-"""fio's nbd engine as a client: one job for each server, all at once."""
+"""fio's nbd engine as a client: one job for each server, all at once; and the command line of what is measured with
+it."""
 
+import argparse
 import json
 import os
 import statistics
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from rich.console import Console
+
+from zcache.bench.report import Report
 from zcache.errors import EnvironmentProblem
+from zcache.testvm.arguments import whole_number
 
 #: Of what fio writes, the share that is zeros: lz4 makes 1/3 of a page of the rest.
 COMPRESSIBLE_PERCENT: Final = 67
@@ -33,6 +40,32 @@ class Target:
     name: str
     socket: Path
     pid: int
+
+
+class Measure(Protocol):
+    """What a benchmark with fio is: measures for so many rounds of seconds on devices of that size, into the report."""
+
+    def __call__(
+        self, report: Report, size_mib: int, seconds: int, rounds: int, parameters: Sequence[str] = ()
+    ) -> None: ...
+
+
+def run_benchmark(name: str, description: str | None, measure: Measure, words: Sequence[str]) -> int:
+    """One from the command line; exit status 0."""
+    parser = argparse.ArgumentParser(prog=f"scripts/bench {name}", description=description)
+    add = parser.add_argument
+    add("--size", type=whole_number(16), default=256, metavar="MIB", help="of the devices (%(default)s)")
+    add("--seconds", type=whole_number(), default=5, help="of each measurement (%(default)s)")
+    add("--rounds", type=whole_number(), default=3, help="the median of so many (%(default)s)")
+    add("--folder", type=Path, help="for the results (default: a new temporary one)")
+    add("parameters", nargs="*", metavar="key=value", help="more for zcache")
+    arguments = parser.parse_args(words)
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="zcache-bench-"))
+    report = Report(folder, Console(width=170))
+    measure(report, arguments.size, arguments.seconds, arguments.rounds, arguments.parameters)
+    report.save()
+    report.console.print(f"report.json and plots: {folder}")
+    return 0
 
 
 def run_fio(targets: Sequence[Target], load: Load, size_mib: int, seconds: int) -> dict[str, float]:

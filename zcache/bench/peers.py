@@ -7,7 +7,6 @@ measured turn about, each figure the median of its rounds, because the machine i
 whole first. fio makes up what it writes, to compress to about a third, and takes a good share of two CPUs itself.
 """
 
-import argparse
 import contextlib
 import os
 import statistics
@@ -18,13 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-
-from zcache.bench.fio import Load, Target, run_fio
+from zcache.bench.fio import Load, Target, run_benchmark, run_fio
 from zcache.bench.report import Figure, Report
 from zcache.bench.served import running, speaks_nbd
 from zcache.control_client import ask
-from zcache.testvm.arguments import whole_number
 from zcache.testvm.figures import status_kib
 
 LOADS: Final = (
@@ -71,20 +67,7 @@ class Peer:
 
 def main(words: Sequence[str]) -> int:
     """Prints the tables; exit status 0."""
-    parser = argparse.ArgumentParser(prog="scripts/bench peers", description=__doc__)
-    add = parser.add_argument
-    add("--size", type=whole_number(16), default=256, metavar="MIB", help="of the devices (%(default)s)")
-    add("--seconds", type=whole_number(), default=5, help="of each measurement (%(default)s)")
-    add("--rounds", type=whole_number(), default=3, help="the median of so many (%(default)s)")
-    add("--folder", type=Path, help="for the results (default: a new temporary one)")
-    add("parameters", nargs="*", metavar="key=value", help="more for zcache")
-    arguments = parser.parse_args(words)
-    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="zcache-bench-"))
-    report = Report(folder, Console(width=170))
-    measure(report, arguments.size, arguments.seconds, arguments.rounds, arguments.parameters)
-    report.save()
-    report.console.print(f"report.json and plots: {folder}")
-    return 0
+    return run_benchmark("peers", __doc__, measure, words)
 
 
 def measure(report: Report, size_mib: int, seconds: int, rounds: int, parameters: Sequence[str] = ()) -> None:

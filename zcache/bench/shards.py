@@ -5,7 +5,6 @@ The GIL keeps a server on one processor, so more servers are the way to more of 
 client takes of the same processors is shown, because on two of them that is the limit.
 """
 
-import argparse
 import contextlib
 import statistics
 import sys
@@ -14,12 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-
-from zcache.bench.fio import Load, Target, run_fio
+from zcache.bench.fio import Load, Target, run_benchmark, run_fio
 from zcache.bench.report import Figure, Report
 from zcache.bench.served import running, speaks_nbd
-from zcache.testvm.arguments import whole_number
 
 #: The depth is that of all shards together.
 LOADS: Final = (
@@ -32,20 +28,7 @@ LOADS: Final = (
 
 def main(words: Sequence[str]) -> int:
     """Prints the table; exit status 0."""
-    parser = argparse.ArgumentParser(prog="scripts/bench shards", description=__doc__)
-    add = parser.add_argument
-    add("--size", type=whole_number(16), default=256, metavar="MIB", help="of the device (%(default)s)")
-    add("--seconds", type=whole_number(), default=5, help="of each measurement (%(default)s)")
-    add("--rounds", type=whole_number(), default=3, help="the median of so many (%(default)s)")
-    add("--folder", type=Path, help="for the results (default: a new temporary one)")
-    add("parameters", nargs="*", metavar="key=value", help="more for zcache")
-    arguments = parser.parse_args(words)
-    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="zcache-bench-"))
-    report = Report(folder, Console(width=150))
-    measure(report, arguments.size, arguments.seconds, arguments.rounds, arguments.parameters)
-    report.save()
-    report.console.print(f"report.json: {folder}")
-    return 0
+    return run_benchmark("shards", __doc__, measure, words)
 
 
 def measure(report: Report, size_mib: int, seconds: int, rounds: int, parameters: Sequence[str] = ()) -> None:
