@@ -6,7 +6,6 @@ Every refusal is one line: the key, what was given, what is wrong with it, and w
 import math
 import os
 import re
-import shutil
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -216,7 +215,8 @@ def _room_below(backing: Path) -> int:
     """Bytes of a device, or of a file that holds something; for a file that does not, as much as there is for it."""
     try:
         if not backing.exists() or not (backing.is_block_device() or backing.stat().st_size):
-            return shutil.disk_usage(backing.parent).free
+            file_system = os.statvfs(backing.parent)
+            return file_system.f_bavail * file_system.f_frsize
         descriptor = os.open(backing, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return MAX_SIZE_BYTES  # whatever it is, opening it will say so
