@@ -90,9 +90,9 @@ def measure(report: Report, codecs: Sequence[Codec], page_limit: int, rounds: in
         metadata = [metadata_of(corpora[0], codecs[0], allocator) for allocator in ALLOCATORS]
         status.update("devices of several sizes")
         spread = [
-            spread_cost(corpora[0], codecs[0], allocator, size_bytes, rounds, seed)
+            row
             for allocator in ALLOCATORS
-            for size_bytes in DEVICE_BYTES
+            for row in spread_cost(corpora[0], codecs[0], allocator, DEVICE_BYTES, rounds, seed)
         ]
         status.update("a rebuild")
         rebuilt = [rebuild_cost(corpora[-1], codecs[0], allocator, REBUILT_PAGES) for allocator in ALLOCATORS]
@@ -195,37 +195,48 @@ def _turn_about(
 
 
 def spread_cost(
-    corpus: Corpus, codec: Codec, allocator: str, size_bytes: int, rounds: int, seed: int
-) -> dict[str, Figure]:
-    """Requests of 32 KiB all over a device of that size; and the memory that it takes beside the budget."""
-    rng = random.Random(seed)
+    corpus: Corpus, codec: Codec, allocator: str, sizes_bytes: Sequence[int], rounds: int, seed: int
+) -> list[dict[str, Figure]]:
+    """Requests of 32 KiB all over devices of those sizes, turn about; and the memory that each takes beside the
+    budget."""
     data = memoryview(b"".join(corpus.pages[:8]))
     out = memoryview(bytearray(8 * PAGE_BYTES))
-    page_count = size_bytes // PAGE_BYTES
-    gc.collect()  # earlier stores, which are in cycles
-    before_bytes = status_kib(os.getpid(), "RssAnon") << 10
-    store, thing = _device(budget_for(allocator, SPREAD_PAGES), codec, allocator, page_count)
-    held_bytes = (status_kib(os.getpid(), "RssAnon") << 10) - before_bytes
-    fixed_bytes = held_bytes - store.frames.slot_count * store.frames.frame_bytes
-    firsts = [rng.randrange(page_count // 8) * 8 for _ in range(SPREAD_PAGES // 8)]
+    stores: list[Store] = []
+    fixed_mib: list[float] = []
+    works: list[Callable[[], None]] = []
+    for size_bytes in sizes_bytes:
+        rng = random.Random(seed)
+        page_count = size_bytes // PAGE_BYTES
+        gc.collect()  # earlier stores, which are in cycles
+        before_kib = status_kib(os.getpid(), "RssAnon")
+        store, thing = _device(budget_for(allocator, SPREAD_PAGES), codec, allocator, page_count)
+        held_bytes = (status_kib(os.getpid(), "RssAnon") - before_kib) << 10
+        fixed_mib.append((held_bytes - store.frames.slot_count * store.frames.frame_bytes) / (1 << 20))
+        firsts = [rng.randrange(page_count // 8) * 8 for _ in range(SPREAD_PAGES // 8)]
 
-    def put_all() -> None:
-        for first in firsts:
-            store.put(thing, first, data)
+        def put_all(store: Store = store, thing: TmemObject = thing, firsts: list[int] = firsts) -> None:
+            for first in firsts:
+                store.put(thing, first, data)
 
-    def get_all() -> None:
-        for first in firsts:
-            store.get(thing, first, out)
+        def get_all(store: Store = store, thing: TmemObject = thing, firsts: list[int] = firsts) -> None:
+            for first in firsts:
+                store.get(thing, first, out)
 
-    put, get = _turn_about((put_all, get_all), rounds, SPREAD_PAGES, before=lambda: None)
-    check(store)
-    return {
-        "allocator": allocator,
-        "device GiB": size_bytes / (1 << 30),
-        "put us": put,
-        "get us": get,
-        "fixed memory MiB": fixed_bytes / (1 << 20),
-    }
+        works += [put_all, get_all]
+        stores.append(store)
+    taken = _turn_about(works, rounds, SPREAD_PAGES, before=lambda: None)
+    for store in stores:
+        check(store)
+    return [
+        {
+            "allocator": allocator,
+            "device GiB": size_bytes / (1 << 30),
+            "put us": taken[2 * number],
+            "get us": taken[2 * number + 1],
+            "fixed memory MiB": fixed_mib[number],
+        }
+        for number, size_bytes in enumerate(sizes_bytes)
+    ]
 
 
 def rebuild_cost(corpus: Corpus, codec: Codec, allocator: str, page_count: int) -> dict[str, Figure]:
