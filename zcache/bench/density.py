@@ -18,7 +18,7 @@ from zcache.store import Store
 from zcache.testvm.figures import status_kib
 from zcache.tmem import Kind, TmemObject
 
-#: Of the budget, before the rounds of overwrites begin.
+#: Of what puts may use of the budget, before the rounds of overwrites begin.
 FULL: Final = 0.85
 CHURN_ROUNDS: Final = 10
 #: Of all pages, in each of those rounds.
@@ -59,7 +59,7 @@ def density_of(corpus: Corpus, codec: Codec, allocator: str, seed: int) -> dict[
     _put(store, thing, pages, order)
     needed_frames, fresh = store.frames.resident, _density(store)
     clock = HurriedClock()
-    budget_bytes = int(needed_frames / FULL) * store.frames.frame_bytes
+    budget_bytes = (int(needed_frames / FULL) + store.frames.reserve_frames) * store.frames.frame_bytes
     store, thing = _device(budget_bytes, codec, allocator, len(pages), clock=clock)
     _put(store, thing, pages, order)
     for _ in range(CHURN_ROUNDS):
