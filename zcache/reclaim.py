@@ -18,6 +18,11 @@ try writes to other slots, because slots are handed out next-fit; so a bad spot 
 write that neither fails nor ends is waited for: giving up would leave its frames in RAM all the same, and the disk's
 driver has a timeout of its own.
 
+With an allocator that leaves holes there is another way to have frames: to pack the lightest into fewer
+(`zcache.compaction`). It comes first where it is cheap, and last where nothing can be written; below, when slots run
+short. And with spare time the oldest are compressed once more (`zcache.recompression`) before they are written. A put
+that needs room waits for neither of these two: it packs in RAM, writes, and packs below only if nothing else is left.
+
 Law: work between two looks at the lock is bounded by the batch. Nothing here waits for anything but the tier,
 other flights, and a rest.
 """
@@ -192,8 +197,9 @@ class Reclaimer:
         return self._frames.available < self.high_watermark or self._health.writing.failures > 0
 
     def clean_some(self) -> bool | None:
-        """One background flight; False: it failed, or it is too early for another try. None: there is nothing to
-        clean, and so no trouble that could be seen to end; or no room below."""
+        """One piece of background work: a few frames are packed, or one is compressed once more, or a flight is flown.
+        False: the flight failed, or it is too early for another try. None: there is nothing to clean, and so no trouble
+        that could be seen to end; or no room below."""
         if self._is_short_below() and self._pack_below():
             return True
         with self._lock:

@@ -7,9 +7,10 @@ The contract, which every allocator's contract suite runs (the caller holds the 
   that found no room; calling again from there, after room was made, goes on. It takes frames from `PageFrames` and
   allocates none itself.
 - `release` drops the zpages that entries name. A frame whose last zpage goes is given back, unless it is in flight.
-- `retire` is told that a frame is on its way out and takes no more zpages, and `restore` that it did not get there:
-  what room it has is offered again, with that of zpages that were released meanwhile. `evict` throws an ephemeral frame
-  away, live zpages and all, and says whose they were.
+- `retire` is told that a frame is on its way out and takes no more zpages, unless it refuses, and `restore` that it did
+  not get there: what room it has may be offered again, with that of zpages that were released meanwhile. `evict` throws
+  an ephemeral frame away, live zpages and all, and says whose they were.
+- `frames_for` is a promise: with so many frames, and while the tier works, no put fails for lack of room.
 - What a zpage's bytes were they stay, in place, until it is released.
 """
 

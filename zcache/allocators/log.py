@@ -152,7 +152,7 @@ class Log:
     def place(self, kind: int, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
         """See `Allocator.place`. What a request puts into one frame is joined, and copied there at once."""
         head = self._heads[kind]
-        data = b"".join(bodies)
+        data = b"".join(bodies) if not entries else b""
         if entries or head.fill + len(data) > head.room:
             return self._place_apart(head, kind, bodies, tags, entries, owner)
         # Fast path: all into the open frame.

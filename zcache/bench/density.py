@@ -48,6 +48,19 @@ def budget_for(allocator: str, page_count: int) -> int:
     return max(chosen.frames_for(page_count), chosen.min_budget_frames) * chosen.frame_bytes
 
 
+def new_device(
+    budget_bytes: int,
+    codec: Codec,
+    allocator: str,
+    page_count: int,
+    recompress: Codec | None = None,
+    clock: Clock | None = None,
+) -> tuple[Store, TmemObject]:
+    """A store, and an object of a persistent pool in it."""
+    store = Store(budget_bytes=budget_bytes, codec=codec, allocator=allocator, recompress=recompress, clock=clock)
+    return store, store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, page_count)
+
+
 def density_of(corpus: Corpus, codec: Codec, allocator: str, seed: int) -> dict[str, Figure]:
     """Of all pages but the same-filled, which take no room anywhere: stored fresh; in a budget that they fill to `FULL`
     after rounds in which some are trimmed, some overwritten, and all that are missing written again; and when nobody
@@ -55,12 +68,12 @@ def density_of(corpus: Corpus, codec: Codec, allocator: str, seed: int) -> dict[
     rng = random.Random(seed)
     pages = [page for page in corpus.pages if page != page[:8] * (PAGE_BYTES // 8)]
     order = list(range(len(pages)))
-    store, thing = _device(budget_for(allocator, len(pages)), codec, allocator, len(pages))
+    store, thing = new_device(budget_for(allocator, len(pages)), codec, allocator, len(pages))
     _put(store, thing, pages, order)
     needed_frames, fresh = store.frames.resident, _density(store)
     clock = HurriedClock()
     budget_bytes = (int(needed_frames / FULL) + store.frames.reserve_frames) * store.frames.frame_bytes
-    store, thing = _device(budget_bytes, codec, allocator, len(pages), clock=clock)
+    store, thing = new_device(budget_bytes, codec, allocator, len(pages), clock=clock)
     _put(store, thing, pages, order)
     for _ in range(CHURN_ROUNDS):
         trimmed = rng.sample(order, int(len(pages) * TRIMMED))
@@ -91,7 +104,7 @@ def recompression_of(corpus: Corpus, codec: Codec, recompress: Codec) -> dict[st
     pages = [page for page in corpus.pages if page != page[:8] * (PAGE_BYTES // 8)]
     clock = HurriedClock()
     budget_bytes = budget_for("log", len(pages))
-    store, thing = _device(budget_bytes, codec, "log", len(pages), recompress, clock)
+    store, thing = new_device(budget_bytes, codec, "log", len(pages), recompress, clock)
     _put(store, thing, pages, range(len(pages)))
     before = _density(store)
     seconds = _rest(store, clock)
@@ -122,18 +135,6 @@ def metadata_of(corpus: Corpus, codec: Codec, allocator: str) -> dict[str, Figur
         store.put(thing, first, data)
     grown_bytes = (status_kib(os.getpid(), "RssAnon") - before_kib) << 10
     return {"allocator": allocator, "pages": METADATA_PAGES, "bytes a page": grown_bytes / METADATA_PAGES}
-
-
-def _device(
-    budget_bytes: int,
-    codec: Codec,
-    allocator: str,
-    page_count: int,
-    recompress: Codec | None = None,
-    clock: Clock | None = None,
-) -> tuple[Store, TmemObject]:
-    store = Store(budget_bytes=budget_bytes, codec=codec, allocator=allocator, recompress=recompress, clock=clock)
-    return store, store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, page_count)
 
 
 def _put(store: Store, thing: TmemObject, pages: Sequence[bytes], indexes: Sequence[int]) -> None:

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from zcache.allocators.choice import ALLOCATORS
 from zcache.bench.corpus import PAGE_BYTES, Corpus, gather, mixed
-from zcache.bench.density import CHURN_ROUNDS, FULL, budget_for, density_of, metadata_of, recompression_of
+from zcache.bench.density import CHURN_ROUNDS, FULL, budget_for, density_of, metadata_of, new_device, recompression_of
 from zcache.bench.report import Figure, Report
 from zcache.check import check
 from zcache.codec import Codec, decoders, parse_codec
@@ -127,16 +127,11 @@ def _described(corpus: Corpus) -> dict[str, Figure]:
     }
 
 
-def _device(budget_bytes: int, codec: Codec, allocator: str, page_count: int) -> tuple[Store, TmemObject]:
-    store = Store(budget_bytes=budget_bytes, codec=codec, allocator=allocator)
-    store.populate()
-    return store, store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, page_count)
-
-
 def cost(corpus: Corpus, codec: Codec, allocator: str, pages_per_request: int, rounds: int) -> dict[str, Figure]:
     """Puts and gets of all pages of a corpus, in order; each round fills an empty store."""
     count = len(corpus.pages) // pages_per_request * pages_per_request
-    store, thing = _device(budget_for(allocator, count), codec, allocator, count)
+    store, thing = new_device(budget_for(allocator, count), codec, allocator, count)
+    store.populate()
     data = memoryview(b"".join(corpus.pages[:count]))
     out = memoryview(bytearray(pages_per_request * PAGE_BYTES))  # used again by each request, as nbdkit's buffers are
     size = pages_per_request * PAGE_BYTES
@@ -210,7 +205,8 @@ def spread_cost(
         page_count = size_bytes // PAGE_BYTES
         gc.collect()  # earlier stores, which are in cycles
         before_kib = status_kib(os.getpid(), "RssAnon")
-        store, thing = _device(budget_for(allocator, SPREAD_PAGES), codec, allocator, page_count)
+        store, thing = new_device(budget_for(allocator, SPREAD_PAGES), codec, allocator, page_count)
+        store.populate()
         held_bytes = (status_kib(os.getpid(), "RssAnon") - before_kib) << 10
         fixed_mib.append((held_bytes - store.frames.slot_count * store.frames.frame_bytes) / (1 << 20))
         firsts = [rng.randrange(page_count // 8) * 8 for _ in range(SPREAD_PAGES // 8)]
