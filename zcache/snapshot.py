@@ -1,8 +1,8 @@
 """A snapshot: the store's books as they were at one moment, to be read at leisure while the store goes on.
 
 It is copied under the store's lock, by `memcpy`: milliseconds for a million pages. The memory for it (8 bytes a page,
-11 to 15 a frame id, 23 a RAM slot, 1 a slot below) is taken, and populated, before: under the lock nothing is asked of the
-system.
+11 to 15 a frame id, 23 a RAM slot, 1 a slot below) is taken, and populated, before: under the lock nothing is asked of
+the system.
 """
 
 import contextlib

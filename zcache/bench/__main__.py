@@ -30,8 +30,8 @@ def compare(words: Sequence[str]) -> int:
     """The store beside its codec, zcache beside nbdkit's own plugins, and one server beside two."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
-        description="Measures the store beside its codec, zcache beside nbdkit's own plugins, and one server beside two. "
-        f"By itself, with more options, or something else: scripts/bench {{{','.join(BENCHMARKS)}}} --help",
+        description="Measures the store beside its codec, zcache beside nbdkit's own plugins, and one server beside "
+        f"two. By itself, with more options, or something else: scripts/bench {{{','.join(BENCHMARKS)}}} --help",
     )
     parser.add_argument("--quick", action="store_true", help="fewer pages and rounds: under 5 minutes, figures noisier")
     parser.add_argument("--folder", type=Path, help="for the results (default: a new temporary one)")
