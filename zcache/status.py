@@ -42,7 +42,7 @@ def gather_status(
             "backing_frames": tier.used_slots if tier else 0,
             "backing_capacity_frames": tier.slot_count if tier else 0,
         }
-        lost_pages = status["lost_pages"] - store.waiting_pages
+        lost_pages = status["lost_pages"] - store.putter.waiting_pages
         reasons = [*troubles, *store.health.reasons(frames, lost_pages, status["decode_errors"])]
     status["written_back_frames"] = status["reclaim_background"] + status["reclaim_sync"]
     zpages = status["stored_pages"] - status["same_filled_pages"]
@@ -53,7 +53,7 @@ def gather_status(
         "size_bytes": pages.page_count * 4096,
         "budget_bytes": frames.budget_frames * frame_bytes,
         "frame_bytes": frame_bytes,
-        "codec": store.codec.name,
+        "codec": store.putter.codec.name,
         "allocator": store.allocator.name,
         "recompress": store.recompressor.codec.name if store.recompressor else "off",
         "backing": str(getattr(tier, "path", "")) if tier else None,

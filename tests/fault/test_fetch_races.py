@@ -226,7 +226,7 @@ def test_reclaim_drops_the_frame_that_a_get_is_decoding(rng: random.Random, monk
         return lz4_decompress(*arguments)  # type: ignore[no-any-return]
 
     meanwhile = once(drop)
-    monkeypatch.setattr("zcache.store.lz4_decompress", decode)
+    monkeypatch.setattr("zcache.get.lz4_decompress", decode)
     assert get(store, thing, 0) == page and get(store, thing, 8) == other
     check(store)
 

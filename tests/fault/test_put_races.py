@@ -72,14 +72,14 @@ def test_two_puts_to_one_page_at_once(rng: random.Random) -> None:
     store, _, thing = store_with_tier()
     first, second = page_with_zpage_of(rng, 1000), page_with_zpage_of(rng, 2000)
     put(store, thing, 0, raw_page(rng))
-    codec, meanwhile = store.codec, once(lambda: put(store, thing, 0, second))
+    codec, meanwhile = store.putter.codec, once(lambda: put(store, thing, 0, second))
 
     def compress(page: memoryview) -> bytes:
         body = codec.compress(page)
         meanwhile()
         return body
 
-    store.codec = Codec(codec.id, codec.name, compress)
+    store.putter.codec = Codec(codec.id, codec.name, compress)
     put(store, thing, 0, first)
     assert get(store, thing, 0) == first
     assert store.frames.resident == 1 and store.statistics.stored_pages == 1
@@ -106,7 +106,7 @@ def test_a_put_to_a_page_whose_put_waits_for_room(rng: random.Random, fails: boo
     else:
         put(store, thing, 5, first)
     assert get(store, thing, 5) == (second if fails else first)
-    assert store.statistics.lost_pages == 0 and store.waiting_pages == 0
+    assert store.statistics.lost_pages == 0 and store.putter.waiting_pages == 0
     check(store)
 
 
@@ -120,7 +120,7 @@ def test_two_puts_of_the_same_pages_that_both_wait(rng: random.Random) -> None:
     def start_the_other() -> None:
         other.start()
         wait_for_a_waiter(store, other)
-        assert store.waiting_pages == 4 and store.statistics.lost_pages == 4  # the same pages, once
+        assert store.putter.waiting_pages == 4 and store.statistics.lost_pages == 4  # the same pages, once
 
     tier.before_write = once(start_the_other)
     put(store, thing, 4, *sets[0])
@@ -289,7 +289,7 @@ def test_a_partial_write_that_waits_for_room_meets_a_whole_one(rng: random.Rando
     store.modify(thing, 5, 10, memoryview(raw_page(rng)[:4000]))  # a frame is needed, and none is free
     after = get(store, thing, 5)
     assert after[:10] == other[:10] and after[4010:] == other[4010:] and after != other
-    assert store.statistics.partial_writes == 1 and store._partial_write.page is None
+    assert store.statistics.partial_writes == 1 and store.putter.partial_write.page is None
     check(store)
 
 
@@ -299,13 +299,13 @@ def test_a_partial_write_that_meets_a_trim_starts_again(rng: random.Random) -> N
     put(store, thing, 0, page_with_zpage_of(rng, 1000))
     store.reclaimer.clean_some()
     drop_clean_frames(store)
-    codec, meanwhile = store.codec, once(lambda: store.flush(thing, 0, 1))
+    codec, meanwhile = store.putter.codec, once(lambda: store.flush(thing, 0, 1))
 
     def compress(page: memoryview) -> bytes:
         meanwhile()
         return codec.compress(page)
 
-    store.codec = Codec(codec.id, codec.name, compress)
+    store.putter.codec = Codec(codec.id, codec.name, compress)
     store.modify(thing, 0, 100, memoryview(b"mine"))
     assert get(store, thing, 0) == bytes(100) + b"mine" + bytes(3992)
     assert tier.used_slots == 0

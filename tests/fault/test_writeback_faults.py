@@ -192,8 +192,8 @@ def test_no_memory_before_a_put_has_begun_loses_what_was_there(
     store, _, thing = store_with_tier(budget_frames=8)
     put(store, thing, 0, *(page_with_zpage_of(rng, 1000) for _ in range(3)))
     with monkeypatch.context() as patch:
-        patch.setattr(store._partial_write, "page", (thing, 9))
-        patch.setattr(store._partial_write, "agrees", raise_memory_error)
+        patch.setattr(store.putter.partial_write, "page", (thing, 9))
+        patch.setattr(store.putter.partial_write, "agrees", raise_memory_error)
         for _ in range(2 if before == "lost" else 1):
             with pytest.raises(MemoryError):
                 put(store, thing, 0, *(page_with_zpage_of(rng, 1000) for _ in range(3)))
@@ -266,7 +266,7 @@ def test_an_unaligned_write_goes_on_after_its_head_has_failed(rng: random.Random
 @contextlib.contextmanager
 def failing_compression(store: Store, at: int, before: Callable[[], None] = lambda: None) -> Iterator[None]:
     """The compression of the page number `at` from here fails; `before` is called before it does."""
-    codec, count = store.codec, itertools.count(1)
+    codec, count = store.putter.codec, itertools.count(1)
 
     def compress(page: memoryview) -> bytes:
         if next(count) == at:
@@ -274,11 +274,11 @@ def failing_compression(store: Store, at: int, before: Callable[[], None] = lamb
             raise MemoryError
         return codec.compress(page)
 
-    store.codec = Codec(codec.id, codec.name, compress)
+    store.putter.codec = Codec(codec.id, codec.name, compress)
     try:
         yield
     finally:
-        store.codec = codec
+        store.putter.codec = codec
 
 
 def test_no_memory_before_a_fetch_takes_no_slots(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:

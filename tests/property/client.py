@@ -109,7 +109,7 @@ class Client:
 
     def _can_modify_at_once(self) -> bool:
         frames = self.store.frames
-        has_room = frames.available and frames.fetch_slot_count and not self.store._partial_write.turn.locked()
+        has_room = frames.available and frames.fetch_slot_count and not self.store.putter.partial_write.turn.locked()
         return self.thing.kind is Kind.PERSISTENT and bool(has_room)
 
     def _pages(self) -> tuple[int, int]:

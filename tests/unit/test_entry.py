@@ -30,7 +30,7 @@ def test_what_the_store_writes_is_what_decode_reads(rng: random.Random) -> None:
     first, second = (decode_zpage(thing.table.entries[index]) for index in (0, 1))
     assert first.frame == second.frame and first.offset == 0
     assert second.offset == 4096 - (second.length + 63) // 64 * 64
-    assert first.length == second.length == len(store.codec.compress(memoryview(page)))
+    assert first.length == second.length == len(store.putter.codec.compress(memoryview(page)))
 
 
 @pytest.mark.parametrize("word", [0, 1, 0xFFFFFFFF, 0xA5A5A5A5, 0x80000000])

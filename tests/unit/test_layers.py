@@ -16,6 +16,7 @@ LAYERS = [
     ["zcache.fetch", "zcache.partial_write"],
     ["zcache.compaction", "zcache.recompression", "zcache.spare_time"],
     ["zcache.reclaim"],
+    ["zcache.put", "zcache.get"],
     ["zcache.store"],
     ["zcache.snapshot"],
     ["zcache.check", "zcache.status", "zcache.rebuild"],
