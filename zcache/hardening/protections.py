@@ -6,6 +6,7 @@ is against; what happened without most of them is in ARCHITECTURE.md ("Ablation"
 """
 
 import contextlib
+import mmap
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -177,16 +178,9 @@ def locked_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """This process's RSS."""
-    return _smaps_rollup_bytes("Rss")
-
-
-def _smaps_rollup_bytes(field: str) -> int:
-    with Path("/proc/self/smaps_rollup").open() as lines:
-        for line in lines:
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) << 10
-    return 0
+    """This process's RSS, as the kernel counts it all along. (Adding its pages up, as smaps does, takes a millisecond
+    for each 100 MiB.)"""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 def _set_io_flusher() -> None:
