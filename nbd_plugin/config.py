@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from zcache import meminfo
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR, FALLBACK_ALLOCATOR
-from zcache.codec import Codec, parse_codec
+from zcache.codec import LZ4, Codec, parse_codec
 from zcache.entry import FRAME_MASK, PAGE_BYTES
 from zcache.errors import BadInput
 from zcache.image import is_image, read_header
@@ -31,6 +31,7 @@ _SIZE: Final = re.compile(
 )
 _SHARE: Final = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,20})?%", re.ASCII)
 
+_IS_FROM_THE_KEEPER: Final = "the keeper gives it"
 KEYS: Final = {
     "size": "bytes of the device, with a suffix: 512M, 2G, 64G",
     "budget": "bytes of RAM for pageframes, with a suffix, or a share of this machine's RAM: 160M, 25%",
@@ -38,12 +39,12 @@ KEYS: Final = {
     "encrypt": "yes (default, with a backing) or no: what is written to the backing, under a key that is in RAM only",
     "codec": "lz4 (default), lz4:ACCELERATION, zstd:LEVEL",
     "allocator": "how zpages share pageframes: log, dense, or zbud, at most two in one (default: log)",
-    "recompress": "zstd, zstd:LEVEL or off (default): what pages at rest are compressed with once more (allocator=log)",
+    "recompress": "zstd, zstd:LEVEL or off (default): what lz4's pages at rest are compressed with (allocator=log)",
     "overcommit": "yes or no (default): may size exceed what budget and backing can surely hold",
     "force": "yes or no (default): may a backing file that holds something else be overwritten",
     "control": "path of the control socket that `zcache status` talks to; none: no such socket",
-    "image": "descriptor of a memfd that keeps the pages while the server is replaced; the keeper gives it",
-    "standby": "descriptor of a socket on which the keeper says when to begin; the keeper gives it",
+    "image": f"descriptor of a memfd that keeps the pages while the server is replaced; {_IS_FROM_THE_KEEPER}",
+    "standby": f"descriptor of a socket on which the keeper says when to begin; {_IS_FROM_THE_KEEPER}",
     "hardening": "require, warn (default) or off: what to do when the server cannot be made safe to swap to itself",
 }
 
@@ -100,7 +101,8 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
         if not (key + value).isprintable():
             raise BadInput(f"{_shown(key)}={_shown(value)}: holds a character that cannot be printed; leave it away")
         if key not in KEYS:
-            raise BadInput(f"{key}={value}: unknown parameter; give {', '.join(KEYS)}")
+            known = [name for name, meaning in KEYS.items() if _IS_FROM_THE_KEEPER not in meaning]
+            raise BadInput(f"{key}={value}: unknown parameter; give {', '.join(known)}")
         if key in given:
             raise BadInput(f"{key}={value}: given twice (first as {given[key]!r}); give it once")
         given[key] = value
@@ -121,14 +123,16 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
         raise BadInput("backing=: empty; give a path, or leave the parameter away")
     is_all = backing is None and not overcommit  # the budget is all that there is
     default = before["allocator"] if before else DEFAULT_ALLOCATOR
-    remark = ""
+    lacking = ""
     if not before and "allocator" not in given:
-        remark = _why_not_the_default(size_bytes, budget_bytes, backing, overcommit)
-        default = FALLBACK_ALLOCATOR if remark else default
+        lacking = _lacking_for_the_default(size_bytes, budget_bytes, backing, overcommit)
+        default = FALLBACK_ALLOCATOR if lacking else default
     allocator = _parse_choice("allocator", given.get("allocator", default), tuple(ALLOCATORS))
     min_bytes, needed_bytes = _budget_range(allocator, size_bytes)
     if not before and budget_bytes < min_bytes:
-        raise BadInput(f"budget={given['budget']}: too small to work with; give at least {min_bytes >> 10}K")
+        raise BadInput(
+            f"budget={given['budget']}: too small for allocator={allocator}; give at least {min_bytes >> 10}K"
+        )
     if is_all and not before and needed_bytes > budget_bytes:
         what = f"takes {needed_bytes} bytes with allocator={allocator} if nothing compresses, more"
         raise BadInput(
@@ -141,15 +145,16 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
     encrypt = _parse_choice("encrypt", given.get("encrypt", "yes" if backing else "no"), ("yes", "no")) == "yes"
     if encrypt and not backing:
         raise BadInput("encrypt=yes: without a backing nothing leaves RAM; give backing=PATH, or leave encrypt away")
+    codec = parse_codec(given.get("codec", "lz4"))
     return Config(
         size_bytes=size_bytes,
         budget_bytes=budget_bytes,
         backing=backing,
         encrypt=encrypt,
-        codec=parse_codec(given.get("codec", "lz4")),
+        codec=codec,
         allocator=allocator,
-        remark=remark,
-        recompress=_parse_recompress(given.get("recompress", "off"), allocator, remark),
+        remark=f"allocator={allocator}: for {DEFAULT_ALLOCATOR}, which is denser, {lacking}" if lacking else "",
+        recompress=_parse_recompress(given.get("recompress", "off"), codec, allocator, lacking),
         overcommit=overcommit,
         force=_parse_choice("force", given.get("force", "no"), ("yes", "no")) == "yes",
         control=_parse_control(given.get("control")),
@@ -191,14 +196,13 @@ def _budget_range(allocator: str, size_bytes: int) -> tuple[int, int]:
     return chosen.min_budget_frames * chosen.frame_bytes, needed_frames * chosen.frame_bytes
 
 
-def _why_not_the_default(size_bytes: int, budget_bytes: int, backing: Path | None, overcommit: bool) -> str:
-    """Why the default allocator cannot keep its promise with what was given; "" if it can."""
+def _lacking_for_the_default(size_bytes: int, budget_bytes: int, backing: Path | None, overcommit: bool) -> str:
+    """What the default allocator lacks to keep its promise with what was given; "" if it can keep it."""
     chosen = ALLOCATORS[DEFAULT_ALLOCATOR]
     frame_bytes = chosen.frame_bytes
-    instead = f"allocator={FALLBACK_ALLOCATOR}: for {DEFAULT_ALLOCATOR}, which is denser,"
     least_bytes = chosen.min_budget_frames * frame_bytes
     if budget_bytes < least_bytes:
-        return f"{instead} give at least budget={least_bytes >> 20}M"
+        return f"give at least budget={least_bytes >> 20}M"
     if overcommit:
         return ""
     missing_frames = chosen.frames_for(size_bytes // PAGE_BYTES) - budget_bytes // frame_bytes
@@ -208,7 +212,7 @@ def _why_not_the_default(size_bytes: int, budget_bytes: int, backing: Path | Non
         return ""
     missing_mib = missing_frames * frame_bytes // (1 << 20) + 1
     where = "a larger backing" if backing else "a backing, or a larger budget"
-    return f"{instead} {missing_mib}M more are needed if nothing compresses; give {where}"
+    return f"{missing_mib}M more are needed if nothing compresses; give {where}"
 
 
 def _room_below(backing: Path) -> int:
@@ -265,14 +269,16 @@ def _parse_choice(key: str, text: str, choices: tuple[str, ...]) -> str:
     return text
 
 
-def _parse_recompress(text: str, allocator: str, remark: str) -> Codec | None:
+def _parse_recompress(text: str, codec: Codec, allocator: str, lacking: str) -> Codec | None:
     if text == "off":
         return None
     if not text.startswith("zstd"):
         raise BadInput(f"recompress={text}: no such choice; give zstd, zstd:LEVEL or off")
     if allocator != "log":
-        advice = remark or "give allocator=log, or off"
-        raise BadInput(f"recompress={text}: gains nothing with allocator={allocator}; {advice}")
+        advice = f"for allocator=log {lacking}" if lacking else "give allocator=log"
+        raise BadInput(f"recompress={text}: gains nothing with allocator={allocator}; {advice}, or recompress=off")
+    if codec.id != LZ4:
+        raise BadInput(f"recompress={text}: only what lz4 has compressed is; give codec=lz4, or recompress=off")
     try:
         return parse_codec(text)
     except BadInput:

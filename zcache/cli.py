@@ -118,6 +118,9 @@ def _print_status(status: dict[str, Any]) -> None:
     lines = [f"state: {status['state'].upper()}", *(f"  {reason}" for reason in status["reasons"])]
     if status["server_number"] > 1:
         lines.append(f"server number {status['server_number']} of this swap; what it counts, it counts from its start")
+    if status["recompress"] != "off":
+        saved = _human(status["recompressed_saved_bytes"])
+        lines.append(f"recompressed with {status['recompress']}: {status['recompressed_pages']} pages, {saved} saved")
     troubles = [f"{status[name]} {name.replace('_', ' ')}" for name in TROUBLES if status[name]]
     if troubles:
         lines.append("since the start: " + ", ".join(troubles))

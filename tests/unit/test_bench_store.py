@@ -25,7 +25,7 @@ def test_density_is_what_the_pages_allow(rng: random.Random) -> None:
     ratio, after = row["codec's ratio"], row["after"]
     assert isinstance(ratio, float) and isinstance(after, float)
     assert 2.0 < ratio < 2.2 and 1.5 < after <= 2.0
-    assert row["of the codec's"] == 2.0 / ratio
+    assert row["fresh/codec"] == 2.0 / ratio
 
 
 def test_noise_is_not_compressed(rng: random.Random) -> None:
@@ -55,7 +55,7 @@ def test_metadata_is_at_least_the_page_table(rng: random.Random) -> None:
 
 def test_costs_are_positive_and_their_ratio_is_theirs(rng: random.Random) -> None:
     row = cost(half_compressible(rng, 256), parse_codec("lz4"), "zbud", 8, rounds=1)
-    put, codec, times = row["put us"], row["codec us"], row["x codec"]
+    put, codec, times = row["put us"], row["codec in us"], row["put/codec"]
     assert isinstance(put, float) and isinstance(codec, float) and 0 < codec < put and times == put / codec
 
 

@@ -102,6 +102,7 @@ def test_log_is_refused_where_it_cannot_keep_its_promise() -> None:
     ("words", "said"),
     [
         ([("allocator", "zbud"), ("recompress", "zstd")], "gains nothing with allocator=zbud"),
+        ([("codec", "zstd:1"), ("recompress", "zstd:9")], "only what lz4 has compressed is; give codec=lz4"),
         ([("recompress", "lz4")], "no such choice"),
         ([("recompress", "zstd:20")], "no such level"),
     ],

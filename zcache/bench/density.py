@@ -1,6 +1,7 @@
 """How dense the store is beside the codec's own ratio: fresh, after overwrites and trims, and when it has had time to
 itself; and what it keeps beside its frames."""
 
+import gc
 import os
 import random
 from collections.abc import Sequence
@@ -91,11 +92,11 @@ def density_of(corpus: Corpus, codec: Codec, allocator: str, seed: int) -> dict[
         "allocator": allocator,
         "codec's ratio": alone,
         "fresh": fresh,
-        "of the codec's": fresh / alone,
+        "fresh/codec": fresh / alone,
         "after": after,
-        "of the  codec's": after / alone,
+        "after/codec": after / alone,
         "at rest": _density(store),
-        "of the   codec's": _density(store) / alone,
+        "at rest/codec": _density(store) / alone,
     }
 
 
@@ -130,6 +131,7 @@ def metadata_of(corpus: Corpus, codec: Codec, allocator: str) -> dict[str, Figur
     thing = store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, 4 * METADATA_PAGES)
     libc.populate(store.frames.ram_view)
     store.put(thing, 0, data)
+    gc.collect()  # earlier stores, which are in cycles
     before_kib = status_kib(os.getpid(), "RssAnon")
     for first in range(0, METADATA_PAGES, 32):
         store.put(thing, first, data)

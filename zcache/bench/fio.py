@@ -58,7 +58,7 @@ def run_benchmark(name: str, description: str | None, measure: Measure, words: S
     add("--seconds", type=whole_number(), default=5, help="of each measurement (%(default)s)")
     add("--rounds", type=whole_number(), default=3, help="the median of so many (%(default)s)")
     add("--folder", type=Path, help="for the results (default: a new temporary one)")
-    add("parameters", nargs="*", metavar="key=value", help="more for zcache")
+    add("parameters", nargs="*", metavar="key=value", help="more for zcache, but size and budget")
     arguments = parser.parse_args(words)
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="zcache-bench-"))
     report = Report(folder, Console(width=170))
@@ -76,7 +76,7 @@ def run_fio(targets: Sequence[Target], load: Load, size_mib: int, seconds: int) 
         words += [f"--name={target.name}", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={target.socket}"]
         words += [f"--rw={load.pattern}", f"--bs={load.block_kib}k", f"--iodepth={load.depth}", f"--size={size_mib}M"]
         words += [f"--buffer_compress_percentage={COMPRESSIBLE_PERCENT}", "--buffer_compress_chunk=4k"]
-        words += ["--norandommap"]
+        words += ["--norandommap", "--lat_percentiles=1"]  # of the whole: clat is without the sending
         words += ["--refill_buffers"] if not seconds else ["--time_based", f"--runtime={seconds}"]
     before = sum(_cpu_seconds(target.pid) for target in targets)
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -86,7 +86,7 @@ def run_fio(targets: Sequence[Target], load: Load, size_mib: int, seconds: int) 
         raise EnvironmentProblem(f"fio on {names}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
     jobs: list[dict[str, Any]] = json.loads(done.stdout[done.stdout.index("{") :])["jobs"]
     sides: list[dict[str, Any]] = [job["write" if "write" in load.pattern else "read"] for job in jobs]
-    latencies = [side["clat_ns"].get("percentile", {}) for side in sides]
+    latencies = [side["lat_ns"].get("percentile", {}) for side in sides]
     client = sum((job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1000 for job in jobs)
     count = sum(side["total_ios"] for side in sides)
     return {

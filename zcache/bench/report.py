@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from zcache.errors import BadInput
+
 Figure = float | int | str | None
 
 
@@ -18,7 +20,10 @@ class Report:
     """Tables are printed as they come; `save` writes `report.json`."""
 
     def __init__(self, folder: Path, console: Console) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"--folder {folder}: {error.strerror}; give a folder that can be written") from None
         self.folder = folder
         self.console = console
         self._tables: dict[str, list[dict[str, Figure]]] = {}

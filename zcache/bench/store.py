@@ -168,11 +168,11 @@ def cost(corpus: Corpus, codec: Codec, allocator: str, pages_per_request: int, r
         "allocator": store.allocator.name,
         "request": f"{pages_per_request * 4} KiB",
         "put us": put,
-        "codec us": alone_in,
-        "x codec": put / alone_in,
+        "codec in us": alone_in,
+        "put/codec": put / alone_in,
         "get us": get,
-        "codec  us": alone_out,
-        "x  codec": get / alone_out,
+        "codec out us": alone_out,
+        "get/codec": get / alone_out,
     }
 
 

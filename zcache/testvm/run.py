@@ -169,9 +169,11 @@ def print_report(report: dict[str, Any], result: VmResult) -> None:
         "same-filled, raw": f"{status['same_filled_pages']}, {status['raw_pages']}",
         "compressed to": f"{mebibytes['compressed_bytes']}: codec's ratio {status['codec_ratio']}",
         "ratio, pages to frames": str(status["ratio"]),
-        "frames in RAM": f"{status['resident_frames']} of {status['budget_frames']} ({status['clean_frames']} clean)",
+        f"frames of {status['frame_bytes'] >> 10} KiB in RAM": f"{status['resident_frames']} of "
+        f"{status['budget_frames']} ({status['clean_frames']} clean)",
         "frames written back": f"{status['written_back_frames']} ({status['backing_frames']} below now)",
         "frames read back": str(status["fetched_frames"]),
+        "recompressed": f"{status['recompressed_pages']} pages ({status['recompress']})",
         "reclaimed in the background, by a put": f"{status['reclaim_background']}, {status['reclaim_sync']}",
         "server RSS, locked": f"{mebibytes['rss_bytes']}, {mebibytes['locked_bytes']}",
         "keeper, standby, without the image": f"{report['keeper_kib'] >> 10} MiB, {report['standby_kib'] >> 10} MiB",
