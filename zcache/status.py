@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zcache import libc
-from zcache.hardening.protections import locked_bytes, resident_bytes
+from zcache.hardening.protections import resident_and_locked_bytes
 from zcache.hardening.threads import kept_threads
 from zcache.pageframes.frames import Queue
 from zcache.store import Store
@@ -46,6 +46,7 @@ def gather_status(
         reasons = [*troubles, *store.health.reasons(frames, lost_pages, status["decode_errors"])]
     status["written_back_frames"] = status["reclaim_background"] + status["reclaim_sync"]
     zpages = status["stored_pages"] - status["same_filled_pages"]
+    resident_bytes, locked_bytes = resident_and_locked_bytes()
     used_frames = status["resident_frames"] + status["cold_frames"]
     return {
         "state": "degraded" if reasons else "ok",
@@ -64,8 +65,8 @@ def gather_status(
         **status,
         "codec_ratio": round(zpages * 4096 / status["compressed_bytes"], 3) if status["compressed_bytes"] else None,
         "ratio": round(status["stored_pages"] * 4096 / (used_frames * frame_bytes), 3) if used_frames else None,
-        "rss_bytes": resident_bytes(),
-        "locked_bytes": locked_bytes(),
+        "rss_bytes": resident_bytes,
+        "locked_bytes": locked_bytes,
         "pid": os.getpid(),
         "server_number": server_number,
         "kept_threads": kept_threads(),

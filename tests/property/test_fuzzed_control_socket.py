@@ -9,7 +9,7 @@ from tests.support.control_clients import RudeClients
 from tests.support.stores import new_object, put, small_store
 from zcache.control import MAX_CONNECTIONS, ControlSocket
 from zcache.control_client import ask
-from zcache.hardening.protections import resident_bytes
+from zcache.hardening.protections import resident_and_locked_bytes
 
 CLIENTS = 100_000
 WARM_UP_CLIENTS = 5_000
@@ -46,4 +46,9 @@ def test_a_hundred_thousand_rude_clients(rng: random.Random, tmp_path: Path) -> 
 def resources() -> tuple[int, int, int, int]:
     """Threads, descriptors, Python objects, bytes."""
     gc.collect()
-    return threading.active_count(), len(list(Path("/proc/self/fd").iterdir())), len(gc.get_objects()), resident_bytes()
+    return (
+        threading.active_count(),
+        len(list(Path("/proc/self/fd").iterdir())),
+        len(gc.get_objects()),
+        resident_and_locked_bytes()[0],
+    )

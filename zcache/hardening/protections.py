@@ -6,7 +6,6 @@ is against; what happened without most of them is in ARCHITECTURE.md ("Ablation"
 """
 
 import contextlib
-import mmap
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -129,7 +128,7 @@ class Hardening:
         failing = ", ".join(f"{name} ({self._remedies[name]})" for name, holds in results.items() if not holds)
         rest = f"; privileges {self._privileges}" if self._privileges else ""
         if not failing:
-            return f"safe to swap to itself: {holding}; {locked_bytes() >> 20} MiB locked{rest}"
+            return f"safe to swap to itself: {holding}; {resident_and_locked_bytes()[1] >> 20} MiB locked{rest}"
         return f"WARNING: NOT safe to swap to itself: without {failing}; has {holding}{rest}"
 
     def refusal(self) -> str:
@@ -162,25 +161,20 @@ class Hardening:
         self._log_pipe = log_pipe.LogPipe(self._log_bytes)
 
 
-def locked_bytes() -> int:
-    """Memory of this process that is both resident and locked, whoever shares it.
+def resident_and_locked_bytes() -> tuple[int, int]:
+    """This process's RSS, and what of it is locked, whoever shares it. Takes the kernel a millisecond for each 100 MiB.
 
     (`VmLck` also counts what was never touched; `Locked` in smaps counts what is shared with the keeper by halves.)
     """
-    total_kib = resident_kib = 0
+    resident_kib = locked_kib = mapping_kib = 0
     with Path("/proc/self/smaps").open() as lines:
         for line in lines:
             if line.startswith("Rss:"):
-                resident_kib = int(line.split()[1])
+                mapping_kib = int(line.split()[1])
+                resident_kib += mapping_kib
             elif line.startswith("VmFlags:") and " lo" in line:
-                total_kib += resident_kib
-    return total_kib << 10
-
-
-def resident_bytes() -> int:
-    """This process's RSS, as the kernel counts it all along. (Adding its pages up, as smaps does, takes a millisecond
-    for each 100 MiB.)"""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+                locked_kib += mapping_kib
+    return resident_kib << 10, locked_kib << 10
 
 
 def _set_io_flusher() -> None:
@@ -221,7 +215,8 @@ def _lock() -> None:
 
 
 def _is_locked() -> bool:
-    return locked_bytes() > resident_bytes() * 9 // 10  # the kernel's own vdso is never locked
+    resident, locked = resident_and_locked_bytes()
+    return locked > resident * 9 // 10  # the kernel's own vdso is never locked
 
 
 def _set_oom_score() -> None:
