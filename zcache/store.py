@@ -1,4 +1,4 @@
-"""The store: the policy of put, get and flush over pages of tmem objects.
+"""The store: put, get and flush of pages of tmem objects, over all that they take.
 
 A request is the unit of work: `put` (put.py) and `get` (get.py) say how its pages become zpages and come back. Here is
 what the store is made of, and what happens to pages otherwise.
