@@ -27,8 +27,8 @@ from zcache.zpages import END_LZ4, FIRST_LZ4, SUSPECT_BYTES, encode
 
 
 class Putter:
-    """The puts of a store, by any number of threads. `put`, `put_run` and `wait_for_lost` take the store's lock; whoever
-    calls `drop`, or asks `waiting_pages`, holds it."""
+    """The puts of a store, by any number of threads. `put`, `put_run` and `wait_for_lost` take the store's lock;
+    whoever calls `drop`, or asks `waiting_pages`, holds it."""
 
     def __init__(
         self,
