@@ -6,9 +6,9 @@ page's, and the seal proves it; if not, the page was overwritten, trimmed or mov
 That is why no frame is ever pinned, and why a slot below may be reused under a reader: what it then reads is thrown
 away.
 
-A frame is read into a RAM slot beside the budget. If the budget has a free slot, or a CLEAN frame to drop for it, the
-slot becomes the frame's home and the other takes its place (COLD -> CLEAN, no copy): its neighbours will be found in
-RAM. It never costs a DIRTY frame its place.
+A frame is read into a RAM slot beside the budget. If the budget has a free slot, or a frame that gives way (CLEAN or
+ephemeral, whichever there are more of), the slot becomes the frame's home and the other takes its place (COLD -> CLEAN,
+no copy): its neighbours will be found in RAM. It never costs a DIRTY frame its place.
 
 A read that fails kills the task whose page it was, so a frame is not given up at the first error: it is read again,
 alone (its neighbours in the run may be sound), at once and then after each of `RETRY_PAUSES_SECONDS`. A wrong seal is
@@ -23,7 +23,7 @@ import contextlib
 import itertools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from zcache.backoff import PATIENCE_SECONDS, Clock
@@ -78,9 +78,17 @@ class Fetcher:
     """Reads cold frames; one for a store, called by any number of threads without the lock."""
 
     def __init__(
-        self, frames: PageFrames, tier: Tier, seal: Seal, lock: threading.Lock, statistics: Statistics, health: Health
+        self,
+        frames: PageFrames,
+        tier: Tier,
+        seal: Seal,
+        lock: threading.Lock,
+        statistics: Statistics,
+        health: Health,
+        eat_ephemeral: Callable[[], bool],
     ) -> None:
         self._frames = frames
+        self._eat_ephemeral = eat_ephemeral
         self._tier = tier
         self._seal = seal
         self._lock = lock
@@ -258,6 +266,8 @@ class Fetcher:
                         bodies[index] = _body(frames, job.slot, entries[index])
                     statistics.fetched_frames += 1
                     if frames.state[job.frame] == State.COLD:
+                        if frames.ephemeral_gives_way():
+                            self._eat_ephemeral()
                         spare = frames.adopt(job.frame, job.slot)
                         statistics.readopted_frames += spare != job.slot
                         job.slot = spare

@@ -5,7 +5,7 @@ is fetched in between, also without it.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lz4.block import decompress as lz4_decompress
 
@@ -46,12 +46,25 @@ class Getter:
         if size_bytes == PAGE_BYTES and self._get_page(thing, first, out):
             return 0
         if size_bytes <= MAX_RUN_PAGES * PAGE_BYTES:
-            return self._get_run(thing, first, out)
+            return len(self._get_run(thing, first, out))
         misses = 0
         for start in range(0, size_bytes, MAX_RUN_PAGES * PAGE_BYTES):
             run = out[start : start + MAX_RUN_PAGES * PAGE_BYTES]
-            misses += self._get_run(thing, first + (start >> 12), run)
+            misses += len(self._get_run(thing, first + (start >> 12), run))
         return misses
+
+    def find(self, thing: TmemObject, first: int, out: memoryview) -> list[int]:
+        """The same, of an ephemeral pool; returns which pages are misses, ascending: they read as zeros, and are to be
+        had elsewhere."""
+        missing: list[int] = []
+        for start in range(0, len(out), MAX_RUN_PAGES * PAGE_BYTES):
+            run = out[start : start + MAX_RUN_PAGES * PAGE_BYTES]
+            page = first + (start >> 12)
+            missing += [page + index for index in self._get_run(thing, page, run)]
+        with self._lock:
+            self._statistics.ephemeral_gets += len(out) >> 12
+            self._statistics.ephemeral_misses += len(missing)
+        return missing
 
     def _get_page(self, thing: TmemObject, first: int, out: memoryview) -> bool:
         """Fast path: one page, if it is an lz4 zpage in RAM. False: nothing has been done."""
@@ -79,18 +92,19 @@ class Getter:
             return False
         return True
 
-    def _get_run(self, thing: TmemObject, first: int, out: memoryview) -> int:
-        """One run. Pages that are lost only while their put waits for room are waited for."""
-        while (misses := self._try_get_run(thing, first, out)) < 0:
+    def _get_run(self, thing: TmemObject, first: int, out: memoryview) -> Sequence[int]:
+        """One run; which of its pages are misses. Pages that are lost only while their put waits for room are waited
+        for."""
+        while (misses := self._try_get_run(thing, first, out)) is None:
             self._wait_for_lost(thing, first, len(out) >> 12)
         return misses
 
-    def _try_get_run(self, thing: TmemObject, first: int, out: memoryview) -> int:
-        """One run; -1, and `out` undefined, if a page in it is lost."""
+    def _try_get_run(self, thing: TmemObject, first: int, out: memoryview) -> Sequence[int] | None:
+        """One run; None, and `out` undefined, if a page in it is lost."""
         frames = self._frames
         count = len(out) >> 12
         bodies: list[bytes] = []
-        misses = 0
+        misses: Sequence[int] = ()
         self._lock.acquire()
         try:
             self._statistics.gets += count
@@ -113,18 +127,19 @@ class Getter:
             is_fast = len(bodies) > 0
             if not is_fast:
                 cold, bodies = self._collect(entries)
-                misses = entries.count(0)
-                self._statistics.get_misses += misses
+                if 0 in entries:
+                    misses = [index for index, entry in enumerate(entries) if not entry]
+                    self._statistics.get_misses += len(misses)
         finally:
             self._lock.release()
         if not is_fast:
             if max(entries) >= LOST:
-                return -1
+                return None
             if cold:
                 assert self._fetcher
                 self._fetcher.fetch(thing.table.entries, first, cold, entries, bodies)
                 if max(entries) >= LOST:
-                    return -1
+                    return None
         try:
             if is_fast:
                 decode_lz4(bodies, out)

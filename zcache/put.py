@@ -9,10 +9,11 @@ after, or goes from one to the other at once, where nothing can fail in between.
 pages LOST (a get is an error until they are written or flushed), never old and never zeros.
 """
 
+import itertools
 import threading
 from array import array
 
-from zcache.admission import reject_poor
+from zcache.admission import Admission
 from zcache.allocators import Allocator
 from zcache.codec import Codec
 from zcache.entry import LOST, PAGE_BYTES, SAME_FILLED
@@ -28,7 +29,7 @@ from zcache.zpages import END_LZ4, FIRST_LZ4, SUSPECT_BYTES, encode
 
 class Putter:
     """The puts of a store, by any number of threads. `put`, `put_run` and `wait_for_lost` take the store's lock;
-    whoever calls `drop`, or asks `waiting_pages`, holds it."""
+    whoever calls `clear`, or asks `waiting_pages`, holds it."""
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Putter:
         frames: PageFrames,
         allocator: Allocator,
         reclaimer: Reclaimer,
+        admission: Admission,
         lock: threading.Lock,
         statistics: Statistics,
     ) -> None:
@@ -43,6 +45,7 @@ class Putter:
         self._frames = frames
         self._allocator = allocator
         self._reclaimer = reclaimer
+        self._admission = admission
         self._lock = lock
         self._statistics = statistics
         self.partial_write = PartialWrite()
@@ -58,6 +61,9 @@ class Putter:
         """
         size_bytes = len(data)
         if size_bytes == PAGE_BYTES and self._put_page(thing, first, data):
+            return
+        if thing.kind:
+            self._put_ephemeral(thing, first, data)
             return
         if size_bytes <= MAX_RUN_PAGES * PAGE_BYTES:
             self.put_run(thing, first, data)
@@ -102,7 +108,7 @@ class Putter:
             old = entries[first]
             entries[first] = entry
             if old:
-                self.drop([old], Kind.PERSISTENT)
+                self._drop([old], Kind.PERSISTENT)
             statistics = self._statistics
             statistics.puts += 1
             statistics.stored_pages += 1
@@ -124,7 +130,7 @@ class Putter:
             bodies, tags, same_filled, raw, compressed_bytes = encode(self.codec, self._allocator.max_zpage_bytes, data)
             if kind:
                 with self._lock:
-                    reject_poor(bodies, tags, self._statistics)
+                    self._admission.reject_poor(bodies, tags)
         except BaseException:
             self._abandon_early(thing, first, len(data) >> 12, modifier)
             raise
@@ -146,7 +152,7 @@ class Putter:
             if any(old):
                 entries[first:last] = LOST_RUN[:count]
                 cleared = True
-                self.drop(old, kind)
+                self._drop(old, kind)
             cleared = True
             done = self._allocator.place(kind, bodies, tags, placed, thing.owner_base + first)
             if count == 1 == done:
@@ -178,6 +184,31 @@ class Putter:
             self._reclaimer.wake_if_low()
         return True
 
+    def _put_ephemeral(self, thing: TmemObject, first: int, data: memoryview) -> None:
+        """Put what has shown that it is used again, in runs; all else is absent."""
+        for start in range(0, len(data), MAX_RUN_PAGES * PAGE_BYTES):
+            run = data[start : start + MAX_RUN_PAGES * PAGE_BYTES]
+            try:
+                self._put_admitted(thing, first + (start >> 12), run)
+            except BaseException:
+                self._abandon_early(thing, first, len(data) >> 12, modifier=False)
+                raise
+
+    def _put_admitted(self, thing: TmemObject, first: int, data: memoryview) -> None:
+        """One run."""
+        with self._lock:
+            were_active = self._admission.were_active(thing.owner_base + first, len(data) >> 12)
+        start = 0
+        for is_admitted, same in itertools.groupby(were_active):
+            stop = start + len(list(same))
+            if is_admitted:
+                self.put_run(thing, first + start, data[start << 12 : stop << 12])
+            else:
+                for part in thing.table.touched_runs(first + start, first + stop):
+                    with self._lock:
+                        self.clear(thing, *part)
+            start = stop
+
     # -- slow, and bookkeeping --------------------------------------------------------------------------------------
 
     def _put_slowly(
@@ -208,7 +239,7 @@ class Putter:
                     table.touch(start, stop - 1)  # again: a flush of the whole block may have come meanwhile
                     old = table.entries[start:stop].tolist()
                     table.entries[start:stop] = LOST_RUN[: count - len(placed)]
-                    self.drop(old, thing.kind)
+                    self._drop(old, thing.kind)
                     before = len(placed)
                     try:
                         self._allocator.place(thing.kind, bodies, tags, placed, thing.owner_base + first)
@@ -232,7 +263,7 @@ class Putter:
             old = thing.table.entries[index]
             thing.table.entries[index] = LOST if lost else 0
             if not cleared:
-                self.drop([old], thing.kind)
+                self._drop([old], thing.kind)
         self._statistics.lost_pages += count * lost
 
     def _abandon_early(self, thing: TmemObject, first: int, count: int, modifier: bool) -> None:
@@ -253,7 +284,18 @@ class Putter:
         else:
             self._statistics.lost_pages += missing
 
-    def drop(self, old: list[int], kind: Kind) -> None:
+    def clear(self, thing: TmemObject, start: int, stop: int) -> int:
+        """Under the lock: pages of one block of the table become EMPTY; returns how many had been something."""
+        if self.partial_write.page:
+            self.partial_write.agrees(thing, start, stop, False)
+        old = thing.table.entries[start:stop].tolist()
+        thing.table.clear_block(start, stop)
+        if not any(old):
+            return 0
+        self._drop(old, thing.kind)
+        return len(old) - old.count(0)
+
+    def _drop(self, old: list[int], kind: Kind) -> None:
         """Under the lock: pages' former entries, which no table holds any more, die."""
         if min(old) >= FIRST_LZ4 and max(old) < END_LZ4 and not kind:
             self._statistics.stored_pages -= len(old)

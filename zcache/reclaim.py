@@ -1,10 +1,11 @@
 """Reclaim: keeps frames available for puts by writing the oldest ones below before they are needed.
 
 A frame is *available* when a put can have it at once: its RAM slot is free, or it is CLEAN and can be dropped at no
-cost. Background reclaim (a kswapd) sleeps until fewer than `low_watermark` frames are available, then cleans the LRU
-tail, a batch at a time, until `high_watermark` are. A put that finds none reclaims by itself, a small batch, so that
-it waits for one short write and not for a long one. Frames are written as they are: nothing is decompressed, and no
-page-table entry changes.
+cost. It is *ready* if that or ephemeral: a persistent put eats the oldest of those, one for each frame that it needs,
+before anything persistent leaves RAM (ouroboros). Background reclaim (a kswapd) sleeps until fewer than `low_watermark`
+frames are ready, then cleans the LRU tail, a batch at a time, until `high_watermark` are. A put that finds none
+reclaims by itself, a small batch, so that it waits for one short write and not for a long one. Frames are written as
+they are: nothing is decompressed, and no page-table entry changes.
 
 One flight: under the lock, reserve a run of slots below and isolate as many of the oldest frames (they are WRITEBACK
 now: nobody changes their bytes or reuses their RAM); without the lock, seal and write them; under the lock, they land
@@ -102,7 +103,7 @@ class Reclaimer:
 
     def wake_if_low(self) -> None:
         """Cheap, and called with or without the lock: wakes background reclaim if few frames are available."""
-        if self._frames.available < self.low_watermark and not self._wake.is_set():
+        if self._frames.ready < self.low_watermark and not self._wake.is_set():
             self._wake.set()
 
     def make_room(self, queue: int) -> bool:
@@ -120,8 +121,11 @@ class Reclaimer:
         while True:
             with self._lock:
                 if queue == Queue.EPHEMERAL:
-                    return self._evict_oldest_ephemeral()
-                if self._frames.available or self._evict_oldest_ephemeral():
+                    has_eaten = self._evict_oldest_ephemeral()
+                    self._statistics.eph_ate_tail += has_eaten
+                    self._statistics.eph_ate_tail_failed += not has_eaten
+                    return has_eaten
+                if self._frames.available or self.eat_ephemeral():
                     return True
                 if self._pack_ram(WORTH_WEIGHT):
                     continue
@@ -194,7 +198,7 @@ class Reclaimer:
     def wants_to_clean(self) -> bool:
         """Whether background reclaim goes on: few frames are available, or it is yet to be seen that writes work
         again."""
-        return self._frames.available < self.high_watermark or self._health.writing.failures > 0
+        return self._frames.ready < self.high_watermark or self._health.writing.failures > 0
 
     def clean_some(self) -> bool | None:
         """One piece of background work: a few frames are packed, or one is compressed once more, or a flight is flown.
@@ -347,9 +351,16 @@ class Reclaimer:
             assert self._tier
             self._tier.release(slot)
 
+    def eat_ephemeral(self) -> bool:
+        """Under the lock: something persistent takes the RAM of the oldest ephemeral frame; False if there is none."""
+        has_eaten = self._evict_oldest_ephemeral()
+        self._statistics.pers_ate_eph += has_eaten
+        self._statistics.pers_ate_eph_failed += not has_eaten
+        return has_eaten
+
     def _evict_oldest_ephemeral(self) -> bool:
         """Eat the tail of the ephemeral queue, under the lock; False if there is none. (ouroboros)"""
-        frame = self._frames.oldest(Queue.EPHEMERAL)
+        frame = self._frames.oldest_ephemeral()
         if not frame:
             return False
         owners = self._allocator.evict(frame)

@@ -39,14 +39,17 @@ class Statistics:
     puts: int = 0
     gets: int = 0
     get_misses: int = 0
+    ephemeral_gets: int = 0  # of these, of ephemeral pools
+    ephemeral_misses: int = 0
     flushes: int = 0
     failed_puts: int = 0
-    ignored_puts: int = 0  # ephemeral puts that were not admitted
+    ignored_puts: int = 0  # ephemeral puts that were not admitted, or found no room
     partial_writes: int = 0  # requests' unaligned ends: read, modified, written
 
     # why a page was not stored compressed, or not stored
     reject_compress_poor: int = 0  # the zpage is longer than the allocator takes: stored raw (persistent)
     reject_mean_poor: int = 0  # ephemeral: the mean is poor, and this page makes it worse
+    reject_not_reused: int = 0  # ephemeral: nothing says that the page is used again
     reject_no_frame: int = 0  # no frame could be had in RAM or below
 
     # reclaim, in frames
@@ -59,8 +62,14 @@ class Statistics:
     packed_pages: int = 0
     recompressed_pages: int = 0  # those that moved with them, whether or not they became smaller, included
     recompressed_saved_bytes: int = 0
+
+    # ouroboros: what was eaten, and by whom; times that there was nothing to eat
     evicted_ephemeral_frames: int = 0
     evicted_ephemeral_pages: int = 0
+    eph_ate_tail: int = 0  # frames that an ephemeral put ate
+    eph_ate_tail_failed: int = 0  # so the put was ignored
+    pers_ate_eph: int = 0  # frames that a persistent put ate, or a fetch
+    pers_ate_eph_failed: int = 0  # so something persistent has to be packed, or written back
 
     # damage
     checksum_errors: int = 0

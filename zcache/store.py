@@ -13,13 +13,15 @@ Pages are 4096 bytes; indexes count pages of an object.
 import threading
 from collections.abc import Callable, Iterator
 
+from zcache.admission import Admission
 from zcache.allocators import Allocator
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
 from zcache.allocators.log import Log
 from zcache.backoff import Clock
 from zcache.codec import Codec
 from zcache.compaction import Compactor
-from zcache.entry import PAGE_BYTES
+from zcache.entry import PAGE_BYTES, PAGE_SHIFT
+from zcache.errors import PageDamaged
 from zcache.fetch import Fetcher
 from zcache.get import Getter
 from zcache.health import Health
@@ -45,6 +47,7 @@ class Store:
         codec: Codec,
         allocator: str = DEFAULT_ALLOCATOR,
         recompress: Codec | None = None,
+        admit: str = "always",
         tier: Tier | None = None,
         seal: Seal = CRC,
         image: Image | None = None,
@@ -67,7 +70,7 @@ class Store:
         self.allocator: Allocator = chosen(self.frames, self._release_below, self.tmem.entries_of)
         self.health = Health(clock or Clock())
         books = (self.lock, self.statistics, self.health)
-        self._fetcher = Fetcher(self.frames, tier, seal, *books) if tier else None
+        self._fetcher = Fetcher(self.frames, tier, seal, *books, self._eat_ephemeral) if tier else None
         self.compactor = self.recompressor = None
         if isinstance(self.allocator, Log):
             self.compactor = Compactor(self.frames, self.allocator, self._fetcher, *books)
@@ -79,10 +82,23 @@ class Store:
         self.reclaimer = Reclaimer(
             self.frames, self.allocator, tier, seal, *books, self._forget, self.compactor, self.recompressor
         )
-        self.putter = Putter(codec, self.frames, self.allocator, self.reclaimer, self.lock, self.statistics)
+        self.admission = Admission(admit, budget_bytes, self.statistics)
+        self.putter = Putter(
+            codec, self.frames, self.allocator, self.reclaimer, self.admission, self.lock, self.statistics
+        )
         self.getter = Getter(self.frames, self._fetcher, self.lock, self.statistics, self.putter.wait_for_lost)
         #: `put(thing, first, data)` and `get(thing, first, out)`: see there.
         self.put, self.get = self.putter.put, self.getter.get
+
+    def find(self, thing: TmemObject, first: int, out: memoryview) -> list[int]:
+        """Fill `out` with pages of an ephemeral pool; returns which are misses, and have to be had elsewhere. Pages
+        that are damaged are: they are flushed, with those beside them."""
+        try:
+            return self.getter.find(thing, first, out)
+        except PageDamaged:
+            count = len(out) >> PAGE_SHIFT
+            self.flush(thing, first, count)
+            return [*range(first, first + count)]
 
     # -- flush ------------------------------------------------------------------------------------------------------
 
@@ -91,17 +107,9 @@ class Store:
 
         The lock is given up after each block of 512 pages.
         """
-        table = thing.table
-        for start, stop in table.touched_runs(first, first + count):
+        for start, stop in thing.table.touched_runs(first, first + count):
             with self.lock:
-                if self.putter.partial_write.page:
-                    self.putter.partial_write.agrees(thing, start, stop, False)
-                old = table.entries[start:stop].tolist()
-                table.clear_block(start, stop)
-                if any(old):
-                    held = len(old) - old.count(0)
-                    self.putter.drop(old, thing.kind)
-                    self.statistics.flushes += held
+                self.statistics.flushes += self.putter.clear(thing, start, stop)
 
     def flush_object(self, thing: TmemObject) -> None:
         """Drop all pages of an object, and the object."""
@@ -161,6 +169,7 @@ class Store:
         `beat` is called now and then."""
         self.frames.populate(beat)
         self.seal.populate()
+        self.admission.populate()
         self.fault_ahead()
 
     def is_populated(self) -> bool:
@@ -175,6 +184,9 @@ class Store:
 
     def _release_below(self, slot: int) -> None:
         self.reclaimer.release_below(slot)
+
+    def _eat_ephemeral(self) -> bool:
+        return self.reclaimer.eat_ephemeral()
 
     def _forget(self, owner: int) -> None:
         """Under the lock: an ephemeral page went with its frame."""

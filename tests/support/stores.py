@@ -41,6 +41,7 @@ def small_store(
     encrypt: str | None = None,
     allocator: str | None = None,
     recompress: str | None = None,
+    admit: str = "always",
 ) -> Store:
     """A store without threads: background reclaim happens when the test calls `store.reclaimer.clean_some()`, and time
     passes when somebody waits for it. Over `tier`, or one that is made with `below_frames`."""
@@ -54,6 +55,7 @@ def small_store(
         codec=parse(codec),
         allocator=allocator,
         recompress=parse(recompress) if recompress else None,
+        admit=admit,
         tier=tier,
         seal=new_seal(encrypt or default_encrypt, frame_bytes=frame_bytes),
         clock=clock,

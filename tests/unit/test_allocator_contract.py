@@ -16,7 +16,6 @@ from zcache.codec import LZ4
 from zcache.entry import OWNER_INDEX_BITS, SAME_FILLED, decode_zpage, zpage_tag
 from zcache.errors import StoreFull
 from zcache.pageframes import PageFrames, State
-from zcache.pageframes.frames import Queue
 from zcache.store import Store
 from zcache.tmem import Kind
 
@@ -157,7 +156,7 @@ def test_an_evicted_frame_says_whose_pages_it_had(bench: Bench, rng: random.Rand
         bench.place(Kind.EPHEMERAL, first, [rng.choice([0, 1500]) for _ in range(30)])
     gone = rng.sample(sorted(bench.bodies[Kind.EPHEMERAL]), 20)
     bench.release(Kind.EPHEMERAL, *gone)
-    while frame := bench.frames.oldest(Queue.EPHEMERAL):
+    while frame := bench.frames.oldest_ephemeral():
         there = {page for page in bench.bodies[Kind.EPHEMERAL] if bench.frame_of(Kind.EPHEMERAL, page) == frame}
         owners = bench.allocator.evict(frame)
         assert {owner - (Kind.EPHEMERAL << OWNER_INDEX_BITS) for owner in owners} == there

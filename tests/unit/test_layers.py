@@ -11,6 +11,7 @@ LAYERS = [
     ["zcache.entry", "zcache.image"],
     ["zcache.flat_array"],
     ["zcache.codec", "zcache.seals", "zcache.page_table", "zcache.pageframes", "zcache.tiers", "zcache.hardening"],
+    ["zcache.ghost"],
     ["zcache.health", "zcache.statistics"],
     ["zcache.allocators", "zcache.tmem", "zcache.admission", "zcache.zpages"],
     ["zcache.fetch", "zcache.partial_write"],

@@ -5,9 +5,12 @@ import random
 import pytest
 
 from tests.support.pages import page_with_zpage_of, raw_page
-from tests.support.stores import get, is_miss, new_object, put, small_store
+from tests.support.stores import drop_clean_frames, get, is_miss, new_object, put, small_store
 from zcache.check import check
+from zcache.entry import decode_zpage
 from zcache.errors import PageLost, StoreFull
+from zcache.ghost import Ghost
+from zcache.pageframes.frames import Queue
 from zcache.tmem import Kind
 
 KINDS = [Kind.PERSISTENT, Kind.EPHEMERAL]
@@ -171,4 +174,106 @@ def test_with_a_poor_mean_a_worse_ephemeral_page_is_not_admitted(rng: random.Ran
     put(store, thing, 5, page_with_zpage_of(rng, 1000))
     assert is_miss(store, thing, 4) and not is_miss(store, thing, 5)
     assert store.statistics.reject_mean_poor == 1
+    check(store)
+
+
+def test_a_page_enters_an_ephemeral_pool_when_it_was_missed_before(rng: random.Random) -> None:
+    store = small_store(16, admit="reused")
+    thing = new_object(store, 8, Kind.EPHEMERAL)
+    pages = [page_with_zpage_of(rng, 1000) for _ in range(8)]
+    put(store, thing, 2, *pages[2:4])
+    assert is_miss(store, thing, 2) and is_miss(store, thing, 3)
+    assert store.statistics.reject_not_reused == store.statistics.ignored_puts == 2
+    put(store, thing, 0, *pages)  # two of them for the second time
+    assert [index for index in range(8) if not is_miss(store, thing, index)] == [2, 3]
+    assert get(store, thing, 2, 2) == pages[2] + pages[3]
+    check(store)
+
+
+def test_a_put_that_is_not_admitted_leaves_nothing_of_what_was_there(rng: random.Random) -> None:
+    store = small_store(16)
+    thing = new_object(store, 4, Kind.EPHEMERAL)
+    put(store, thing, 0, *(page_with_zpage_of(rng, 1000) for _ in range(4)))
+    store.admission.admit = "reused"
+    store.admission._ghost = Ghost(16)  # which has seen nothing
+    put(store, thing, 1, *(page_with_zpage_of(rng, 1000) for _ in range(2)))
+    assert [is_miss(store, thing, index) for index in range(4)] == [False, True, True, False]
+    check(store)
+
+
+def test_what_was_read_is_eaten_last(rng: random.Random) -> None:
+    store = small_store(budget_frames=4)
+    clean = new_object(store, 8, Kind.EPHEMERAL)
+    put(store, clean, 0, *(raw_page(rng)[:3000] + bytes(1096) for _ in range(4)))
+    assert not is_miss(store, clean, 0)
+    put(store, clean, 4, raw_page(rng)[:3000] + bytes(1096))
+    assert [index for index in range(8) if not is_miss(store, clean, index)] == [0, 2, 3, 4]
+    assert store.statistics.eph_ate_tail == 1
+    check(store)
+
+
+def test_a_damaged_ephemeral_page_is_a_miss(rng: random.Random) -> None:
+    store = small_store()
+    clean = new_object(store, 4, Kind.EPHEMERAL)
+    pages = [page_with_zpage_of(rng, 1000) for _ in range(3)]
+    put(store, clean, 0, *pages)
+    start = store.frames.home[decode_zpage(clean.table.entries[1]).frame] * store.frames.frame_bytes
+    store.frames.ram[start : start + store.frames.frame_bytes] = b"\xff" * store.frames.frame_bytes
+    with memoryview(bytearray(4 * 4096)) as out:
+        assert 1 in store.find(clean, 0, out)
+    assert is_miss(store, clean, 1)
+    assert store.statistics.ephemeral_gets == 0  # a get that failed is none
+    check(store)
+
+
+@pytest.mark.parametrize("allocator", ["zbud", "log"])
+def test_swap_pushes_ephemeral_frames_out_one_for_one(allocator: str, rng: random.Random) -> None:
+    """And nothing is written below, nor waited for, while there is one to eat."""
+    frame_pages = {"zbud": 1, "log": 15}[allocator]
+    store = small_store(budget_frames=40, below_frames=80, allocator=allocator)
+    reserve = store.frames.reserve_frames
+    clean, swap = new_object(store, 1200, Kind.EPHEMERAL), new_object(store, 1000)
+    for index in range(1200):
+        put(store, clean, index, page_with_zpage_of(rng, 2400))
+    ephemeral = store.frames.queue_length[Queue.EPHEMERAL]
+    assert ephemeral == 40 - reserve and store.frames.free_slot_count == reserve
+    evicted = store.statistics.evicted_ephemeral_frames
+    for count in range(1, ephemeral + 1):
+        put(store, swap, (count - 1) * frame_pages, *(raw_page(rng) for _ in range(frame_pages)))
+        assert store.frames.queue_length[Queue.PERSISTENT] == count
+        assert store.frames.queue_length[Queue.EPHEMERAL] == ephemeral - count
+        assert store.statistics.pers_ate_eph == store.statistics.evicted_ephemeral_frames - evicted == count
+        assert store.frames.ready < store.reclaimer.high_watermark or not store.reclaimer.wants_to_clean()
+    assert store.statistics.pers_ate_eph_failed == store.statistics.writeback_batches == 0
+    put(store, swap, ephemeral * frame_pages, *(raw_page(rng) for _ in range(frame_pages)))
+    statistics = store.statistics
+    assert statistics.pers_ate_eph_failed == 1 and statistics.reclaim_sync and statistics.writeback_batches == 1
+    check(store)
+
+
+def test_clean_copies_and_ephemeral_frames_share_what_is_left(rng: random.Random) -> None:
+    """A cold frame that is read takes the place of an ephemeral one while there are more of those; an ephemeral put
+    that of a clean copy, while there are more of those. Neither kind starves the other."""
+    store = small_store(budget_frames=16, below_frames=64)
+    swap, clean = new_object(store, 40), new_object(store, 100, Kind.EPHEMERAL)
+    pages = [page_with_zpage_of(rng, 3000) for _ in range(40)]
+    for index, page in enumerate(pages):
+        put(store, swap, index, page)
+    while store.reclaimer.clean_some():
+        pass
+    assert store.frames.queue_length[Queue.CLEAN] == 16
+    for index in range(100):
+        put(store, clean, index, page_with_zpage_of(rng, 2400))
+    assert store.frames.queue_length == [0, 8, 8]
+    store.flush(clean, 0, 100)
+    while store.frames.free_slot_count:
+        put(store, clean, store.frames.free_slot_count, page_with_zpage_of(rng, 2400))
+    drop_clean_frames(store)
+    for index in range(100):
+        put(store, clean, index, page_with_zpage_of(rng, 2400))
+    assert store.frames.queue_length == [0, 16, 0]
+    for _ in range(2):
+        for index, page in enumerate(pages):
+            assert get(store, swap, index) == page
+    assert store.frames.queue_length == [0, 8, 8]
     check(store)

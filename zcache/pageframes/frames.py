@@ -46,12 +46,15 @@ POPULATED_RUN_BYTES: Final = 64 << 20
 
 NONE: Final = 0
 
+#: Frames that are given one more round at a time, by whoever looks for one to eat: some 20 us.
+SECOND_CHANCES: Final = 32
+
 
 class Queue(IntEnum):
     """Where a frame in RAM waits. Frames in flight wait nowhere."""
 
     PERSISTENT = 0  # ACTIVE and DIRTY frames of persistent pools: to be written back
-    EPHEMERAL = 1  # frames of ephemeral pools: can be eaten, their pages are then misses
+    EPHEMERAL = 1  # frames of ephemeral pools: can be eaten, and their pages are misses then
     CLEAN = 2  # CLEAN frames of persistent pools: can be dropped, their bytes are below
 
 
@@ -141,7 +144,8 @@ class PageFrames:
     def take(self, queue: int) -> int:
         """A new ACTIVE frame with a RAM slot, youngest of its queue; 0 when no slot is free and no CLEAN frame is left.
 
-        A persistent frame may take the slot of the oldest CLEAN frame, which costs nothing. An ephemeral one may not.
+        A persistent frame may take the slot of the oldest CLEAN frame, which costs nothing; an ephemeral one, if there
+        are more CLEAN frames than ephemeral ones: both are copies that give way, and neither kind starves the other.
         """
         free, clean = self.free_slot_count, self.queue_length[Queue.CLEAN]
         if free + clean <= self.reserve_frames:
@@ -149,7 +153,7 @@ class PageFrames:
         if free:
             self.free_slot_count = free - 1
             slot = self._free_slots[free - 1]
-        elif queue == Queue.PERSISTENT:
+        elif queue == Queue.PERSISTENT or clean > self.queue_length[Queue.EPHEMERAL]:
             slot = self._drop_oldest_clean()
         else:
             return NONE
@@ -304,10 +308,24 @@ class PageFrames:
         self._link_youngest(slot, Queue.CLEAN)
         return spare
 
-    def oldest(self, queue: int) -> int:
-        """The frame that has waited longest in a queue; 0 if it is empty."""
-        slot = self.newer[self.slot_count + queue]
-        return self.frame_of[slot] if slot < self.slot_count else NONE
+    def ephemeral_gives_way(self) -> bool:
+        """Whether an ephemeral frame has to be eaten before a frame is adopted: no slot is free, and of what gives way
+        there is more ephemeral than CLEAN."""
+        return not self.free_slot_count and self.queue_length[Queue.EPHEMERAL] > self.queue_length[Queue.CLEAN]
+
+    def oldest_ephemeral(self) -> int:
+        """The ephemeral frame that has waited longest and was not referenced since it was last looked at; 0 if there is
+        none. Those that were go to the young end; after `SECOND_CHANCES` of them, the oldest has had its chance."""
+        head = self.slot_count + Queue.EPHEMERAL
+        for _ in range(SECOND_CHANCES):
+            slot = self.newer[head]
+            if slot == head:
+                return NONE
+            if not self.referenced[slot]:
+                break
+            self._unlink(slot)
+            self._link_youngest(slot, Queue.EPHEMERAL)
+        return self.frame_of[self.newer[head]]
 
     def move(self, frame: int, state: State) -> None:
         """Change a frame's state; a transition that the table does not allow is our own bug."""
@@ -327,6 +345,12 @@ class PageFrames:
     def available(self) -> int:
         """Frames that a persistent put can have at once, without waiting for anything."""
         return max(self.free_slot_count + self.queue_length[Queue.CLEAN] - self.reserve_frames, 0)
+
+    @property
+    def ready(self) -> int:
+        """Frames that a persistent put can have without waiting for a tier: those, and ephemeral ones, which it eats
+        one by one."""
+        return self.available + self.queue_length[Queue.EPHEMERAL]
 
     @property
     def resident(self) -> int:
