@@ -7,12 +7,14 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from nbd_plugin.exports import RESERVED
 from zcache import meminfo
+from zcache.admission import ADMIT
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR, FALLBACK_ALLOCATOR
 from zcache.codec import LZ4, Codec, parse_codec
 from zcache.entry import FRAME_MASK, PAGE_BYTES
@@ -40,6 +42,8 @@ KEYS: Final = {
     "codec": "lz4 (default), lz4:ACCELERATION, zstd:LEVEL",
     "allocator": "how zpages share pageframes: log, dense, or zbud, at most two in one (default: log)",
     "recompress": "zstd, zstd:LEVEL or off (default): what lz4's pages at rest are compressed with (allocator=log)",
+    "clean": "NAME:PATH or NAME:PATH:ro, any number of times: a disk image or block device, served with a cache of it",
+    "admit": "reused (default) or always: which pages of clean exports are kept, those read twice, or all",
     "overcommit": "yes or no (default): may size exceed what budget and backing can surely hold",
     "force": "yes or no (default): may a backing file that holds something else be overwritten",
     "control": "path of the control socket that `zcache status` talks to; none: no such socket",
@@ -47,6 +51,23 @@ KEYS: Final = {
     "standby": f"descriptor of a socket on which the keeper says when to begin; {_IS_FROM_THE_KEEPER}",
     "hardening": "require, warn (default) or off: what to do when the server cannot be made safe to swap to itself",
 }
+
+
+#: How many clean exports there can be: each holds a descriptor.
+MAX_CLEAN: Final = 100
+_CLEAN_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class CleanExport:
+    """A disk to be served beside the device, as `clean=` names it."""
+
+    name: str
+    path: Path
+    read_only: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.path}{':ro' if self.read_only else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +82,8 @@ class Config:
     allocator: str
     remark: str  # why it is not the default one, if nobody asked for another
     recompress: Codec | None
+    clean: tuple[CleanExport, ...]
+    admit: str
     overcommit: bool
     force: bool
     control: Path | None
@@ -97,12 +120,16 @@ class Config:
 def parse_config(words: Iterable[tuple[str, str]]) -> Config:
     """Raises `BadInput` for the first thing that is wrong; `EnvironmentProblem` for an image that cannot be read."""
     given: dict[str, str] = {}
+    clean: list[CleanExport] = []
     for key, value in words:
         if not (key + value).isprintable():
             raise BadInput(f"{_shown(key)}={_shown(value)}: holds a character that cannot be printed; leave it away")
         if key not in KEYS:
             known = [name for name, meaning in KEYS.items() if _IS_FROM_THE_KEEPER not in meaning]
             raise BadInput(f"{key}={value}: unknown parameter; give {', '.join(known)}")
+        if key == "clean":
+            clean.append(_parse_clean(value, clean))
+            continue
         if key in given:
             raise BadInput(f"{key}={value}: given twice (first as {given[key]!r}); give it once")
         given[key] = value
@@ -140,7 +167,7 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
             f"budget={given['budget']} ({budget_bytes} bytes), and no backing; "
             "give a smaller size, a larger budget, backing=PATH, or overcommit=yes"
         )
-    if not before:
+    if not before and not clean:
         budget_bytes = max(min(budget_bytes, needed_bytes), min_bytes)  # more would be locked for nothing
     encrypt = _parse_choice("encrypt", given.get("encrypt", "yes" if backing else "no"), ("yes", "no")) == "yes"
     if encrypt and not backing:
@@ -155,6 +182,8 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
         allocator=allocator,
         remark=f"allocator={allocator}: for {DEFAULT_ALLOCATOR}, which is denser, {lacking}" if lacking else "",
         recompress=_parse_recompress(given.get("recompress", "off"), codec, allocator, lacking),
+        clean=tuple(clean),
+        admit=_parse_choice("admit", given.get("admit", ADMIT[0]), ADMIT),
         overcommit=overcommit,
         force=_parse_choice("force", given.get("force", "no"), ("yes", "no")) == "yes",
         control=_parse_control(given.get("control")),
@@ -267,6 +296,24 @@ def _parse_choice(key: str, text: str, choices: tuple[str, ...]) -> str:
     if text not in choices:
         raise BadInput(f"{key}={text}: no such choice; give {' or '.join(choices)}")
     return text
+
+
+def _parse_clean(text: str, others: Sequence[CleanExport]) -> CleanExport:
+    name, _, rest = text.partition(":")
+    read_only = rest.endswith(":ro")
+    path = rest.removesuffix(":ro")
+    if not path:
+        raise BadInput(f"clean={text}: no path; give NAME:PATH or NAME:PATH:ro")
+    if not _CLEAN_NAME.fullmatch(name) or name in RESERVED:
+        raise BadInput(
+            f"clean={text}: {name!r} cannot be an export's name; give letters, digits, dots and dashes, 64 at most, "
+            f"and not {' or '.join(filter(None, RESERVED))}"
+        )
+    if name in {other.name for other in others}:
+        raise BadInput(f"clean={text}: there are two exports called {name}; give each a name of its own")
+    if len(others) == MAX_CLEAN:
+        raise BadInput(f"clean={text}: more than {MAX_CLEAN} of them; give fewer")
+    return CleanExport(name, _absolute("clean", path), read_only)
 
 
 def _parse_recompress(text: str, codec: Codec, allocator: str, lacking: str) -> Codec | None:

@@ -19,6 +19,8 @@ _ZEROS: Final = memoryview(bytes(PAGE_BYTES))
 class Device:
     """`size_bytes` (whole pages) of a persistent object; all offsets and lengths are bytes within it."""
 
+    read_only = False
+
     def __init__(self, store: Store, pages: TmemObject) -> None:
         self.store = store
         self.pages = pages
@@ -58,8 +60,11 @@ class Device:
         if body:
             self.store.flush(self.pages, (offset + head) >> PAGE_SHIFT, body >> PAGE_SHIFT)
 
-    def zero(self, offset: int, length: int) -> None:
-        """Make a range read as zeros."""
+    def flush(self) -> None:
+        """Swap does not outlive the server, so there is nothing to make durable: what was written can be read."""
+
+    def zero(self, offset: int, length: int, may_trim: bool = True, is_fast: bool = False) -> bool:  # noqa: ARG002
+        """Make a range read as zeros; that is always fast."""
         head, body = _split(offset, length)
         start, stop = offset + head, offset + head + body
         _do_all(
@@ -67,6 +72,7 @@ class Device:
             lambda: self.trim(start, body),
             lambda: self._modify(stop, _ZEROS[: offset + length - stop]),
         )
+        return True
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
         """Runs (offset, length, reads as zeros) that cover the range, page by page; the first may begin before it."""

@@ -13,7 +13,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -21,7 +20,8 @@ import nbdkit
 
 from nbd_plugin.config import parse_config
 from nbd_plugin.ending import end_on_signals, hold_signals
-from nbd_plugin.server import Server, scratch_device
+from nbd_plugin.exports import DEVICE_NAME, Disk
+from nbd_plugin.server import Server, scratch_disks
 from zcache.errors import BadInput, EnvironmentProblem, StoreFull, ZcacheError
 from zcache.hardening import keep_thread
 from zcache.hardening.log_pipe import say
@@ -89,90 +89,123 @@ def cleanup() -> None:
     _server.stop()
 
 
-def open(readonly: bool) -> bool:  # noqa: ARG001
-    """The handle is whether the kernel's device is at the other end."""
-    is_device = str(nbdkit.export_name()) == DEVICE_EXPORT
-    if is_device:
+def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:  # noqa: ARG001
+    return list(_server.exports.list())
+
+
+def default_export(readonly: bool, is_tls: bool) -> str:  # noqa: ARG001
+    return DEVICE_NAME
+
+
+class Connection:
+    """A client's, to one disk. `is_device`: it is the kernel's device that is at the other end."""
+
+    __slots__ = ("disk", "is_device")
+
+    def __init__(self, disk: Disk, is_device: bool) -> None:
+        self.disk = disk
+        self.is_device = is_device
+
+
+def open(readonly: bool) -> Connection:  # noqa: ARG001
+    name = str(nbdkit.export_name())
+    connection = Connection(_server.exports.find(name), name == DEVICE_EXPORT)
+    if connection.is_device:
         _server.count_connection(1)
-    return is_device
+    return connection
 
 
-def close(handle: bool) -> None:
+def close(connection: Connection) -> None:
     """nbdkit calls it when the last request of the connection has been dealt with."""
-    if handle:
+    if connection.is_device:
         _server.count_connection(-1)
 
 
-def get_size(handle: Any) -> int:  # noqa: ARG001
-    return _server.device.size_bytes
+def get_size(connection: Connection) -> int:
+    return connection.disk.size_bytes
 
 
-def block_size(handle: Any) -> tuple[int, int, int]:  # noqa: ARG001
+def block_size(connection: Connection) -> tuple[int, int, int]:  # noqa: ARG001
     """Any size works (QEMU and blkid send 512 bytes whatever is said here); whole pages are what we are made for."""
     return 1, 4096, 32 << 20
 
 
-def can_multi_conn(handle: Any) -> bool:  # noqa: ARG001
+def can_write(connection: Connection) -> bool:
+    return not connection.disk.read_only
+
+
+def can_multi_conn(connection: Connection) -> bool:  # noqa: ARG001
     return True
 
 
-def can_fast_zero(handle: Any) -> bool:  # noqa: ARG001
+def can_fast_zero(connection: Connection) -> bool:  # noqa: ARG001
     return True
 
 
-def pread(handle: Any, buf: memoryview, offset: int, flags: int) -> None:  # noqa: ARG001
+def pread(connection: Connection, buf: memoryview, offset: int, flags: int) -> None:  # noqa: ARG001
     keep_thread()
     try:
-        _server.device.read(offset, buf)
+        connection.disk.read(offset, buf)
         return
     except Exception as error:
         failure = _explain(error)
     raise failure
 
 
-def pwrite(handle: Any, buf: memoryview, offset: int, flags: int) -> None:  # noqa: ARG001
+def pwrite(connection: Connection, buf: memoryview, offset: int, flags: int) -> None:  # noqa: ARG001
     keep_thread()
     try:
-        _server.device.write(offset, buf)
+        connection.disk.write(offset, buf)
         return
     except Exception as error:
         failure = _explain(error)
     raise failure
 
 
-def flush(handle: Any, flags: int) -> None:
-    """Swap does not outlive the server, so there is nothing to make durable: what was written can be read."""
-
-
-def trim(handle: Any, count: int, offset: int, flags: int) -> None:  # noqa: ARG001
+def flush(connection: Connection, flags: int) -> None:  # noqa: ARG001
     keep_thread()
     try:
-        _server.device.trim(offset, count)
+        connection.disk.flush()
         return
     except Exception as error:
         failure = _explain(error)
     raise failure
 
 
-def zero(handle: Any, count: int, offset: int, flags: int) -> None:  # noqa: ARG001
+def trim(connection: Connection, count: int, offset: int, flags: int) -> None:  # noqa: ARG001
     keep_thread()
     try:
-        _server.device.zero(offset, count)
+        connection.disk.trim(offset, count)
         return
     except Exception as error:
         failure = _explain(error)
     raise failure
 
 
-def extents(handle: Any, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:  # noqa: ARG001
+def zero(connection: Connection, count: int, offset: int, flags: int) -> None:
+    keep_thread()
+    try:
+        if connection.disk.zero(offset, count, bool(flags & nbdkit.FLAG_MAY_TRIM), bool(flags & nbdkit.FLAG_FAST_ZERO)):
+            return
+        failure = _explain(OSError(errno.EOPNOTSUPP, "zeros would have to be written"))
+    except Exception as error:
+        failure = _explain(error)
+    raise failure
+
+
+def extents(connection: Connection, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
     keep_thread()
     found = []
     hole = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
-    for start, length, zeros in _server.device.extents(offset, count):
-        found.append((start, length, hole if zeros else 0))
-        if len(found) == MAX_EXTENTS or flags & nbdkit.FLAG_REQ_ONE:
-            break
-    return found
+    try:
+        for start, length, zeros in connection.disk.extents(offset, count):
+            found.append((start, length, hole if zeros else 0))
+            if len(found) == MAX_EXTENTS or flags & nbdkit.FLAG_REQ_ONE:
+                break
+        return found
+    except Exception as error:
+        failure = _explain(error)
+    raise failure
 
 
 class RequestFailed(Exception):
@@ -186,21 +219,25 @@ class RequestFailed(Exception):
 
 def _explain(error: Exception) -> RequestFailed:
     """Say why in the client's terms (errno) and in a line for the log."""
-    nbdkit.set_error(errno.ENOSPC if isinstance(error, StoreFull) else errno.EIO)
+    number = (error.errno or errno.EIO) if isinstance(error, OSError) else errno.EIO
+    nbdkit.set_error(errno.ENOSPC if isinstance(error, StoreFull) else number)
     return RequestFailed(f"{type(error).__name__}: {error}")
 
 
 def _warm_up_callbacks() -> None:
-    """Run each request callback once, on a device of no consequence, so that none of its code is read from disk when
+    """Run each request callback once, on disks of no consequence, so that none of its code is read from a disk when
     memory is short."""
     page = memoryview(bytearray(b"zcache" * 683)[:4096])
-    _server.device = scratch_device(_server.config.allocator)
-    for offset, data in ((0, page), (1, page[:100])):
-        pwrite(1, data, offset, 0)
-        pread(1, data, offset, 0)
-    zero(1, 4000, 96, 0)
-    extents(1, _server.device.size_bytes, 0, 0)
-    trim(1, 8192, 0, 0)
+    for disk in scratch_disks(_server.config.allocator):
+        connection = Connection(disk, False)
+        for offset, data in ((0, page), (1, page[:100])):
+            pwrite(connection, data, offset, 0)
+            pread(connection, data, offset, 0)
+            pread(connection, data, offset, 0)
+        zero(connection, 4000, 96, 0)
+        extents(connection, disk.size_bytes, 0, 0)
+        flush(connection, 0)
+        trim(connection, 8192, 0, 0)
     try:
         raise _explain(StoreFull("(warming up)"))
     except RequestFailed as failure:

@@ -8,19 +8,24 @@ store, and only then threads. `stop`: the reverse.
 
 import contextlib
 import gc
+import itertools
 import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from nbd_plugin.captive import temporary_folder, turn_clients_away
-from nbd_plugin.config import Config
+from nbd_plugin.config import MAX_CLEAN, Config
 from nbd_plugin.device import Device
+from nbd_plugin.exports import Disk, Exports
 from zcache import libc, meminfo
 from zcache.allocators.choice import ALLOCATORS
+from zcache.clean_disk import CleanDisk
 from zcache.codec import parse_codec
 from zcache.control import ControlSocket, rehearse
+from zcache.disk_file import DiskFile
 from zcache.entry import PAGE_BYTES
 from zcache.errors import BadInput, EnvironmentProblem, Imbalance, PageDamaged
 from zcache.hardening import Hardening, threads
@@ -42,23 +47,31 @@ from zcache.warm_up import try_seal, warm_up
 #: Names of protections to leave out, separated by commas: how `scripts/bench ablation` shows what each is for.
 WITHOUT_VARIABLE: Final = "ZCACHE_WITHOUT"
 
+#: That a successor is given: the backing, and those of clean exports.
+MAX_FILES: Final = MAX_CLEAN + 1
+
 #: What the server locks beside its budget.
 OWN_BYTES: Final = 40 << 20
 
 #: No more frames than pages need are alive, whatever the size of the backing device; this is for what dies in flight.
 SPARE_BYTES: Final = 4 << 20
 
+KEEPER_IS_GONE: Final = (
+    "the keeper is gone: if this server ends, all that is swapped out is lost; swap-down soon, then swap-up"
+)
+
 
 class Server:
-    """One export: a device of `config.size_bytes` over one store."""
+    """A device of `config.size_bytes`, and clean exports beside it, over one store."""
 
-    device: Device
+    exports: Exports
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self._is_successor = False
         self._tier: BackingFile | None = None
-        self._backing: int | None = None  # the descriptor of it that a successor is given
+        self._files: list[int] = []  # descriptors that a successor is given: see `_open_files`
+        self._clean_files: list[DiskFile] = []
         self._control: ControlSocket | None = None
         self._upkeep: list[Upkeep] = []
         self._hardening: Hardening | None = None
@@ -90,19 +103,7 @@ class Server:
                 f"budget={config.budget_bytes}: {available_bytes} bytes of RAM can be had now, and all of the budget "
                 "is locked at the start; give less, or free memory"
             )
-        if config.backing and config.image is not None and config.standby is not None and self._is_successor:
-            slot_count = _frames_below(config, config.image)
-            self._tier = BackingFile.adopt(self._backing, config.backing, slot_count, config.frame_bytes, report=_say)
-        elif config.backing:
-            self._tier = BackingFile.open(
-                config.backing,
-                needed_bytes=0 if config.overcommit else config.below_bytes,
-                new_bytes=config.below_bytes,
-                frame_bytes=config.frame_bytes,
-                force=config.force,
-                max_slots=config.needed_frames + SPARE_BYTES // config.frame_bytes,
-                report=_say,
-            )
+        self._open_files()
         if config.remark and not self._is_successor:
             _say(config.remark)
         if config.control:
@@ -112,6 +113,33 @@ class Server:
                 if not self._is_successor:
                     raise
                 _say(f"WARNING: {error}")
+
+    def _open_files(self) -> None:
+        """The backing, and those of clean exports; or, after another server of the same keeper, what that had opened,
+        in the same order, whatever has become of their names."""
+        config = self.config
+        if config.image is not None and config.standby is not None and self._is_successor:
+            given: Iterator[int | None] = itertools.chain(self._files, itertools.repeat(None))
+            if config.backing:
+                slot_count = _frames_below(config, config.image)
+                self._tier = BackingFile.adopt(next(given), config.backing, slot_count, config.frame_bytes, report=_say)
+            self._clean_files = [DiskFile.adopt(next(given)) for _ in config.clean]
+            return
+        for export in config.clean:
+            try:
+                self._clean_files.append(DiskFile.open(export.path, export.read_only))
+            except BadInput as error:
+                raise BadInput(f"clean={export}: {error}; give a disk image or block device that is there") from None
+        if config.backing:
+            self._tier = BackingFile.open(
+                config.backing,
+                needed_bytes=0 if config.overcommit else config.below_bytes,
+                new_bytes=config.below_bytes,
+                frame_bytes=config.frame_bytes,
+                force=config.force,
+                max_slots=config.needed_frames + SPARE_BYTES // config.frame_bytes,
+                report=_say,
+            )
 
     def make_safe(self) -> None:
         """All that can be done before there is a store: apply the protections, and run all code once. Raises
@@ -144,7 +172,7 @@ class Server:
         keeper = socket.socket(fileno=self.config.standby)
         while True:
             keeper.sendall(b"r")
-            word, backing, _, _ = socket.recv_fds(keeper, 1, 1)
+            word, files, _, _ = socket.recv_fds(keeper, 1, MAX_FILES)
             if not word:
                 os._exit(0)
             if word == b"1":
@@ -165,7 +193,7 @@ class Server:
             keeper.close()
             keepers.close()
             keeper = heirs
-            for descriptor in backing:  # it is given one itself
+            for descriptor in files:  # it is given some itself
                 os.close(descriptor)
             if self._hardening:
                 self._hardening.lock_again()
@@ -174,11 +202,12 @@ class Server:
                 )  # which the populating of the program leaves out
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # when the heir ends, nobody waits for it here
         self._keeper_pid = os.getppid()  # of an heir, too, by now: the keeper is a subreaper
-        self._backing = backing[0] if backing else None
+        self._files = files
         self._open()
-        if self._tier and not self._is_successor:
+        files = [file.fileno() for file in (self._tier, *self._clean_files) if file]
+        if files and not self._is_successor:
             with contextlib.suppress(OSError):
-                socket.send_fds(keeper, [b"b"], [self._tier.fileno()])
+                socket.send_fds(keeper, [b"b"], files)
         keeper.close()
         self._is_sharing = self._is_successor  # which is waited for
         if not self._is_successor:
@@ -191,7 +220,13 @@ class Server:
         """Be ready for requests; raises `BadInput`, and `EnvironmentProblem` with `hardening=require` when the process
         is not safe."""
         store, pages = self._make_store()
-        self.device = Device(store, pages)
+        pool = store.tmem.new_pool(Kind.EPHEMERAL)
+        clean = [
+            CleanDisk(export.name, file, export.read_only, store, pool)
+            for export, file in zip(self.config.clean, self._clean_files, strict=True)
+        ]
+        self.exports = Exports(Device(store, pages), clean)
+        self._store = store
         if self._hardening:
             self._prove_safe(self._hardening, store)
         else:
@@ -207,24 +242,24 @@ class Server:
         if self._control:
             holds = self._hardening.results if self._hardening else {}
             number = self._signs.epoch if self._signs else 1
-            self._control.start(store, lambda: gather_status(store, pages, holds, number, self._troubles()))
+            self._control.start(
+                store,
+                lambda: gather_status(store, pages, holds, number, self._troubles(), [disk.status() for disk in clean]),
+            )
         if self._signs:
             self._signs.begin_to_serve()
 
     def _troubles(self) -> list[str]:
         """What is wrong around the store."""
-        if self._keeper_pid in (None, os.getppid()):
-            return []
-        return [
-            "the keeper is gone: if this server ends, all that is swapped out is lost; swap-down soon, then swap-up"
-        ]
+        troubles = [trouble for disk in self.exports.clean.values() for trouble in disk.troubles()]
+        return troubles if self._keeper_pid in (None, os.getppid()) else [KEEPER_IS_GONE, *troubles]
 
     def _fault_ahead(self) -> None:
         if self._is_sharing:
             with contextlib.suppress(OSError):  # at the next turn, then
                 unshare()
                 self._is_sharing = False
-        self.device.store.fault_ahead()
+        self._store.fault_ahead()
 
     def _make_store(self) -> tuple[Store, TmemObject]:
         """A store and the object whose pages are the device's: empty, or as a predecessor left them."""
@@ -240,6 +275,7 @@ class Server:
             codec=config.codec,
             allocator=config.allocator,
             recompress=config.recompress,
+            admit=config.admit,
             tier=tier,
             seal=seal,
             image=image,
@@ -298,6 +334,8 @@ class Server:
             self._control.close()
         if self._tier:
             self._tier.abandon()
+        for file in self._clean_files:
+            file.close()
         turn_clients_away()
 
     def leave(self) -> None:
@@ -312,7 +350,9 @@ class Server:
             self._control.close()
         for upkeep in self._upkeep:
             upkeep.stop()
-        self.device.store.close()
+        for disk in self.exports.clean.values():
+            disk.close()
+        self._store.close()
         if self._hardening:
             self._hardening.close()
 
@@ -348,6 +388,17 @@ def scratch_device(allocator: str) -> Device:
     budget_bytes = chosen.min_budget_frames * chosen.frame_bytes
     store = Store(budget_bytes=budget_bytes, codec=parse_codec("lz4"), allocator=allocator)
     return Device(store, store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, 64))
+
+
+def scratch_disks(allocator: str) -> Iterator[Disk]:
+    """One, and a small clean disk over the same store."""
+    device = scratch_device(allocator)
+    yield device
+    descriptor = os.memfd_create("zcache-warm-up", os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, 16 * PAGE_BYTES)
+    disk = CleanDisk("", DiskFile.adopt(descriptor), False, device.store, device.store.tmem.new_pool(Kind.EPHEMERAL))
+    yield disk
+    disk.close()
 
 
 def _say(line: str) -> None:

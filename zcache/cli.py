@@ -104,6 +104,7 @@ def _print_status(status: dict[str, Any]) -> None:
         "SAME": str(status["same_filled_pages"]),
         "RAM": f"{_human(status['resident_frames'] * status['frame_bytes'])}/{_human(status['budget_bytes'])}",
         "CLEAN": _human(status["clean_frames"] * status["frame_bytes"]),
+        "EPHEMERAL": _human(status["ephemeral_frames"] * status["frame_bytes"]),
         "BACKING": f"{_human(status['backing_frames'] * status['frame_bytes'])}"
         f"/{_human(status['backing_capacity_frames'] * status['frame_bytes'])}",
         "ENCRYPT": "yes" if status["encrypt"] else "no",
@@ -121,6 +122,14 @@ def _print_status(status: dict[str, Any]) -> None:
     if status["recompress"] != "off":
         saved = _human(status["recompressed_saved_bytes"])
         lines.append(f"recompressed with {status['recompress']}: {status['recompressed_pages']} pages, {saved} saved")
+    for export in status["clean_exports"]:
+        hits = export["gets"] - export["misses"]
+        share = f" ({hits * 100 // export['gets']}%)" if export["gets"] else ""
+        kind = "read-only" if export["read_only"] else "read-write"
+        lines.append(
+            f"clean export {export['name']}: {_human(export['size_bytes'])}, {kind}; {hits} of {export['gets']} pages "
+            f"from RAM{share}, {export['file_reads']} reads of the file"
+        )
     troubles = [f"{status[name]} {name.replace('_', ' ')}" for name in TROUBLES if status[name]]
     if troubles:
         lines.append("since the start: " + ", ".join(troubles))

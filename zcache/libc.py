@@ -39,6 +39,9 @@ _CAPABILITY_VERSION_3: Final = 0x20080522
 _LANDLOCK_CREATE_RULESET: Final = 444  # Linux 5.13, all three
 _LANDLOCK_ADD_RULE: Final = 445
 _LANDLOCK_RESTRICT_SELF: Final = 446
+FALLOC_FL_KEEP_SIZE: Final = 1
+FALLOC_FL_PUNCH_HOLE: Final = 2
+FALLOC_FL_ZERO_RANGE: Final = 16
 M_TRIM_THRESHOLD: Final = -1
 M_TOP_PAD: Final = -2
 M_MMAP_MAX: Final = -4
@@ -52,6 +55,7 @@ _libc.sbrk.restype = ctypes.c_void_p
 _libc.sbrk.argtypes = [ctypes.c_ssize_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
 _libc.pthread_self.restype = ctypes.c_ulong
 _libc.pthread_getattr_np.argtypes = [ctypes.c_ulong, ctypes.c_void_p]
 _libc.pthread_attr_getstack.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
@@ -118,6 +122,12 @@ def _landlock(number: int, *arguments: object) -> int:
     if result < 0:
         _raise_errno()
     return result
+
+
+def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2), of which Python knows no modes."""
+    if _libc.fallocate(descriptor, mode, offset, length) < 0:
+        _raise_errno()
 
 
 def forbid_core_dumps() -> None:

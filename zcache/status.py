@@ -22,9 +22,10 @@ def gather_status(
     protections: dict[str, bool],
     server_number: int = 1,
     troubles: Sequence[str] = (),
+    clean_exports: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """A snapshot; `protections` is the outcome of the self-check, `troubles` what else is the matter. The store's own
-    figures are taken under its lock and so agree with each other."""
+    """A snapshot; `protections` is the outcome of the self-check, `troubles` what else is the matter, `clean_exports`
+    what each says of itself. The store's own figures are taken under its lock and so agree with each other."""
     frames, reclaimer, tier = store.frames, store.reclaimer, store.tier
     frame_bytes = frames.frame_bytes
     with store.lock:
@@ -60,6 +61,7 @@ def gather_status(
         "backing": str(getattr(tier, "path", "")) if tier else None,
         "backing_direct_io": getattr(tier, "direct", None),
         "encrypt": store.seal.encrypts,
+        "admit": store.admission.admit,
         "low_watermark_frames": reclaimer.low_watermark,
         "high_watermark_frames": reclaimer.high_watermark,
         **status,
@@ -71,6 +73,7 @@ def gather_status(
         "server_number": server_number,
         "kept_threads": kept_threads(),
         "hardening": protections,
+        "clean_exports": [*clean_exports],
     }
 
 

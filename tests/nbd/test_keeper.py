@@ -526,3 +526,39 @@ def test_what_a_killed_keeper_leaves_ends_with_the_server(tmp_path: Path) -> Non
 def test_without_a_keeper_there_is_nothing_to_upgrade(tmp_path: Path) -> None:
     with pytest.raises(SwapError, match="no swap is up"):
         upgrade_module.upgrade(StateFolder(tmp_path), lambda _line: None)
+
+
+def test_a_clean_export_outlives_its_server_and_its_name(tmp_path: Path) -> None:
+    """Each server goes on with the file that the first one opened; what was in RAM of it is gone, and nothing else."""
+    image_file = tmp_path / "image"
+    content = b"".join(number.to_bytes(4, "little") * 1024 for number in range(256))
+    image_file.write_bytes(content)
+    keeper = Keeper(tmp_path / "state", (*WORDS, f"clean=image:{image_file}", "admit=always"))
+    keeper.arm()
+
+    def connect() -> Any:
+        client = nbd.NBD()
+        client.set_export_name("image")
+        client.connect_unix(str(keeper.folder.socket))
+        return client
+
+    client = connect()
+    assert client.pread(len(content), 0) == content
+    client.pwrite(b"written" + bytes(4089), 40960)
+    image_file.rename(tmp_path / "moved")
+    image_file.write_bytes(b"somebody else's" * 100_000)
+    for _ in range(2):
+        server = keeper.server_pid()
+        os.kill(server, signal.SIGKILL)
+        keeper.until(lambda server=server: keeper.serves() and keeper.server_pid() != server)  # type: ignore[misc]
+        client = connect()
+        assert client.get_size() == len(content)
+        assert client.pread(len(content), 0) == content[:40960] + b"written" + bytes(4089) + content[45056:]
+        keeper.until(keeper.folder.armed.exists)
+    status = ask(keeper.folder.control, "status")
+    assert status["clean_exports"][0]["misses"] == 256 and status["ephemeral_pages"] > 0
+    client.pwrite(b"again", 0)
+    assert (tmp_path / "moved").read_bytes()[:5] == b"again"
+    assert image_file.read_bytes()[:5] == b"someb"
+    client.shutdown()
+    keeper.close()

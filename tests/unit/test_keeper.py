@@ -291,7 +291,7 @@ def test_between_swap_up_s_last_steps_the_keeper_does_not_end(looked: Looked, tm
     assert looked.keeper._turn() == 0
 
 
-@pytest.mark.parametrize("duty", ["_lend_reserve", "_keep_image", "_take_backing", "_prepare", "_replace_on_request"])
+@pytest.mark.parametrize("duty", ["_lend_reserve", "_keep_image", "_take_files", "_prepare", "_replace_on_request"])
 def test_whatever_cannot_be_done_the_server_is_replaced(
     looked: Looked, duty: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

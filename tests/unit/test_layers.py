@@ -9,7 +9,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LAYERS = [
     ["zcache.backoff", "zcache.errors", "zcache.libc", "zcache.meminfo"],
     ["zcache.entry", "zcache.image"],
-    ["zcache.flat_array"],
+    ["zcache.flat_array", "zcache.disk_file"],
     ["zcache.codec", "zcache.seals", "zcache.page_table", "zcache.pageframes", "zcache.tiers", "zcache.hardening"],
     ["zcache.ghost"],
     ["zcache.health", "zcache.statistics"],
@@ -19,7 +19,7 @@ LAYERS = [
     ["zcache.reclaim"],
     ["zcache.put", "zcache.get"],
     ["zcache.store"],
-    ["zcache.snapshot"],
+    ["zcache.snapshot", "zcache.clean_disk"],
     ["zcache.check", "zcache.status", "zcache.rebuild"],
     ["zcache.control", "zcache.control_client", "zcache.warm_up", "zcache.upkeep"],
     ["zcache.cli", "zcache.swap", "zcache.testvm", "zcache.bench", "nbd_plugin"],

@@ -97,9 +97,9 @@ class Keeper:
         self._is_upgrading = False  # the standby is of new code
         self._rest_seconds = FIRST_REST_SECONDS
         self._next_standby_seconds = 0.0
-        self._backing: int | None = None  # as the first server has opened it
+        self._files: list[int] = []  # as the first server has opened them
         self._server = self._start()
-        self._server.begin(None)
+        self._server.begin([])
 
     def run(self) -> int:
         """Until SIGTERM, or until the server ends before we are armed; exit status."""
@@ -162,7 +162,7 @@ class Keeper:
         process) keeps the rest from being done."""
         for duty in (
             self._keep_image,
-            self._take_backing,
+            self._take_files,
             self._prepare,
             self._keep_standby,
             self._replace_on_request,
@@ -220,9 +220,9 @@ class Keeper:
         self._image.keep()
         self._is_kept = True
 
-    def _take_backing(self) -> None:
-        if self._backing is None:
-            self._backing = self._server.backing()
+    def _take_files(self) -> None:
+        if not self._files:
+            self._files = self._server.files()
 
     def _serves(self) -> bool:
         """Whether the server has come so far as to serve, be it dead by now."""
@@ -359,7 +359,7 @@ class Keeper:
             self._is_upgrading = False
             self._server, self._standby = self._standby, None
             self._complaints.clear()
-            self._server.begin(self._backing, leaves_heir=self._server.is_heir or not self._is_from_disk)
+            self._server.begin(self._files, leaves_heir=self._server.is_heir or not self._is_from_disk)
             self._beat_seconds = time.monotonic()
 
     def _give_up_heir(self) -> None:

@@ -5,8 +5,8 @@ the socket stays where it is when servers come and go), the image, and a channel
 a standby, is told to begin, and then names its heir, a copy of itself that is the next standby. So there is one at
 once: a program that starts takes a second, and memory that may not be there.
 
-The first server opens the backing, and sends it: those after it are given it as they begin, whatever has become of its
-name. It stays locked, too: nobody else takes it while there is no server.
+The first server opens the backing and the disks of clean exports, and sends them: those after it are given them as they
+begin, whatever has become of their names. They stay locked, too: nobody else takes them while there is no server.
 
 A heir is no child of the keeper's, but its grandchild; it becomes one when the server dies (the keeper is a subreaper).
 Everything goes by pidfd, which does not care.
@@ -32,12 +32,15 @@ SERVE: Final = (sys.executable, "-P", "-m", "nbd_plugin.serve")
 #: The first descriptor after stderr is where sd_listen_fds(3) says that the socket is.
 LISTEN_DESCRIPTOR: Final = 3
 
-#: What is sent: that it is ready; that it is to begin, with or without an heir; the backing. Any other word is an
-#: heir's pid.
+#: What is sent: that it is ready; that it is to begin, with or without an heir; the files that the first server has
+#: opened. Any other word is an heir's pid.
 READY: Final = b"r"
 BEGIN: Final = b"!"
 BEGIN_ALONE: Final = b"1"
-BACKING: Final = b"b"
+FILES: Final = b"b"
+
+#: In one message; the kernel's SCM_MAX_FD is 253.
+MAX_FILES: Final = 128
 
 #: How long a server may take to end when it is told to.
 END_SECONDS: Final = 30.0
@@ -55,7 +58,7 @@ class ServerProcess:
         self._begin_seconds = time.monotonic()
         self._is_ready = False
         self._heir: ServerProcess | None = None
-        self._backing: int | None = None
+        self._files: list[int] = []
 
     @classmethod
     def start(cls, parameters: Sequence[str], image: int, errors: int) -> "ServerProcess":
@@ -87,12 +90,12 @@ class ServerProcess:
         """Since it was started, or handed over."""
         return time.monotonic() - self._begin_seconds
 
-    def begin(self, backing: int | None, leaves_heir: bool = True) -> None:
-        """Serve, now or once it is ready: the first, or in the place of one that has ended, with its backing. An heir
+    def begin(self, files: Sequence[int], leaves_heir: bool = True) -> None:
+        """Serve, now or once it is ready: the first, or in the place of one that has ended, with its files. An heir
         takes memory that there may not be."""
         word = BEGIN if leaves_heir else BEGIN_ALONE
         with contextlib.suppress(OSError):  # it has ended: that will be seen
-            socket.send_fds(self._channel, [word], [] if backing is None else [backing])
+            socket.send_fds(self._channel, [word], files)
 
     def heir(self) -> "ServerProcess | None":
         """The next standby, once after `begin`."""
@@ -100,24 +103,24 @@ class ServerProcess:
         heir, self._heir = self._heir, None
         return heir
 
-    def backing(self) -> int | None:
-        """The descriptor that the first server has opened, once after `begin`."""
+    def files(self) -> list[int]:
+        """The descriptors that the first server has opened, once after `begin`."""
         self._receive()
-        backing, self._backing = self._backing, None
-        return backing
+        files, self._files = self._files, []
+        return files
 
     def _receive(self) -> None:
         if not self.is_ready():  # it says that first
             return
         while True:
             try:
-                word, descriptors, _, _ = socket.recv_fds(self._channel, 16, 1)
+                word, descriptors, _, _ = socket.recv_fds(self._channel, 16, MAX_FILES)
             except OSError:
                 return
             if not descriptors:
                 return
-            if word == BACKING:
-                self._backing = descriptors[0]
+            if word == FILES:
+                self._files = descriptors
             else:
                 self._heir = self._heir_of(int(word), socket.socket(fileno=descriptors[0]))
 

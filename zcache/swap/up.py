@@ -328,7 +328,12 @@ def parse(arguments: Sequence[str] | None) -> Options:
 def _with_absolute_path(parameter: str) -> str:
     """The server starts in /, and the caller means a place seen from where he is."""
     key, _, value = parameter.partition("=")
-    return f"backing={Path(value).absolute()}" if key == "backing" and value else parameter
+    if key == "backing" and value:
+        return f"backing={Path(value).absolute()}"
+    if key == "clean" and value.partition(":")[2]:
+        name, _, path = value.partition(":")
+        return f"clean={name}:{Path(path).absolute()}"
+    return parameter
 
 
 def _print(line: str) -> None:

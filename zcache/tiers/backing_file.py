@@ -23,10 +23,11 @@ import mmap
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from zcache.disk_file import data_extents
 from zcache.errors import BadInput
 from zcache.tiers.slot_map import SlotMap
 
@@ -263,7 +264,7 @@ def _refuse_foreign_content(
         return
     blank = bytes(SCAN_BYTES)
     said = time.monotonic()
-    for start, stop in _data_extents(descriptor, size_bytes):
+    for start, stop in data_extents(descriptor, 0, size_bytes):
         for offset in range(start, stop, SCAN_BYTES):
             block = os.pread(descriptor, min(SCAN_BYTES, stop - offset), offset)
             if block != blank[: len(block)]:
@@ -275,21 +276,6 @@ def _refuse_foreign_content(
             if time.monotonic() > said + REPORT_SECONDS:
                 said = time.monotonic()
                 report(f"backing={path}: {offset * 100 // size_bytes}% looked at, blank so far")
-
-
-def _data_extents(descriptor: int, size_bytes: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file that are not holes; all of it where the file cannot tell (a block device)."""
-    start = 0
-    while start < size_bytes:
-        try:
-            start = os.lseek(descriptor, start, os.SEEK_DATA)
-            stop = os.lseek(descriptor, start, os.SEEK_HOLE)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
-                return
-            stop = size_bytes
-        yield start, min(stop, size_bytes)
-        start = stop
 
 
 def _try_direct(descriptor: int, frame_bytes: int) -> bool:

@@ -1,0 +1,65 @@
+"""What a client can connect to, by name: the swap device, and clean exports.
+
+The device has the names `device`, which is also what a client gets that asks for none, and `swap`, under which the
+kernel's own connection is known and counted (`zcache.image.DEVICE_EXPORT`). Where there are no clean exports, any
+other name means the device as well; where there are, it is an error: a slip of the pen must not lead to swap.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol
+
+from zcache.clean_disk import CleanDisk
+from zcache.errors import BadInput
+from zcache.image import DEVICE_EXPORT
+
+DEVICE_NAME: Final = "device"
+
+#: Names that no clean export may have.
+RESERVED: Final = ("", DEVICE_NAME, DEVICE_EXPORT)
+
+
+class Disk(Protocol):
+    """What an export does. Offsets and lengths are bytes within `size_bytes`."""
+
+    size_bytes: int
+    read_only: bool
+
+    def read(self, offset: int, out: memoryview) -> None:
+        """Fill `out` from `offset`."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write `data` at `offset`."""
+
+    def trim(self, offset: int, length: int) -> None:
+        """What is there is of no use any more."""
+
+    def zero(self, offset: int, length: int, may_trim: bool, is_fast: bool) -> bool:
+        """Make a range read as zeros. False, and nothing has changed, if it must be fast and cannot be."""
+
+    def flush(self) -> None:
+        """Return when everything that was written is as durable as it will be."""
+
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """Runs (offset, length, reads as zeros) that cover the range; the first may begin before it."""
+
+
+class Exports:
+    """The disks of one server."""
+
+    def __init__(self, device: Disk, clean: Sequence[CleanDisk] = ()) -> None:
+        self.device = device
+        self.clean = {disk.name: disk for disk in clean}
+
+    def find(self, name: str) -> Disk:
+        """Raises `BadInput` if there is no such export."""
+        if name in self.clean:
+            return self.clean[name]
+        if self.clean and name not in RESERVED:
+            raise BadInput(f"no export is called {name!r}; there are {', '.join([DEVICE_NAME, *self.clean])}")
+        return self.device
+
+    def list(self) -> Iterator[tuple[str, str]]:
+        """Names and what they are, for whoever looks round."""
+        yield DEVICE_NAME, "compressed swap"
+        for disk in self.clean.values():
+            yield disk.name, f"clean: a disk, {'read-only, ' if disk.read_only else ''}with a compressed cache"
