@@ -8,7 +8,8 @@ away.
 
 A frame is read into a RAM slot beside the budget. If the budget has a free slot, or a frame that gives way (CLEAN or
 ephemeral, whichever there are more of), the slot becomes the frame's home and the other takes its place (COLD -> CLEAN,
-no copy): its neighbours will be found in RAM. It never costs a DIRTY frame its place.
+no copy): its neighbours will be found in RAM. It never costs a DIRTY frame its place. Frames that follow on the disk
+are read along while that pays (`zcache.readahead`).
 
 A read that fails kills the task whose page it was, so a frame is not given up at the first error: it is read again,
 alone (its neighbours in the run may be sound), at once and then after each of `RETRY_PAUSES_SECONDS`. A wrong seal is
@@ -31,6 +32,8 @@ from zcache.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFF
 from zcache.errors import PageDamaged
 from zcache.health import SEAL_BROKEN, UNREADABLE, Health, describe
 from zcache.pageframes import PageFrames, State
+from zcache.pageframes.frames import FETCH_SLOTS
+from zcache.readahead import Readahead
 from zcache.seals import Seal
 from zcache.statistics import Statistics
 from zcache.tiers import Tier
@@ -40,14 +43,18 @@ __all__ = ["Fetcher"]
 #: Before a frame is read for the third, fourth and fifth time: a disk may be gone for as long as a put has patience.
 RETRY_PAUSES_SECONDS: Final = (0.1, 0.4, 1.0)
 
+#: Slots to read into that are not for what nobody has asked for.
+KEPT_SLOTS: Final = FETCH_SLOTS // 2
+
 
 class _Job:
     """One frame to read: what was known of it under the lock, and the run's pages that are in it."""
 
-    __slots__ = ("below", "birth", "failed", "frame", "is_read", "pages", "seal", "slot", "view", "wrong")
+    __slots__ = ("below", "birth", "failed", "frame", "is_ahead", "is_read", "pages", "seal", "slot", "view", "wrong")
 
-    def __init__(self, frames: PageFrames, frame: int, pages: list[int]) -> None:
+    def __init__(self, frames: PageFrames, frame: int, pages: list[int], is_ahead: bool = False) -> None:
         self.frame = frame
+        self.is_ahead = is_ahead  # nobody has asked for it
         self.slot = 0  # that it is read into
         self.view: memoryview  # its bytes
         self.pages = pages
@@ -89,6 +96,7 @@ class Fetcher:
     ) -> None:
         self._frames = frames
         self._eat_ephemeral = eat_ephemeral
+        self.readahead = Readahead(frames, statistics)
         self._tier = tier
         self._seal = seal
         self._lock = lock
@@ -159,7 +167,15 @@ class Fetcher:
             job.slot = frames.take_fetch_slot()
         while jobs and not jobs[-1].slot:
             jobs.pop()
-        return None if by_frame and not jobs else jobs
+        if not jobs:
+            return None if by_frame else jobs
+        if not self._health.reading.failures:
+            for frame in self.readahead.choose(table, first + len(entries), [job.frame for job in jobs]):
+                if frames.fetch_slot_count <= KEPT_SLOTS:
+                    break
+                jobs.append(_Job(frames, frame, [], is_ahead=True))
+                jobs[-1].slot = frames.take_fetch_slot()
+        return jobs
 
     def _read(self, jobs: list[_Job]) -> None:
         """Without the lock: read all frames, neighbours below in one go, and open their seals; but nothing more once
@@ -184,13 +200,17 @@ class Fetcher:
             patience.begin(began)
             self._read_apart(run, error, patience)
         for job in run:
-            if not job.failed and not self._opens(job):
+            if not job.failed and not self._opens(job) and not job.is_ahead:
                 patience.begin(began)
                 self._verify_again(job, patience)
 
     def _read_apart(self, wanted: list[_Job], error: OSError, patience: _Patience) -> None:
         """Each frame of a read that has failed, by itself: until all are there, or those that are not are not worth
-        another try. One that is bad costs its neighbours no try of their own."""
+        another try. One that is bad costs its neighbours no try of their own, and none is read ahead now."""
+        for job in wanted:
+            if job.is_ahead:
+                job.failed = "was read along"
+        wanted = [job for job in wanted if not job.is_ahead]
         clock, reading = self._health.clock, self._health.reading
         for pause in (0.0, *RETRY_PAUSES_SECONDS):
             if patience.is_over() or (pause and reading.failures and not reading.patience_seconds()):
@@ -264,15 +284,23 @@ class Fetcher:
                     self._health.unmark(job.frame)
                     for index in valid:
                         bodies[index] = _body(frames, job.slot, entries[index])
-                    statistics.fetched_frames += 1
+                    statistics.fetched_frames += not job.is_ahead
                     if frames.state[job.frame] == State.COLD:
-                        if frames.ephemeral_gives_way():
-                            self._eat_ephemeral()
-                        spare = frames.adopt(job.frame, job.slot)
-                        statistics.readopted_frames += spare != job.slot
-                        job.slot = spare
+                        self._adopt(job)
         if damage:
             raise PageDamaged(damage)
+
+    def _adopt(self, job: _Job) -> None:
+        """Under the lock: the frame stays in RAM, if something there gives way."""
+        frames = self._frames
+        if frames.ephemeral_gives_way() and not job.is_ahead:
+            self._eat_ephemeral()
+        spare = frames.adopt(job.frame, job.slot)
+        is_kept = spare != job.slot
+        job.slot = spare
+        self._statistics.readopted_frames += is_kept
+        if job.is_ahead:
+            self.readahead.came(job.frame, is_kept)
 
     def _give_back(self, jobs: list[_Job]) -> None:
         """Without the lock: each job's slot, or the one that it was exchanged for, can be read into again."""

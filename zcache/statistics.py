@@ -56,8 +56,10 @@ class Statistics:
     reclaim_background: int = 0
     reclaim_sync: int = 0
     writeback_batches: int = 0
-    fetched_frames: int = 0  # read back from the tier below
-    readopted_frames: int = 0  # of these, taken back into RAM
+    fetched_frames: int = 0  # read back from the tier below, because somebody wanted a page of them
+    readahead_frames: int = 0  # read along with them
+    readahead_hits: int = 0  # and used afterwards
+    readopted_frames: int = 0  # of both, taken back into RAM
     packed_frames: int = 0  # of the log: what was alive in them is in fewer frames now
     packed_pages: int = 0
     recompressed_pages: int = 0  # those that moved with them, whether or not they became smaller, included

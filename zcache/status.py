@@ -62,6 +62,7 @@ def gather_status(
         "backing_direct_io": getattr(tier, "direct", None),
         "encrypt": store.seal.encrypts,
         "admit": store.admission.admit,
+        "readahead_window_frames": store.readahead_window,
         "low_watermark_frames": reclaimer.low_watermark,
         "high_watermark_frames": reclaimer.high_watermark,
         **status,

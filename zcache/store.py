@@ -156,6 +156,11 @@ class Store:
         """Runs of pages from `first` as (first, count, reads as zeros), merged, in order, without gaps."""
         return thing.table.extents(first, count, self.lock)
 
+    @property
+    def readahead_window(self) -> int:
+        """Frames that are read along with one from below, at most, as things stand."""
+        return self._fetcher.readahead.window if self._fetcher else 0
+
     def fault_ahead(self) -> None:
         """Keep all tables populated beyond what is in use. Not for the I/O path."""
         self.frames.fault_ahead()

@@ -13,7 +13,7 @@ LAYERS = [
     ["zcache.codec", "zcache.seals", "zcache.page_table", "zcache.pageframes", "zcache.tiers", "zcache.hardening"],
     ["zcache.ghost"],
     ["zcache.health", "zcache.statistics"],
-    ["zcache.allocators", "zcache.tmem", "zcache.admission", "zcache.zpages"],
+    ["zcache.allocators", "zcache.tmem", "zcache.admission", "zcache.zpages", "zcache.readahead"],
     ["zcache.fetch", "zcache.partial_write"],
     ["zcache.compaction", "zcache.recompression", "zcache.spare_time"],
     ["zcache.reclaim"],
