@@ -180,23 +180,29 @@ class Fetcher:
     def _read(self, jobs: list[_Job]) -> None:
         """Without the lock: read all frames, neighbours below in one go, and open their seals; but nothing more once
         one is given up and patience is over."""
-        patience = _Patience(self._health.clock)
         size, ram = self._frames.frame_bytes, self._frames.ram_view
         for job in jobs:
             job.view = ram[job.slot * size : (job.slot + 1) * size]
         jobs.sort(key=lambda job: job.below)
+        self._read_sorted(jobs, _Patience(self._health.clock))
+
+    def _read_sorted(self, jobs: list[_Job], patience: _Patience) -> None:
         starts = [n for n, job in enumerate(jobs) if not n or job.below != jobs[n - 1].below + 1]
         for start, stop in itertools.pairwise([*starts, len(jobs)]):
             self._read_run(jobs[start:stop], patience)
-            if patience.is_over() and any(job.failed for job in jobs):
+            if patience.is_over() and any(job.failed for job in jobs if not job.is_ahead):
                 break
 
     def _read_run(self, run: list[_Job], patience: _Patience) -> None:
-        """Neighbours below."""
+        """Neighbours below. What is read along costs those that were asked for neither a try nor patience."""
         began = self._health.clock.now()
         try:
             self._transfer(run[0].below, [job.view for job in run])
         except OSError as error:
+            wanted = [job for job in run if not job.is_ahead]
+            if len(wanted) < len(run):
+                self._read_sorted(wanted, patience)
+                return
             patience.begin(began)
             self._read_apart(run, error, patience)
         for job in run:
@@ -206,11 +212,7 @@ class Fetcher:
 
     def _read_apart(self, wanted: list[_Job], error: OSError, patience: _Patience) -> None:
         """Each frame of a read that has failed, by itself: until all are there, or those that are not are not worth
-        another try. One that is bad costs its neighbours no try of their own, and none is read ahead now."""
-        for job in wanted:
-            if job.is_ahead:
-                job.failed = "was read along"
-        wanted = [job for job in wanted if not job.is_ahead]
+        another try. One that is bad costs its neighbours no try of their own."""
         clock, reading = self._health.clock, self._health.reading
         for pause in (0.0, *RETRY_PAUSES_SECONDS):
             if patience.is_over() or (pause and reading.failures and not reading.patience_seconds()):

@@ -38,6 +38,22 @@ VALUES = {
     "codec": ["lz4", "lz4:4", "lz4:0", "lz4:65538", "lz4:", "zstd:99", "zstd:-8", "zstd:1_0", "zstd:\uff11", "lzo", ""],
     "recompress": ["zstd", "zstd:3", "off", "zstd:0", "zstd:99", "lz4", "", "zstdx"],
     "allocator": ["zbud", "log", "slab", "", "ZBUD", "zbud "],
+    "clean": [
+        "a:/b",
+        "a:/b:ro",
+        "",
+        ":",
+        "a",
+        "a:",
+        ":/b",
+        "swap:/b",
+        "a b:/b",
+        "a:/b:rw",
+        "é:/b",
+        "a" * 65 + ":/b",
+        "a:b",
+    ],
+    "admit": ["reused", "always", "", "never"],
     "overcommit": ["yes", "no", "YES", "1", "", "yes\n"],
     "force": ["yes", "no", "maybe", ""],
     "control": [
@@ -126,7 +142,8 @@ def check_config(config: Config, ram_bytes: int) -> None:
     needed_bytes = chosen.frames_for(config.size_bytes // 4096) * chosen.frame_bytes
     assert needed_bytes >= config.size_bytes
     if config.image is None:  # one that another test has left has the budget that it was made with
-        assert min_bytes <= config.budget_bytes <= max(needed_bytes, min_bytes)
+        assert min_bytes <= config.budget_bytes
+        assert config.budget_bytes <= max(needed_bytes, min_bytes) or config.clean
         assert config.budget_bytes <= max(ram_bytes * 9 // 10, min_bytes)
     assert config.overcommit or config.backing or needed_bytes <= config.budget_bytes
     assert config.budget_frames * chosen.frame_bytes + config.below_bytes >= needed_bytes
