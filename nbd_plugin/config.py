@@ -3,7 +3,6 @@
 Every refusal is one line: the key, what was given, what is wrong with it, and what may be given.
 """
 
-import math
 import os
 import re
 import stat
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from nbd_plugin.exports import RESERVED
-from zcache import meminfo
 from zcache.admission import ADMIT
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR, FALLBACK_ALLOCATOR
 from zcache.codec import LZ4, Codec, parse_codec
@@ -21,22 +19,18 @@ from zcache.entry import FRAME_MASK, PAGE_BYTES
 from zcache.errors import BadInput
 from zcache.image import is_image, read_header
 from zcache.pageframes.frames import budget_of
+from zcache.sizes import parse_budget, parse_size
 
 HARDENING: Final = ("require", "warn", "off")
 
 #: Ids for frames in RAM and below, twice over, in the 31 bits that a page-table entry has for one.
 MAX_SIZE_BYTES: Final = (FRAME_MASK + 1) // 2 * PAGE_BYTES
 
-_SUFFIXES: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE: Final = re.compile(
-    r"([+-]?[0-9]{1,20}(?:\.[0-9]{1,20})?)(b|[kmgt])?(?:(?<=[kmgt])ib)?", re.IGNORECASE | re.ASCII
-)
-_SHARE: Final = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,20})?%", re.ASCII)
-
 _IS_FROM_THE_KEEPER: Final = "the keeper gives it"
 KEYS: Final = {
     "size": "bytes of the device, with a suffix: 512M, 2G, 64G",
-    "budget": "bytes of RAM for pageframes, with a suffix, or a share of this machine's RAM: 160M, 25%",
+    "budget": "bytes of RAM for pageframes, with a suffix, or a share of this machine's RAM, or a range to move in: "
+    "160M, 25%, 64M..25%",
     "backing": "path of a regular file or block device that cold frames are written to; none: RAM only",
     "encrypt": "yes (default, with a backing) or no: what is written to the backing, under a key that is in RAM only",
     "codec": "lz4 (default), lz4:ACCELERATION, zstd:LEVEL",
@@ -75,7 +69,8 @@ class Config:
     """What a server is to do. Sizes are bytes and whole pages."""
 
     size_bytes: int
-    budget_bytes: int
+    min_budget_bytes: int
+    budget_bytes: int  # that it can become
     backing: Path | None
     encrypt: bool
     codec: Codec
@@ -102,8 +97,13 @@ class Config:
         return ALLOCATORS[self.allocator].frame_bytes
 
     @property
+    def min_budget_frames(self) -> int:
+        """How many fit in the budget at least."""
+        return self.min_budget_bytes // self.frame_bytes
+
+    @property
     def budget_frames(self) -> int:
-        """How many fit in the budget."""
+        """How many fit in the budget at most."""
         return self.budget_bytes // self.frame_bytes
 
     @property
@@ -114,7 +114,7 @@ class Config:
     @property
     def below_bytes(self) -> int:
         """What of them must be below."""
-        return max(self.needed_frames - self.budget_frames, 0) * self.frame_bytes
+        return max(self.needed_frames - self.min_budget_frames, 0) * self.frame_bytes
 
 
 def parse_config(words: Iterable[tuple[str, str]]) -> Config:
@@ -137,11 +137,11 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
         if key not in given:
             raise BadInput(f"{key}=: missing; give {KEYS[key]}")
 
-    size_bytes = parse_size("size", given["size"])
+    size_bytes = parse_size("size", given["size"], KEYS["size"])
     image = _parse_descriptor("image", given.get("image"), is_image)
     before = read_header(image) if image is not None and os.fstat(image).st_size else None
     # The machine's RAM may have changed since the image was made (a balloon, hot plugging), and with it what 25% are.
-    budget_bytes = _budget_of(before) if before else parse_budget(given["budget"])
+    least_bytes, budget_bytes = _budget_of(before, given["budget"]) if before else _parse_budget(given["budget"])
     backing = _absolute("backing", given["backing"]) if given.get("backing") else None
     overcommit = _parse_choice("overcommit", given.get("overcommit", "no"), ("yes", "no")) == "yes"
     if size_bytes > MAX_SIZE_BYTES:
@@ -152,29 +152,31 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
     default = before["allocator"] if before else DEFAULT_ALLOCATOR
     lacking = ""
     if not before and "allocator" not in given:
-        lacking = _lacking_for_the_default(size_bytes, budget_bytes, backing, overcommit)
+        lacking = _lacking_for_the_default(size_bytes, least_bytes, backing, overcommit)
         default = FALLBACK_ALLOCATOR if lacking else default
     allocator = _parse_choice("allocator", given.get("allocator", default), tuple(ALLOCATORS))
     min_bytes, needed_bytes = _budget_range(allocator, size_bytes)
-    if not before and budget_bytes < min_bytes:
+    if not before and least_bytes < min_bytes:
         raise BadInput(
             f"budget={given['budget']}: too small for allocator={allocator}; give at least {min_bytes >> 10}K"
         )
-    if is_all and not before and needed_bytes > budget_bytes:
+    if is_all and not before and needed_bytes > least_bytes:
         what = f"takes {needed_bytes} bytes with allocator={allocator} if nothing compresses, more"
         raise BadInput(
-            f"size={given['size']}: {'larger' if size_bytes > budget_bytes else what} than "
-            f"budget={given['budget']} ({budget_bytes} bytes), and no backing; "
+            f"size={given['size']}: {'larger' if size_bytes > least_bytes else what} than "
+            f"budget={given['budget']} ({least_bytes} bytes), and no backing; "
             "give a smaller size, a larger budget, backing=PATH, or overcommit=yes"
         )
     if not before and not clean:
         budget_bytes = max(min(budget_bytes, needed_bytes), min_bytes)  # more would be locked for nothing
+        least_bytes = min(least_bytes, budget_bytes)
     encrypt = _parse_choice("encrypt", given.get("encrypt", "yes" if backing else "no"), ("yes", "no")) == "yes"
     if encrypt and not backing:
         raise BadInput("encrypt=yes: without a backing nothing leaves RAM; give backing=PATH, or leave encrypt away")
     codec = parse_codec(given.get("codec", "lz4"))
     return Config(
         size_bytes=size_bytes,
+        min_budget_bytes=least_bytes,
         budget_bytes=budget_bytes,
         backing=backing,
         encrypt=encrypt,
@@ -193,29 +195,19 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
     )
 
 
-def parse_size(key: str, text: str) -> int:
-    """`4096`, `512M`, `1.5G`, `64GiB` -> bytes: positive and whole pages."""
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise BadInput(f"{key}={text}: not a number of bytes; give {KEYS.get(key, 'bytes with a suffix such as 512M')}")
-    exact = float(match[1]) if "." in match[1] else int(match[1])
-    size_bytes = math.floor(exact * _SUFFIXES[(match[2] or "").lower()])
-    if size_bytes <= 0:
-        raise BadInput(
-            f"{key}={text}: must be more than zero; give {KEYS.get(key, 'bytes with a suffix such as 512M')}"
-        )
-    if size_bytes < PAGE_BYTES:
-        example = "512M" if match[2] else f"{text.strip()}M"
-        raise BadInput(f"{key}={text}: that is {size_bytes} bytes, less than a page; give a suffix, such as {example}")
-    if size_bytes % PAGE_BYTES:
-        below = size_bytes // PAGE_BYTES * PAGE_BYTES
-        raise BadInput(f"{key}={text}: not whole pages; give a multiple of {PAGE_BYTES}, such as {below + PAGE_BYTES}")
-    return size_bytes
+def _parse_budget(text: str) -> tuple[int, int]:
+    return parse_budget(text, KEYS["budget"])
 
 
-def _budget_of(header: dict[str, Any]) -> int:
-    """What an image was made with."""
-    return budget_of(header["slot_count"]) * int(header["frame_bytes"])
+def _budget_of(header: dict[str, Any], text: str) -> tuple[int, int]:
+    """The most is what an image was made with; the least what was said, as far as that goes."""
+    most_bytes = budget_of(header["slot_count"]) * int(header["frame_bytes"])
+    try:
+        least_bytes, said_bytes = _parse_budget(text)
+    except BadInput:  # as it was once accepted: RAM has become less
+        return most_bytes, most_bytes
+    is_range = least_bytes < said_bytes
+    return min(least_bytes, most_bytes) if is_range else most_bytes, most_bytes
 
 
 def _budget_range(allocator: str, size_bytes: int) -> tuple[int, int]:
@@ -259,25 +251,6 @@ def _room_below(backing: Path) -> int:
         return MAX_SIZE_BYTES
     finally:
         os.close(descriptor)
-
-
-def parse_budget(text: str) -> int:
-    """A size, or a percentage of the machine's RAM rounded down to whole pages."""
-    ram_bytes = meminfo.read_bytes("MemTotal")
-    if text.strip().endswith("%"):
-        share = float(text.strip()[:-1]) if _SHARE.fullmatch(text.strip()) else 0.0
-        if not 0 < share <= 90:
-            raise BadInput(
-                f"budget={text}: not a share of RAM; give more than 0% and at most 90%, or bytes such as 160M"
-            )
-        budget_bytes = int(ram_bytes * share / 100) // PAGE_BYTES * PAGE_BYTES
-    else:
-        budget_bytes = parse_size("budget", text)
-    if budget_bytes > ram_bytes * 9 // 10:
-        raise BadInput(
-            f"budget={text}: more than 90% of this machine's {ram_bytes} bytes of RAM; give less, such as 25%"
-        )
-    return budget_bytes
 
 
 def _shown(text: str) -> str:

@@ -13,8 +13,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 from nbd_plugin.captive import temporary_folder, turn_clients_away
 from nbd_plugin.config import MAX_CLEAN, Config
@@ -22,6 +22,9 @@ from nbd_plugin.device import Device
 from nbd_plugin.exports import Disk, Exports
 from zcache import libc, meminfo
 from zcache.allocators.choice import ALLOCATORS
+from zcache.backoff import Clock
+from zcache.breathing import BREATH_SECONDS, Breathing
+from zcache.budget import Budget
 from zcache.clean_disk import CleanDisk
 from zcache.codec import parse_codec
 from zcache.control import ControlSocket, rehearse
@@ -33,10 +36,12 @@ from zcache.hardening.log_pipe import say
 from zcache.hardening.program import unshare
 from zcache.image import SECRET_BYTES, Geometry, Image, Signs, check_header, read_header
 from zcache.pageframes.frames import slots_of
+from zcache.pressure import PressureGauge
 from zcache.rebuild import rebuild
 from zcache.reclaim import flights_frames
 from zcache.seals import Seal
 from zcache.seals.crc import CRC
+from zcache.settings import Settings
 from zcache.status import gather_status
 from zcache.store import Store
 from zcache.tiers.backing_file import BackingFile
@@ -98,9 +103,9 @@ class Server:
         check_succession(config)
         available_bytes = meminfo.read_bytes("MemAvailable")
         # A server that goes on with an image finds its budget in RAM, and none to spare beside it.
-        if not self._is_successor and config.budget_bytes + OWN_BYTES > available_bytes:
+        if not self._is_successor and config.min_budget_bytes + OWN_BYTES > available_bytes:
             raise BadInput(
-                f"budget={config.budget_bytes}: {available_bytes} bytes of RAM can be had now, and all of the budget "
+                f"budget={config.min_budget_bytes}: {available_bytes} bytes of RAM can be had now, and all of that "
                 "is locked at the start; give less, or free memory"
             )
         self._open_files()
@@ -156,8 +161,9 @@ class Server:
         if "warm_up" not in without:
             self._warm_up(trial_seal)
             scratch = scratch_device(self.config.allocator)
-            rehearse(scratch.store, lambda: gather_status(scratch.store, scratch.pages, {}))
-            del scratch
+            settings = Settings(scratch.store, new_budget(scratch.store, 1), None)
+            rehearse(scratch.store, lambda: gather_status(scratch.store, scratch.pages, {}), settings)
+            del scratch, settings
             gc.collect()  # the scratch stores are in cycles: their memory is given back now
 
     def wait_for_turn(self) -> None:
@@ -227,6 +233,7 @@ class Server:
         ]
         self.exports = Exports(Device(store, pages), clean)
         self._store = store
+        breathing, settings = self._make_budget(store)
         if self._hardening:
             self._prove_safe(self._hardening, store)
         else:
@@ -237,15 +244,19 @@ class Server:
             self._upkeep.append(Upkeep("zcache-tidy", store.reclaimer.tidy_up))
         if self._signs:
             self._upkeep.append(Upkeep("zcache-beat", self._signs.beat))
+        self._upkeep.append(Upkeep("zcache-breath", breathing.breathe, BREATH_SECONDS, real_time=False))
         for upkeep in self._upkeep:
             upkeep.start()
         if self._control:
             holds = self._hardening.results if self._hardening else {}
             number = self._signs.epoch if self._signs else 1
-            self._control.start(
-                store,
-                lambda: gather_status(store, pages, holds, number, self._troubles(), [disk.status() for disk in clean]),
-            )
+
+            def status() -> dict[str, Any]:
+                around = {**breathing.status(), "clean_exports": [disk.status() for disk in clean]}
+                troubles = [*self._troubles(), *filter(None, [breathing.trouble])]
+                return gather_status(store, pages, holds, number, troubles, around)
+
+            self._control.start(store, status, settings)
         if self._signs:
             self._signs.begin_to_serve()
 
@@ -293,6 +304,19 @@ class Server:
                 f"in {time.monotonic() - begin:.1f} s"
             )
         return store, pages
+
+    def _make_budget(self, store: Store) -> tuple[Breathing, Settings]:
+        """As it was begun, or as a predecessor was told, and left it."""
+        config, signs = self.config, self._signs
+        budget = new_budget(store, config.min_budget_frames, signs.note_budget if signs else None)
+        if not config.overcommit:
+            below_frames = self._tier.slot_count if self._tier else 0
+            budget.least_frames = max(budget.least_frames, config.needed_frames - below_frames)
+        settings = Settings(store, budget, signs)
+        settings.take_over()
+        budget.begin(signs.budget_frames if signs else 0)
+        clock = Clock()
+        return Breathing(store, budget, PressureGauge(clock), clock), settings
 
     def _new_seal(self, key: bytes) -> Seal:
         if not self.config.encrypt:
@@ -380,6 +404,15 @@ def _frames_below(config: Config, image: int) -> int:
     """How many slots a predecessor had below: as many as the image has frames for beyond the budget's."""
     count: int = read_header(image)["frame_count"] - config.budget_frames
     return count
+
+
+def new_budget(store: Store, min_frames: int, changed: Callable[[int], None] | None = None) -> Budget:
+    """Of a store, with so many frames at least."""
+    budget = Budget(
+        store.frames, store.reclaimer, store.lock, store.statistics, min_frames, changed or (lambda _: None)
+    )
+    budget.least_frames = ALLOCATORS[store.allocator.name].min_budget_frames
+    return budget
 
 
 def scratch_device(allocator: str) -> Device:

@@ -6,6 +6,7 @@ books are copied. The walk takes some four microseconds a page, and rests half o
 interpreter.
 """
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeVar
@@ -207,7 +208,7 @@ def _check_free(books: Snapshot, found: _Found) -> None:
             raise Imbalance(f"frame {frame} is on the free stack and {State(frames.state[frame]).name}")
     for slot in _unhurried(frames.free_slots()):
         _mark(found.slots, slot, "RAM slot")
-    for slot in frames.fetch_slots():
+    for slot in _unhurried(itertools.chain(frames.fetch_slots(), frames.absent_slots())):
         _mark(found.slots, slot, "RAM slot")
     if frames.fetch_slot_count == FETCH_SLOTS:  # none is being read into
         _compare("RAM slots", frames.slot_count - 1, count_bytes(found.slots, 1))

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,11 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from zcache.control_client import ask
-from zcache.errors import ZcacheError
+from zcache.errors import BadInput, ZcacheError
 
 DEFAULT_CONTROL: Final = Path("/run/zcache/control")
 
 TABLE_COLUMNS: Final = 240
+
+SETTINGS: Final = (
+    "budget=SIZE or MIN..MAX, low_watermark=SIZE, high_watermark=SIZE, recompress_share=SHARE, admit=reused or always"
+)
 
 #: Counters that are 0 as long as nothing was ever wrong.
 TROUBLES: Final = (
@@ -53,18 +58,25 @@ def _parse() -> argparse.Namespace:
     for name, text in (
         ("status", "what it stores and how well"),
         ("check", "walk a copy of the store's books: do they balance?"),
+        ("set", "change how it works, for as long as the swap is on"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument(
             "--control", type=Path, default=DEFAULT_CONTROL, help="control socket (default: %(default)s)"
         )
         command.add_argument("--json", action="store_true", help="every figure, as JSON")
+        if name == "set":
+            command.add_argument("setting", metavar="KEY=VALUE", help=SETTINGS)
     return parser.parse_args()
 
 
 def _ask_and_print(arguments: argparse.Namespace) -> int:
     try:
-        answer = ask(arguments.control, arguments.command)
+        words = [arguments.command, *([arguments.setting] if arguments.command == "set" else [])]
+        answer = ask(arguments.control, " ".join(words))
+    except BadInput as error:
+        print(f"zcache: {error}", file=sys.stderr)
+        return 2
     except ZcacheError as error:
         print(f"zcache: {error}", file=sys.stderr)
         if not _may_be_there(arguments.control):
@@ -74,6 +86,8 @@ def _ask_and_print(arguments: argparse.Namespace) -> int:
         print(json.dumps(answer, indent=2))
     elif arguments.command == "status":
         _print_status(answer)
+    elif arguments.command == "set":
+        _print_settings(answer)
     elif answer["balanced"]:
         print(f"balanced: {answer['stored_pages']} pages stored, {answer['lost_pages']} lost")
         for reason in answer.get("reasons", []):  # books may balance, and their pages lie on a dead disk
@@ -122,7 +136,14 @@ def _print_status(status: dict[str, Any]) -> None:
     if status["recompress"] != "off":
         saved = _human(status["recompressed_saved_bytes"])
         lines.append(f"recompressed with {status['recompress']}: {status['recompressed_pages']} pages, {saved} saved")
-    for export in status["clean_exports"]:
+    least, most = (status.get(f"budget_{which}_bytes", status["budget_bytes"]) for which in ("min", "max"))
+    if least < most or status["budget_bytes"] != most:
+        lines.append(f"budget: {_human(status['budget_bytes'])} now, {_human(least)} to {_human(most)}")
+    for decision in status.get("budget_decisions", [])[:3]:
+        clock = time.strftime("%H:%M:%S", time.localtime(decision["seconds"]))
+        sizes = f"{_human(decision['before_bytes'])} to {_human(decision['after_bytes'])}"
+        lines.append(f"  {clock} {sizes}: {decision['why']}")
+    for export in status.get("clean_exports", []):
         hits = export["gets"] - export["misses"]
         share = f" ({hits * 100 // export['gets']}%)" if export["gets"] else ""
         kind = "read-only" if export["read_only"] else "read-write"
@@ -137,6 +158,16 @@ def _print_status(status: dict[str, Any]) -> None:
     if exposed:
         lines.append("not protected: " + ", ".join(exposed))
     print("\n".join(lines))
+
+
+def _print_settings(settings: dict[str, Any]) -> None:
+    """What all are now."""
+    least, most = settings["budget_min_bytes"], settings["budget_max_bytes"]
+    print(f"budget={_human(least)}" + (f"..{_human(most)}" if most > least else ""))
+    print(f"low_watermark={_human(settings['low_watermark_bytes'])}")
+    print(f"high_watermark={_human(settings['high_watermark_bytes'])}")
+    print(f"recompress_share={settings['recompress_share']:.2%}")
+    print(f"admit={settings['admit']}")
 
 
 def _human(size_bytes: float) -> str:

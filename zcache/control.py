@@ -1,4 +1,5 @@
-"""The control socket: one line in (`status`, `check` or `objects`), one line of JSON out, and the connection ends.
+"""The control socket: one line in (`status`, `check`, `objects` or `set KEY=VALUE`), one line of JSON out, and the
+connection ends.
 
 A thread of its own serves all connections at once and waits for none of them: each has deadlines, and a limit on what
 it may send; when there are too many, the oldest gives way. Nothing that a client does here can hold up a page, or
@@ -20,6 +21,7 @@ from typing import Any, Final
 from zcache.check import check
 from zcache.errors import BadInput, Imbalance
 from zcache.hardening.threads import begin_own_thread
+from zcache.settings import Settings
 from zcache.status import gather_objects
 from zcache.store import Store
 
@@ -32,7 +34,11 @@ MAX_CONNECTIONS: Final = 16
 REST_SECONDS: Final = 0.1
 
 
-Commands = dict[str, Callable[[], dict[str, Any]]]
+#: The one command that something follows.
+SET: Final = "set"
+
+#: What follows is given to the command.
+Commands = dict[str, Callable[[str], dict[str, Any]]]
 
 
 class _Connection:
@@ -95,9 +101,9 @@ class ControlSocket:
         self._thread: threading.Thread | None = None
         self._closing = False
 
-    def start(self, store: Store, status: Callable[[], dict[str, Any]]) -> None:
+    def start(self, store: Store, status: Callable[[], dict[str, Any]], settings: Settings) -> None:
         """Answer from a thread."""
-        self._thread = threading.Thread(target=self._serve, args=(_commands(store, status),), daemon=True)
+        self._thread = threading.Thread(target=self._serve, args=(_commands(store, status, settings),), daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -151,27 +157,37 @@ class ControlSocket:
         self._connections.pop(descriptor).socket.close()
 
 
-def rehearse(store: Store, status: Callable[[], dict[str, Any]]) -> None:
+def rehearse(store: Store, status: Callable[[], dict[str, Any]], settings: Settings) -> None:
     """Answer everything once, about a store of no consequence, so that the code is in memory."""
-    commands = _commands(store, status)
-    for command in commands:
+    commands = _commands(store, status, settings)
+    for command in (*commands, f"{SET} admit=always", f"{SET} budget=1M"):
         _answer(commands, command.encode())
 
 
-def _commands(store: Store, status: Callable[[], dict[str, Any]]) -> Commands:
-    def audit() -> dict[str, Any]:
+def _commands(store: Store, status: Callable[[], dict[str, Any]], settings: Settings) -> Commands:
+    def audit(_argument: str) -> dict[str, Any]:
         try:
             return {"balanced": True, **check(store), "reasons": status().get("reasons", [])}
         except Imbalance as imbalance:
             return {"balanced": False, "imbalance": str(imbalance)}
 
-    return {"status": status, "check": audit, "objects": gather_objects}
+    return {
+        "status": lambda _argument: status(),
+        "check": audit,
+        "objects": lambda _argument: gather_objects(),
+        SET: settings.set,
+    }
 
 
 def _answer(commands: Commands, request: bytes) -> bytes:
-    command = commands.get(request.decode("ascii", "replace").strip())
+    name, _, argument = request.decode("utf-8", "replace").strip().partition(" ")
+    command = commands.get(name) if not argument or name == SET else None
     try:
-        answer = command() if command else {"error": f"unknown command; there are {', '.join(commands)}"}
+        answer = (
+            command(argument.strip()) if command else {"error": f"unknown command; there are {', '.join(commands)}"}
+        )
+    except BadInput as refusal:
+        answer = {"refused": str(refusal)}
     except Exception as error:  # the thread must live to answer the next one
         answer = {"error": f"{type(error).__name__}: {error}"}
     return json.dumps(answer).encode() + b"\n"

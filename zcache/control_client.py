@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 from typing import Any, Final
 
-from zcache.errors import EnvironmentProblem
+from zcache.errors import BadInput, EnvironmentProblem
 
 #: For our turn, and then for the answer.
 ASK_SECONDS: Final = 60
@@ -15,7 +15,8 @@ CHECK_SECONDS: Final = 600
 
 
 def ask(path: Path, command: str) -> dict[str, Any]:
-    """Send one command; raises `EnvironmentProblem` if nobody answers, or only that it could not."""
+    """Send one command; raises `EnvironmentProblem` if nobody answers, or only that it could not, and `BadInput` if it
+    is refused."""
     seconds = CHECK_SECONDS if command == "check" else ASK_SECONDS
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         # Not settimeout: a connect that does not block fails at once while others wait to be accepted.
@@ -35,6 +36,8 @@ def ask(path: Path, command: str) -> dict[str, Any]:
             raise EnvironmentProblem(f"the server at {path} has not answered for {seconds} s") from None
         except (OSError, ValueError) as error:
             raise EnvironmentProblem(f"no server answers at {path}: {error}") from None
+    if "refused" in decoded:
+        raise BadInput(decoded["refused"])
     if "error" in decoded:
         raise EnvironmentProblem(f"the server at {path} could not answer {command!r}: {decoded['error']}")
     return decoded

@@ -25,11 +25,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from zcache import libc
 from zcache.errors import BadInput, EnvironmentProblem
 
 FORMAT: Final = 3
 HEADER_BYTES: Final = 4096
-JSON_BYTES: Final = HEADER_BYTES - 64
+JSON_BYTES: Final = HEADER_BYTES - 128
 
 #: A birth is one word, of an epoch and a count: 44 bits count 100,000 frames a second for five years, and leave epochs
 #: for a million servers.
@@ -46,6 +47,10 @@ WHOLE_WORDS: Final = 64
 
 #: The export name under which the kernel's device connects: connections by any other are not counted.
 DEVICE_EXPORT: Final = "swap"
+
+#: What can be changed while a server runs (`zcache.settings`), and its successors go on with. A word each; 0: as it
+#: was begun.
+SETTINGS: Final = ("min_budget_frames", "max_budget_frames", "low_watermark", "high_watermark", "share", "admit")
 
 #: What `os.memfd_create` is given: shows in /proc/PID/fd and maps.
 NAME: Final = "zcache-image"
@@ -149,6 +154,8 @@ class Signs:
     _UPGRADED: Final = _EPOCH - 4
     _REFUSALS: Final = _EPOCH - 5
     _SERVES: Final = _EPOCH - 6
+    _BUDGET: Final = _EPOCH - 7
+    _SETTINGS: Final = _BUDGET - len(SETTINGS)  # the first of them
 
     def __init__(self, descriptor: int) -> None:
         self._words = memoryview(mmap.mmap(descriptor, HEADER_BYTES)).cast("Q")
@@ -189,6 +196,28 @@ class Signs:
         """How many times the code on disk was of no use to swap-upgrade."""
         return self._words[self._REFUSALS]
 
+    @property
+    def budget_frames(self) -> int:
+        """What the budget was at its last change; 0: it has not changed."""
+        return self._words[self._BUDGET] & 0xFFFFFFFF
+
+    @property
+    def budget_changes(self) -> int:
+        """How often the budget has changed."""
+        return self._words[self._BUDGET] >> 32
+
+    def note_budget(self, frames: int) -> None:
+        """From the server: the budget has changed."""
+        self._words[self._BUDGET] = (self.budget_changes + 1 & 0xFFFFFFFF) << 32 | frames
+
+    def setting(self, name: str) -> int:
+        """One of `SETTINGS`."""
+        return self._words[self._SETTINGS + SETTINGS.index(name)]
+
+    def set(self, name: str, value: int) -> None:
+        """From the server."""
+        self._words[self._SETTINGS + SETTINGS.index(name)] = value
+
     def begin_epoch(self) -> None:
         """A new server: it has no connections."""
         self._words[self._CONNECTIONS] = self._words[self._HEARTBEATS] = 0
@@ -225,6 +254,12 @@ class Section:
         self._descriptor = descriptor
         self._offset = offset
         self._stop = offset + size_bytes
+
+    def discard(self, start: int, stop: int) -> None:
+        """Give whole memory pages back to the system, whoever has them mapped or locked; they are zero when they are
+        touched again."""
+        mode = libc.FALLOC_FL_PUNCH_HOLE | libc.FALLOC_FL_KEEP_SIZE
+        libc.fallocate(self._descriptor, mode, self._offset + start, stop - start)
 
     def touched(self) -> Iterator[tuple[int, int]]:
         """The parts that were ever written, as byte offsets, in whole memory pages: the rest is zero, and reading it

@@ -32,6 +32,7 @@ MCL_CURRENT: Final = 1
 MCL_FUTURE: Final = 2
 MCL_ONFAULT: Final = 4
 MADV_DONTNEED: Final = 4
+MADV_DONTNEED_LOCKED: Final = 24  # Linux 5.18
 MADV_POPULATE_READ: Final = 22  # Linux 5.14, both
 MADV_POPULATE_WRITE: Final = 23
 _CAPABILITY_VERSION_3: Final = 0x20080522
@@ -200,6 +201,13 @@ def write_byte(address: int, value: int) -> None:
 def populate(memory: memoryview) -> None:
     """Fault in page-aligned memory for writing, without changing what it holds; `OSError` if there is not enough."""
     if _libc.madvise(address(memory), len(memory), MADV_POPULATE_WRITE) < 0:
+        _raise_errno()
+
+
+def discard(memory: memoryview) -> None:
+    """Give page-aligned private memory back to the system, locked or not; it is zero when it is touched again. Raises
+    `OSError` before Linux 5.18."""
+    if _libc.madvise(address(memory), len(memory), MADV_DONTNEED_LOCKED) < 0:
         _raise_errno()
 
 

@@ -1,10 +1,11 @@
-"""/proc/meminfo. Not psutil: that is 5 MiB of locked memory in the server, for two numbers."""
+"""/proc/meminfo and /proc/vmstat. Not psutil: that is 5 MiB of locked memory in the server, for a few numbers."""
 
 import re
 from pathlib import Path
 from typing import Final
 
 MEMINFO: Final = Path("/proc/meminfo")
+VMSTAT: Final = Path("/proc/vmstat")
 
 
 def read_bytes(name: str, meminfo: Path = MEMINFO) -> int:
@@ -12,3 +13,10 @@ def read_bytes(name: str, meminfo: Path = MEMINFO) -> int:
     found = re.search(rf"^{name}: +(\d+) kB", meminfo.read_text(), re.MULTILINE)
     assert found
     return int(found[1]) << 10
+
+
+def read_counter(name: str, vmstat: Path = VMSTAT) -> int:
+    """A counter of /proc/vmstat since boot: `pswpout` is in pages."""
+    found = re.search(rf"^{name} (\d+)", vmstat.read_text(), re.MULTILINE)
+    assert found
+    return int(found[1])

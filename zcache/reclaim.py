@@ -86,18 +86,23 @@ class Reclaimer:
         self._forget = forget
         self._compactor = compactor
         self._recompressor = recompressor
-        self._spare_time = SpareTime(health.clock)
+        self.spare_time = SpareTime(health.clock)
         self._waiting_puts = 0
-        # Between 1/32 and 1/16 of the budget: at 160 MiB, 5 MiB of frames are ready before reclaim wakes, and 10 MiB
-        # when it rests.
-        self.low_watermark = max(frames.budget_frames // 32, 1)
-        self.high_watermark = max(frames.budget_frames // 16, 2)
-        self.wake_below_slots = self.low_watermark + frames.reserve_frames  # free ones: what a put looks at
+        self.chosen_watermarks: tuple[int, int] | None = None  # low and high, if somebody has chosen them
+        self.set_watermarks(frames.budget_frames)
         self._sync_batch, self._batch = flights_frames(frames.frame_bytes)
         self.landed = threading.Condition(lock)
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+
+    def set_watermarks(self, budget_frames: int) -> None:
+        """As they were chosen, or between 1/32 and 1/16 of the budget: at 160 MiB, 5 MiB of frames are ready before
+        reclaim wakes, and 10 MiB when it rests."""
+        low, high = self.chosen_watermarks or (budget_frames // 32, budget_frames // 16)
+        self.low_watermark = max(min(low, budget_frames // 2), 1)
+        self.high_watermark = max(min(high, budget_frames // 2), 2)
+        self.wake_below_slots = self.low_watermark + self._frames.reserve_frames  # free ones: what a put looks at
 
     # -- called by the store ----------------------------------------------------------------------------------------
 
@@ -121,7 +126,7 @@ class Reclaimer:
         while True:
             with self._lock:
                 if queue == Queue.EPHEMERAL:
-                    has_eaten = self._evict_oldest_ephemeral()
+                    has_eaten = self.evict_oldest_ephemeral()
                     self._statistics.eph_ate_tail += has_eaten
                     self._statistics.eph_ate_tail_failed += not has_eaten
                     return has_eaten
@@ -266,7 +271,7 @@ class Reclaimer:
             return False
         if self._recompressor and self._recompress(self._recompressor.recompress_rested):
             return True
-        with self._spare_time.spending(), self._lock:
+        with self.spare_time.spending(), self._lock:
             return self._pack_ram(WORST_WEIGHT)
 
     def tidy_up(self) -> None:
@@ -283,10 +288,10 @@ class Reclaimer:
             self._health.unforeseen = describe(error)
 
     def _may_work(self) -> bool:
-        return not self._waiting_puts and self._spare_time.has_some()
+        return not self._waiting_puts and self.spare_time.has_some()
 
     def _recompress(self, work: Callable[[], bool]) -> bool:
-        with self._spare_time.spending():
+        with self.spare_time.spending():
             return work()
 
     # -- one flight -------------------------------------------------------------------------------------------------
@@ -353,12 +358,12 @@ class Reclaimer:
 
     def eat_ephemeral(self) -> bool:
         """Under the lock: something persistent takes the RAM of the oldest ephemeral frame; False if there is none."""
-        has_eaten = self._evict_oldest_ephemeral()
+        has_eaten = self.evict_oldest_ephemeral()
         self._statistics.pers_ate_eph += has_eaten
         self._statistics.pers_ate_eph_failed += not has_eaten
         return has_eaten
 
-    def _evict_oldest_ephemeral(self) -> bool:
+    def evict_oldest_ephemeral(self) -> bool:
         """Eat the tail of the ephemeral queue, under the lock; False if there is none. (ouroboros)"""
         frame = self._frames.oldest_ephemeral()
         if not frame:

@@ -17,6 +17,7 @@ class SpareTime:
     """Processor time that comes in by the clock, and is spent by whoever works in `spending`."""
 
     def __init__(self, clock: Clock) -> None:
+        self.share = SHARE
         self._clock = clock
         self._seconds = MOST_SECONDS
         self._last = clock.now()
@@ -24,7 +25,7 @@ class SpareTime:
     def has_some(self) -> bool:
         """Whether a piece of work may be begun."""
         now = self._clock.now()
-        self._seconds = min(self._seconds + (now - self._last) * SHARE, MOST_SECONDS)
+        self._seconds = min(self._seconds + (now - self._last) * self.share, MOST_SECONDS)
         self._last = now
         return self._seconds > 0
 

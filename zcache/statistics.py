@@ -73,6 +73,9 @@ class Statistics:
     pers_ate_eph: int = 0  # frames that a persistent put ate, or a fetch
     pers_ate_eph_failed: int = 0  # so something persistent has to be packed, or written back
 
+    budget_grown_frames: int = 0
+    budget_shrunk_frames: int = 0
+
     # damage
     checksum_errors: int = 0
     decode_errors: int = 0

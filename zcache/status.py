@@ -3,7 +3,8 @@
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from zcache import libc
@@ -22,10 +23,11 @@ def gather_status(
     protections: dict[str, bool],
     server_number: int = 1,
     troubles: Sequence[str] = (),
-    clean_exports: Sequence[dict[str, Any]] = (),
+    around: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """A snapshot; `protections` is the outcome of the self-check, `troubles` what else is the matter, `clean_exports`
-    what each says of itself. The store's own figures are taken under its lock and so agree with each other."""
+    """A snapshot; `protections` is the outcome of the self-check, `troubles` what else is the matter, `around` what is
+    to be said of things that the store does not know. Its own figures are taken under its lock and so agree with each
+    other."""
     frames, reclaimer, tier = store.frames, store.reclaimer, store.tier
     frame_bytes = frames.frame_bytes
     with store.lock:
@@ -63,6 +65,7 @@ def gather_status(
         "encrypt": store.seal.encrypts,
         "admit": store.admission.admit,
         "readahead_window_frames": store.readahead_window,
+        "recompress_share": reclaimer.spare_time.share,
         "low_watermark_frames": reclaimer.low_watermark,
         "high_watermark_frames": reclaimer.high_watermark,
         **status,
@@ -74,7 +77,7 @@ def gather_status(
         "server_number": server_number,
         "kept_threads": kept_threads(),
         "hardening": protections,
-        "clean_exports": [*clean_exports],
+        **around,
     }
 
 

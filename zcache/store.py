@@ -172,14 +172,14 @@ class Store:
     def populate(self, beat: Callable[[], None] = lambda: None) -> None:
         """Fault in everything that puts and gets touch: the RAM slots, and the tables as far as `fault_ahead` goes.
         `beat` is called now and then."""
-        self.frames.populate(beat)
+        self.frames.memory.populate(beat)
         self.seal.populate()
         self.admission.populate()
         self.fault_ahead()
 
     def is_populated(self) -> bool:
         """Whether all RAM slots are in memory, asked of the kernel."""
-        return self.frames.is_populated()
+        return self.frames.memory.is_populated()
 
     def close(self) -> None:
         """End background reclaim and let go of the tier."""

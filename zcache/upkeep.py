@@ -6,6 +6,7 @@ that the server's threads run, comes from a thread that waits for nothing.
 """
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -18,12 +19,18 @@ UPKEEP_SECONDS: Final = 0.25
 
 
 class Upkeep:
-    """Calls `work` now and then, from `start` to `stop`, in a thread of that name. An `OSError` (no memory now, or a
-    kernel that cannot) is no reason to end: tables are then touched as they are used."""
+    """Calls `work` every so many seconds, from `start` to `stop`, in a thread of that name. An `OSError` (no memory
+    now, or a kernel that cannot) is no reason to end: tables are then touched as they are used.
 
-    def __init__(self, name: str, work: Callable[[], None]) -> None:
+    A thread that takes memory which is not for requests is not `real_time`: the reserve is not for it."""
+
+    def __init__(
+        self, name: str, work: Callable[[], None], seconds: float = UPKEEP_SECONDS, real_time: bool = True
+    ) -> None:
         self._name = name
         self._work = work
+        self._seconds = seconds
+        self._real_time = real_time
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -37,8 +44,10 @@ class Upkeep:
 
     def _run(self) -> None:
         begin_own_thread(self._name)
+        if not self._real_time:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # of this thread
         while True:
             with contextlib.suppress(OSError):
                 self._work()
-            if self._stopped.wait(UPKEEP_SECONDS):
+            if self._stopped.wait(self._seconds):
                 return

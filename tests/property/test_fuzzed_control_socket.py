@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 from tests.support.control_clients import RudeClients
-from tests.support.stores import new_object, put, small_store
+from tests.support.stores import new_object, put, settings_of, small_store
 from zcache.control import MAX_CONNECTIONS, ControlSocket
 from zcache.control_client import ask
 from zcache.hardening.protections import resident_and_locked_bytes
@@ -24,7 +24,7 @@ def test_a_hundred_thousand_rude_clients(rng: random.Random, tmp_path: Path) -> 
     put(store, pages, 0, bytes(4096), b"x" * 2048 + bytes(2048))
     path = tmp_path / "control"
     control = ControlSocket(path)
-    control.start(store, store.statistics.as_dict)  # without what takes the kernel long to tell
+    control.start(store, store.statistics.as_dict, settings_of(store))  # without what takes the kernel long to tell
     clients = RudeClients(path, rng)
     clients.throw(WARM_UP_CLIENTS)
     clients.close()

@@ -23,6 +23,7 @@ from tests.support.stores import drop_clean_frames, new_object, small_store, sto
 from tests.support.tiers import FaultyTier
 from zcache.allocators.choice import ALLOCATORS
 from zcache.backoff import LAST_REST_SECONDS
+from zcache.budget import Budget
 from zcache.check import check
 from zcache.image import new_descriptor
 from zcache.store import Store
@@ -64,6 +65,10 @@ class World:
         clock = FakeClock()
         slots = int(below) + rng.randrange(1, 9)
         self.tier = FaultyTier(slots, clock, rng, chosen.frame_bytes) if has_tier else None
+        # The budget moves, down to what the pages were promised.
+        promised = 0 if is_tight else frames - (slots if has_tier else 0)
+        self.min_budget_frames = min(max(budgets[0], promised), self.budget_frames)
+        self.moves_budget = self.threads == 1 and rng.random() < 0.4
         self.may_be_full = is_tight or self.has_faults
         self.death_every = rng.choice([0, 60, 400]) if self.has_image and self.threads == 1 else 0
         self.deaths = 0
@@ -111,6 +116,9 @@ class World:
                 self.budget_frames, codec=self.codec, tier=tier, allocator=self.allocator, recompress=self.recompress
             )
             thing = new_object(store, self.page_count)
+        self.budget = Budget(store.frames, store.reclaimer, store.lock, store.statistics, self.min_budget_frames)
+        if self.moves_budget:
+            self.budget.begin(self.rng.randrange(self.min_budget_frames, self.budget_frames + 1))
         if tier and self.busy_share:
             happen = self._pause if self.threads > 1 else self._happen
             tier.before_write = tier.before_read = tier.after_read = happen
@@ -200,6 +208,8 @@ class World:
                 self.store.reclaimer.tidy()
             elif dice < self.reclaim_share + 0.02 and self.has_faults:
                 self._change_faults()
+            elif dice < self.reclaim_share + 0.04 and self.moves_budget:
+                self._move_budget()
             else:
                 rng.choice(self.clients).act()
             if self._found:
@@ -208,6 +218,16 @@ class World:
                 next_check = done + CHECK_EVERY
                 check(self.store)
                 self.clients[0].check_extents()
+
+    def _move_budget(self) -> None:
+        budget, count = self.budget, self.rng.randrange(1, 6)
+        before = self.store.frames.budget_frames
+        if self.rng.random() < 0.5:
+            assert budget.grow(count) == min(count, self.budget_frames - before)
+        else:
+            assert budget.shrink(count, may_write=self.rng.random() < 0.5) <= count
+            assert self.store.frames.budget_frames >= self.min_budget_frames
+        budget.give_back_rest()
 
     def _change_faults(self) -> None:
         """Time passes; now and then other faults begin."""

@@ -12,12 +12,14 @@ from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.seals import new_seal
 from tests.support.tiers import MemoryTier
 from zcache.allocators.choice import ALLOCATORS
+from zcache.budget import Budget
 from zcache.codec import parse_codec
 from zcache.entry import decode_zpage
 from zcache.image import Geometry, Image
 from zcache.pageframes import State
 from zcache.pageframes.frames import Queue, slots_of
 from zcache.rebuild import rebuild
+from zcache.settings import Settings
 from zcache.store import Store
 from zcache.tmem import Kind, TmemObject
 
@@ -141,6 +143,12 @@ def make_cold(store: Store, thing: TmemObject, rng: random.Random) -> bytes:
     put(store, thing, 8, *(raw_page(rng) for _ in range(4)))
     assert store.frames.state[decode_zpage(thing.table.entries[0]).frame] == State.COLD
     return page
+
+
+def settings_of(store: Store, min_frames: int = 1) -> Settings:
+    """What can be changed of it."""
+    budget = Budget(store.frames, store.reclaimer, store.lock, store.statistics, min_frames)
+    return Settings(store, budget, None)
 
 
 def drop_clean_frames(store: Store) -> None:

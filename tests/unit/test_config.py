@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from nbd_plugin.config import KEYS, parse_budget, parse_config, parse_size
+from nbd_plugin.config import KEYS, parse_config
 from nbd_plugin.serve import THREADS, command_line, names_a_place, split_words
 from nbd_plugin.server import check_succession, geometry_of
 from zcache import meminfo
 from zcache.errors import BadInput
 from zcache.image import Image, new_descriptor
 from zcache.meminfo import read_bytes
+from zcache.sizes import parse_budget, parse_size
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,8 @@ def test_sizes(text: str, size_bytes: int) -> None:
 
 
 def test_budget_as_a_share_of_ram() -> None:
-    budget_bytes = parse_budget("25%")
+    budget_bytes, most_bytes = parse_budget("25%", "")
+    assert budget_bytes == most_bytes
     assert budget_bytes % 4096 == 0
     assert abs(budget_bytes - read_bytes("MemTotal") / 4) < 4096
 
@@ -42,7 +44,7 @@ def test_no_more_budget_is_taken_than_the_size_can_use() -> None:
         config = parse_config([("size", "64M"), ("budget", "1G"), ("allocator", allocator)])
         assert config.budget_frames == config.needed_frames == frames
     with pytest.raises(BadInput, match="more than 90% of this machine's"):
-        parse_budget(str(read_bytes("MemTotal") // 4096 * 4096))
+        parse_budget(str(read_bytes("MemTotal") // 4096 * 4096), "")
 
 
 def test_a_successor_has_the_budget_of_its_predecessor_whatever_ram_there_is_now(

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.stores import new_object, put, small_store
+from tests.support.stores import new_object, put, settings_of, small_store
 from zcache import cli
 from zcache import control as control_module
 from zcache.control import MAX_CONNECTIONS, ControlSocket
@@ -38,7 +38,7 @@ def control(store: Store, tmp_path: Path) -> Iterator[Path]:
     listening = ControlSocket(path)
     pages = new_object(store, 16)
     put(store, pages, 0, bytes(4096), b"x" * 2048 + bytes(2048))
-    listening.start(store, lambda: gather_status(store, pages, {}))
+    listening.start(store, lambda: gather_status(store, pages, {}), settings_of(store))
     yield path
     listening.close()
     assert not path.exists()
@@ -205,7 +205,7 @@ def test_a_client_that_never_reads_holds_up_nobody(
     monkeypatch.setattr("zcache.control.DEADLINE_SECONDS", 1e6)
     path = tmp_path / "large"
     listening = ControlSocket(path)
-    listening.start(store, lambda: {"large": "x" * 10_000_000})
+    listening.start(store, lambda: {"large": "x" * 10_000_000}, settings_of(store))
     (client,) = held_connections(path, 1, b"status\n")
     assert len(ask(path, "status")["large"]) == 10_000_000
     assert ask(path, "check")["balanced"]
@@ -230,7 +230,7 @@ def test_a_client_that_does_not_read_is_given_up(tmp_path: Path, store: Store, m
     monkeypatch.setattr("zcache.control.DEADLINE_SECONDS", 0.1)
     path = tmp_path / "large"
     listening = ControlSocket(path)
-    listening.start(store, lambda: {"large": "x" * 10_000_000})
+    listening.start(store, lambda: {"large": "x" * 10_000_000}, settings_of(store))
     (client,) = held_connections(path, 1, b"status\n")
     poll = select.poll()
     poll.register(client, 0)  # only for the other end's going

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.pages import raw_page
-from tests.support.stores import new_object, put, small_store
+from tests.support.stores import new_object, put, settings_of, small_store
 from tests.support.tiers import MemoryTier
 from zcache import cli
 from zcache.control import ControlSocket
@@ -39,7 +39,11 @@ class Served:
 def served(tmp_path: Path, rng: random.Random) -> Iterator[Served]:
     served = Served(tmp_path / "control", rng)
     socket = ControlSocket(served.path)
-    socket.start(served.store, lambda: gather_status(served.store, served.pages, {"memory_lock": False}))
+    socket.start(
+        served.store,
+        lambda: gather_status(served.store, served.pages, {"memory_lock": False}),
+        settings_of(served.store),
+    )
     yield served
     socket.close()
 

@@ -8,7 +8,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 #: From the bottom up. A module may import from its own row and from rows above it in this list, never from below it.
 LAYERS = [
     ["zcache.backoff", "zcache.errors", "zcache.libc", "zcache.meminfo"],
-    ["zcache.entry", "zcache.image"],
+    ["zcache.entry", "zcache.image", "zcache.pressure"],
+    ["zcache.sizes"],
     ["zcache.flat_array", "zcache.disk_file"],
     ["zcache.codec", "zcache.seals", "zcache.page_table", "zcache.pageframes", "zcache.tiers", "zcache.hardening"],
     ["zcache.ghost"],
@@ -17,10 +18,11 @@ LAYERS = [
     ["zcache.fetch", "zcache.partial_write"],
     ["zcache.compaction", "zcache.recompression", "zcache.spare_time"],
     ["zcache.reclaim"],
+    ["zcache.budget"],
     ["zcache.put", "zcache.get"],
     ["zcache.store"],
-    ["zcache.snapshot", "zcache.clean_disk"],
-    ["zcache.check", "zcache.status", "zcache.rebuild"],
+    ["zcache.snapshot", "zcache.clean_disk", "zcache.breathing"],
+    ["zcache.check", "zcache.status", "zcache.rebuild", "zcache.settings"],
     ["zcache.control", "zcache.control_client", "zcache.warm_up", "zcache.upkeep"],
     ["zcache.cli", "zcache.swap", "zcache.testvm", "zcache.bench", "nbd_plugin"],
 ]

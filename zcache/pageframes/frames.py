@@ -29,10 +29,10 @@ from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Final
 
-from zcache import libc
 from zcache.errors import BadInput
-from zcache.flat_array import FlatArray, Typecode, anonymous_memory
+from zcache.flat_array import FlatArray, Typecode
 from zcache.image import EPOCH_SHIFT, Image
+from zcache.pageframes.ram import Ram
 from zcache.pageframes.states import ALLOWED, State
 
 #: RAM slots beside the budget that cold frames are read into: as many as reads of cold frames that can run at once.
@@ -40,9 +40,6 @@ FETCH_SLOTS: Final = 32
 
 #: How far the tables are populated beyond the ids in use, in frames: of 4 KiB, 1.7 MiB of tables (2.4 with encryption).
 AHEAD_BYTES: Final = 256 << 20
-
-#: RAM that is populated between two signs of life: some 10 ms.
-POPULATED_RUN_BYTES: Final = 64 << 20
 
 NONE: Final = 0
 
@@ -73,7 +70,8 @@ def _no_image(_section: str) -> None:
 
 
 class PageFrames:
-    """`budget_frames` RAM slots of `frame_bytes`, and the ids of all frames that can exist in RAM and below.
+    """`budget_frames` RAM slots of `frame_bytes`, or fewer, as long as some are given back to the system
+    (`withdraw_slots`); and the ids of all frames that can exist in RAM and below.
 
     `reserve_frames` of the slots are not for puts: what is packed into fewer frames is written there first. Of each
     frame that is below, `seal_bytes` are kept. With an image, frames have the homes, births and seals that are in it;
@@ -91,7 +89,7 @@ class PageFrames:
     ) -> None:
         if frame_bytes % mmap.PAGESIZE or frame_bytes & (frame_bytes - 1):
             raise BadInput(f"frame of {frame_bytes} bytes: give a power of two, and whole pages")
-        self.budget_frames = budget_frames
+        self.max_budget_frames = budget_frames
         self.reserve_frames = reserve_frames
         self.frame_bytes = frame_bytes
         self.frame_shift = frame_bytes.bit_length() - 1
@@ -111,9 +109,8 @@ class PageFrames:
         self.seal, self.birth = self.seal_table.view, self.birth_table.view
 
         self.slot_count = slots = slots_of(budget_frames)
-        ram = section("ram")
-        self.ram = ram.memory if ram else anonymous_memory(slots * frame_bytes)
-        self.ram_view = memoryview(self.ram)
+        self.memory = Ram(slots, frame_bytes, section("ram"))
+        self.ram, self.ram_view = self.memory.memory, self.memory.view
         self.frame_of = array("I", bytes(4 * slots))
         self.referenced = bytearray(slots)
         self.queue_of = bytearray(slots)  # which queue the slot's frame is in, or was in before its flight
@@ -126,6 +123,8 @@ class PageFrames:
 
         self._free_slots = array("I", range(budget_frames, 0, -1))
         self.free_slot_count = budget_frames
+        self._absent_slots = array("I", bytes(4 * budget_frames))
+        self.absent_slot_count = 0
         self._fetch_slots = array("I", range(budget_frames + 1, slots))
         self.fetch_slot_count = FETCH_SLOTS
         self._free_ids_table = FlatArray("I", ids)
@@ -339,6 +338,39 @@ class PageFrames:
         self._id_tables.append(table)
         return table.view
 
+    # -- a budget that changes ----------------------------------------------------------------------------------------
+
+    def withdraw_slots(self, limit: int) -> list[int]:
+        """Up to `limit` free slots leave the budget, those that have been free longest first."""
+        count = min(limit, self.free_slot_count)
+        slots = self._free_slots[:count]
+        left = self.free_slot_count - count
+        self._free_slots[:left] = self._free_slots[count : self.free_slot_count]
+        self.free_slot_count = left
+        self._absent_slots[self.absent_slot_count : self.absent_slot_count + count] = slots
+        self.absent_slot_count += count
+        self.memory.mark(slots, True)
+        return slots.tolist()
+
+    def absent_slots(self) -> memoryview:
+        """Those that have left it, the last ones last."""
+        return memoryview(self._absent_slots)[: self.absent_slot_count]
+
+    def restore_slots(self, count: int) -> None:
+        """The last `count` of those, which have memory again, are in the budget, and free."""
+        slots = self.absent_slots()[-count:].tolist() if count else []
+        self.absent_slot_count -= count
+        self.memory.mark(slots, False)
+        for slot in slots:
+            self._put_free_slot(slot)
+
+    def drop_oldest_clean(self) -> bool:
+        """CLEAN -> COLD for the frame that has been clean longest; its slot is free. False: there is none."""
+        if not self.queue_length[Queue.CLEAN]:
+            return False
+        self._put_free_slot(self._drop_oldest_clean())
+        return True
+
     # -- figures and upkeep -----------------------------------------------------------------------------------------
 
     @property
@@ -351,6 +383,11 @@ class PageFrames:
         """Frames that a persistent put can have without waiting for a tier: those, and ephemeral ones, which it eats
         one by one."""
         return self.available + self.queue_length[Queue.EPHEMERAL]
+
+    @property
+    def budget_frames(self) -> int:
+        """RAM slots that there are now, beside those to read into."""
+        return self.max_budget_frames - self.absent_slot_count
 
     @property
     def resident(self) -> int:
@@ -382,29 +419,20 @@ class PageFrames:
 
         Frames' bytes, births and seals are not in it."""
         twin = copy.copy(self)
-        del twin.ram, twin.ram_view, twin.birth, twin.seal
+        del twin.ram, twin.ram_view, twin.memory, twin.birth, twin.seal
         for names, count in (
             (("state", "live", "home", "below"), self.fresh_id),
             (("frame_of", "queue_of"), self.slot_count),
             (("newer", "older"), self.slot_count + len(Queue)),
             (("_free_ids",), self.free_id_count),
             (("_free_slots",), self.free_slot_count),
+            (("_absent_slots",), self.absent_slot_count),
             (("_fetch_slots",), self.fetch_slot_count),
         ):
             for name in names:
                 setattr(twin, name, copied(memoryview(getattr(self, name))[:count]))
         twin.queue_length = list(self.queue_length)
         return twin
-
-    def populate(self, beat: Callable[[], None]) -> None:
-        """Fault in all RAM slots; raises `OSError` when there is not that much memory. `beat` is called on the way."""
-        for start in range(0, len(self.ram_view), POPULATED_RUN_BYTES):
-            libc.populate(self.ram_view[start : start + POPULATED_RUN_BYTES])
-            beat()
-
-    def is_populated(self) -> bool:
-        """Whether all RAM slots are in memory, asked of the kernel."""
-        return libc.resident_share(self.ram_view) == 1.0
 
     def fault_ahead(self) -> None:
         """Keep the tables populated beyond the ids in use. Not for the I/O path."""

@@ -2,7 +2,8 @@
 
 A memfd is swappable: a lock on it holds for pages that the locking process has mapped in. So the keeper maps the
 whole of it and faults in, several times a second, what the server has populated since: the server is always well ahead
-of what is in use. Every page is then locked twice, and still once when the server is gone.
+of what is in use. Every page is then locked twice, and still once when the server is gone. What the server gives back
+to the system (a hole, when its budget shrinks) is gone here, too; when the budget has changed, all is looked at anew.
 """
 
 import mmap
@@ -22,16 +23,22 @@ class LockedImage:
         self._memory: mmap.mmap | None = None
         self._blocks = 0
         self._kept: list[tuple[int, int]] = []  # runs of bytes that are faulted in, in order
+        self._budget_changes = 0  # that have been seen
 
     def keep(self) -> None:
         """Fault in what has come since the last call; nothing is ever let go. Raises `OSError` if some of it cannot be
         had; the next call tries all of it again."""
         status = os.fstat(self.descriptor)
-        if not status.st_size or status.st_blocks == self._blocks:
+        if not status.st_size:
             return
-        if self._memory is None:
+        if self._memory is None or self.signs is None:
             self._memory = mmap.mmap(self.descriptor, status.st_size)
             self.signs = image.Signs(self.descriptor)
+        changes = self.signs.budget_changes
+        if changes != self._budget_changes:
+            self._kept, self._blocks = [], -1
+        if status.st_blocks == self._blocks:
+            return
         address = libc.address(self._memory)
         populated = list(self._populated())
         failure = None
@@ -41,6 +48,7 @@ class LockedImage:
             raise failure
         self._kept = populated
         self._blocks = status.st_blocks
+        self._budget_changes = changes
 
     def _populated(self) -> Iterator[tuple[int, int]]:
         stop = 0

@@ -172,7 +172,8 @@ def print_report(report: dict[str, Any], result: VmResult) -> None:
         f"frames of {status['frame_bytes'] >> 10} KiB in RAM": f"{status['resident_frames']} of "
         f"{status['budget_frames']} ({status['clean_frames']} clean)",
         "frames written back": f"{status['written_back_frames']} ({status['backing_frames']} below now)",
-        "frames read back": str(status["fetched_frames"]),
+        "frames read back, along (used)": f"{status['fetched_frames']}, {status['readahead_frames']} "
+        f"({status['readahead_hits']})",
         "recompressed": f"{status['recompressed_pages']} pages ({status['recompress']})",
         "reclaimed in the background, by a put": f"{status['reclaim_background']}, {status['reclaim_sync']}",
         "server RSS, locked": f"{mebibytes['rss_bytes']}, {mebibytes['locked_bytes']}",

@@ -1,0 +1,187 @@
+"""Breathing: the budget follows what the machine needs, twice a second.
+
+It *grows* while pages are swapped out to a store that is nearly full, as long as memory can be had: a frame more holds
+several pages, so each that is taken frees more than itself. It grows for clean data, too, when there is plenty. It
+*shrinks* when this machine is short of memory for reasons of its own, other than that it swaps to us: then the oldest
+frames are written below; and when the store is at rest and more is free than it uses. (The original's shrinker, and its
+"selfshrinking" by a share of what is left, after some rounds without growth: `frontswap_hysteresis` and
+`frontswap_inertia` in drivers/staging/zcache/ramster.)
+
+Against swinging to and fro: what it takes to grow (an eighth is ready) and what is left by shrinking (a quarter) are
+apart, and so are the memory that must be there to grow and that below which the machine is short; steps are shares of
+what is there; and it turns round only after `HOLD_SECONDS`.
+
+Every decision that changes something is remembered, with its reason, for the status.
+"""
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from zcache import meminfo
+from zcache.backoff import Clock
+from zcache.budget import Budget
+from zcache.entry import PAGE_BYTES
+from zcache.pressure import Pressure, PressureGauge
+from zcache.store import Store
+
+BREATH_SECONDS: Final = 0.5
+#: After a change one way, before the first the other way.
+HOLD_SECONDS: Final = 5.0
+#: Without more than a few requests, before a store is at rest: the original's inertia was three rounds.
+REST_SECONDS: Final = 3.0
+#: A store is as good as at rest while no more than this share of its budget, in pages, is asked for in a breath.
+QUIET_SHARE: Final = 1 / 200
+
+#: It grows when less than this share of it is ready; at rest, this much is left.
+NEARLY_FULL: Final = 1 / 8
+LEFT_AT_REST: Final = 1 / 4
+#: How much at a time: of the budget to grow; of what is too much, to shrink; of the budget, when the machine is short.
+GROWTH: Final = 1 / 2
+SHARE_OF_SURPLUS: Final = 1 / 2
+SHRINKAGE: Final = 1 / 8
+
+#: The machine is short when tasks stand still for this share of the time, or less than that of its RAM can be had.
+SHORT_STALLED_SHARE: Final = 0.1
+SHORT_AVAILABLE_SHARE: Final = 1 / 64
+#: What must be there to grow: twice as much; for clean data, which nobody depends on, a quarter of all RAM.
+GROWTH_AVAILABLE_SHARE: Final = 1 / 32
+PLENTY_AVAILABLE_SHARE: Final = 1 / 4
+
+REMEMBERED: Final = 32
+
+
+class _Seen(NamedTuple):
+    """Counters at a look."""
+
+    requests: int  # pages put and got
+    puts: int
+    eaten: int  # frames that ephemeral puts ate
+    swapped_out: int  # pages, by this machine, to whatever swap
+
+
+class Decision(NamedTuple):
+    """What was done, when (`time.time`), and why."""
+
+    seconds: float
+    before_bytes: int
+    after_bytes: int
+    why: str
+
+
+class Breathing:
+    """Moves `budget` when `breathe` is called; by one thread, which may have to wait for memory."""
+
+    def __init__(
+        self, store: Store, budget: Budget, gauge: PressureGauge, clock: Clock, vmstat: Path = meminfo.VMSTAT
+    ) -> None:
+        self._store = store
+        self.budget = budget
+        self._gauge = gauge
+        self._clock = clock
+        self._vmstat = vmstat
+        self._seen = self._look()
+        self._busy_seconds = clock.now()  # when there were requests last
+        self._grew_seconds = self._shrank_seconds = clock.now() - HOLD_SECONDS
+        self.pressure = gauge.look()
+        self.decisions: deque[Decision] = deque(maxlen=REMEMBERED)
+        self.trouble = ""  # why the last change could not be made
+
+    def breathe(self) -> None:
+        """Look, decide, and do it. A budget that is fixed costs nothing."""
+        if self.budget.is_settled():
+            return
+        self.pressure = self._gauge.look()
+        before, self._seen = self._seen, self._look()
+        change, may_write, why = self._decide(self.pressure, before, self._seen)
+        frames, frame_bytes = self._store.frames, self._store.frames.frame_bytes
+        size = frames.budget_frames
+        try:
+            self.budget.give_back_rest()
+            if change > 0:
+                self.budget.grow(change)
+                self._grew_seconds = self._clock.now()
+            elif change < 0:
+                self.budget.shrink(-change, may_write)
+                self._shrank_seconds = self._clock.now()
+            self.trouble = ""
+        except OSError as error:
+            self.trouble = f"the budget cannot be changed: {error.strerror}"
+        if frames.budget_frames != size:
+            sizes = size * frame_bytes, frames.budget_frames * frame_bytes
+            self.decisions.append(Decision(time.time(), *sizes, why))
+
+    def _look(self) -> _Seen:
+        statistics = self._store.statistics
+        with self._store.lock:
+            seen = (statistics.puts + statistics.gets, statistics.puts, statistics.eph_ate_tail)
+        return _Seen(*seen, meminfo.read_counter("pswpout", self._vmstat))
+
+    def _decide(self, pressure: Pressure, before: _Seen, now: _Seen) -> tuple[int, bool, str]:
+        """By how many frames the budget is to change, whether frames may be written below for that, and why."""
+        budget, frames = self.budget, self._store.frames
+        size, clock = frames.budget_frames, self._clock
+        if size < budget.min_frames:
+            return budget.min_frames - size, False, "less than is allowed"
+        if size > budget.max_frames:
+            return budget.max_frames - size, True, "more than is allowed"
+        if now.requests - before.requests > size * frames.frame_bytes // PAGE_BYTES * QUIET_SHARE:
+            self._busy_seconds = clock.now()
+        with self._store.lock:
+            free, giving_way = budget.idle_frames()
+        may_grow = size < budget.max_frames and clock.now() - self._shrank_seconds >= HOLD_SECONDS
+        may_shrink = size > budget.min_frames and clock.now() - self._grew_seconds >= HOLD_SECONDS
+        if may_grow and (growth := self._growth(pressure, before, now, free + giving_way)):
+            return growth
+        is_our_doing = now.puts > before.puts and now.swapped_out > before.swapped_out
+        if may_shrink and not is_our_doing and (reason := _shortage(pressure)):
+            return -max(int(size * SHRINKAGE), 1), True, f"{reason}, and not for swapping to us"
+        if may_shrink and clock.now() - self._busy_seconds >= REST_SECONDS:
+            surplus = int(free + giving_way - size * LEFT_AT_REST)
+            if surplus > size // 16:
+                return -max(int(surplus * SHARE_OF_SURPLUS), 1), False, "at rest, with more free than in use"
+        return 0, False, ""
+
+    def _growth(self, pressure: Pressure, before: _Seen, now: _Seen, ready: int) -> tuple[int, bool, str] | None:
+        frames = self._store.frames
+        size, frame_bytes = frames.budget_frames, frames.frame_bytes
+        spare_bytes = pressure.available_bytes - int(pressure.total_bytes * GROWTH_AVAILABLE_SHARE)
+        growth = min(int(size * GROWTH) or 1, spare_bytes // 2 // frame_bytes)
+        if growth <= 0:
+            return None
+        if now.puts > before.puts and ready < size * NEARLY_FULL:
+            return growth, False, "pages are swapped out to a full store, and memory can be had"
+        is_plenty = pressure.available_bytes > pressure.total_bytes * PLENTY_AVAILABLE_SHARE
+        if now.eaten > before.eaten and is_plenty and not _shortage(pressure):
+            return growth, False, "clean data is read that has no room, and there is plenty of memory"
+        return None
+
+    def status(self) -> dict[str, Any]:
+        """Where it is, between which bounds, and the last decisions, the latest first."""
+        frame_bytes = self._store.frames.frame_bytes
+        stalled = self.pressure.stalled_share
+        return {
+            "budget_min_bytes": self.budget.min_frames * frame_bytes,
+            "budget_max_bytes": self.budget.max_frames * frame_bytes,
+            "budget_decisions": [
+                {
+                    "seconds": round(decision.seconds, 3),
+                    "before_bytes": decision.before_bytes,
+                    "after_bytes": decision.after_bytes,
+                    "why": decision.why,
+                }
+                for decision in reversed(self.decisions)
+            ],
+            "stalled_share": None if stalled is None else round(stalled, 4),
+            "available_bytes": self.pressure.available_bytes,
+        }
+
+
+def _shortage(pressure: Pressure) -> str:
+    """How this machine is short of memory; "" if it is not."""
+    if pressure.stalled_share is not None and pressure.stalled_share > SHORT_STALLED_SHARE:
+        return f"this machine is short of memory (tasks stand still for {pressure.stalled_share:.0%} of the time)"
+    if pressure.available_bytes < pressure.total_bytes * SHORT_AVAILABLE_SHARE:
+        return f"this machine is short of memory ({pressure.available_bytes >> 20}M can be had)"
+    return ""

@@ -1,0 +1,80 @@
+"""The memory of the RAM slots: one stretch of it, of which some may be absent, given back to the system.
+
+What is there is populated as a whole at the start, so that no put and no fetch ever asks the system for memory. What is
+absent is a hole: it costs nothing, and is populated before it is used again.
+"""
+
+import mmap
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from zcache import libc
+from zcache.flat_array import anonymous_memory
+from zcache.image import Section
+
+#: RAM that is populated between two signs of life: some 10 ms.
+POPULATED_RUN_BYTES: Final = 64 << 20
+
+
+class Ram:
+    """`slot_count` slots of `frame_bytes`; of an image, if its section is given."""
+
+    def __init__(self, slot_count: int, frame_bytes: int, section: Section | None) -> None:
+        self.memory: mmap.mmap = section.memory if section else anonymous_memory(slot_count * frame_bytes)
+        self.view = memoryview(self.memory)
+        self._section = section
+        self._slot_count = slot_count
+        self._frame_bytes = frame_bytes
+        self._absent = bytearray(slot_count)  # by slot
+
+    def mark(self, slots: Iterable[int], is_absent: bool) -> None:
+        """Under the store's lock: slots leave the budget, or are in it again."""
+        for slot in slots:
+            self._absent[slot] = is_absent
+
+    def give_back(self, slots: Iterable[int]) -> None:
+        """Without the lock: the memory of absent slots goes to the system. Raises `OSError` where that cannot be
+        (locked memory before Linux 5.18)."""
+        for start, stop in self._spans(sorted(slots)):
+            if self._section:
+                self._section.discard(start, stop)
+            else:
+                libc.discard(self.view[start:stop])
+
+    def get_back(self, slots: Iterable[int]) -> None:
+        """Without the lock: absent slots have memory again. May wait for it; raises `OSError` if there is none."""
+        for start, stop in self._spans(sorted(slots)):
+            libc.populate(self.view[start:stop])
+
+    def populate(self, beat: Callable[[], None]) -> None:
+        """Fault in all that is not absent; raises `OSError` when there is not that much memory. `beat` is called on the
+        way."""
+        for start, stop in self._present():
+            for part in range(start, stop, POPULATED_RUN_BYTES):
+                libc.populate(self.view[part : min(part + POPULATED_RUN_BYTES, stop)])
+                beat()
+
+    def is_populated(self) -> bool:
+        """Whether all that is not absent is in memory, asked of the kernel."""
+        return all(libc.resident_share(self.view[start:stop]) == 1.0 for start, stop in self._present())
+
+    def _present(self) -> Iterator[tuple[int, int]]:
+        """Runs of bytes."""
+        start = 0
+        while start < self._slot_count:
+            stop = self._absent.find(1, start)
+            stop = self._slot_count if stop < 0 else stop
+            if start < stop:
+                yield start * self._frame_bytes, stop * self._frame_bytes
+            start = self._absent.find(0, stop)
+            if start < 0:
+                return
+
+    def _spans(self, slots: list[int]) -> Iterator[tuple[int, int]]:
+        """Ascending slots as runs of bytes."""
+        size = self._frame_bytes
+        for position, slot in enumerate(slots):
+            if not position or slot != slots[position - 1] + 1:
+                start = slot
+            if position + 1 == len(slots) or slots[position + 1] != slot + 1:
+                yield start * size, (slot + 1) * size
