@@ -32,7 +32,7 @@ HOLD_SECONDS: Final = 5.0
 #: Without more than a few requests, before a store is at rest: the original's inertia was three rounds.
 REST_SECONDS: Final = 3.0
 #: A store is as good as at rest while no more than this share of its budget, in pages, is asked for in a breath.
-QUIET_SHARE: Final = 1 / 200
+QUIET_SHARE: Final = 1 / 1000
 
 #: It grows when less than this share of it is ready; at rest, this much is left.
 NEARLY_FULL: Final = 1 / 8
@@ -45,9 +45,13 @@ SHRINKAGE: Final = 1 / 8
 #: The machine is short when tasks stand still for this share of the time, or less than that of its RAM can be had.
 SHORT_STALLED_SHARE: Final = 0.1
 SHORT_AVAILABLE_SHARE: Final = 1 / 64
-#: What must be there to grow: twice as much; for clean data, which nobody depends on, a quarter of all RAM.
+#: It takes half of what can be had beyond twice as much. For clean data, which nobody depends on, there must be a
+#: quarter of all RAM. While pages are swapped out it always grows by a little, unless there is next to nothing: what it
+#: takes then, the kernel makes by swapping out several times as much.
 GROWTH_AVAILABLE_SHARE: Final = 1 / 32
 PLENTY_AVAILABLE_SHARE: Final = 1 / 4
+LEAST_AVAILABLE_SHARE: Final = 1 / 128
+LEAST_GROWTH: Final = 1 / 8
 
 REMEMBERED: Final = 32
 
@@ -58,7 +62,7 @@ class _Seen(NamedTuple):
     requests: int  # pages put and got
     puts: int
     eaten: int  # frames that ephemeral puts ate
-    swapped_out: int  # pages, by this machine, to whatever swap
+    swapped: int  # pages, by this machine, out to whatever swap and back in
 
 
 class Decision(NamedTuple):
@@ -82,7 +86,7 @@ class Breathing:
         self._clock = clock
         self._vmstat = vmstat
         self._seen = self._look()
-        self._busy_seconds = clock.now()  # when there were requests last
+        self._busy_seconds = self._swapping_seconds = clock.now()  # when there were requests, or swapping to us, last
         self._grew_seconds = self._shrank_seconds = clock.now() - HOLD_SECONDS
         self.pressure = gauge.look()
         self.decisions: deque[Decision] = deque(maxlen=REMEMBERED)
@@ -116,7 +120,7 @@ class Breathing:
         statistics = self._store.statistics
         with self._store.lock:
             seen = (statistics.puts + statistics.gets, statistics.puts, statistics.eph_ate_tail)
-        return _Seen(*seen, meminfo.read_counter("pswpout", self._vmstat))
+        return _Seen(*seen, sum(meminfo.read_counter(name, self._vmstat) for name in ("pswpout", "pswpin")))
 
     def _decide(self, pressure: Pressure, before: _Seen, now: _Seen) -> tuple[int, bool, str]:
         """By how many frames the budget is to change, whether frames may be written below for that, and why."""
@@ -132,30 +136,36 @@ class Breathing:
             free, giving_way = budget.idle_frames()
         may_grow = size < budget.max_frames and clock.now() - self._shrank_seconds >= HOLD_SECONDS
         may_shrink = size > budget.min_frames and clock.now() - self._grew_seconds >= HOLD_SECONDS
-        if may_grow and (growth := self._growth(pressure, before, now, free + giving_way)):
-            return growth
-        is_our_doing = now.puts > before.puts and now.swapped_out > before.swapped_out
-        if may_shrink and not is_our_doing and (reason := _shortage(pressure)):
-            return -max(int(size * SHRINKAGE), 1), True, f"{reason}, and not for swapping to us"
-        if may_shrink and clock.now() - self._busy_seconds >= REST_SECONDS:
+        if may_grow:
+            growth, why = self._growth(pressure, before, now, free + giving_way)
+            if growth:
+                return growth, False, why
+        if now.requests > before.requests and now.swapped > before.swapped:
+            self._swapping_seconds = clock.now()
+        swaps_to_us = clock.now() - self._swapping_seconds < HOLD_SECONDS
+        shortage = _shortage(pressure)
+        if may_shrink and shortage and not swaps_to_us:
+            return -max(int(size * SHRINKAGE), 1), True, f"{shortage}, and not for swapping to us"
+        if may_shrink and not swaps_to_us and clock.now() - self._busy_seconds >= REST_SECONDS:
             surplus = int(free + giving_way - size * LEFT_AT_REST)
             if surplus > size // 16:
                 return -max(int(surplus * SHARE_OF_SURPLUS), 1), False, "at rest, with more free than in use"
         return 0, False, ""
 
-    def _growth(self, pressure: Pressure, before: _Seen, now: _Seen, ready: int) -> tuple[int, bool, str] | None:
+    def _growth(self, pressure: Pressure, before: _Seen, now: _Seen, ready: int) -> tuple[int, str]:
+        """By how many frames, and why; 0: it does not grow."""
         frames = self._store.frames
         size, frame_bytes = frames.budget_frames, frames.frame_bytes
         spare_bytes = pressure.available_bytes - int(pressure.total_bytes * GROWTH_AVAILABLE_SHARE)
-        growth = min(int(size * GROWTH) or 1, spare_bytes // 2 // frame_bytes)
-        if growth <= 0:
-            return None
+        growth = min(int(size * GROWTH) or 1, max(spare_bytes, 0) // 2 // frame_bytes)
         if now.puts > before.puts and ready < size * NEARLY_FULL:
-            return growth, False, "pages are swapped out to a full store, and memory can be had"
+            if pressure.available_bytes > pressure.total_bytes * LEAST_AVAILABLE_SHARE:
+                growth = max(growth, int(size * LEAST_GROWTH), 1)
+            return growth, "pages are swapped out to a full store, and memory can be had"
         is_plenty = pressure.available_bytes > pressure.total_bytes * PLENTY_AVAILABLE_SHARE
         if now.eaten > before.eaten and is_plenty and not _shortage(pressure):
-            return growth, False, "clean data is read that has no room, and there is plenty of memory"
-        return None
+            return growth, "clean data is read that has no room, and there is plenty of memory"
+        return 0, ""
 
     def status(self) -> dict[str, Any]:
         """Where it is, between which bounds, and the last decisions, the latest first."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from zcache.bench import ablation, peers, shards, soak, store
+from zcache.bench.breathing import __main__ as breathing
 from zcache.bench.report import Report
 from zcache.bench.swap import __main__ as swap
 from zcache.codec import parse_codec
@@ -21,6 +22,7 @@ BENCHMARKS = {
     "peers": peers.main,
     "shards": shards.main,
     "swap": swap.main,
+    "breathing": breathing.main,
     "ablation": ablation.main,
     "soak": soak.main,
 }

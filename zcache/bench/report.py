@@ -58,6 +58,34 @@ class Report:
         figure.savefig(self.folder / f"{name}.png", dpi=90)
         pyplot.close(figure)
 
+    def lines(
+        self,
+        name: str,
+        panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+        marks: Sequence[float],
+    ) -> None:
+        """A PNG: below one another, for each panel (its title) a line for each series, over seconds; `marks` are lines
+        from top to bottom."""
+        import matplotlib
+
+        matplotlib.use("agg")
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(
+            len(panels), 1, sharex=True, figsize=(10, 2.4 * len(panels)), layout="constrained", squeeze=False
+        )
+        for axis, (title, series) in zip(axes[:, 0], panels.items(), strict=True):
+            for label, (seconds, values) in series.items():
+                axis.plot(seconds, values, linewidth=1, label=label)
+            for mark in marks:
+                axis.axvline(mark, linewidth=0.5, linestyle="--")
+            axis.set_title(title, loc="left", fontsize=9)
+            axis.set_ylim(bottom=0)
+            axis.legend(fontsize=8)
+        axes[-1, 0].set_xlabel("seconds")
+        figure.savefig(self.folder / f"{name}.png", dpi=90)
+        pyplot.close(figure)
+
     def save(self) -> None:
         """Everything so far."""
         text = json.dumps({"machine": machine(), "tables": self._tables}, indent=2)

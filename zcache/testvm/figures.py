@@ -1,6 +1,10 @@
 """What the guest's kernel counts: read before and after a load."""
 
 from pathlib import Path
+from typing import Final
+
+#: Threads of a server that take memory, or wait for it, for nobody who waits for them.
+_MAY_FAULT: Final = ("zcache-upkeep", "zcache-breath", "zcache-beat", "zcache-control", "zcache-log")
 
 
 def read_vmstat() -> dict[str, int]:
@@ -40,13 +44,14 @@ def others_in_group(pid: int) -> list[int]:
 def page_faults(pid: int) -> int:
     """Page faults so far, minor and major, of the threads of a server that a request may wait for.
 
-    Those that populate memory ahead, beat, answer on the control socket or write the log may fault as they like.
+    Those that populate memory ahead or for a budget that grows, beat, answer on the control socket or write the log may
+    fault as they like.
     (Fields 10 and 12 of /proc/PID/task/TID/stat.)
     """
     faults = 0
     for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
         head, _, tail = stat.read_text().rpartition(")")
-        if head.partition("(")[2] not in ("zcache-upkeep", "zcache-beat", "zcache-control", "zcache-log"):
+        if head.partition("(")[2] not in _MAY_FAULT:
             fields = tail.split()
             faults += int(fields[7]) + int(fields[9])
     return faults

@@ -1,0 +1,1 @@
+"""Does the budget follow the machine's memory pressure?"""
