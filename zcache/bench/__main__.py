@@ -11,6 +11,7 @@ from rich.console import Console
 
 from zcache.bench import ablation, peers, shards, soak, store
 from zcache.bench.breathing import __main__ as breathing
+from zcache.bench.clean import __main__ as clean
 from zcache.bench.report import Report
 from zcache.bench.swap import __main__ as swap
 from zcache.codec import parse_codec
@@ -22,6 +23,7 @@ BENCHMARKS = {
     "peers": peers.main,
     "shards": shards.main,
     "swap": swap.main,
+    "clean": clean.main,
     "breathing": breathing.main,
     "ablation": ablation.main,
     "soak": soak.main,
