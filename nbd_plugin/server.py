@@ -36,6 +36,7 @@ from zcache.hardening.log_pipe import say
 from zcache.hardening.program import unshare
 from zcache.image import SECRET_BYTES, Geometry, Image, Signs, check_header, read_header
 from zcache.pageframes.frames import slots_of
+from zcache.peaks import Peaks
 from zcache.pressure import PressureGauge
 from zcache.rebuild import rebuild
 from zcache.reclaim import flights_frames
@@ -239,12 +240,18 @@ class Server:
         else:
             _say("hardening=off: NOT safe to swap to itself")
         store.reclaimer.start()
+        peaks = Peaks(store)
         self._upkeep.append(Upkeep("zcache-upkeep", self._fault_ahead))
         if store.compactor:
             self._upkeep.append(Upkeep("zcache-tidy", store.reclaimer.tidy_up))
         if self._signs:
             self._upkeep.append(Upkeep("zcache-beat", self._signs.beat))
-        self._upkeep.append(Upkeep("zcache-breath", breathing.breathe, BREATH_SECONDS, real_time=False))
+
+        def breathe() -> None:
+            peaks.look()
+            breathing.breathe()
+
+        self._upkeep.append(Upkeep("zcache-breath", breathe, BREATH_SECONDS, real_time=False))
         for upkeep in self._upkeep:
             upkeep.start()
         if self._control:
@@ -252,7 +259,7 @@ class Server:
             number = self._signs.epoch if self._signs else 1
 
             def status() -> dict[str, Any]:
-                around = {**breathing.status(), "clean_exports": [disk.status() for disk in clean]}
+                around = {**breathing.status(), **peaks.status(), "clean_exports": [disk.status() for disk in clean]}
                 troubles = [*self._troubles(), *filter(None, [breathing.trouble])]
                 return gather_status(store, pages, holds, number, troubles, around)
 

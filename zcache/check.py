@@ -69,7 +69,7 @@ def check(store: Store) -> dict[str, int]:
     found = _Found(books)
     counted = _walk_tables(books, found)
     _compare("statistics", books.held_now, counted)
-    _check_frames(books, found)
+    counted["active_frames"] = _check_frames(books, found)
     _check_free(books, found)
     _check_queues(books.frames)
     books.allocator.check(found)
@@ -161,7 +161,8 @@ _BELOW: Final = tuple(state in (State.CLEAN, State.COLD) for state in State)
 _MAY_BE_EMPTY: Final = tuple(state in (State.FREE, State.WRITEBACK) for state in State)
 
 
-def _check_frames(books: Snapshot, found: _Found) -> None:
+def _check_frames(books: Snapshot, found: _Found) -> int:
+    """How many frames are ACTIVE."""
     frames, used_below = books.frames, books.used_below
     states, homes, belows, lives, frame_of = frames.state, frames.home, frames.below, frames.live, frames.frame_of
     counts = [0] * len(State)
@@ -190,6 +191,7 @@ def _check_frames(books: Snapshot, found: _Found) -> None:
     _compare("resident frames", frames.resident, sum(counts) - counts[State.FREE] - counts[State.COLD])
     if not frames.in_flight:  # those in flight have slots below already, which their frames do not name yet
         _compare("slots in use below", books.used_below_count, counts[State.CLEAN] + counts[State.COLD])
+    return counts[State.ACTIVE]
 
 
 def _mark(marks: memoryview, number: int, what: str) -> None:

@@ -58,6 +58,8 @@ def parse_budget(text: str, what: str) -> tuple[int, int]:
 
 
 def _parse_bound(bound: str, text: str, what: str) -> int:
+    if not bound.strip():
+        raise BadInput(f"budget={text}: not a number of bytes; give {what}")
     ram_bytes = meminfo.read_bytes("MemTotal")
     if bound.strip().endswith("%"):
         share = parse_share(bound) or 0.0

@@ -41,7 +41,9 @@ class Statistics:
     get_misses: int = 0
     ephemeral_gets: int = 0  # of these, of ephemeral pools
     ephemeral_misses: int = 0
-    flushes: int = 0
+    flush_requests: int = 0  # not in pages
+    flushes: int = 0  # those that had been something
+    object_flushes: int = 0  # objects
     failed_puts: int = 0
     ignored_puts: int = 0  # ephemeral puts that were not admitted, or found no room
     partial_writes: int = 0  # requests' unaligned ends: read, modified, written

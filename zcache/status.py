@@ -11,6 +11,7 @@ from zcache import libc
 from zcache.hardening.protections import resident_and_locked_bytes
 from zcache.hardening.threads import kept_threads
 from zcache.pageframes.frames import Queue
+from zcache.peaks import amounts
 from zcache.store import Store
 from zcache.tmem import TmemObject
 
@@ -32,13 +33,14 @@ def gather_status(
     frame_bytes = frames.frame_bytes
     with store.lock:
         status: dict[str, Any] = store.statistics.as_dict()
+        status |= amounts(store)
         status |= {
+            "tmem_objects": len(store.tmem.objects()),
             "resident_frames": frames.resident,
             "budget_frames": frames.budget_frames,
             "free_frames": frames.free_slot_count,
             "clean_frames": frames.queue_length[Queue.CLEAN],
             "dirty_frames": frames.queue_length[Queue.PERSISTENT],
-            "ephemeral_frames": frames.queue_length[Queue.EPHEMERAL],
             "in_flight_frames": frames.in_flight,
             "cold_frames": frames.cold,
             "dropped_clean": frames.dropped_clean,
@@ -47,6 +49,9 @@ def gather_status(
         }
         lost_pages = status["lost_pages"] - store.putter.waiting_pages
         reasons = [*troubles, *store.health.reasons(frames, lost_pages, status["decode_errors"])]
+    status["no_free_frame"] = sum(
+        status[name] for name in ("eph_ate_tail", "eph_ate_tail_failed", "pers_ate_eph", "pers_ate_eph_failed")
+    )
     status["written_back_frames"] = status["reclaim_background"] + status["reclaim_sync"]
     zpages = status["stored_pages"] - status["same_filled_pages"]
     resident_bytes, locked_bytes = resident_and_locked_bytes()

@@ -107,14 +107,19 @@ class Store:
 
         The lock is given up after each block of 512 pages.
         """
+        flushed = 0
         for start, stop in thing.table.touched_runs(first, first + count):
             with self.lock:
-                self.statistics.flushes += self.putter.clear(thing, start, stop)
+                flushed += self.putter.clear(thing, start, stop)
+        with self.lock:
+            self.statistics.flush_requests += 1
+            self.statistics.flushes += flushed
 
     def flush_object(self, thing: TmemObject) -> None:
         """Drop all pages of an object, and the object."""
         self.flush(thing, 0, thing.page_count)
         with self.lock:
+            self.statistics.object_flushes += 1
             self.tmem.drop_object(thing)
 
     def flush_pool(self, pool: Pool) -> None:

@@ -21,7 +21,7 @@ LAYERS = [
     ["zcache.budget"],
     ["zcache.put", "zcache.get"],
     ["zcache.store"],
-    ["zcache.snapshot", "zcache.clean_disk", "zcache.breathing"],
+    ["zcache.snapshot", "zcache.clean_disk", "zcache.breathing", "zcache.peaks"],
     ["zcache.check", "zcache.status", "zcache.rebuild", "zcache.settings"],
     ["zcache.control", "zcache.control_client", "zcache.warm_up", "zcache.upkeep"],
     ["zcache.cli", "zcache.swap", "zcache.testvm", "zcache.bench", "nbd_plugin"],

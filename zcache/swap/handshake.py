@@ -60,11 +60,12 @@ def _read_export(handle: "nbd.NBD") -> Export:
 
 
 @contextlib.contextmanager
-def connection(socket: Path) -> Iterator[tuple[Export, int]]:
-    """The device's connection, past its handshake; closed at the end, for the kernel holds its own."""
+def connection(socket: Path, name: str = DEVICE_EXPORT) -> Iterator[tuple[Export, int]]:
+    """The device's connection, or another export's, past its handshake; closed at the end, for the kernel holds its
+    own."""
     handle = nbd.NBD()
     handle.set_request_structured_replies(False)
-    handle.set_export_name(DEVICE_EXPORT)
+    handle.set_export_name(name)
     try:
         handle.connect_unix(str(socket))
     except nbd.Error as error:

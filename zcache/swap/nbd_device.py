@@ -28,6 +28,7 @@ import os
 import time
 from pathlib import Path
 
+from zcache.image import DEVICE_EXPORT
 from zcache.swap.error import SwapError
 
 BLOCK_SIZE_BYTES = 4096
@@ -123,11 +124,12 @@ def attach(
     discard: bool,
     resend_seconds: int,
     dead_connection_seconds: int = DEAD_CONNECTION_SECONDS,
+    name: str = DEVICE_EXPORT,
 ) -> NbdDevice:
     """Shake hands with the server behind the socket and give the connection to the kernel."""
     from zcache.swap import handshake, nbd_netlink  # late: see nbd_netlink's header
 
-    with handshake.connection(socket) as (export, socket_fd):
+    with handshake.connection(socket, name) as (export, socket_fd):
         export.check(discard)
         request = nbd_netlink.ConnectRequest(
             # The kernel would round down by itself, but only in what it shows.
