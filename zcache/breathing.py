@@ -1,15 +1,15 @@
 """Breathing: the budget follows what the machine needs, twice a second.
 
-It *grows* while pages are swapped out to a store that is nearly full, as long as memory can be had: a frame more holds
+It *grows* while pages are swapped out to a store that is full, as long as memory can be had: a frame more holds
 several pages, so each that is taken frees more than itself. It grows for clean data, too, when there is plenty. It
 *shrinks* when this machine is short of memory for reasons of its own, other than that it swaps to us: then the oldest
 frames are written below; and when the store is at rest and more is free than it uses. (The original's shrinker, and its
 "selfshrinking" by a share of what is left, after some rounds without growth: `frontswap_hysteresis` and
 `frontswap_inertia` in drivers/staging/zcache/ramster.)
 
-Against swinging to and fro: what it takes to grow (an eighth is ready) and what is left by shrinking (a quarter) are
-apart, and so are the memory that must be there to grow and that below which the machine is short; steps are shares of
-what is there; and it turns round only after `HOLD_SECONDS`.
+Against swinging to and fro: what it takes to grow (an eighth is ready, or less) and what is left by shrinking (a
+quarter) are apart, and so are the memory that must be there to grow and that below which the machine is short; steps
+are shares of what is there; and it turns round only after `HOLD_SECONDS`.
 
 Every decision that changes something is remembered, with its reason, for the status.
 """
@@ -34,7 +34,7 @@ REST_SECONDS: Final = 3.0
 #: A store is as good as at rest while no more than this share of its budget, in pages, is asked for in a breath.
 QUIET_SHARE: Final = 1 / 1000
 
-#: It grows when less than this share of it is ready; at rest, this much is left.
+#: It is full when frames had to be written below, or less than this share of it is ready; at rest, this much is left.
 NEARLY_FULL: Final = 1 / 8
 LEFT_AT_REST: Final = 1 / 4
 #: How much at a time: of the budget to grow; of what is too much, to shrink; of the budget, when the machine is short.
@@ -61,6 +61,7 @@ class _Seen(NamedTuple):
 
     requests: int  # pages put and got
     puts: int
+    written: int  # frames, below
     eaten: int  # frames that ephemeral puts ate
     swapped: int  # pages, by this machine, out to whatever swap and back in
 
@@ -119,7 +120,8 @@ class Breathing:
     def _look(self) -> _Seen:
         statistics = self._store.statistics
         with self._store.lock:
-            seen = (statistics.puts + statistics.gets, statistics.puts, statistics.eph_ate_tail)
+            written = statistics.reclaim_background + statistics.reclaim_sync
+            seen = (statistics.puts + statistics.gets, statistics.puts, written, statistics.eph_ate_tail)
         return _Seen(*seen, sum(meminfo.read_counter(name, self._vmstat) for name in ("pswpout", "pswpin")))
 
     def _decide(self, pressure: Pressure, before: _Seen, now: _Seen) -> tuple[int, bool, str]:
@@ -158,7 +160,8 @@ class Breathing:
         size, frame_bytes = frames.budget_frames, frames.frame_bytes
         spare_bytes = pressure.available_bytes - int(pressure.total_bytes * GROWTH_AVAILABLE_SHARE)
         growth = min(int(size * GROWTH) or 1, max(spare_bytes, 0) // 2 // frame_bytes)
-        if now.puts > before.puts and ready < size * NEARLY_FULL:
+        is_full = now.written > before.written or ready < size * NEARLY_FULL
+        if now.puts > before.puts and is_full:
             if pressure.available_bytes > pressure.total_bytes * LEAST_AVAILABLE_SHARE:
                 growth = max(growth, int(size * LEAST_GROWTH), 1)
             return growth, "pages are swapped out to a full store, and memory can be had"
