@@ -179,7 +179,8 @@ class Store:
         `beat` is called now and then."""
         self.frames.memory.populate(beat)
         self.seal.populate()
-        self.admission.populate()
+        if any(thing.kind for thing in self.tmem.objects()):
+            self.admission.populate()
         self.fault_ahead()
 
     def is_populated(self) -> bool:
