@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from tests.property.client import Client
+from tests.property.disk_client import DiskClient
 from tests.property.test_death_and_rebuild import Death, copy_image
 from tests.support.clock import FakeClock
 from tests.support.stores import drop_clean_frames, new_object, small_store, store_with_image
@@ -59,6 +60,7 @@ class World:
         frames = chosen.frames_for(pages)
         budgets = {"zbud": [2, 3, 4, 6, 8, 12], "log": [7, 8, 9, 12]}[self.allocator]
         self.budget_frames = rng.choice(budgets) if has_tier or is_tight else frames
+        self.admit = rng.choice(["always", "reused"])
         self._made_with: Any = {"codec": self.codec, "allocator": self.allocator, "recompress": self.recompress}
         self.reclaim_share = rng.choice([0.03, 0.1, 0.3])
         below = max(frames * (rng.random() if is_tight else 1.0) - self.budget_frames, 0)
@@ -73,6 +75,7 @@ class World:
         self.death_every = rng.choice([0, 60, 400]) if self.has_image and self.threads == 1 else 0
         self.deaths = 0
         self._is_happening = False
+        self.disks: list[DiskClient] = []
         self._found: Exception | None = None
         self.descriptor = new_descriptor() if self.has_image else -1
         self.page_count = stop
@@ -87,11 +90,25 @@ class World:
         for client in self.clients:
             client.may_be_full, client.max_count = self.may_be_full, max_count
             client.is_alone = self.threads == 1
-        if not self.has_image and rng.random() < 0.4:
+        self._share_with_others()
+
+    def _share_with_others(self) -> None:
+        """What else lives from the budget: objects of ephemeral pools, and clean disks."""
+        rng, store = self.rng, self.store
+        spots = [*range(EPHEMERAL_PAGES)]
+        for _ in range(rng.choice([0, 0, 0, 1, 2])):
             ephemeral = new_object(store, EPHEMERAL_PAGES, Kind.EPHEMERAL)
-            self.clients.append(
-                Client(store, ephemeral, random.Random(rng.random()), [*range(EPHEMERAL_PAGES)], EPHEMERAL_PAGES)
-            )
+            self.clients.append(Client(store, ephemeral, random.Random(rng.random()), spots, EPHEMERAL_PAGES))
+        pool = store.tmem.new_pool(Kind.EPHEMERAL)
+        self.disks = [DiskClient(store, pool, random.Random(rng.random())) for _ in range(rng.choice([0, 0, 0, 1, 2]))]
+        self._meet_in_disks()
+
+    def _meet_in_disks(self) -> None:
+        """Other requests in the middle of a disk's reads and writes, too."""
+        happen = self._pause if self.threads > 1 else self._happen
+        for disk in self.disks if self.busy_share else ():
+            file = disk.file
+            file.before_read = file.after_read = file.before_write = file.after_write = happen
 
     def _layout(self) -> tuple[list[int], int, int]:
         """Where operations may begin, how many pages there are, and how long the longest put is."""
@@ -116,6 +133,7 @@ class World:
                 self.budget_frames, codec=self.codec, tier=tier, allocator=self.allocator, recompress=self.recompress
             )
             thing = new_object(store, self.page_count)
+        store.admission.admit = self.admit
         self.budget = Budget(store.frames, store.reclaimer, store.lock, store.statistics, self.min_budget_frames)
         if self.moves_budget:
             self.budget.begin(self.rng.randrange(self.min_budget_frames, self.budget_frames + 1))
@@ -126,8 +144,11 @@ class World:
 
     @property
     def operations(self) -> int:
-        """Calls of put, get, flush and modify so far."""
-        return sum(client.operations for client in self.clients)
+        """Calls of put, get, flush and modify, and requests to disks, so far."""
+        return sum(client.operations for client in self._everybody())
+
+    def _everybody(self) -> "list[Client | DiskClient]":
+        return [*self.clients, *self.disks]
 
     @property
     def store(self) -> Store:
@@ -140,12 +161,13 @@ class World:
         return (
             f"world {self.seed}: {self.threads} threads, {self.page_count} pages, {self._made_with}, "
             f"{self.budget_frames} frames, {below}, image {self.has_image}, busy {self.busy_share}, "
+            f"{len(self.clients)} clients, {len(self.disks)} disks, admit {self.admit}, "
             f"{self.deaths} deaths"
         )
 
     def log(self) -> str:
         """The last operations of each client, the latest last."""
-        return "\n".join(f"client {n}: {list(client.log)}" for n, client in enumerate(self.clients))
+        return "\n".join(f"client {n}: {list(client.log)}" for n, client in enumerate(self._everybody()))
 
     def close(self) -> None:
         """Give the image back."""
@@ -166,7 +188,7 @@ class World:
                 if rng.random() < 0.15:
                     self.store.reclaimer.clean_some()
                 else:
-                    rng.choice(self.clients).meanwhile()
+                    rng.choice(self._everybody()).meanwhile()
         except Exception as error:  # which a flight takes for its tier's
             self._found = error
             raise
@@ -211,7 +233,7 @@ class World:
             elif dice < self.reclaim_share + 0.04 and self.moves_budget:
                 self._move_budget()
             else:
-                rng.choice(self.clients).act()
+                rng.choice(self._everybody()).act()
             if self._found:
                 raise self._found
             if done >= next_check:
@@ -238,16 +260,17 @@ class World:
 
     def _run_threads(self, operations: int) -> None:
         found: list[BaseException] = []
-        share = operations // len(self.clients)
+        clients = self._everybody()
+        share = operations // len(clients)
 
-        def work(client: Client) -> None:
+        def work(client: Client | DiskClient) -> None:
             try:
                 while client.operations < share and not found:
                     client.act()
             except BaseException as error:
                 found.append(error)
 
-        workers = [threading.Thread(target=work, args=(client,), daemon=True) for client in self.clients]
+        workers = [threading.Thread(target=work, args=(client,), daemon=True) for client in clients]
         usual = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_SECONDS)
         try:
@@ -273,10 +296,16 @@ class World:
             self.tier.before_write = self.tier.before_read = self.tier.after_read = lambda: None
             self.tier.heal()
             self.tier.clock.seconds += LAST_REST_SECONDS
-        for client in self.clients:
-            client.check_all()
+        for disk in self.disks:
+            disk.file.before_read = disk.file.after_read = lambda: None
+        for any_client in self._everybody():
+            any_client.check_all()
         check(store)
         drop_clean_frames(store)  # and once more, from below
+        for disk in self.disks:
+            disk.check_all()
+        for disk in self.disks:
+            disk.close()
         for client in self.clients:
             client.check_all()
             client.flush(client.first, client.stop - client.first)
@@ -320,6 +349,14 @@ class World:
         self.descriptor, self.tier = descriptor, tier
         store, thing = self._store()
         for client in self.clients:
-            client.store, client.thing = store, thing
+            is_ephemeral = client.thing.kind is Kind.EPHEMERAL
+            client.store = store
+            client.thing = new_object(store, EPHEMERAL_PAGES, Kind.EPHEMERAL) if is_ephemeral else thing
             client._meanwhile.clear()
+            if is_ephemeral:
+                client.model.clear()
+        pool = store.tmem.new_pool(Kind.EPHEMERAL)
+        for disk in self.disks:
+            disk.go_on(store, pool)
+        self._meet_in_disks()
         check(store)

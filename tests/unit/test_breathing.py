@@ -1,6 +1,7 @@
 """The budget follows what it is told of the machine, and does not swing. (What a machine really does: scripts/bench
 breathing.)"""
 
+import itertools
 import random
 from pathlib import Path
 
@@ -72,8 +73,8 @@ def machine(tmp_path: Path, rng: random.Random) -> Machine:
 
 def turns(sizes: list[int]) -> int:
     """How often the budget turned round."""
-    moves = [after - before for before, after in zip(sizes, sizes[1:], strict=False) if after != before]
-    return sum((before < 0) is not (after < 0) for before, after in zip(moves, moves[1:], strict=False))
+    moves = [after - before for before, after in itertools.pairwise(sizes) if after != before]
+    return sum((before < 0) is not (after < 0) for before, after in itertools.pairwise(moves))
 
 
 def test_a_step_of_pressure_up_and_down(machine: Machine) -> None:
