@@ -110,7 +110,10 @@ class Breathing:
             elif change < 0:
                 self.budget.shrink(-change, may_write)
                 self._shrank_seconds = self._clock.now()
-            self.trouble = ""
+            is_stuck = size > self.budget.max_frames and frames.budget_frames == size
+            self.trouble = (
+                "the budget cannot shrink as was set: nothing gives way, or can be written" if is_stuck else ""
+            )
         except OSError as error:
             self.trouble = f"the budget cannot be changed: {error.strerror}"
         if frames.budget_frames != size:

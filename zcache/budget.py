@@ -21,8 +21,8 @@ from zcache.pageframes.frames import Queue
 from zcache.reclaim import Reclaimer
 from zcache.statistics import Statistics
 
-#: What changes under one lock: 4 MiB are given memory in a millisecond.
-STEP_BYTES: Final = 4 << 20
+#: What changes under one lock: to evict that many ephemeral frames takes a millisecond, or two.
+STEP_BYTES: Final = 1 << 20
 
 
 class Budget:

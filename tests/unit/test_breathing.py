@@ -168,6 +168,16 @@ def test_what_was_set_is_reached(machine: Machine) -> None:
     assert machine.reasons()[-2:] == ["more than is allowed", "less than is allowed"]
 
 
+def test_what_cannot_be_reached_is_a_trouble(tmp_path: Path, rng: random.Random) -> None:
+    machine = Machine(tmp_path, rng, least=1024, below=0)
+    machine.breathe(puts=1000)
+    machine.budget.min_frames = machine.budget.max_frames = 512
+    assert machine.breathe() == 1000  # what was free has gone
+    assert machine.breathe() == 1000 and "cannot shrink as was set" in machine.breathing.trouble
+    machine.store.flush(machine.thing, 0, 4096)
+    assert machine.breathe() == 512 and not machine.breathing.trouble
+
+
 def test_every_decision_can_be_seen(machine: Machine) -> None:
     for _ in range(3):
         machine.breathe(puts=100)
