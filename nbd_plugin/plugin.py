@@ -21,7 +21,8 @@ import nbdkit
 from nbd_plugin.config import parse_config
 from nbd_plugin.ending import end_on_signals, hold_signals
 from nbd_plugin.exports import DEVICE_NAME, Disk
-from nbd_plugin.server import Server, scratch_disks
+from nbd_plugin.scratch import scratch_disks
+from nbd_plugin.server import Server
 from zcache.errors import BadInput, EnvironmentProblem, StoreFull, ZcacheError
 from zcache.hardening import keep_thread
 from zcache.hardening.log_pipe import say

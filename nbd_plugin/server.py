@@ -19,14 +19,14 @@ from typing import Any, Final
 from nbd_plugin.captive import temporary_folder, turn_clients_away
 from nbd_plugin.config import MAX_CLEAN, Config
 from nbd_plugin.device import Device
-from nbd_plugin.exports import Disk, Exports
+from nbd_plugin.exports import Exports
+from nbd_plugin.scratch import scratch_device
 from zcache import libc, meminfo
 from zcache.allocators.choice import ALLOCATORS
 from zcache.backoff import Clock
 from zcache.breathing import BREATH_SECONDS, Breathing
 from zcache.budget import Budget
 from zcache.clean_disk import CleanDisk
-from zcache.codec import parse_codec
 from zcache.control import ControlSocket, rehearse
 from zcache.disk_file import DiskFile
 from zcache.entry import PAGE_BYTES
@@ -420,25 +420,6 @@ def new_budget(store: Store, min_frames: int, changed: Callable[[int], None] | N
     )
     budget.least_frames = ALLOCATORS[store.allocator.name].min_budget_frames
     return budget
-
-
-def scratch_device(allocator: str) -> Device:
-    """A small device over a store of its own."""
-    chosen = ALLOCATORS[allocator]
-    budget_bytes = chosen.min_budget_frames * chosen.frame_bytes
-    store = Store(budget_bytes=budget_bytes, codec=parse_codec("lz4"), allocator=allocator)
-    return Device(store, store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, 64))
-
-
-def scratch_disks(allocator: str) -> Iterator[Disk]:
-    """One, and a small clean disk over the same store."""
-    device = scratch_device(allocator)
-    yield device
-    descriptor = os.memfd_create("zcache-warm-up", os.MFD_CLOEXEC)
-    os.ftruncate(descriptor, 16 * PAGE_BYTES)
-    disk = CleanDisk("", DiskFile.adopt(descriptor), False, device.store, device.store.tmem.new_pool(Kind.EPHEMERAL))
-    yield disk
-    disk.close()
 
 
 def _say(line: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from zcache.pageframes import PageFrames
-from zcache.pageframes.frames import Queue
+from zcache.pageframes.queues import Queue
 from zcache.reclaim import Reclaimer
 from zcache.statistics import Statistics
 

@@ -29,7 +29,8 @@ from zcache.errors import Imbalance
 from zcache.flat_array import FlatArray, Typecode, count_bytes
 from zcache.page_table import BLOCK_ENTRIES
 from zcache.pageframes import State
-from zcache.pageframes.frames import FETCH_SLOTS, PageFrames, Queue
+from zcache.pageframes.frames import FETCH_SLOTS, PageFrames
+from zcache.pageframes.queues import Queue
 from zcache.snapshot import Snapshot, populating, take_snapshot
 from zcache.store import Store
 from zcache.tmem import Kind

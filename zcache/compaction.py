@@ -23,7 +23,7 @@ from zcache.allocators.log import WORST_WEIGHT, Log, Stream
 from zcache.fetch import Fetcher
 from zcache.health import SEAL_BROKEN, UNREADABLE, Health
 from zcache.pageframes import PageFrames, State
-from zcache.pageframes.frames import Queue
+from zcache.pageframes.queues import Queue
 from zcache.statistics import Statistics
 
 #: Frames in one go: their zpages are copied under the lock, some 40 us a frame.

@@ -16,7 +16,7 @@ from typing import Final
 
 from zcache.backoff import Backoff, Clock
 from zcache.pageframes import PageFrames, State
-from zcache.pageframes.frames import Queue
+from zcache.pageframes.queues import Queue
 
 #: A transfer is slow from here on: a hundred times what a busy disk takes for the largest one, and long enough to be
 #: felt at a keyboard.

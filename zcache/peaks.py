@@ -1,7 +1,7 @@
 """Peaks: the most of each amount that there has been, as far as somebody looked: the original kept a `_max` beside each
 count, at each change; here that would cost every page something, and somebody looks twice a second instead."""
 
-from zcache.pageframes.frames import Queue
+from zcache.pageframes.queues import Queue
 from zcache.store import Store
 
 

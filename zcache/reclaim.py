@@ -40,7 +40,7 @@ from zcache.compaction import VICTIMS, WORTH_WEIGHT, Compactor
 from zcache.hardening.threads import begin_own_thread
 from zcache.health import Health, describe
 from zcache.pageframes import PageFrames
-from zcache.pageframes.frames import Queue
+from zcache.pageframes.queues import Queue
 from zcache.recompression import Recompressor
 from zcache.seals import Seal
 from zcache.spare_time import SpareTime

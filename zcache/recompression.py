@@ -20,7 +20,7 @@ from zcache.codec import LZ4, Codec, decompress
 from zcache.entry import CODEC_MASK, CODEC_SHIFT, LENGTH_SHIFT
 from zcache.errors import PageDamaged
 from zcache.pageframes import PageFrames, State
-from zcache.pageframes.frames import Queue
+from zcache.pageframes.queues import Queue
 from zcache.statistics import Statistics
 
 #: A frame that was begun so long ago is at rest; or up to twice as long.

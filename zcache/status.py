@@ -10,7 +10,7 @@ from typing import Any
 from zcache import libc
 from zcache.hardening.protections import resident_and_locked_bytes
 from zcache.hardening.threads import kept_threads
-from zcache.pageframes.frames import Queue
+from zcache.pageframes.queues import Queue
 from zcache.peaks import amounts
 from zcache.store import Store
 from zcache.tmem import TmemObject

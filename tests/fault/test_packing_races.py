@@ -24,7 +24,7 @@ from zcache.codec import LZ4, Codec
 from zcache.entry import decode_zpage
 from zcache.errors import PageDamaged, PageLost
 from zcache.pageframes import State
-from zcache.pageframes.frames import Queue
+from zcache.pageframes.queues import Queue
 from zcache.store import Store
 from zcache.tmem import Kind, TmemObject
 

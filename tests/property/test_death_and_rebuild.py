@@ -24,7 +24,7 @@ from zcache.allocators.choice import ALLOCATORS
 from zcache.check import check
 from zcache.errors import PageLost
 from zcache.image import new_descriptor
-from zcache.pageframes.frames import Queue
+from zcache.pageframes.queues import Queue
 from zcache.store import Store
 from zcache.tmem import TmemObject
 

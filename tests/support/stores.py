@@ -17,7 +17,8 @@ from zcache.codec import parse_codec
 from zcache.entry import decode_zpage
 from zcache.image import Geometry, Image
 from zcache.pageframes import State
-from zcache.pageframes.frames import Queue, slots_of
+from zcache.pageframes.frames import slots_of
+from zcache.pageframes.queues import Queue
 from zcache.rebuild import rebuild
 from zcache.settings import Settings
 from zcache.store import Store

@@ -24,7 +24,7 @@ from zcache.budget import Budget
 from zcache.check import check
 from zcache.errors import BadInput, StoreFull
 from zcache.image import Signs, new_descriptor
-from zcache.pageframes.frames import Queue
+from zcache.pageframes.queues import Queue
 from zcache.settings import Settings
 from zcache.store import Store
 from zcache.tmem import Kind

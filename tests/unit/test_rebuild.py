@@ -18,7 +18,8 @@ from zcache.check import check
 from zcache.entry import CODEC_SHIFT, FRAME_MASK
 from zcache.errors import BadInput, Imbalance
 from zcache.image import Geometry, Image, new_descriptor
-from zcache.pageframes.frames import Queue, slots_of
+from zcache.pageframes.frames import slots_of
+from zcache.pageframes.queues import Queue
 from zcache.rebuild import rebuild
 from zcache.store import Store
 from zcache.tmem import Kind, TmemObject

@@ -11,7 +11,7 @@ from zcache.check import check
 from zcache.codec import ZSTD
 from zcache.entry import decode_zpage
 from zcache.image import new_descriptor
-from zcache.pageframes.frames import Queue
+from zcache.pageframes.queues import Queue
 from zcache.recompression import REST_SECONDS
 from zcache.spare_time import MOST_SECONDS, SHARE, SpareTime
 from zcache.store import Store

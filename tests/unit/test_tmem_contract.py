@@ -10,7 +10,7 @@ from zcache.check import check
 from zcache.entry import decode_zpage
 from zcache.errors import PageLost, StoreFull
 from zcache.ghost import Ghost
-from zcache.pageframes.frames import Queue
+from zcache.pageframes.queues import Queue
 from zcache.tmem import Kind
 
 KINDS = [Kind.PERSISTENT, Kind.EPHEMERAL]

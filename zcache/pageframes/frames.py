@@ -1,13 +1,8 @@
-"""The frame table, the RAM slots and the queues in which frames wait to leave RAM.
+"""The frame table and the RAM slots: which frames there are, where each is, and in which order they leave RAM.
 
 A pageframe has an id that does not depend on where its bytes are. `home` names its RAM slot and `below` its slot on
 the tier below; 0 means that it has none there, so RAM slot 0 and frame id 0 are never handed out (the tier's slot 0
 is its header). Everything about LRU belongs to a RAM slot, not to a frame: only what is in RAM can leave it.
-
-Queues are circular doubly-linked lists threaded through two flat arrays, one for each `Queue`; a queue's head is an
-extra index beyond the RAM slots, so that linking and unlinking have no special cases. The oldest frame comes first. A
-get does not move its frame (six array writes): it sets `referenced`, and reclaim gives such a frame one more round:
-the second-chance approximation of LRU that the kernel uses for its own pages.
 
 This module hands frames out and takes them back. It does not know what is in them, who reads a tier, or why a frame
 must go.
@@ -26,12 +21,12 @@ import itertools
 import mmap
 from array import array
 from collections.abc import Callable, Iterator
-from enum import IntEnum
 from typing import Final
 
 from zcache.errors import BadInput
 from zcache.flat_array import FlatArray, Typecode
 from zcache.image import EPOCH_SHIFT, Image
+from zcache.pageframes.queues import Queue, Queues
 from zcache.pageframes.ram import Ram
 from zcache.pageframes.states import ALLOWED, State
 
@@ -45,14 +40,6 @@ NONE: Final = 0
 
 #: Frames that are given one more round at a time, by whoever looks for one to eat: some 20 us.
 SECOND_CHANCES: Final = 32
-
-
-class Queue(IntEnum):
-    """Where a frame in RAM waits. Frames in flight wait nowhere."""
-
-    PERSISTENT = 0  # ACTIVE and DIRTY frames of persistent pools: to be written back
-    EPHEMERAL = 1  # frames of ephemeral pools: can be eaten, and their pages are misses then
-    CLEAN = 2  # CLEAN frames of persistent pools: can be dropped, their bytes are below
 
 
 def slots_of(budget_frames: int) -> int:
@@ -69,7 +56,7 @@ def _no_image(_section: str) -> None:
     """Where the sections of a store without an image are."""
 
 
-class PageFrames:
+class PageFrames(Queues):
     """`budget_frames` RAM slots of `frame_bytes`, or fewer, as long as some are given back to the system
     (`withdraw_slots`); and the ids of all frames that can exist in RAM and below.
 
@@ -108,18 +95,11 @@ class PageFrames:
         self.home, self.below = self.home_table.view, self.below_table.view
         self.seal, self.birth = self.seal_table.view, self.birth_table.view
 
-        self.slot_count = slots = slots_of(budget_frames)
+        slots = slots_of(budget_frames)
         self.memory = Ram(slots, frame_bytes, section("ram"))
         self.ram, self.ram_view = self.memory.memory, self.memory.view
         self.frame_of = array("I", bytes(4 * slots))
-        self.referenced = bytearray(slots)
-        self.queue_of = bytearray(slots)  # which queue the slot's frame is in, or was in before its flight
-        heads = len(Queue)
-        self.newer = array("I", bytes(4 * (slots + heads)))
-        self.older = array("I", bytes(4 * (slots + heads)))
-        for queue in Queue:
-            self.newer[slots + queue] = self.older[slots + queue] = slots + queue
-        self.queue_length = [0] * heads
+        super().__init__(slots)
 
         self._free_slots = array("I", range(budget_frames, 0, -1))
         self.free_slot_count = budget_frames
@@ -406,14 +386,6 @@ class PageFrames:
         """RAM slots beside the budget that nothing is being read into (for `check`)."""
         return itertools.islice(self._fetch_slots, self.fetch_slot_count)
 
-    def slots_waiting(self, queue: int) -> Iterator[int]:
-        """The RAM slots in a queue, oldest first (for `check`)."""
-        head = self.slot_count + queue
-        slot = self.newer[head]
-        while slot != head:
-            yield slot
-            slot = self.newer[slot]
-
     def copied_to(self, copied: Callable[[memoryview], memoryview]) -> "PageFrames":
         """A twin whose books stay as they are now, each array `copied` as far as it is in use (for `check`).
 
@@ -441,40 +413,7 @@ class PageFrames:
             table.fault_ahead(stop)
         self.seal_table.fault_ahead(stop * self.seal_bytes)
 
-    # -- linked lists -----------------------------------------------------------------------------------------------
-
-    def _unlink(self, slot: int) -> None:
-        newer, older = self.newer, self.older
-        after, before = newer[slot], older[slot]
-        newer[before] = after
-        older[after] = before
-        self.queue_length[self.queue_of[slot]] -= 1
-
-    def _link_youngest(self, slot: int, queue: int) -> None:
-        head = self.slot_count + queue
-        newer, older = self.newer, self.older
-        before = older[head]
-        newer[before] = slot
-        older[slot] = before
-        newer[slot] = head
-        older[head] = slot
-        self.queue_of[slot] = queue
-        self.referenced[slot] = 0
-        self.queue_length[queue] += 1
-
-    def _link_oldest(self, slot: int, queue: int) -> None:
-        self._link_behind(slot, self.slot_count + queue, queue)
-
-    def _link_behind(self, slot: int, before: int, queue: int) -> None:
-        """`before` is a RAM slot in the queue, or its head."""
-        newer, older = self.newer, self.older
-        after = newer[before]
-        older[after] = slot
-        newer[slot] = after
-        older[slot] = before
-        newer[before] = slot
-        self.queue_of[slot] = queue
-        self.queue_length[queue] += 1
+    # -- within ------------------------------------------------------------------------------------------------------
 
     def _put_free_slot(self, slot: int) -> None:
         self._free_slots[self.free_slot_count] = slot

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from zcache.errors import Imbalance
-from zcache.pageframes.frames import FETCH_SLOTS, NONE, PageFrames, Queue
+from zcache.pageframes.frames import FETCH_SLOTS, NONE, PageFrames
+from zcache.pageframes.queues import Queue
 from zcache.pageframes.states import State
 
 #: Frames that are sorted at once: 300 KiB of Python's numbers.

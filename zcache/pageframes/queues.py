@@ -1,0 +1,77 @@
+"""The queues in which frames wait to leave RAM, by the RAM slots that they are in.
+
+They are circular doubly-linked lists threaded through two flat arrays, one for each `Queue`; a queue's head is an
+extra index beyond the RAM slots, so that linking and unlinking have no special cases. The oldest frame comes first. A
+get does not move its frame (six array writes): it sets `referenced`, and whoever looks for a frame gives such a one one
+more round: the second-chance approximation of LRU that the kernel uses for its own pages.
+
+Cost: 10 bytes a RAM slot.
+"""
+
+from array import array
+from collections.abc import Iterator
+from enum import IntEnum
+
+
+class Queue(IntEnum):
+    """Where a frame in RAM waits. Frames in flight wait nowhere."""
+
+    PERSISTENT = 0  # ACTIVE and DIRTY frames of persistent pools: to be written back
+    EPHEMERAL = 1  # frames of ephemeral pools: can be eaten, and their pages are misses then
+    CLEAN = 2  # CLEAN frames of persistent pools: can be dropped, their bytes are below
+
+
+class Queues:
+    """Of `slot_count` RAM slots. Protected by the store's lock."""
+
+    def __init__(self, slot_count: int) -> None:
+        self.slot_count = slot_count
+        self.referenced = bytearray(slot_count)
+        self.queue_of = bytearray(slot_count)  # which queue the slot's frame is in, or was in before its flight
+        heads = len(Queue)
+        self.newer = array("I", bytes(4 * (slot_count + heads)))
+        self.older = array("I", bytes(4 * (slot_count + heads)))
+        for queue in Queue:
+            self.newer[slot_count + queue] = self.older[slot_count + queue] = slot_count + queue
+        self.queue_length = [0] * heads
+
+    def slots_waiting(self, queue: int) -> Iterator[int]:
+        """The RAM slots in a queue, oldest first (for `check`)."""
+        head = self.slot_count + queue
+        slot = self.newer[head]
+        while slot != head:
+            yield slot
+            slot = self.newer[slot]
+
+    def _unlink(self, slot: int) -> None:
+        newer, older = self.newer, self.older
+        after, before = newer[slot], older[slot]
+        newer[before] = after
+        older[after] = before
+        self.queue_length[self.queue_of[slot]] -= 1
+
+    def _link_youngest(self, slot: int, queue: int) -> None:
+        head = self.slot_count + queue
+        newer, older = self.newer, self.older
+        before = older[head]
+        newer[before] = slot
+        older[slot] = before
+        newer[slot] = head
+        older[head] = slot
+        self.queue_of[slot] = queue
+        self.referenced[slot] = 0
+        self.queue_length[queue] += 1
+
+    def _link_oldest(self, slot: int, queue: int) -> None:
+        self._link_behind(slot, self.slot_count + queue, queue)
+
+    def _link_behind(self, slot: int, before: int, queue: int) -> None:
+        """`before` is a RAM slot in the queue, or its head."""
+        newer, older = self.newer, self.older
+        after = newer[before]
+        older[after] = slot
+        newer[slot] = after
+        older[slot] = before
+        newer[before] = slot
+        self.queue_of[slot] = queue
+        self.queue_length[queue] += 1
