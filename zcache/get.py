@@ -57,6 +57,10 @@ class Getter:
         """The same, of an ephemeral pool; returns which pages are misses, ascending: they read as zeros, and are to be
         had elsewhere."""
         missing: list[int] = []
+        if len(out) == PAGE_BYTES and self._get_page(thing, first, out):
+            with self._lock:
+                self._statistics.ephemeral_gets += 1
+            return missing
         for start in range(0, len(out), MAX_RUN_PAGES * PAGE_BYTES):
             run = out[start : start + MAX_RUN_PAGES * PAGE_BYTES]
             page = first + (start >> 12)
