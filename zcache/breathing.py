@@ -23,6 +23,7 @@ from zcache import meminfo
 from zcache.backoff import Clock
 from zcache.budget import Budget
 from zcache.entry import PAGE_BYTES
+from zcache.health import describe
 from zcache.pressure import Pressure, PressureGauge
 from zcache.store import Store
 
@@ -97,6 +98,12 @@ class Breathing:
         """Look, decide, and do it. A budget that is fixed costs nothing."""
         if self.budget.is_settled():
             return
+        try:
+            self._breathe()
+        except Exception as error:  # whatever it is, the next breath may be better
+            self.trouble = f"the budget does not move: {describe(error)}"
+
+    def _breathe(self) -> None:
         self.pressure = self._gauge.look()
         before, self._seen = self._seen, self._look()
         change, may_write, why = self._decide(self.pressure, before, self._seen)

@@ -199,6 +199,14 @@ def test_memory_that_cannot_be_had_is_a_trouble_until_it_can(machine: Machine, m
     assert machine.breathe(puts=100) > 64 and not machine.breathing.trouble
 
 
+def test_a_machine_that_cannot_be_looked_at_is_a_trouble(machine: Machine) -> None:
+    machine._meminfo.rename(machine._meminfo.with_name("away"))
+    machine.breathing.breathe()
+    assert machine.breathing.trouble == "the budget does not move: ENOENT: No such file or directory"
+    machine.breathe()
+    assert not machine.breathing.trouble
+
+
 def test_the_machine_itself_can_be_looked_at() -> None:
     clock = FakeClock()
     gauge = PressureGauge(clock)
