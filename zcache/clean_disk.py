@@ -139,6 +139,8 @@ class CleanDisk:
             self._store.put(self._pages, first, data)
         except Exception as error:
             self._errors["put"] = f"{type(error).__name__}: {error}"
+        else:
+            self._errors.pop("put", None)
 
     @contextmanager
     def _changing(self, offset: int, length: int) -> Iterator[None]:
@@ -149,8 +151,8 @@ class CleanDisk:
             self._changes.append(pages)
             for reading in self._readings:
                 reading.may_be_put &= not _overlap(pages, reading.pages)
-            self._store.flush(self._pages, pages.start, len(pages))
         try:
+            self._store.flush(self._pages, pages.start, len(pages))  # nothing can be put any more
             yield
         finally:
             with self._lock:
