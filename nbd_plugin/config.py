@@ -19,7 +19,7 @@ from zcache.entry import FRAME_MASK, PAGE_BYTES
 from zcache.errors import BadInput
 from zcache.image import is_image, read_header
 from zcache.pageframes.frames import budget_of
-from zcache.sizes import parse_budget, parse_size
+from zcache.sizes import RANGE, parse_budget, parse_size
 
 HARDENING: Final = ("require", "warn", "off")
 
@@ -202,12 +202,13 @@ def _parse_budget(text: str) -> tuple[int, int]:
 def _budget_of(header: dict[str, Any], text: str) -> tuple[int, int]:
     """The most is what an image was made with; the least what was said, as far as that goes."""
     most_bytes = budget_of(header["slot_count"]) * int(header["frame_bytes"])
-    try:
-        least_bytes, said_bytes = _parse_budget(text)
-    except BadInput:  # as it was once accepted: RAM has become less
+    if RANGE not in text:
         return most_bytes, most_bytes
-    is_range = least_bytes < said_bytes
-    return min(least_bytes, most_bytes) if is_range else most_bytes, most_bytes
+    try:
+        least_bytes = min(_parse_budget(text)[0], most_bytes)
+    except BadInput:  # it was once accepted, and RAM has become less: what size= was promised decides
+        least_bytes = 0
+    return least_bytes, most_bytes
 
 
 def _budget_range(allocator: str, size_bytes: int) -> tuple[int, int]:

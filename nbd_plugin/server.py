@@ -129,7 +129,11 @@ class Server:
             if config.backing:
                 slot_count = _frames_below(config, config.image)
                 self._tier = BackingFile.adopt(next(given), config.backing, slot_count, config.frame_bytes, report=_say)
-            self._clean_files = [DiskFile.adopt(next(given)) for _ in config.clean]
+            for export in config.clean:
+                descriptor = next(given)
+                if descriptor is None:
+                    _say(f"WARNING: clean={export}: has not been handed on; it is empty, and fails")
+                self._clean_files.append(DiskFile.adopt(descriptor))
             return
         for export in config.clean:
             try:
@@ -251,7 +255,7 @@ class Server:
             peaks.look()
             breathing.breathe()
 
-        self._upkeep.append(Upkeep("zcache-breath", breathe, BREATH_SECONDS, real_time=False))
+        self._upkeep.append(Upkeep("zcache-breath", breathe, BREATH_SECONDS))
         for upkeep in self._upkeep:
             upkeep.start()
         if self._control:
@@ -319,6 +323,7 @@ class Server:
         if not config.overcommit:
             below_frames = self._tier.slot_count if self._tier else 0
             budget.least_frames = max(budget.least_frames, config.needed_frames - below_frames)
+        budget.min_frames = min(max(budget.min_frames, budget.least_frames), store.frames.max_budget_frames)
         settings = Settings(store, budget, signs)
         settings.take_over()
         budget.begin(signs.budget_frames if signs else 0)

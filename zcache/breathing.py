@@ -3,7 +3,7 @@
 It *grows* while pages are swapped out to a store that is full, as long as memory can be had: a frame more holds
 several pages, so each that is taken frees more than itself. It grows for clean data, too, when there is plenty. It
 *shrinks* when this machine is short of memory for reasons of its own, other than that it swaps to us: then the oldest
-frames are written below; and when the store is at rest and more is free than it uses. (The original's shrinker, and its
+frames are written below; and when the store is at rest and much of it is free. (The original's shrinker, and its
 "selfshrinking" by a share of what is left, after some rounds without growth: `frontswap_hysteresis` and
 `frontswap_inertia` in drivers/staging/zcache/ramster.)
 
@@ -61,7 +61,8 @@ class _Seen(NamedTuple):
     """Counters at a look."""
 
     requests: int  # pages put and got
-    puts: int
+    swap_requests: int  # of these, not of clean data
+    puts: int  # of those
     written: int  # frames, below
     eaten: int  # frames that ephemeral puts ate
     swapped: int  # pages, by this machine, out to whatever swap and back in
@@ -88,6 +89,7 @@ class Breathing:
         self._clock = clock
         self._vmstat = vmstat
         self._seen = self._look()
+        self._rested = False  # since the last look
         self._busy_seconds = self._swapping_seconds = clock.now()  # when there were requests, or swapping to us, last
         self._grew_seconds = self._shrank_seconds = clock.now() - HOLD_SECONDS
         self.pressure = gauge.look()
@@ -95,8 +97,10 @@ class Breathing:
         self.trouble = ""  # why the last change could not be made
 
     def breathe(self) -> None:
-        """Look, decide, and do it. A budget that is fixed costs nothing."""
+        """Look, decide, and do it. A budget that is fixed costs nothing; when it is not any more, the first look is
+        only that."""
         if self.budget.is_settled():
+            self._rested = True
             return
         try:
             self._breathe()
@@ -106,11 +110,13 @@ class Breathing:
     def _breathe(self) -> None:
         self.pressure = self._gauge.look()
         before, self._seen = self._seen, self._look()
+        if self._rested:
+            self._rested, before = False, self._seen
         change, may_write, why = self._decide(self.pressure, before, self._seen)
         frames, frame_bytes = self._store.frames, self._store.frames.frame_bytes
         size = frames.budget_frames
         try:
-            self.budget.give_back_rest()
+            self.budget.sweep()
             if change > 0:
                 self.budget.grow(change)
                 self._grew_seconds = self._clock.now()
@@ -131,7 +137,9 @@ class Breathing:
         statistics = self._store.statistics
         with self._store.lock:
             written = statistics.reclaim_background + statistics.reclaim_sync
-            seen = (statistics.puts + statistics.gets, statistics.puts, written, statistics.eph_ate_tail)
+            requests, puts = statistics.puts + statistics.gets, statistics.puts - statistics.ephemeral_puts
+            swap_requests = requests - statistics.ephemeral_puts - statistics.ephemeral_gets
+            seen = (requests, swap_requests, puts, written, statistics.eph_ate_tail)
         return _Seen(*seen, sum(meminfo.read_counter(name, self._vmstat) for name in ("pswpout", "pswpin")))
 
     def _decide(self, pressure: Pressure, before: _Seen, now: _Seen) -> tuple[int, bool, str]:
@@ -139,9 +147,9 @@ class Breathing:
         budget, frames = self.budget, self._store.frames
         size, clock = frames.budget_frames, self._clock
         if size < budget.min_frames:
-            return budget.min_frames - size, False, "less than is allowed"
+            return budget.min_frames - size, False, "it was set to be more"
         if size > budget.max_frames:
-            return budget.max_frames - size, True, "more than is allowed"
+            return budget.max_frames - size, True, "it was set to be less"
         if now.requests - before.requests > size * frames.frame_bytes // PAGE_BYTES * QUIET_SHARE:
             self._busy_seconds = clock.now()
         with self._store.lock:
@@ -152,16 +160,17 @@ class Breathing:
             growth, why = self._growth(pressure, before, now, free + giving_way)
             if growth:
                 return growth, False, why
-        if now.requests > before.requests and now.swapped > before.swapped:
+        swapped = now.swapped - before.swapped
+        if swapped and 2 * (now.swap_requests - before.swap_requests) >= swapped:
             self._swapping_seconds = clock.now()
         swaps_to_us = clock.now() - self._swapping_seconds < HOLD_SECONDS
         shortage = _shortage(pressure)
         if may_shrink and shortage and not swaps_to_us:
             return -max(int(size * SHRINKAGE), 1), True, f"{shortage}, and not for swapping to us"
         if may_shrink and not swaps_to_us and clock.now() - self._busy_seconds >= REST_SECONDS:
-            surplus = int(free + giving_way - size * LEFT_AT_REST)
+            surplus = int(free - size * LEFT_AT_REST)
             if surplus > size // 16:
-                return -max(int(surplus * SHARE_OF_SURPLUS), 1), False, "at rest, with more free than in use"
+                return -max(int(surplus * SHARE_OF_SURPLUS), 1), False, "at rest, with much of it free"
         return 0, False, ""
 
     def _growth(self, pressure: Pressure, before: _Seen, now: _Seen, ready: int) -> tuple[int, str]:
@@ -194,7 +203,7 @@ class Breathing:
                     "after_bytes": decision.after_bytes,
                     "why": decision.why,
                 }
-                for decision in reversed(self.decisions)
+                for decision in reversed(list(self.decisions))  # which another thread adds to
             ],
             "stalled_share": None if stalled is None else round(stalled, 4),
             "available_bytes": self.pressure.available_bytes,

@@ -13,9 +13,11 @@ One thread changes it.
 """
 
 import threading
+from array import array
 from collections.abc import Callable
 from typing import Final
 
+from zcache.hardening.threads import without_real_time
 from zcache.pageframes import PageFrames
 from zcache.pageframes.queues import Queue
 from zcache.reclaim import Reclaimer
@@ -23,6 +25,12 @@ from zcache.statistics import Statistics
 
 #: What changes under one lock: to evict that many ephemeral frames takes a millisecond, or two.
 STEP_BYTES: Final = 1 << 20
+
+#: Flights for one change, 32 MiB: then the machine is looked at again.
+MOST_FLIGHTS: Final = 64
+
+#: Breaths after a change, and when in them what is absent is given back once more: half a second, 2 s and 10 s later.
+SWEEPS: Final = (20, 19, 16, 0)
 
 
 class Budget:
@@ -43,7 +51,7 @@ class Budget:
         self._lock = lock
         self._statistics = statistics
         self._changed = changed
-        self._not_given_back: list[int] = []  # absent slots that may have memory
+        self._breaths_left = 0  # until all that is absent is surely a hole
         self.least_frames = min_frames  # that `min_frames` can be
         self.min_frames = min_frames
         self.max_frames = frames.max_budget_frames
@@ -54,13 +62,18 @@ class Budget:
         memory, in an image, gives it back later: there is no time for that now."""
         with self._lock:
             surplus = self._frames.max_budget_frames - max(wanted_frames, self.min_frames)
-            self._not_given_back = self._frames.withdraw_slots(max(surplus, 0))
+            if self._frames.withdraw_slots(max(surplus, 0)):
+                self._breaths_left = SWEEPS[0]
         self._set_watermarks()
 
-    def give_back_rest(self) -> None:
-        """The memory of slots that were absent from the beginning. Raises `OSError`, and tries no more."""
-        slots, self._not_given_back = self._not_given_back, []
-        self._frames.memory.give_back(slots)
+    def sweep(self) -> None:
+        """At each breath: what is absent goes back to the system once more, now and then after a change. What was given
+        back comes again if the keeper was about to fault it in just then; and some of it had never gone. Raises
+        `OSError`."""
+        if self._breaths_left:
+            self._breaths_left -= 1
+            if self._breaths_left in SWEEPS[1:]:
+                self._frames.memory.give_back_absent()
 
     def grow(self, count: int) -> int:
         """By up to `count` frames; by how many it was. Waits for memory; raises `OSError` if there is none."""
@@ -69,12 +82,9 @@ class Budget:
         done = 0
         while done < count:
             part = min(count - done, self._step)
-            slots = frames.absent_slots()[-part:].tolist()
-            try:
-                frames.memory.get_back(slots)
-            except OSError:
-                self._not_given_back += slots  # some of them may have got it
-                raise
+            self._breaths_left = SWEEPS[0]  # some may get memory and stay absent
+            with without_real_time():
+                frames.memory.get_back(frames.absent_slots()[-part:])
             with self._lock:
                 frames.restore_slots(part)
                 self._statistics.budget_grown_frames += part
@@ -84,22 +94,31 @@ class Budget:
         return done
 
     def shrink(self, count: int, may_write: bool) -> int:
-        """By up to `count` frames; by how many it was. Raises `OSError` where memory cannot be given back."""
+        """By up to `count` frames; by how many it was. At most `MOST_FLIGHTS` are flown for it. Raises `OSError`, and
+        the budget is what it was, where memory cannot be given back."""
         frames = self._frames
         count = min(count, frames.budget_frames - self.min_frames)
-        done = 0
+        done = flights = 0
         while done < count:
             with self._lock:
                 slots = self._withdraw(min(count - done, self._step))
-                self._statistics.budget_shrunk_frames += len(slots)
-            frames.memory.give_back(slots)
+            try:
+                frames.memory.give_back(slots)
+            except OSError:
+                with self._lock:
+                    frames.restore_slots(len(slots))
+                raise
+            self._breaths_left = SWEEPS[0]
             done += len(slots)
+            self._statistics.budget_shrunk_frames += len(slots)
             self._set_watermarks()
-            if not slots and not (may_write and self._reclaimer.clean_some()):
-                break
+            if not slots:
+                flights += 1
+                if not may_write or flights > MOST_FLIGHTS or not self._reclaimer.clean_some():
+                    break
         return done
 
-    def _withdraw(self, count: int) -> list[int]:
+    def _withdraw(self, count: int) -> "array[int]":
         """Under the lock: slots that are free, or of what gives way; the reserve stays."""
         frames = self._frames
         while frames.free_slot_count - frames.reserve_frames < count:
@@ -114,7 +133,7 @@ class Budget:
 
     def is_settled(self) -> bool:
         """Whether it is what it has to be, and nothing is left to be given back."""
-        return self.min_frames == self.max_frames == self._frames.budget_frames and not self._not_given_back
+        return self.min_frames == self.max_frames == self._frames.budget_frames and not self._breaths_left
 
     def idle_frames(self) -> tuple[int, int]:
         """Under the lock: how many frames are free, and how many more give way."""

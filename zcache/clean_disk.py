@@ -14,11 +14,13 @@ Locking: `_lock` is for the lists of what is under way. A read's pages are put u
 between; it is held for as long as a request's pages take to be compressed, and nobody waits for I/O with it. It comes
 before the store's lock.
 
-The last part of a file that is no whole page is not cached.
+The last part of a file that is no whole page is not cached, nor is what is read of a part of the disk (1 GiB) for the
+first time: its part of the page table is given memory then, by the upkeep.
 """
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -29,6 +31,9 @@ from zcache.store import Store
 from zcache.tmem import Pool
 
 _PAGE_MASK: Final = PAGE_BYTES - 1
+
+#: Pages that were read in part, and are remembered: as many clients may read a disk piece by piece.
+READ_IN_PART: Final = 16
 
 
 class _Reading:
@@ -52,9 +57,11 @@ class CleanDisk:
         self._page_count = file.size_bytes >> PAGE_SHIFT
         with store.lock:
             self._pages = store.tmem.new_object(pool, len(pool.objects), self._page_count)
+        self._pages.table.fault_ahead()
         self._lock = threading.Lock()
         self._readings: list[_Reading] = []
         self._changes: list[range] = []
+        self._read_in_part: deque[int] = deque(maxlen=READ_IN_PART)
         self._gets = self._misses = self._reads = self._changed = 0  # pages, pages, requests, requests
         self._errors: dict[str, str] = {}  # what failed last, by what it was
 
@@ -76,7 +83,7 @@ class CleanDisk:
             pages = self._pages_of(offset + start, len(part))
             covering = bytearray(len(pages) << PAGE_SHIFT)
             with memoryview(covering) as view:
-                self._read_pages(pages.start, view)
+                self._read_pages(pages.start, view, self._begun(offset + start, len(part)))
                 inside = (offset + start) & _PAGE_MASK
                 part[:] = view[inside : inside + len(part)]
 
@@ -110,18 +117,36 @@ class CleanDisk:
 
     # -- what is under way --------------------------------------------------------------------------------------------
 
-    def _read_pages(self, first: int, out: memoryview) -> None:
-        """Whole pages, all of them in the table."""
+    def _begun(self, offset: int, length: int) -> set[int]:
+        """Pages of which a part was read not long ago, and now another part: that is one reading, not two."""
+        ends = {byte >> PAGE_SHIFT for byte in (offset, offset + length) if byte & _PAGE_MASK}
+        with self._lock:
+            begun = ends.intersection(self._read_in_part)
+            self._read_in_part.extend(ends - begun)
+        return begun
+
+    def _read_pages(self, first: int, out: memoryview, begun: Collection[int] = ()) -> None:
+        """Whole pages, all of them in the table; those `begun` are not put. Where the table has no memory yet it is not
+        looked at: nobody waits for memory with the store's lock."""
+        count = len(out) >> PAGE_SHIFT
+        if count and not self._pages.table.is_populated(first, first + count):
+            with self._lock:
+                self._gets += count
+                self._misses += count
+            self._read_file(first << PAGE_SHIFT, out)
+            return
         missing = self._store.find(self._pages, first, out)
         with self._lock:
-            self._gets += len(out) >> PAGE_SHIFT
+            self._gets += count
             self._misses += len(missing)
-        for pages in _runs(missing):
-            self._read_missing(pages, out[pages.start - first << PAGE_SHIFT : pages.stop - first << PAGE_SHIFT])
+        for pages in _runs(missing, begun):
+            part = out[pages.start - first << PAGE_SHIFT : pages.stop - first << PAGE_SHIFT]
+            self._read_missing(pages, part, pages.start not in begun)
 
-    def _read_missing(self, pages: range, out: memoryview) -> None:
+    def _read_missing(self, pages: range, out: memoryview, may_be_put: bool) -> None:
         with self._lock:
-            reading = _Reading(pages, not any(_overlap(pages, change) for change in self._changes))
+            may_be_put = may_be_put and not any(_overlap(pages, change) for change in self._changes)
+            reading = _Reading(pages, may_be_put)
             self._readings.append(reading)
         has_read = False
         try:
@@ -213,11 +238,12 @@ def _overlap(one: range, other: range) -> bool:
     return one.start < other.stop and other.start < one.stop
 
 
-def _runs(pages: Iterable[int]) -> Iterator[range]:
-    """Ascending page numbers as runs of at most `MAX_RUN_PAGES`: what is compressed under one lock is bounded."""
+def _runs(pages: Iterable[int], apart: Collection[int]) -> Iterator[range]:
+    """Ascending page numbers as runs of at most `MAX_RUN_PAGES`, for what is compressed under one lock is bounded;
+    those that stand `apart` as runs of their own."""
     start = stop = -1
     for page in pages:
-        if page == stop and stop - start < MAX_RUN_PAGES:
+        if page == stop and stop - start < MAX_RUN_PAGES and page not in apart and start not in apart:
             stop += 1
             continue
         if stop > start:

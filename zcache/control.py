@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from zcache.check import check
+from zcache.control_client import REQUEST_BYTES
 from zcache.errors import BadInput, Imbalance
 from zcache.hardening.threads import begin_own_thread
 from zcache.settings import Settings
 from zcache.status import gather_objects
 from zcache.store import Store
 
-REQUEST_BYTES: Final = 256
 #: To have asked, from being accepted on; and then once more to have read the answer. Ours take milliseconds.
 DEADLINE_SECONDS: Final = 5.0
 #: At a time, and as many in the queue.

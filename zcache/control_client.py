@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from zcache.errors import BadInput, EnvironmentProblem
 
+#: What a server reads of a request.
+REQUEST_BYTES: Final = 256
 #: For our turn, and then for the answer.
 ASK_SECONDS: Final = 60
 #: The same for `check`: 150 million pages, on a host.
@@ -17,6 +19,9 @@ CHECK_SECONDS: Final = 600
 def ask(path: Path, command: str) -> dict[str, Any]:
     """Send one command; raises `EnvironmentProblem` if nobody answers, or only that it could not, and `BadInput` if it
     is refused."""
+    request = command.encode(errors="replace") + b"\n"
+    if len(request) >= REQUEST_BYTES:
+        raise BadInput(f"{command[:40]}…: too long; give at most {REQUEST_BYTES - 2} characters")
     seconds = CHECK_SECONDS if command == "check" else ASK_SECONDS
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         # Not settimeout: a connect that does not block fails at once while others wait to be accepted.
@@ -24,7 +29,7 @@ def ask(path: Path, command: str) -> dict[str, Any]:
         try:
             connection.connect(str(path))
             connection.settimeout(seconds)
-            connection.sendall(command.encode() + b"\n")
+            connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
             decoded = json.loads(answer)

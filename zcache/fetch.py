@@ -8,8 +8,8 @@ away.
 
 A frame is read into a RAM slot beside the budget. If the budget has a free slot, or a frame that gives way (CLEAN or
 ephemeral, whichever there are more of), the slot becomes the frame's home and the other takes its place (COLD -> CLEAN,
-no copy): its neighbours will be found in RAM. It never costs a DIRTY frame its place. Frames that follow on the disk
-are read along while that pays (`zcache.readahead`).
+no copy): its neighbours will be found in RAM. Nothing persistent that is in RAM only makes room for it. Frames that
+follow on the disk are read along while that pays (`zcache.readahead`).
 
 A read that fails kills the task whose page it was, so a frame is not given up at the first error: it is read again,
 alone (its neighbours in the run may be sound), at once and then after each of `RETRY_PAUSES_SECONDS`. A wrong seal is
@@ -163,18 +163,15 @@ class Fetcher:
         jobs = []
         for frame, pages in by_frame.items():
             jobs.append(_Job(frames, frame, pages))
-        for job in jobs:  # last: nothing after it can fail for lack of memory
-            job.slot = frames.take_fetch_slot()
-        while jobs and not jobs[-1].slot:
-            jobs.pop()
+        del jobs[frames.fetch_slot_count :]
         if not jobs:
             return None if by_frame else jobs
-        if not self._health.reading.failures:
-            for frame in self.readahead.choose(table, first + len(entries), [job.frame for job in jobs]):
-                if frames.fetch_slot_count <= KEPT_SLOTS:
-                    break
-                jobs.append(_Job(frames, frame, [], is_ahead=True))
-                jobs[-1].slot = frames.take_fetch_slot()
+        more = frames.fetch_slot_count - len(jobs) - KEPT_SLOTS
+        if more > 0 and not self._health.reading.failures:
+            ahead = self.readahead.choose(table, first + len(entries), [job.frame for job in jobs])
+            jobs += [_Job(frames, frame, [], is_ahead=True) for frame in ahead[:more]]
+        for job in jobs:  # last: nothing after it can fail for lack of memory
+            job.slot = frames.take_fetch_slot()
         return jobs
 
     def _read(self, jobs: list[_Job]) -> None:
@@ -295,6 +292,9 @@ class Fetcher:
     def _adopt(self, job: _Job) -> None:
         """Under the lock: the frame stays in RAM, if something there gives way."""
         frames = self._frames
+        if job.is_ahead and not frames.has_room_for(self.readahead.window):
+            self.readahead.came(job.frame, is_kept=False)
+            return
         if frames.ephemeral_gives_way() and not job.is_ahead:
             self._eat_ephemeral()
         spare = frames.adopt(job.frame, job.slot)

@@ -198,7 +198,7 @@ class Signs:
 
     @property
     def budget_frames(self) -> int:
-        """What the budget was at its last change; 0: it has not changed."""
+        """What the budget was at its last change; 0: no server that knows of changes has begun."""
         return self._words[self._BUDGET] & 0xFFFFFFFF
 
     @property
@@ -260,6 +260,10 @@ class Section:
         touched again."""
         mode = libc.FALLOC_FL_PUNCH_HOLE | libc.FALLOC_FL_KEEP_SIZE
         libc.fallocate(self._descriptor, mode, self._offset + start, stop - start)
+
+    def allocate(self, start: int, stop: int) -> None:
+        """Have memory there. Waits for it; raises `OSError` if there is none."""
+        libc.fallocate(self._descriptor, 0, self._offset + start, stop - start)
 
     def touched(self) -> Iterator[tuple[int, int]]:
         """The parts that were ever written, as byte offsets, in whole memory pages: the rest is zero, and reading it

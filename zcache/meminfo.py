@@ -17,5 +17,8 @@ def read_bytes(name: str, meminfo: Path = MEMINFO) -> int:
 
 def read_counter(name: str, vmstat: Path = VMSTAT) -> int:
     """A counter of /proc/vmstat since boot: `pswpout` is in pages. 0 if this kernel has none (it cannot swap)."""
-    found = re.search(rf"^{name} (\d+)", vmstat.read_text(), re.MULTILINE)
+    try:
+        found = re.search(rf"^{name} (\d+)", vmstat.read_text(), re.MULTILINE)
+    except OSError:
+        return 0
     return int(found[1]) if found else 0

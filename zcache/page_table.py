@@ -25,6 +25,9 @@ MAX_RUN_PAGES: Final = 64
 
 #: The table is populated by stretches of 1 GiB of device (2 MiB of entries): each that was touched, and the next one.
 STRETCH_BLOCKS: Final = 1 << 9
+STRETCH_ENTRIES: Final = STRETCH_BLOCKS * BLOCK_ENTRIES
+POPULATED: Final = 1
+WANTED: Final = 2
 
 LOST_RUN: Final = memoryview(array("Q", [LOST]) * MAX_RUN_PAGES)
 EMPTY_RUN: Final = memoryview(array("Q", [EMPTY]) * WHOLE_WORDS)
@@ -39,7 +42,7 @@ class PageTable:
         self._array = FlatArray("Q", page_count, section)
         self.entries = self._array.view
         self.touched = bytearray((page_count + BLOCK_ENTRIES - 1) >> BLOCK_SHIFT)
-        self._populated = bytearray(len(self.touched) // STRETCH_BLOCKS + 1)  # by stretch
+        self._populated = bytearray(len(self.touched) // STRETCH_BLOCKS + 1)  # by stretch: no, yes, wanted
 
     def touch(self, first: int, last: int) -> None:
         """Note that entries `first` to `last` (inclusive) are about to be written."""
@@ -102,12 +105,23 @@ class PageTable:
         """Keep the table populated where it is in use and just beyond. Not for the I/O path."""
         for stretch in range(len(self._populated)):
             first = stretch * STRETCH_BLOCKS
-            if not stretch or self.touched.find(1, first, first + STRETCH_BLOCKS) >= 0:
+            is_wanted = not stretch or self._populated[stretch] == WANTED
+            if is_wanted or self.touched.find(1, first, first + STRETCH_BLOCKS) >= 0:
                 self._populate(stretch)
                 self._populate(stretch + 1)
 
     def _populate(self, stretch: int) -> None:
-        if stretch < len(self._populated) and not self._populated[stretch]:
-            entries = STRETCH_BLOCKS * BLOCK_ENTRIES
-            self._array.populate(stretch * entries, (stretch + 1) * entries)
-            self._populated[stretch] = 1
+        if stretch < len(self._populated) and self._populated[stretch] != POPULATED:
+            self._array.populate(stretch * STRETCH_ENTRIES, (stretch + 1) * STRETCH_ENTRIES)
+            self._populated[stretch] = POPULATED
+
+    def is_populated(self, first: int, stop: int) -> bool:
+        """Whether entries `first` to `stop` (exclusive; at most 1 GiB of device) can be read and written without a page
+        fault. If not, they soon can: `fault_ahead` is told."""
+        populated = self._populated
+        is_there = True
+        for stretch in {first // STRETCH_ENTRIES, (stop - 1) // STRETCH_ENTRIES}:
+            if populated[stretch] != POPULATED:
+                populated[stretch] = WANTED
+                is_there = False
+        return is_there

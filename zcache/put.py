@@ -203,6 +203,8 @@ class Putter:
             stop = start + len(list(same))
             if is_admitted:
                 self.put_run(thing, first + start, data[start << 12 : stop << 12])
+                with self._lock:
+                    self._statistics.ephemeral_puts += stop - start
             else:
                 for part in thing.table.touched_runs(first + start, first + stop):
                     with self._lock:

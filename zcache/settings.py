@@ -69,6 +69,8 @@ class Settings:
         most = self._store.frames.max_budget_frames
         budget.min_frames = min(kept("min_budget_frames"), most) or budget.min_frames
         budget.max_frames = min(kept("max_budget_frames"), most) or budget.max_frames
+        if budget.min_frames > budget.max_frames:  # a death between the two words
+            budget.max_frames = budget.min_frames
         if kept("high_watermark"):
             reclaimer.chosen_watermarks = kept("low_watermark"), kept("high_watermark")
         reclaimer.spare_time.share = kept("share") / _SHARE_PARTS or SHARE
@@ -105,7 +107,11 @@ class Settings:
             low, high = reclaimer.low_watermark, reclaimer.high_watermark
             low, high = (value, max(high, value + 1)) if name == "low_watermark" else (min(low, value - 1), value)
             if not 0 < low < high <= frames.max_budget_frames // 2:
-                raise BadInput(f"{name}={text}: not between a frame and half of the budget; give {KEYS[name]}")
+                size_kib = frames.frame_bytes >> 10
+                raise BadInput(
+                    f"{name}={text}: low is {size_kib}K or more, high {2 * size_kib}K or more, both at most half of "
+                    "the largest budget; give a size between these, or auto"
+                )
             reclaimer.chosen_watermarks = low, high
         reclaimer.set_watermarks(frames.budget_frames)
         low, high = reclaimer.chosen_watermarks or (0, 0)
@@ -115,7 +121,9 @@ class Settings:
     def _set_share(self, text: str) -> None:
         share = parse_share(text)
         if share is None or not 0 < share <= 1:
-            raise BadInput(f"recompress_share={text}: not a share of a processor; give more than 0%, up to 100%")
+            raise BadInput(
+                f"recompress_share={text}: not a share of a processor; give a percentage, more than 0% and up to 100%"
+            )
         self._store.reclaimer.spare_time.share = share
         self._keep("share", max(round(share * _SHARE_PARTS), 1))
 

@@ -39,7 +39,8 @@ class Statistics:
     puts: int = 0
     gets: int = 0
     get_misses: int = 0
-    ephemeral_gets: int = 0  # of these, of ephemeral pools
+    ephemeral_puts: int = 0  # of these, of ephemeral pools
+    ephemeral_gets: int = 0
     ephemeral_misses: int = 0
     flush_requests: int = 0  # not in pages
     flushes: int = 0  # those that had been something

@@ -181,6 +181,7 @@ class Store:
         self.seal.populate()
         if any(thing.kind for thing in self.tmem.objects()):
             self.admission.populate()
+            self.allocator.populate_for_ephemeral()
         self.fault_ahead()
 
     def is_populated(self) -> bool:

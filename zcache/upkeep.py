@@ -6,7 +6,6 @@ that the server's threads run, comes from a thread that waits for nothing.
 """
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -20,17 +19,12 @@ UPKEEP_SECONDS: Final = 0.25
 
 class Upkeep:
     """Calls `work` every so many seconds, from `start` to `stop`, in a thread of that name. An `OSError` (no memory
-    now, or a kernel that cannot) is no reason to end: tables are then touched as they are used.
+    now, or a kernel that cannot) is no reason to end: tables are then touched as they are used."""
 
-    A thread that takes memory which is not for requests is not `real_time`: the reserve is not for it."""
-
-    def __init__(
-        self, name: str, work: Callable[[], None], seconds: float = UPKEEP_SECONDS, real_time: bool = True
-    ) -> None:
+    def __init__(self, name: str, work: Callable[[], None], seconds: float = UPKEEP_SECONDS) -> None:
         self._name = name
         self._work = work
         self._seconds = seconds
-        self._real_time = real_time
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -44,8 +38,6 @@ class Upkeep:
 
     def _run(self) -> None:
         begin_own_thread(self._name)
-        if not self._real_time:
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # of this thread
         while True:
             with contextlib.suppress(OSError):
                 self._work()

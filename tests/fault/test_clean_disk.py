@@ -151,6 +151,20 @@ def test_a_put_that_fails_fails_no_read(tmp_path: Path, content: bytes, monkeypa
     disk.close()
 
 
+@pytest.mark.parametrize("piece", [512, 1000, 1024, 4095, 10_000, 10_240])
+def test_a_scan_in_pieces_is_one_reading(tmp_path: Path, content: bytes, piece: int) -> None:
+    """Each page is read in several requests, once."""
+    disk, _ = clean_disk(tmp_path / "image", small_store(128, admit="reused"), content=content)
+    for offset in range(0, len(content), piece):
+        length = min(piece, len(content) - offset)
+        assert read(disk, offset, length) == content[offset : offset + length]
+    assert disk._store.statistics.ephemeral_pages == 0
+    for offset in range(0, len(content), piece):
+        read(disk, offset, min(piece, len(content) - offset))
+    assert disk._store.statistics.ephemeral_pages > 0
+    disk.close()
+
+
 def test_a_disk_that_goes_takes_its_pages_along(tmp_path: Path, content: bytes, rng: random.Random) -> None:
     store = small_store(64)
     swap = new_object(store, 8)

@@ -249,7 +249,7 @@ class World:
         else:
             assert budget.shrink(count, may_write=self.rng.random() < 0.5) <= count
             assert self.store.frames.budget_frames >= self.min_budget_frames
-        budget.give_back_rest()
+        budget.sweep()
 
     def _change_faults(self) -> None:
         """Time passes; now and then other faults begin."""

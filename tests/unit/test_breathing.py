@@ -12,7 +12,7 @@ from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.stores import new_object, put, small_store
 from zcache import meminfo
 from zcache.breathing import BREATH_SECONDS, HOLD_SECONDS, Breathing
-from zcache.budget import Budget
+from zcache.budget import SWEEPS, Budget
 from zcache.check import check
 from zcache.pressure import PressureGauge
 from zcache.tmem import Kind
@@ -157,6 +157,21 @@ def test_clean_data_gets_what_is_plenty(machine: Machine) -> None:
         assert machine.breathe() == 64
 
 
+def test_clean_data_at_rest_is_kept_while_nobody_wants_the_memory(machine: Machine) -> None:
+    for _ in range(20):
+        for _ in range(100):
+            page = page_with_zpage_of(machine.rng, 2400)
+            put(machine.store, machine.clean, machine.rng.randrange(4096), page)
+        machine.breathe()
+    held = machine.store.statistics.ephemeral_pages
+    for _ in range(60):
+        machine.breathe()
+    assert machine.store.statistics.ephemeral_pages == held > 800
+    for _ in range(60):
+        machine.breathe(stalled=0.5)
+    assert machine.store.frames.budget_frames == 64
+
+
 def test_what_was_set_is_reached(machine: Machine) -> None:
     for _ in range(20):
         machine.breathe(puts=100)
@@ -164,8 +179,10 @@ def test_what_was_set_is_reached(machine: Machine) -> None:
     assert machine.breathe() == 300
     machine.budget.min_frames = machine.budget.max_frames = 700
     assert machine.breathe() == 700
+    for _ in range(SWEEPS[0]):
+        machine.breathe()
     assert machine.budget.is_settled()
-    assert machine.reasons()[-2:] == ["more than is allowed", "less than is allowed"]
+    assert machine.reasons()[-2:] == ["it was set to be less", "it was set to be more"]
 
 
 def test_what_cannot_be_reached_is_a_trouble(tmp_path: Path, rng: random.Random) -> None:

@@ -20,7 +20,7 @@ from tests.support.stores import (
 )
 from tests.support.tiers import MemoryTier
 from zcache import libc
-from zcache.budget import Budget
+from zcache.budget import SWEEPS, Budget
 from zcache.check import check
 from zcache.errors import BadInput, StoreFull
 from zcache.image import Signs, new_descriptor
@@ -32,6 +32,12 @@ from zcache.tmem import Kind
 
 def budget_of(store: Store, min_frames: int = 2) -> Budget:
     return Budget(store.frames, store.reclaimer, store.lock, store.statistics, min_frames)
+
+
+def sweep(budget: Budget) -> None:
+    """As many breaths as it takes."""
+    for _ in range(SWEEPS[0]):
+        budget.sweep()
 
 
 def the_same_disk(tier: MemoryTier) -> MemoryTier:
@@ -127,7 +133,7 @@ def test_the_memory_of_an_image_goes_back_whoever_has_it_mapped(rng: random.Rand
     budget.begin(32)
     assert heir.frames.budget_frames == 32 and heir.frames.resident == 2
     heir.populate()
-    budget.give_back_rest()
+    sweep(budget)
     assert os.fstat(descriptor).st_blocks < 100 * 128
     assert get(heir, thing, 0, 64) == page * 64
     check(heir)
@@ -175,7 +181,7 @@ def test_memory_that_cannot_be_had_leaves_the_budget_as_it_is(monkeypatch: pytes
         patched.setattr(libc, "populate", refuse)
         budget.grow(10)
     assert store.frames.budget_frames == 20 and not budget.is_settled()
-    budget.give_back_rest()
+    sweep(budget)
     assert budget.grow(10) == 10
     check(store)
 
@@ -215,9 +221,10 @@ def test_settings_are_set_and_refused() -> None:
         ("budget=100K..1M", "give at least 256K"),
         ("budget=2M..1M", "give the smaller one first"),
         ("budget=", "not a number of bytes"),
-        ("low_watermark=3M", "half of the budget"),
-        ("high_watermark=4K", "half of the budget"),
+        ("low_watermark=3M", "half of the largest"),
+        ("high_watermark=4K", "high 8K or more"),
         ("recompress_share=0%", "more than 0%"),
+        ("recompress_share=0.5", "give a percentage"),
         ("recompress_share=lots", "not a share"),
         ("admit=never", "reused or always"),
         ("size=1G", "no such setting; give budget="),

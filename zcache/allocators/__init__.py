@@ -67,6 +67,9 @@ class Allocator(Protocol):
     def evict(self, frame: int) -> list[int]:
         """Throw away an ephemeral frame; returns the owners of what was alive in it."""
 
+    def populate_for_ephemeral(self) -> None:
+        """Fault in what only ephemeral zpages take. Not for the I/O path."""
+
     def inherit(self, entry: int) -> None:
         """Taking over, first: note a live zpage of a persistent frame, in RAM or below. Raises `Imbalance`."""
 

@@ -305,6 +305,9 @@ class Log:
         frames.give(frame)
         return owners
 
+    def populate_for_ephemeral(self) -> None:
+        """See `Allocator.populate_for_ephemeral`: whose they are is in the frame."""
+
     # -- packing ----------------------------------------------------------------------------------------------------
 
     def collect(self, frame: int, slot: int) -> list[Live]:

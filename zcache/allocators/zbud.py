@@ -58,7 +58,8 @@ class Zbud:
         self._after = array("I", range(slots + 2 * CHUNKS))
         self._before = array("I", range(slots + 2 * CHUNKS))
         self._filled_lists = [0, 0]  # by kind: bit m is set while list m is not empty
-        self._owners = FlatArray("Q", 2 * slots).view  # left, right
+        self._owners_array = FlatArray("Q", 2 * slots)
+        self._owners = self._owners_array.view  # left, right
         self._inherited = FlatArray("B", 2 * (frames.frame_count + 1)).view  # chunks, left and right, while taking over
 
     @staticmethod
@@ -193,6 +194,10 @@ class Zbud:
         frames.live[frame] = 0
         frames.give(frame)
         return alive
+
+    def populate_for_ephemeral(self) -> None:
+        """See `Allocator.populate_for_ephemeral`: whose they are."""
+        self._owners_array.fault_ahead(self._owners_array.count)
 
     def inherit(self, entry: int) -> None:
         """See `Allocator.inherit`."""

@@ -7,6 +7,7 @@ is against; what happened without most of them is in ARCHITECTURE.md ("Ablation"
 
 import contextlib
 import os
+import resource
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Final
 from zcache import libc
 from zcache.errors import EnvironmentProblem
 from zcache.hardening import heap, log_pipe, privileges, program
+from zcache.hardening.threads import REAL_TIME_PRIORITY
 
 OOM_SCORE_ADJ: Final = Path("/proc/self/oom_score_adj")
 MIN_OOM_SCORE_ADJ: Final = -1000
@@ -190,7 +192,9 @@ def _is_io_flusher() -> bool:
 def _go_real_time() -> None:
     """The page allocator lets a real-time task dip into the reserve below the min watermark, where a worker finds the
     socket buffer for its reply when nobody else finds anything. The lowest priority: it is not for speed."""
-    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    with contextlib.suppress(ValueError, OSError):  # for `without_real_time`, once there are no privileges
+        resource.setrlimit(resource.RLIMIT_RTPRIO, (REAL_TIME_PRIORITY, REAL_TIME_PRIORITY))
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REAL_TIME_PRIORITY))
 
 
 def _is_real_time() -> bool:

@@ -8,9 +8,11 @@ that it was done lives in a `threading.local`, which dies with the state, so it 
 Nobody destroys such a state when its thread ends, so the next new thread does that for all that have ended since.
 """
 
+import contextlib
 import ctypes
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,9 @@ STACK_BYTES: Final = 512 << 10
 
 #: What our own threads use of theirs: a few dozen frames of Python.
 OWN_STACK_BYTES: Final = 128 << 10
+
+#: The limit for a thread that gives real time up for a moment, and wants it back without privileges.
+REAL_TIME_PRIORITY: Final = 1
 
 _ensure: Final = ctypes.pythonapi.PyGILState_Ensure
 _this_state: Final = ctypes.pythonapi.PyGILState_GetThisThreadState
@@ -78,3 +83,18 @@ def _destroy_states_of_the_dead(own: int) -> None:
             if state:
                 _clear(state)
                 _delete(state)
+
+
+@contextlib.contextmanager
+def without_real_time() -> Iterator[None]:
+    """For a thread that takes memory which is not for requests: a real-time task may take what is kept below the min
+    watermark, and that is for replies. Afterwards it is what it was."""
+    if os.sched_getscheduler(0) != os.SCHED_RR:
+        yield
+        return
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(PermissionError):  # no limit was set
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REAL_TIME_PRIORITY))

@@ -13,7 +13,8 @@ for each attempt to write it below. So births are in the order of age, two looks
 the same, and the birth of what is below can be the nonce under which it was encrypted.
 
 Locking: every method and every array is protected by the store's lock, which the caller holds.
-Cost: 23 bytes and its seal (4 or 16) a frame id ever used, 18 a RAM slot. Nothing is allocated after construction.
+Cost: 23 bytes and its seal (4 or 16) a frame id ever used, 23 a RAM slot. Nothing is allocated after construction, but
+when the budget changes.
 """
 
 import copy
@@ -292,6 +293,10 @@ class PageFrames(Queues):
         there is more ephemeral than CLEAN."""
         return not self.free_slot_count and self.queue_length[Queue.EPHEMERAL] > self.queue_length[Queue.CLEAN]
 
+    def has_room_for(self, window: int) -> bool:
+        """Whether that many frames could be adopted without dropping one that was only just."""
+        return self.free_slot_count + self.queue_length[Queue.CLEAN] > window + 1
+
     def oldest_ephemeral(self) -> int:
         """The ephemeral frame that has waited longest and was not referenced since it was last looked at; 0 if there is
         none. Those that were go to the young end; after `SECOND_CHANCES` of them, the oldest has had its chance."""
@@ -320,17 +325,16 @@ class PageFrames(Queues):
 
     # -- a budget that changes ----------------------------------------------------------------------------------------
 
-    def withdraw_slots(self, limit: int) -> list[int]:
-        """Up to `limit` free slots leave the budget, those that have been free longest first."""
+    def withdraw_slots(self, limit: int) -> "array[int]":
+        """Up to `limit` free slots leave the budget."""
         count = min(limit, self.free_slot_count)
-        slots = self._free_slots[:count]
         left = self.free_slot_count - count
-        self._free_slots[:left] = self._free_slots[count : self.free_slot_count]
+        slots = self._free_slots[left : self.free_slot_count]
         self.free_slot_count = left
         self._absent_slots[self.absent_slot_count : self.absent_slot_count + count] = slots
         self.absent_slot_count += count
         self.memory.mark(slots, True)
-        return slots.tolist()
+        return slots
 
     def absent_slots(self) -> memoryview:
         """Those that have left it, the last ones last."""

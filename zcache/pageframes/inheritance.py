@@ -54,14 +54,17 @@ def free_the_rest(frames: PageFrames, highest: int, beat: Callable[[], None]) ->
     for frame in beating(_by_birth(frames), beat):
         queue = Queue.CLEAN if frames.state[frame] == State.CLEAN else Queue.PERSISTENT
         frames._link_youngest(frames.home[frame], queue)
+    # What has memory is there for reads first, and leaves the budget last.
+    has_memory = frames.memory.slots_with_memory()
     frames.fetch_slot_count = frames.free_slot_count = 0
-    for slot in beating(range(frames.slot_count - 1, 0, -1), beat):
-        if frames.frame_of[slot]:
-            continue
-        if frames.fetch_slot_count < FETCH_SLOTS:
-            frames.give_fetch_slot(slot)
-        else:
-            frames._put_free_slot(slot)
+    for is_there in (1, 0):
+        for slot in beating(range(frames.slot_count - 1, 0, -1), beat):
+            if frames.frame_of[slot] or has_memory[slot] != is_there:
+                continue
+            if frames.fetch_slot_count < FETCH_SLOTS:
+                frames.give_fetch_slot(slot)
+            else:
+                frames._put_free_slot(slot)
 
 
 def _by_birth(frames: PageFrames) -> Iterator[int]:

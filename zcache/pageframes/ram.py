@@ -33,42 +33,64 @@ class Ram:
             self._absent[slot] = is_absent
 
     def give_back(self, slots: Iterable[int]) -> None:
-        """Without the lock: the memory of absent slots goes to the system. Raises `OSError` where that cannot be
+        """Without the lock: the memory of a few absent slots goes to the system. Raises `OSError` where that cannot be
         (locked memory before Linux 5.18)."""
         for start, stop in self._spans(sorted(slots)):
-            if self._section:
-                self._section.discard(start, stop)
-            else:
-                libc.discard(self.view[start:stop])
+            self._discard(start, stop)
+
+    def give_back_absent(self) -> None:
+        """The same for all of them; what is a hole already stays one."""
+        for start, stop in self._runs(is_absent=True):
+            self._discard(start, stop)
 
     def get_back(self, slots: Iterable[int]) -> None:
-        """Without the lock: absent slots have memory again. May wait for it; raises `OSError` if there is none."""
+        """Without the lock: a few absent slots have memory again. May wait for it; raises `OSError` if there is none.
+
+        The memory of an image is allocated before it is mapped: whoever waits for it does not hold up the address
+        space, and with that all threads that fault or map something.
+        """
         for start, stop in self._spans(sorted(slots)):
+            if self._section:
+                self._section.allocate(start, stop)
             libc.populate(self.view[start:stop])
+
+    def _discard(self, start: int, stop: int) -> None:
+        if self._section:
+            self._section.discard(start, stop)
+        else:
+            libc.discard(self.view[start:stop])
 
     def populate(self, beat: Callable[[], None]) -> None:
         """Fault in all that is not absent; raises `OSError` when there is not that much memory. `beat` is called on the
         way."""
-        for start, stop in self._present():
+        for start, stop in self._runs(is_absent=False):
             for part in range(start, stop, POPULATED_RUN_BYTES):
                 libc.populate(self.view[part : min(part + POPULATED_RUN_BYTES, stop)])
                 beat()
 
     def is_populated(self) -> bool:
         """Whether all that is not absent is in memory, asked of the kernel."""
-        return all(libc.resident_share(self.view[start:stop]) == 1.0 for start, stop in self._present())
+        runs = self._runs(is_absent=False)
+        return all(libc.resident_share(self.view[start:stop]) == 1.0 for start, stop in runs)
 
-    def _present(self) -> Iterator[tuple[int, int]]:
-        """Runs of bytes."""
-        start = 0
-        while start < self._slot_count:
-            stop = self._absent.find(1, start)
+    def slots_with_memory(self) -> bytearray:
+        """Taking over: a byte for each slot, 1 if a predecessor has left all of it memory."""
+        if not self._section:
+            return bytearray(b"\1" * self._slot_count)
+        has_memory = bytearray(self._slot_count)
+        for start, stop in self._section.touched():
+            first, last = -(-start // self._frame_bytes), stop // self._frame_bytes
+            has_memory[first:last] = b"\1" * (last - first)
+        return has_memory
+
+    def _runs(self, *, is_absent: bool) -> Iterator[tuple[int, int]]:
+        """Of slots that are absent, or are not, as bytes."""
+        start = self._absent.find(is_absent)
+        while start >= 0:
+            stop = self._absent.find(not is_absent, start)
             stop = self._slot_count if stop < 0 else stop
-            if start < stop:
-                yield start * self._frame_bytes, stop * self._frame_bytes
-            start = self._absent.find(0, stop)
-            if start < 0:
-                return
+            yield start * self._frame_bytes, stop * self._frame_bytes
+            start = self._absent.find(is_absent, stop)
 
     def _spans(self, slots: list[int]) -> Iterator[tuple[int, int]]:
         """Ascending slots as runs of bytes."""
