@@ -5,10 +5,9 @@ kernel's own connection is known and counted (`zcache.image.DEVICE_EXPORT`). Whe
 other name means the device as well; where there are, it is an error: a slip of the pen must not lead to swap.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Final, Protocol
 
-from zcache.clean_disk import CleanDisk
 from zcache.errors import BadInput
 from zcache.image import DEVICE_EXPORT
 
@@ -44,11 +43,11 @@ class Disk(Protocol):
 
 
 class Exports:
-    """The disks of one server."""
+    """The disks of one server: the device, and clean ones by name."""
 
-    def __init__(self, device: Disk, clean: Sequence[CleanDisk] = ()) -> None:
+    def __init__(self, device: Disk, clean: Mapping[str, Disk]) -> None:
         self.device = device
-        self.clean = {disk.name: disk for disk in clean}
+        self.clean = clean
 
     def find(self, name: str) -> Disk:
         """Raises `BadInput` if there is no such export."""
@@ -61,5 +60,5 @@ class Exports:
     def list(self) -> Iterator[tuple[str, str]]:
         """Names and what they are, for whoever looks round."""
         yield DEVICE_NAME, "compressed swap"
-        for disk in self.clean.values():
-            yield disk.name, f"clean: a disk, {'read-only, ' if disk.read_only else ''}with a compressed cache"
+        for name, disk in self.clean.items():
+            yield name, f"clean: a disk, {'read-only, ' if disk.read_only else ''}with a compressed cache"

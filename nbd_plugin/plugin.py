@@ -229,7 +229,7 @@ def _warm_up_callbacks() -> None:
     """Run each request callback once, on disks of no consequence, so that none of its code is read from a disk when
     memory is short."""
     page = memoryview(bytearray(b"zcache" * 683)[:4096])
-    for disk in scratch_disks(_server.config.allocator):
+    for disk in scratch_disks(_server.config.allocator, bool(_server.config.clean)):
         connection = Connection(disk, False)
         for offset, data in ((0, page), (1, page[:100])):
             pwrite(connection, data, offset, 0)

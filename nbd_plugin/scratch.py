@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from nbd_plugin.device import Device
 from nbd_plugin.exports import Disk
 from zcache.allocators.choice import ALLOCATORS
-from zcache.clean_disk import CleanDisk
 from zcache.codec import parse_codec
 from zcache.disk_file import DiskFile
 from zcache.entry import PAGE_BYTES
@@ -22,10 +21,14 @@ def scratch_device(allocator: str) -> Device:
     return Device(store, store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, 64))
 
 
-def scratch_disks(allocator: str) -> Iterator[Disk]:
+def scratch_disks(allocator: str, with_clean: bool) -> Iterator[Disk]:
     """One, and a small clean disk over the same store."""
     device = scratch_device(allocator)
     yield device
+    if not with_clean:
+        return
+    from zcache.clean_disk import CleanDisk  # locked in memory, where there are any
+
     descriptor = os.memfd_create("zcache-warm-up", os.MFD_CLOEXEC)
     os.ftruncate(descriptor, 16 * PAGE_BYTES)
     disk = CleanDisk("", DiskFile.adopt(descriptor), False, device.store, device.store.tmem.new_pool(Kind.EPHEMERAL))

@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nbd_plugin.captive import temporary_folder, turn_clients_away
 from nbd_plugin.config import MAX_CLEAN, Config
@@ -26,7 +26,6 @@ from zcache.allocators.choice import ALLOCATORS
 from zcache.backoff import Clock
 from zcache.breathing import BREATH_SECONDS, Breathing
 from zcache.budget import Budget
-from zcache.clean_disk import CleanDisk
 from zcache.control import ControlSocket, rehearse
 from zcache.disk_file import DiskFile
 from zcache.entry import PAGE_BYTES
@@ -49,6 +48,9 @@ from zcache.tiers.backing_file import BackingFile
 from zcache.tmem import Kind, TmemObject
 from zcache.upkeep import Upkeep
 from zcache.warm_up import try_seal, warm_up
+
+if TYPE_CHECKING:
+    from zcache.clean_disk import CleanDisk
 
 #: Names of protections to leave out, separated by commas: how `scripts/bench ablation` shows what each is for.
 WITHOUT_VARIABLE: Final = "ZCACHE_WITHOUT"
@@ -78,6 +80,7 @@ class Server:
         self._tier: BackingFile | None = None
         self._files: list[int] = []  # descriptors that a successor is given: see `_open_files`
         self._clean_files: list[DiskFile] = []
+        self._clean: list[CleanDisk] = []
         self._control: ControlSocket | None = None
         self._upkeep: list[Upkeep] = []
         self._hardening: Hardening | None = None
@@ -231,12 +234,8 @@ class Server:
         """Be ready for requests; raises `BadInput`, and `EnvironmentProblem` with `hardening=require` when the process
         is not safe."""
         store, pages = self._make_store()
-        pool = store.tmem.new_pool(Kind.EPHEMERAL)
-        clean = [
-            CleanDisk(export.name, file, export.read_only, store, pool)
-            for export, file in zip(self.config.clean, self._clean_files, strict=True)
-        ]
-        self.exports = Exports(Device(store, pages), clean)
+        self._make_clean_disks(store)
+        self.exports = Exports(Device(store, pages), {disk.name: disk for disk in self._clean})
         self._store = store
         breathing, settings = self._make_budget(store)
         if self._hardening:
@@ -263,7 +262,11 @@ class Server:
             number = self._signs.epoch if self._signs else 1
 
             def status() -> dict[str, Any]:
-                around = {**breathing.status(), **peaks.status(), "clean_exports": [disk.status() for disk in clean]}
+                around = {
+                    **breathing.status(),
+                    **peaks.status(),
+                    "clean_exports": [disk.status() for disk in self._clean],
+                }
                 troubles = [*self._troubles(), *filter(None, [breathing.trouble])]
                 return gather_status(store, pages, holds, number, troubles, around)
 
@@ -271,9 +274,18 @@ class Server:
         if self._signs:
             self._signs.begin_to_serve()
 
+    def _make_clean_disks(self, store: Store) -> None:
+        if not self.config.clean:
+            return
+        from zcache.clean_disk import CleanDisk  # locked in memory, where there are any
+
+        pool = store.tmem.new_pool(Kind.EPHEMERAL)
+        for export, file in zip(self.config.clean, self._clean_files, strict=True):
+            self._clean.append(CleanDisk(export.name, file, export.read_only, store, pool))
+
     def _troubles(self) -> list[str]:
         """What is wrong around the store."""
-        troubles = [trouble for disk in self.exports.clean.values() for trouble in disk.troubles()]
+        troubles = [trouble for disk in self._clean for trouble in disk.troubles()]
         return troubles if self._keeper_pid in (None, os.getppid()) else [KEEPER_IS_GONE, *troubles]
 
     def _fault_ahead(self) -> None:
@@ -386,7 +398,7 @@ class Server:
             self._control.close()
         for upkeep in self._upkeep:
             upkeep.stop()
-        for disk in self.exports.clean.values():
+        for disk in self._clean:
             disk.close()
         self._store.close()
         if self._hardening:

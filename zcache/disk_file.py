@@ -21,6 +21,7 @@ from typing import Final
 
 from zcache import libc
 from zcache.errors import BadInput
+from zcache.flat_array import anonymous_memory
 
 #: For a descriptor: each transfer is EBADF.
 _NOWHERE: Final = -1
@@ -28,8 +29,8 @@ _NOWHERE: Final = -1
 #: What a kernel or a file system says that has no such call, or not for such a range (a device: not whole blocks).
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV, errno.EBADF})
 
-#: Zeros that are written at a time, where they cannot be asked for.
-_ZEROS: Final = memoryview(bytes(1 << 16))
+#: Zeros that are written at a time, where they cannot be asked for: never touched, and so no memory.
+_ZEROS: Final = memoryview(anonymous_memory(1 << 20))
 
 
 class DiskFile:

@@ -7,7 +7,7 @@ Its seal has a key of its own: births start anew in it.
 """
 
 import contextlib
-import random
+import os
 import threading
 from typing import Final
 
@@ -38,8 +38,7 @@ def warm_up(codec: Codec, allocator: str, recompress: Codec | None, tier: Tier |
     )
     pool = store.tmem.new_pool(Kind.PERSISTENT)
     pages = store.tmem.new_object(pool, 0, 4 * FRAMES)
-    randomness = random.Random(0)
-    raw = randomness.randbytes(MAX_RUN_PAGES * PAGE_BYTES)
+    raw = os.urandom(MAX_RUN_PAGES * PAGE_BYTES)  # not `random`, which would be 150 KiB for this
     mixed = bytearray(raw)
     for index in range(MAX_RUN_PAGES):
         start = index * PAGE_BYTES
