@@ -10,9 +10,9 @@ zstandard packages release the GIL while they work). `decompress` either returns
 
 import re
 from collections.abc import Callable
-from typing import Final
+from types import ModuleType
+from typing import Any, Final
 
-import zstandard
 from lz4 import block as lz4_block
 
 from zcache.entry import LENGTH_SHIFT, PAGE_BYTES, zpage_tag
@@ -29,7 +29,10 @@ CHOICES: Final = "lz4, lz4:ACCELERATION (1 to 65537) or zstd:LEVEL (-7 to 19)"
 #: zstd contexts made ahead: a context must not be used by two threads at once, and each connection has
 #: one. `list.pop` and `append` are atomic, so a list is all the locking that they need.
 ZSTD_CONTEXTS: Final = 4
-_idle_decompressors: Final[list[zstandard.ZstdDecompressor]] = []
+_idle_decompressors: Final[list[Any]] = []
+
+#: What decompressing may raise; zstd's own comes with it.
+_errors: tuple[type[Exception], ...] = (lz4_block.LZ4BlockError, IndexError)
 
 Compress = Callable[[memoryview], bytes]
 Decompress = Callable[[bytes], bytes]
@@ -72,7 +75,18 @@ def _lz4_compress(acceleration: int) -> Compress:
     return compress
 
 
+def _load_zstandard() -> ModuleType:
+    """Where zstd is to be used, and not before: it would be locked in the memory of a server that has no use for it."""
+    global _errors
+    import zstandard
+
+    if zstandard.ZstdError not in _errors:
+        _errors += (zstandard.ZstdError,)
+    return zstandard
+
+
 def _zstd_compress(level: int) -> Compress:
+    zstandard = _load_zstandard()
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level,
         source_size=PAGE_BYTES,
@@ -88,7 +102,7 @@ def _zstd_compress(level: int) -> Compress:
             context = idle.pop()
         except IndexError:
             context = zstandard.ZstdCompressor(compression_params=parameters)
-        body = context.compress(page)
+        body: bytes = context.compress(page)
         idle.append(context)
         return body
 
@@ -105,8 +119,9 @@ def _zstd_decompress(body: bytes) -> bytes:
     try:
         context = _idle_decompressors.pop()
     except IndexError:
+        zstandard = _load_zstandard()
         context = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
-    page = context.decompress(body, PAGE_BYTES)
+    page: bytes = context.decompress(body, PAGE_BYTES)
     _idle_decompressors.append(context)
     return page
 
@@ -131,7 +146,7 @@ def decompress(codec_id: int, body: bytes) -> bytes:
     """One page of 4096 bytes, or `PageDamaged`."""
     try:
         page = decoders[codec_id](body)
-    except (lz4_block.LZ4BlockError, zstandard.ZstdError, IndexError) as error:
+    except _errors as error:
         raise PageDamaged(f"{NAMES.get(codec_id, codec_id)}: {error}") from None
     if len(page) != PAGE_BYTES:
         raise PageDamaged(f"{NAMES[codec_id]}: {len(page)} bytes instead of a page")
