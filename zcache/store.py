@@ -5,7 +5,7 @@ what the store is made of, and what happens to pages otherwise.
 
 Locking: `lock` protects the page tables, frames, allocator, tier bookkeeping and statistics. It is the only lock of
 the store; conditions (`Reclaimer.landed`, the fetcher's) are built on it. Nothing under it waits, does I/O, or calls
-out: no codec, and not the tier. `PartialWrite.turn` comes before it.
+out: no codec, and not the tier. `PartialWrite.turn` and `CleanDisk._lock` come before it.
 
 Pages are 4096 bytes; indexes count pages of an object.
 """
