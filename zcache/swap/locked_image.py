@@ -26,8 +26,8 @@ class LockedImage:
         self._budget_changes = 0  # that have been seen
 
     def keep(self) -> None:
-        """Fault in what has come since the last call; only the server lets anything go. Raises `OSError` if some of it cannot be
-        had; the next call tries all of it again."""
+        """Fault in what has come since the last call; only the server lets anything go. Raises `OSError` if some of it
+        cannot be had; the next call tries all of it again."""
         status = os.fstat(self.descriptor)
         if not status.st_size:
             return
