@@ -318,9 +318,10 @@ class Client:
         assert isinstance(tier, FaultyTier)
         if tier.faults and not self.is_alone:  # they may be others now
             return
-        # A read of several pages that took long, and failed for one bad spot: no patience was left to read them apart.
-        # What goes on in the middle of it takes time, too.
-        if tier.bad_slots and count > 1 and seconds >= PATIENCE_SECONDS:
+        # A read of several pages that took long, and failed for one bad spot, or behind the end of a truncated file: no
+        # patience was left to read them apart. What goes on in the middle of it takes time, too.
+        has_bad_spot = tier.bad_slots or "truncation" in tier.faults
+        if has_bad_spot and count > 1 and seconds >= PATIENCE_SECONDS:
             return
         for entry in self.thing.table.entries[first : first + count].tolist():
             slot = frames.below[entry & FRAME_MASK] if 0 < entry < SAME_FILLED else 0

@@ -30,7 +30,7 @@ DISK: Final = Path("/dev/disk/by-id/virtio-vmdisk1")
 MOUNTED: Final = Path("/tmp/clean")
 PARAMETERS: Final = ("size=512M", "budget=48M", f"backing={BACKING}", f"clean=data:{DISK}", "hardening=require")
 LOAD: Final = ("stress-ng", "--vm", "2", "--vm-bytes", "480M", "--vm-keep", "--vm-method", "rand-set", "--verify")
-LOAD_SECONDS: Final = 40
+LOAD_SECONDS: Final = 25
 FILES: Final = 40
 
 
