@@ -193,6 +193,7 @@ class Client:
         wanted = [model.get(index, ZEROS) for index in range(first, first + count)]
         out = bytearray(count * PAGE_BYTES)
         begin_seconds = self.store.health.clock.now()
+        failed_reads = getattr(self.store.tier, "failed_reads", 0)
         try:
             with memoryview(out) as view:
                 misses = self.store.get(self.thing, first, view)
@@ -200,7 +201,7 @@ class Client:
             self._check_lost(first, wanted)
             return
         except PageDamaged:
-            self._check_damaged(first, count, self.store.health.clock.now() - begin_seconds)
+            self._check_damaged(first, count, self.store.health.clock.now() - begin_seconds, failed_reads)
             return
         if misses and self.thing.kind is Kind.EPHEMERAL:
             for index in range(first, first + count):
@@ -313,15 +314,15 @@ class Client:
             self.model[first] = None
             self.unsure.pop(first, None)
 
-    def _check_damaged(self, first: int, count: int, seconds: float = 0.0) -> None:
+    def _check_damaged(self, first: int, count: int, seconds: float = 0.0, failed_reads: int = 0) -> None:
+        """`failed_reads`: transfers that had failed before the operation, which took so many seconds."""
         tier, frames = self.store.tier, self.store.frames
         assert isinstance(tier, FaultyTier)
         if tier.faults and not self.is_alone:  # they may be others now
             return
-        # A read of several pages that took long, and failed for one bad spot, or behind the end of a truncated file: no
+        # A read of several pages that took long, and of which a transfer failed (a bad spot, a truncated file): no
         # patience was left to read them apart. What goes on in the middle of it takes time, too.
-        has_bad_spot = tier.bad_slots or "truncation" in tier.faults
-        if has_bad_spot and count > 1 and seconds >= PATIENCE_SECONDS:
+        if tier.failed_reads > failed_reads and count > 1 and seconds >= PATIENCE_SECONDS:
             return
         for entry in self.thing.table.entries[first : first + count].tolist():
             slot = frames.below[entry & FRAME_MASK] if 0 < entry < SAME_FILLED else 0

@@ -18,7 +18,6 @@ from zcache.entry import decode_zpage
 from zcache.image import Geometry, Image
 from zcache.pageframes import State
 from zcache.pageframes.frames import slots_of
-from zcache.pageframes.queues import Queue
 from zcache.rebuild import rebuild
 from zcache.settings import Settings
 from zcache.store import Store
@@ -154,8 +153,8 @@ def settings_of(store: Store, min_frames: int = 1) -> Settings:
 
 def drop_clean_frames(store: Store) -> None:
     """All frames that are below are there only, from here on."""
-    while store.frames.queue_length[Queue.CLEAN]:
-        store.frames._put_free_slot(store.frames._drop_oldest_clean())
+    while store.frames.drop_oldest_clean():
+        pass
 
 
 def make_frame_light(store: Store, thing: TmemObject, rng: random.Random, alive: tuple[int, ...]) -> dict[int, bytes]:

@@ -96,6 +96,7 @@ class FaultyTier(MemoryTier):
         self._given: dict[int, bytes] = {}
         self._regime: dict[str, float] = {}
         self.faults: dict[str, int] = {}  # how many of each there were
+        self.failed_reads = 0  # transfers
 
     def choose_regime(self) -> None:
         """Other faults from here on; bad spots are mended now and then."""
@@ -141,6 +142,13 @@ class FaultyTier(MemoryTier):
                 self.medium[slot] = bytes(frame)
 
     def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        try:
+            self._read(first_slot, frames)
+        except OSError:
+            self.failed_reads += 1
+            raise
+
+    def _read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         self.before_read()
         self._pass_time(first_slot)
         self._begin(first_slot, len(frames), "read")
