@@ -108,14 +108,15 @@ class Budget:
                 with self._lock:
                     frames.restore_slots(len(slots))
                 raise
-            self._breaths_left = SWEEPS[0]
-            done += len(slots)
-            self._statistics.budget_shrunk_frames += len(slots)
-            self._set_watermarks()
-            if not slots:
-                flights += 1
-                if not may_write or flights > MOST_FLIGHTS or not self._reclaimer.clean_some():
-                    break
+            if slots:
+                self._breaths_left = SWEEPS[0]
+                done += len(slots)
+                self._statistics.budget_shrunk_frames += len(slots)
+                self._set_watermarks()
+                continue
+            flights += 1
+            if not may_write or flights > MOST_FLIGHTS or not self._reclaimer.clean_some():
+                break
         return done
 
     def _withdraw(self, count: int) -> "array[int]":

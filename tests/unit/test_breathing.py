@@ -191,6 +191,10 @@ def test_what_cannot_be_reached_is_a_trouble(tmp_path: Path, rng: random.Random)
     machine.budget.min_frames = machine.budget.max_frames = 512
     assert machine.breathe() == 1000  # what was free has gone
     assert machine.breathe() == 1000 and "cannot shrink as was set" in machine.breathing.trouble
+    told: list[int] = []
+    machine.budget._changed = told.append
+    machine.breathe()
+    assert not told  # the keeper would look at the whole image again
     machine.store.flush(machine.thing, 0, 4096)
     assert machine.breathe() == 512 and not machine.breathing.trouble
 
