@@ -10,7 +10,7 @@ import ctypes
 import mmap
 import os
 import struct
-from typing import Final
+from typing import Any, Final
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -81,6 +81,23 @@ def prctl(option: int, argument: int) -> int:
 def name_thread(name: str) -> None:
     """The calling thread's name for the kernel: in `top -H`, /proc and kernel traces. Cut to 15 bytes."""
     _libc.prctl(PR_SET_NAME, ctypes.c_char_p(name.encode()))
+
+
+def new_thread_key(destructor: Any) -> int:
+    """pthread_key_create(3): a number for a word of each thread's own. `destructor`, a C function, is called with that
+    word when a thread ends that has set it."""
+    key = ctypes.c_uint()
+    number = _libc.pthread_key_create(ctypes.byref(key), ctypes.cast(destructor, ctypes.c_void_p))
+    if number:
+        raise OSError(number, os.strerror(number))
+    return key.value
+
+
+def set_thread_value(key: int, value: int) -> None:
+    """pthread_setspecific(3): the calling thread's word under that key."""
+    number = _libc.pthread_setspecific(ctypes.c_uint(key), ctypes.c_void_p(value))
+    if number:
+        raise OSError(number, os.strerror(number))
 
 
 def capset(capabilities: int) -> None:

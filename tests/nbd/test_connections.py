@@ -14,9 +14,15 @@ import nbd
 
 from tests.nbd.conftest import REPOSITORY, START_DEADLINE_SECONDS, RunningServer, Serve
 from zcache.bench.complaints import FAILING_WRITES, complain
+from zcache.control_client import ask
 from zcache.swap import keeper_process
 
 PAGES = 200
+
+#: One after the other.
+CONNECTIONS = 2500
+#: What a thread's Python state takes at least, beside what hangs on it (`PyThreadState` of CPython 3.11).
+STATE_BYTES = 360
 
 
 def in_parallel(server: RunningServer, *workers: Callable[[Any], None]) -> None:
@@ -142,3 +148,26 @@ def test_a_server_whose_messages_go_to_a_socket_ends_when_it_is_told(tmp_path: P
             assert server.wait(20) == 0
         finally:
             server.kill()
+
+
+def test_threads_that_have_ended_leave_nothing(serve: Serve) -> None:
+    """nbdkit starts a thread, or several, for each connection. Newer CPythons aborted when the state of one that had
+    ended was destroyed by another."""
+    for threads in ("1", "4"):
+        server = serve("size=16M", "budget=16M", "allocator=zbud", options=("-t", threads))
+
+        def use(count: int, server: RunningServer = server) -> None:
+            for number in range(count):
+                client = server.connect()
+                page = bytes([number % 251]) * 4096
+                client.pwrite(page, number % PAGES * 4096)
+                assert client.pread(4096, number % PAGES * 4096) == page
+                client.shutdown()
+
+        use(2 * PAGES)
+        before = ask(server.control, "objects")
+        use(CONNECTIONS)
+        after = ask(server.control, "objects")
+        grown_bytes = after["malloc_bytes"] - before["malloc_bytes"]
+        assert grown_bytes < CONNECTIONS * STATE_BYTES // 4, (threads, before, after)  # malloc's own chips are some
+        assert server.status()["kept_threads"] <= 1 + int(threads)

@@ -31,7 +31,7 @@ while written < 4 << 20:
         if EAGER:
             break
         time.sleep(0.0005)
-print("went on")
+print("went on", flush=True)
 os._exit(0)
 """
 

@@ -5,15 +5,18 @@ CPython makes a thread state at each callback on a thread that it did not create
 and one `munmap` for each request, in the swap path. One extra `PyGILState_Ensure` keeps the state alive. The mark
 that it was done lives in a `threading.local`, which dies with the state, so it cannot lie.
 
-Nobody destroys such a state when its thread ends, so the next new thread does that for all that have ended since.
+Such a thread destroys its state itself when it ends, by destructors of thread-specific data
+(pthread_key_create(3)), whatever it was for: a connection may have several threads, and nbdkit calls `close` on one of
+them. Nobody else may do it: since 3.12, CPython clears the binding of the thread that calls, not that of the one that
+the state belonged to, and then aborts at the caller's next request ("non-NULL old thread state").
 """
 
 import contextlib
 import ctypes
 import os
 import threading
+import weakref
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from zcache import libc
@@ -30,17 +33,18 @@ REAL_TIME_PRIORITY: Final = 1
 _ensure: Final = ctypes.pythonapi.PyGILState_Ensure
 _this_state: Final = ctypes.pythonapi.PyGILState_GetThisThreadState
 _this_state.restype = ctypes.c_void_p
-_clear: Final = ctypes.pythonapi.PyThreadState_Clear
-_clear.argtypes = [ctypes.c_void_p]
-_delete: Final = ctypes.pythonapi.PyThreadState_Delete
-_delete.argtypes = [ctypes.c_void_p]
+
+
+class _Mark:
+    """Of a thread whose state is kept; goes with the state."""
+
+    __slots__ = ("__weakref__",)
+
 
 _kept = threading.local()
+_marks: "weakref.WeakSet[_Mark]" = weakref.WeakSet()
 _keeping = True
-_states: dict[int, int] = {}  # native thread id to the address of the state that is kept for it
-# A copy made by fork(2) has one thread, under another id: its state would be taken for a dead thread's. Those of the
-# other threads, Python destroys.
-os.register_at_fork(after_in_child=_states.clear)
+_farewell: tuple[int, ...] = ()  # the keys of `_make_farewell`, once there are any
 
 
 def leave_as_they_are() -> None:
@@ -51,7 +55,7 @@ def leave_as_they_are() -> None:
 
 def kept_threads() -> int:
     """How many threads' states are kept."""
-    return len(_states)
+    return len(_marks)
 
 
 def begin_own_thread(name: str) -> None:
@@ -66,23 +70,33 @@ def keep_thread() -> None:
     try:
         _kept.mark  # noqa: B018
     except AttributeError:
-        _kept.mark = True
+        _kept.mark = _Mark()
         if _keeping:
-            own = threading.get_native_id()
-            _destroy_states_of_the_dead(own)
+            _marks.add(_kept.mark)
             _ensure()
-            _states[own] = _this_state()
+            state = _this_state()
+            for key in _farewell or _make_farewell():
+                libc.set_thread_value(key, state)
             libc.populate_stack(STACK_BYTES)
 
 
-def _destroy_states_of_the_dead(own: int) -> None:
-    """A state under our own id is a dead thread's as well: its id was given to us."""
-    for thread in list(_states):
-        if thread == own or not Path(f"/proc/self/task/{thread}").exists():
-            state = _states.pop(thread, None)
-            if state:
-                _clear(state)
-                _delete(state)
+def _make_farewell() -> tuple[int, ...]:
+    """What CPython does at a thread's last PyGILState_Release, as three destructors, called in this order: take the GIL
+    with the state, clear the state, delete it and let go of the GIL.
+
+    glibc calls destructors by the number of their key (nptl/nptl_deallocate_tsd.c), and has by then forgotten CPython's
+    own value, which is why it is not PyGILState_Release itself that is called.
+    """
+    global _farewell
+    api = ctypes.pythonapi
+    keys: list[int] = []
+    for step in (api.PyEval_RestoreThread, api.PyThreadState_Clear, api.PyThreadState_DeleteCurrent):
+        key = libc.new_thread_key(step)
+        while keys and key < keys[-1]:  # a number that somebody has given back: it stays ours, unused
+            key = libc.new_thread_key(step)
+        keys.append(key)
+    _farewell = tuple(keys)  # two threads at once make two sets, of which each is whole
+    return _farewell
 
 
 @contextlib.contextmanager
