@@ -39,6 +39,16 @@ def test_nbdcopy_there_and_back(serve: Serve, tmp_path: Path) -> None:
     assert (tmp_path / "back").read_bytes() == image
 
 
+def test_two_hundred_clients_one_after_the_other(serve: Serve, tmp_path: Path) -> None:
+    """Debian 13's Python aborted the server at the first few (`zcache.hardening.threads`)."""
+    server = serve("size=1M", "budget=1M", "allocator=zbud", f"backing={tmp_path}/b")
+    for number in range(100):
+        (tmp_path / "image").write_bytes(bytes([number]) * MIB)
+        subprocess.run(["nbdcopy", str(tmp_path / "image"), server.uri], check=True)
+        subprocess.run(["nbdcopy", server.uri, str(tmp_path / "back")], check=True)
+        assert (tmp_path / "back").read_bytes() == bytes([number]) * MIB
+
+
 def test_nbdinfo(serve: Serve) -> None:
     server = serve("size=32M", "budget=32M")
     done = subprocess.run(["nbdinfo", "--json", server.uri], capture_output=True, text=True, check=True)
