@@ -17,6 +17,8 @@ import sysconfig
 from pathlib import Path
 from typing import Final
 
+from zcache import standard_streams
+
 #: For each connection. With a second one, nbdkit aborts when a client goes away while both write to it (1.32.4 to
 #: 1.33.9: commit 9d82aa4f), and refuses a request that one has read with ESHUTDOWN if the other reads the end of the
 #: stream before it is begun. Operations a second with 1, 2, 4 and 16 threads, by fio's nbd engine (256 MiB over a
@@ -87,6 +89,7 @@ def names_a_place(options: list[str]) -> bool:
 
 def main() -> None:
     """Does not return."""
+    standard_streams.open_missing()
     options, parameters = split_words(sys.argv[1:])
     for word in parameters:
         if any("\udc80" <= character <= "\udcff" for character in word):  # how Python keeps such bytes in arguments

@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from zcache import standard_streams
 from zcache.control_client import ask
 from zcache.errors import BadInput, ZcacheError
 
@@ -36,20 +35,15 @@ TROUBLES: Final = (
 )
 
 
+def command() -> int:
+    """The `zcache` command: exit status 0; 1 when the books do not balance; 2 when there is no answer, or it cannot be
+    printed."""
+    return standard_streams.run("zcache", main, lost_output=2)
+
+
 def main() -> int:
-    """Exit status: 0; 1 when the books do not balance; 2 when there is no answer, or it cannot be printed."""
-    arguments = _parse()
-    try:
-        status = _ask_and_print(arguments)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:  # whoever reads it has seen enough
-        outcome = 128 + signal.SIGPIPE
-    except OSError as error:
-        print(f"zcache: cannot print the answer: {error.strerror}", file=sys.stderr)
-        outcome = 2
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left of it, at the end of the process
-    return int(outcome)
+    """The command, but for what becomes of its output."""
+    return _ask_and_print(_parse())
 
 
 def _parse() -> argparse.Namespace:
@@ -179,4 +173,4 @@ def _human(size_bytes: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

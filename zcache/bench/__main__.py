@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from zcache import standard_streams
 from zcache.bench import ablation, peers, shards, soak, store
 from zcache.bench.breathing import __main__ as breathing
 from zcache.bench.clean import __main__ as clean
@@ -76,4 +77,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(standard_streams.run("bench", main, lost_output=125))

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from zcache import standard_streams
 from zcache.errors import EnvironmentProblem
 from zcache.swap import cgroup, process, room, swapoff, sysctls
 from zcache.swap.error import StillSwappingError, SwapError
@@ -232,8 +233,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
         return 1
 
     def report(line: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody to read it is no reason to stop half-way
-            print(f"swap-down: {line}", flush=True)
+        print(f"swap-down: {line}", flush=True)
 
     try:
         with Interruption():
@@ -242,7 +242,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
             folder = StateFolder((Path(arguments[0]) if arguments else DEFAULT_FOLDER).resolve())  # as swap-up names it
             if arguments and not folder.path.is_dir():
                 raise SwapError(f"{folder.path} is not the state folder of any swap")
-            run(folder, report, interval_seconds=1.0 if sys.stdout and sys.stdout.isatty() else 5.0)
+            run(folder, report, interval_seconds=1.0 if sys.stdout.isatty() else 5.0)
     except (SwapError, OSError) as error:
         print(f"swap-down: error: {error}", file=sys.stderr)
         return 1
@@ -253,4 +253,4 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(standard_streams.run("swap-down", main))

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from zcache import standard_streams
 from zcache.swap import area, cgroup, keeper_process, nbd_device, sysctls
 from zcache.swap.apart import apart
 from zcache.swap.down import Report, Teardown, is_live, take_down
@@ -337,8 +338,7 @@ def _with_absolute_path(parameter: str) -> str:
 
 
 def _print(line: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # nobody to read it is no reason to stop half-way
-        print(f"swap-up: {line}", flush=True)
+    print(f"swap-up: {line}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -359,4 +359,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(standard_streams.run("swap-up", main))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from zcache import image
+from zcache import image, standard_streams
 from zcache.errors import EnvironmentProblem
 from zcache.swap import process
 from zcache.swap.error import SwapError
@@ -88,4 +88,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(standard_streams.run("swap-upgrade", main))

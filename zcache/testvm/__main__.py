@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from zcache import standard_streams
 from zcache.errors import ZcacheError
 from zcache.testvm import VmConfig, VmResult
 from zcache.testvm.arguments import whole_number
@@ -150,4 +151,4 @@ def _absolute(text: str) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(standard_streams.run("vm", lambda: main(sys.argv[1:]), lost_output=VM_FAILED))

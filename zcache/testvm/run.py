@@ -17,6 +17,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from zcache import standard_streams
 from zcache.errors import ZcacheError
 from zcache.testvm import VmConfig, VmResult
 from zcache.testvm.arguments import whole_number
@@ -193,4 +194,4 @@ def print_report(report: dict[str, Any], result: VmResult) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(standard_streams.run("run", main, lost_output=125))

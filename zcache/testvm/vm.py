@@ -272,9 +272,10 @@ def _wait_for_end(qemu: subprocess.Popen[bytes], started: Path, deadline: float)
 
 
 def _copy(source: IO[bytes], sink: BinaryIO) -> None:
-    """Drains the source even when nobody reads the sink any more: a full pipe would stop the guest."""
+    """Drains the source even when the sink takes no more (nobody reads it, its disk is full): a full pipe would stop
+    the guest."""
     while chunk := os.read(source.fileno(), 65536):
-        with suppress(BrokenPipeError):
+        with suppress(OSError):  # the last flush of a command's output meets it again
             sink.write(chunk)
             sink.flush()
 

@@ -24,6 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from zcache import standard_streams
 from zcache.errors import ZcacheError
 from zcache.testvm import VmConfig, VmResult
 from zcache.testvm.arguments import whole_number
@@ -193,4 +194,4 @@ def _names(known: tuple[str, ...]) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(standard_streams.run("pressure", main, lost_output=125))
