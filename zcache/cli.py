@@ -10,7 +10,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from zcache import standard_streams
+from zcache import __version__, standard_streams
 from zcache.control_client import ask
 from zcache.errors import BadInput, ZcacheError
 
@@ -48,6 +48,7 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="zcache", description="Ask a running zcache server.")
+    parser.add_argument("--version", action="version", version=f"zcache {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("status", "what it stores and how well"),
@@ -72,9 +73,8 @@ def _ask_and_print(arguments: argparse.Namespace) -> int:
         print(f"zcache: {error}", file=sys.stderr)
         return 2
     except ZcacheError as error:
-        print(f"zcache: {error}", file=sys.stderr)
-        if not _may_be_there(arguments.control):
-            print("zcache: scripts/swap-up turns a swap on; scripts/serve … control=PATH serves one", file=sys.stderr)
+        hint = "" if _may_be_there(arguments.control) else "; swap-up turns a swap on, serve … control=PATH serves one"
+        print(f"zcache: {error}{hint}", file=sys.stderr)
         return 2
     if arguments.json:
         print(json.dumps(answer, indent=2))

@@ -40,7 +40,8 @@ def ask(path: Path, command: str) -> dict[str, Any]:
         except (BlockingIOError, TimeoutError):
             raise EnvironmentProblem(f"the server at {path} has not answered for {seconds} s") from None
         except (OSError, ValueError) as error:
-            raise EnvironmentProblem(f"no server answers at {path}: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise EnvironmentProblem(f"no server answers at {path}: {reason}") from None
     if "refused" in decoded:
         raise BadInput(decoded["refused"])
     if "error" in decoded:
