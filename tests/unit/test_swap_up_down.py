@@ -3,14 +3,14 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from zcache.swap import area, down, interruption, up
+from zcache.swap import area, down, interruption, nbd_device, up
 from zcache.swap.down import Teardown, is_live, take_down
 from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.handshake import Export
@@ -489,6 +489,34 @@ def test_a_device_about_which_nothing_can_be_learnt_is_not_taken_for_one_that_is
     (tmp_path / "nbd0" / "pid").mkdir(parents=True)
     with pytest.raises(SwapError, match="cannot be read"):
         device.attached_by_pid()
+
+
+DEVICES = "Character devices:\n  1 mem\n 42 nbd\n\nBlock devices:\n  7 loop\n{}254 virtblk\n"
+
+
+def test_a_driver_that_is_built_in_needs_no_modprobe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which fails, for there is no folder of modules."""
+    devices = tmp_path / "devices"
+    tried: list[str] = []
+
+    def modprobe(command: Sequence[str], brings: str = "") -> None:
+        tried.append(" ".join(command))
+        devices.write_text(DEVICES.format(brings))
+        raise SwapError("modprobe failed: FATAL: Module nbd not found in directory /lib/modules/6.1.0")
+
+    monkeypatch.setattr(nbd_device.has_driver, "__defaults__", (devices,))
+    monkeypatch.setattr(area, "run", modprobe)
+    machine = Buildup(Options(), StateFolder(tmp_path), lambda _line: None)
+    devices.write_text(DEVICES.format(" 43 nbd\n"))
+    machine.load_driver()
+    assert tried == []
+    devices.unlink()
+    with pytest.raises(SwapError, match=r"no nbd driver, boot one that has \(modprobe failed: .* not found"):
+        machine.load_driver()
+    assert tried == ["modprobe nbd"]
+    monkeypatch.setattr(area, "run", lambda command: modprobe(command, " 43 nbd\n"))  # another loads it just then
+    devices.write_text(DEVICES.format(""))
+    machine.load_driver()
 
 
 def test_how_soon_a_request_is_sent_again(tmp_path: Path) -> None:

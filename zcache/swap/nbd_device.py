@@ -38,6 +38,15 @@ RESEND_SECONDS = 5
 DEAD_CONNECTION_SECONDS = 300
 
 
+def has_driver(devices: Path = Path("/proc/devices")) -> bool:
+    """Whether the kernel has the nbd driver now, built in or loaded; what is not known it has not."""
+    try:
+        block_devices = devices.read_text().partition("Block devices:")[2]
+    except OSError:
+        return False
+    return any(line.split()[1:] == ["nbd"] for line in block_devices.splitlines())
+
+
 class NbdDevice:
     def __init__(self, path: str, sysfs: Path = Path("/sys/block")) -> None:
         self.path = path

@@ -53,10 +53,14 @@ class Buildup:
         self._new_backing: Path | None = None  # that the server makes
 
     def load_driver(self) -> None:
+        """The driver may be built in, and there no module of it, nor a folder of modules: modprobe fails then."""
+        if nbd_device.has_driver():
+            return
         try:
             area.run(["modprobe", "nbd"])
         except SwapError as error:
-            raise SwapError(f"this kernel has no nbd driver, boot one that has ({error})") from None
+            if not nbd_device.has_driver():
+                raise SwapError(f"this kernel has no nbd driver, boot one that has ({error})") from None
 
     def start_server(self, announce: Callable[[ProcessIdentity], None]) -> None:
         options = self._options
