@@ -1,18 +1,23 @@
 """The `zcache` command: what a running server says about itself."""
 
 import argparse
+import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from zcache import __version__, standard_streams
 from zcache.control_client import ask
 from zcache.errors import BadInput, ZcacheError
+from zcache.swap import neighbours
+from zcache.swap.proc_swaps import ProcSwaps
 
 DEFAULT_CONTROL: Final = Path("/run/zcache/control")
 
@@ -76,6 +81,8 @@ def _ask_and_print(arguments: argparse.Namespace) -> int:
         hint = "" if _may_be_there(arguments.control) else "; swap-up turns a swap on, serve … control=PATH serves one"
         print(f"zcache: {error}{hint}", file=sys.stderr)
         return 2
+    if arguments.command == "status":
+        answer |= _neighbours()
     if arguments.json:
         print(json.dumps(answer, indent=2))
     elif arguments.command == "status":
@@ -91,6 +98,27 @@ def _ask_and_print(arguments: argparse.Namespace) -> int:
     return 0 if answer.get("balanced", True) else 1
 
 
+def _neighbours() -> dict[str, Any]:
+    """All swap of the machine, in the order in which the kernel fills it. Ours to find out, and not the server's, which
+    serves requests meanwhile, and may not see it."""
+    try:
+        with contextlib.closing(ProcSwaps()) as swaps:
+            areas = swaps.entries()
+    except OSError:  # a kernel without swap, a container
+        areas = []
+    shown = [
+        {
+            "path": area.path,
+            "type": area.kind,
+            "size_bytes": area.size_kib << 10,
+            "used_bytes": area.used_kib << 10,
+            "priority": area.priority,
+        }
+        for area in neighbours.in_order(areas)
+    ]
+    return {"swap_areas": shown, "zswap": neighbours.is_zswap_on()}
+
+
 def _may_be_there(path: Path) -> bool:
     try:
         return path.exists()
@@ -100,7 +128,6 @@ def _may_be_there(path: Path) -> bool:
 
 def _print_status(status: dict[str, Any]) -> None:
     """A table in the manner of zramctl; below it whether all is well, and if not, why."""
-    table = Table(box=None, pad_edge=False)
     stored_bytes = status["stored_pages"] * 4096
     columns = {
         "DISKSIZE": _human(status["size_bytes"]),
@@ -120,10 +147,7 @@ def _print_status(status: dict[str, Any]) -> None:
         "RSS": _human(status["rss_bytes"]),
         "LOCKED": _human(status["locked_bytes"]),
     }
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_row(*map(str, columns.values()))
-    Console(width=TABLE_COLUMNS).print(table)  # no figure is ever cut short: a narrow terminal folds the line
+    _print_table(columns, [list(map(str, columns.values()))])
     lines = [f"state: {status['state'].upper()}", *(f"  {reason}" for reason in status["reasons"])]
     if status["server_number"] > 1:
         lines.append(f"server number {status['server_number']} of this swap; what it counts, it counts from its start")
@@ -152,6 +176,23 @@ def _print_status(status: dict[str, Any]) -> None:
     if exposed:
         lines.append("not protected: " + ", ".join(exposed))
     print("\n".join(lines))
+    areas = [
+        [area["path"], area["type"], _human(area["size_bytes"]), _human(area["used_bytes"]), str(area["priority"])]
+        for area in status.get("swap_areas", [])
+    ]
+    if areas:
+        print("all swap, as the kernel fills it:" + (" zswap, and then" if status["zswap"] else ""))
+        _print_table(("NAME", "TYPE", "SIZE", "USED", "PRIO"), areas)
+
+
+def _print_table(names: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+    """No figure is ever cut short: a narrow terminal folds the line."""
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, justify="left" if name in ("NAME", "TYPE") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(width=TABLE_COLUMNS).print(table)
 
 
 def _print_settings(settings: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ FILE = r"/mnt/my\040swap (deleted)               file" + "\t\t4092\t\t0\t\t-2\n"
 def test_parse() -> None:
     assert parse_swaps(HEADING + NBD + FILE) == [
         SwapEntry("/dev/nbd0", 1048572, 2816, 100),
-        SwapEntry("/mnt/my swap", 4092, 0, -2),
+        SwapEntry("/mnt/my swap", 4092, 0, -2, "file"),
     ]
     assert parse_swaps(HEADING) == []
     assert parse_swaps("") == []

@@ -14,6 +14,7 @@ class SwapEntry:
     size_kib: int
     used_kib: int
     priority: int
+    kind: str = "partition"  # or "file"
 
 
 def parse_swaps(text: str) -> list[SwapEntry]:
@@ -21,9 +22,9 @@ def parse_swaps(text: str) -> list[SwapEntry]:
     entries = []
     for line in text.splitlines()[1:]:
         # From the right, for a deleted swap file's name is followed by a bare " (deleted)".
-        path, _kind, size_kib, used_kib, priority = line.rsplit(maxsplit=4)
+        path, kind, size_kib, used_kib, priority = line.rsplit(maxsplit=4)
         path = _OCTAL.sub(lambda match: chr(int(match[1], 8)), path).removesuffix(" (deleted)")
-        entries.append(SwapEntry(path, int(size_kib), int(used_kib), int(priority)))
+        entries.append(SwapEntry(path, int(size_kib), int(used_kib), int(priority), kind))
     return entries
 
 

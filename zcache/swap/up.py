@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zcache import standard_streams
-from zcache.swap import area, cgroup, keeper_process, nbd_device, sysctls
+from zcache.swap import area, cgroup, keeper_process, nbd_device, neighbours, sysctls
 from zcache.swap.apart import apart
 from zcache.swap.down import Report, Teardown, is_live, take_down
 from zcache.swap.error import StillSwappingError, SwapError
@@ -148,7 +148,10 @@ class Buildup:
         area.swap_on(device, self._options.priority, self._options.discard)
         with contextlib.closing(ProcSwaps()) as swaps:
             entry = area.verify_on(device, self._options.priority, swaps)
+            areas = swaps.entries()
         self._report(f"{device}: swap is on, {entry.size_kib} KiB, priority {entry.priority}")
+        for remark in neighbours.remarks(device, entry.priority, areas, neighbours.is_zswap_on()):
+            self._report(f"note: {remark}")
 
     def hold_sysctls(self) -> None:
         def hold() -> None:
