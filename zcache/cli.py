@@ -17,7 +17,9 @@ from zcache import __version__, standard_streams
 from zcache.control_client import ask
 from zcache.errors import BadInput, ZcacheError
 from zcache.swap import neighbours
+from zcache.swap.error import SwapError
 from zcache.swap.proc_swaps import ProcSwaps
+from zcache.swap.state import StateFolder
 
 DEFAULT_CONTROL: Final = Path("/run/zcache/control")
 
@@ -82,7 +84,7 @@ def _ask_and_print(arguments: argparse.Namespace) -> int:
         print(f"zcache: {error}{hint}", file=sys.stderr)
         return 2
     if arguments.command == "status":
-        answer |= _neighbours()
+        answer |= {**_neighbours(), "backing_goes_with_swap": _backing_goes(arguments.control)}
     if arguments.json:
         print(json.dumps(answer, indent=2))
     elif arguments.command == "status":
@@ -119,6 +121,15 @@ def _neighbours() -> dict[str, Any]:
     return {"swap_areas": shown, "zswap": neighbours.is_zswap_on()}
 
 
+def _backing_goes(control: Path) -> bool:
+    """Whether swap-down will remove the backing, by what swap-up has left beside the control socket."""
+    try:
+        state = StateFolder(control.parent).load()
+    except (SwapError, OSError):  # not swap-up's folder
+        return False
+    return bool(state and state.backing and state.backing.is_made and not state.backing.is_kept)
+
+
 def _may_be_there(path: Path) -> bool:
     try:
         return path.exists()
@@ -149,6 +160,9 @@ def _print_status(status: dict[str, Any]) -> None:
     }
     _print_table(columns, [list(map(str, columns.values()))])
     lines = [f"state: {status['state'].upper()}", *(f"  {reason}" for reason in status["reasons"])]
+    if status["backing"]:
+        goes = " (swap-up has made it, swap-down removes it)" if status.get("backing_goes_with_swap") else ""
+        lines.append(f"backing: {status['backing']}{goes}")
     if status["server_number"] > 1:
         lines.append(f"server number {status['server_number']} of this swap; what it counts, it counts from its start")
     if status["recompress"] != "off":

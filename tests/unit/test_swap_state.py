@@ -1,5 +1,6 @@
 """The state file and its folder."""
 
+import json
 import random
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,9 +10,10 @@ import pytest
 from zcache.swap import down, up, upgrade
 from zcache.swap.error import SwapError
 from zcache.swap.process import ProcessIdentity
-from zcache.swap.state import StateFolder, SwapState, decode, encode
+from zcache.swap.state import Backing, StateFolder, SwapState, decode, encode
 
 STATE = SwapState(ProcessIdentity(7, 22))
+BACKED = SwapState(ProcessIdentity(7, 22), backing=Backing("/var/swap", 2049, 131, True))
 
 
 @pytest.fixture
@@ -21,11 +23,19 @@ def folder(tmp_path: Path) -> StateFolder:
     return folder
 
 
-@pytest.mark.parametrize("state", [STATE, STATE.attached_by(99).with_device("/dev/nbd3")])
+@pytest.mark.parametrize("state", [STATE, STATE.attached_by(99).with_device("/dev/nbd3"), BACKED])
 def test_round_trip(state: SwapState, folder: StateFolder) -> None:
     assert decode(encode(state)) == state
     folder.save(state)
     assert folder.load() == state
+
+
+def test_a_state_from_before_backings_were_noted(folder: StateFolder) -> None:
+    """A swap that an older version turned on."""
+    fields = json.loads(encode(STATE))
+    del fields["backing"]
+    folder.state.write_text(json.dumps(fields))
+    assert folder.load() == STATE
 
 
 def test_only_root_can_look_inside(folder: StateFolder) -> None:
@@ -61,6 +71,12 @@ def test_no_folder_is_no_state(tmp_path: Path) -> None:
         encode(STATE).replace('"device": null', '"device": "/dev/nbd/../sda"'),
         encode(STATE).replace('"attached_by_pid": null', '"attached_by_pid": -1'),
         encode(STATE).replace('"keeper"', '"sock"'),
+        encode(BACKED).replace("/var", "var"),
+        encode(BACKED).replace("131", "-131"),
+        encode(BACKED).replace("131", "null"),
+        encode(BACKED).replace("2049", "true"),
+        encode(BACKED).replace("true", "1"),
+        encode(BACKED).replace('"inode"', '"node"'),
     ],
 )
 def test_a_damaged_state_is_one_line(folder: StateFolder, text: str) -> None:
@@ -71,7 +87,7 @@ def test_a_damaged_state_is_one_line(folder: StateFolder, text: str) -> None:
 
 
 def test_any_damage_to_a_state_is_a_state_or_one_line(folder: StateFolder, rng: random.Random) -> None:
-    good = encode(STATE.attached_by(99).with_device("/dev/nbd3")).encode()
+    good = encode(BACKED.attached_by(99).with_device("/dev/nbd3")).encode()
     for _ in range(1000):
         bad = bytearray(good)
         for _ in range(rng.randrange(1, 4)):

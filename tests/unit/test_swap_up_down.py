@@ -18,7 +18,7 @@ from zcache.swap.interruption import Interrupted, Interruption
 from zcache.swap.nbd_device import NbdDevice
 from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.process import ProcessIdentity
-from zcache.swap.state import StateFolder, SwapState
+from zcache.swap.state import Backing, StateFolder, SwapState
 from zcache.swap.survivors import Survivors
 from zcache.swap.up import Buildup, Options, bring_up
 
@@ -47,6 +47,7 @@ class FakeMachine:
         self.running = self.attached = self.swapping = self.sysctls_held = False
         self.has_orphan = False  # a server without a keeper
         self.connected = True
+        self.backing: Backing | None = None
 
     def _do(self, step: str) -> None:
         self.calls.append(step)
@@ -59,8 +60,8 @@ class FakeMachine:
     def load_driver(self) -> None:
         self._do("load_driver")
 
-    def start_server(self, announce: Callable[[ProcessIdentity], None]) -> None:
-        announce(SERVER)
+    def start_server(self, announce: Callable[[ProcessIdentity, Backing | None], None]) -> None:
+        announce(SERVER, self.backing)
         self._do("start_server")
         self.running = True
 
@@ -137,6 +138,11 @@ class FakeMachine:
         self._do("stop_server")
         self.running = False
         return "ended"
+
+    def remove_backing(self, below: Backing) -> str:
+        assert not (self.swapping or self.attached or self.running)
+        self.calls.append(f"remove {below.path}")
+        return "removed"
 
     def bring_up(self, folder: StateFolder) -> SwapState:
         return bring_up(folder, cast(Buildup, self))

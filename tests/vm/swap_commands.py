@@ -142,8 +142,7 @@ def interrupted_swap_ups(before: list[str]) -> None:
         assert up.returncode in (130, -signal.SIGINT, 0) or too_early, (up.returncode, said)
         if StateFolder().state.exists():
             assert len(swap_areas()) == 1 and (up.returncode == 0 or "too late" in said), said
-            run("swap-down")
-            backing.unlink()
+            assert f"backing {backing}: removed" in run("swap-down")
         nothing_is_left(before)
         assert not backing.exists(), said
 

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from zcache import standard_streams
 from zcache.errors import EnvironmentProblem
-from zcache.swap import cgroup, process, room, swapoff, sysctls
+from zcache.swap import backing, cgroup, process, room, swapoff, sysctls
 from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.interruption import Interrupted, Interruption
 from zcache.swap.nbd_device import NbdDevice
 from zcache.swap.netlink_message import NetlinkSocket
 from zcache.swap.proc_swaps import ProcSwaps
-from zcache.swap.state import DEFAULT_FOLDER, StateFolder, SwapState
+from zcache.swap.state import DEFAULT_FOLDER, Backing, StateFolder, SwapState
 from zcache.swap.survivors import Survivors
 
 # The server may have a whole pool to unlock and unmap.
@@ -126,6 +126,10 @@ class Teardown:
         cgroup.remove(folder.cgroup)
         return outcome
 
+    def remove_backing(self, below: Backing) -> str:
+        """What became of it; its server has ended."""
+        return backing.remove(below)
+
     def close(self) -> None:
         self._swaps.close()
 
@@ -174,6 +178,8 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
     # After the keeper, which takes back what it has lent to a server (`reserve.py`), unless it is killed.
     machine.put_back_sysctls(folder, may_be_lent=not is_kept or outcome == "killed")
     report(f"keeper (pid {state.keeper.pid}): {outcome}")
+    if state.backing:
+        report(machine.remove_backing(state.backing))
     folder.remove()
     return outcome
 

@@ -29,6 +29,20 @@ WITHOUT_STATE = (
 
 
 @dataclass(frozen=True)
+class Backing:
+    """The file or device below. Its numbers (st_dev, st_ino) are known of a file that swap-up has made."""
+
+    path: str
+    device: int | None = None
+    inode: int | None = None
+    is_kept: bool = False  # though swap-up has made it
+
+    @property
+    def is_made(self) -> bool:
+        return self.inode is not None
+
+
+@dataclass(frozen=True)
 class SwapState:
     # Who holds the image and starts the servers; it ends the server when it is told to end.
     keeper: ProcessIdentity
@@ -38,6 +52,7 @@ class SwapState:
     # someone else attached later shows another pid.  Known before the device is: one that attached and was
     # killed before it could say where is found by it.
     attached_by_pid: int | None = None
+    backing: Backing | None = None
 
     def attached_by(self, pid: int) -> "SwapState":
         return replace(self, attached_by_pid=pid)
@@ -53,7 +68,9 @@ def encode(state: SwapState) -> str:
 def decode(text: str) -> SwapState:
     """Raises an error of Python's own for what `encode` does not make: what follows acts on it as root."""
     fields = json.loads(text)
-    state = SwapState(**{**fields, "keeper": ProcessIdentity(**fields["keeper"])})
+    # A state of before that was noted has none.
+    backing = Backing(**fields["backing"]) if "backing" in fields and fields["backing"] is not None else None
+    state = SwapState(**{**fields, "keeper": ProcessIdentity(**fields["keeper"]), "backing": backing})
     ticks, device = state.keeper.start_time_ticks, state.device
     if not (is_pid(state.keeper.pid) and type(ticks) is int and ticks >= 0):
         raise ValueError("keeper: no process")
@@ -61,7 +78,16 @@ def decode(text: str) -> SwapState:
         raise ValueError("device: not /dev/nbdN")
     if state.attached_by_pid is not None and not is_pid(state.attached_by_pid):
         raise ValueError("attached_by_pid: no process")
+    if backing is not None and not _is_backing(backing):
+        raise ValueError("backing: no file")
     return state
+
+
+def _is_backing(backing: Backing) -> bool:
+    numbers = (backing.device, backing.inode)
+    is_known = all(type(number) is int and number >= 0 for number in numbers)
+    is_path = type(backing.path) is str and backing.path.startswith("/") and "\0" not in backing.path
+    return is_path and (is_known or numbers == (None, None)) and type(backing.is_kept) is bool
 
 
 class StateFolder:

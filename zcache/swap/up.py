@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zcache import standard_streams
-from zcache.swap import area, cgroup, keeper_process, nbd_device, neighbours, sysctls
+from zcache.swap import area, backing, cgroup, keeper_process, nbd_device, neighbours, sysctls
 from zcache.swap.apart import apart
 from zcache.swap.down import Report, Teardown, is_live, take_down
 from zcache.swap.error import StillSwappingError, SwapError
@@ -26,7 +26,7 @@ from zcache.swap.keeper_process import KeeperProcess
 from zcache.swap.nbd_device import NbdDevice
 from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.process import ProcessIdentity
-from zcache.swap.state import DEFAULT_FOLDER, StateFolder, SwapState
+from zcache.swap.state import DEFAULT_FOLDER, Backing, StateFolder, SwapState
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Options:
     # It locks and touches its whole pool and tests itself before it answers.
     start_seconds: float = 120.0
     folder: Path = DEFAULT_FOLDER
+    # Though swap-up has made it.
+    keep_backing: bool = False
 
 
 class Buildup:
@@ -50,7 +52,7 @@ class Buildup:
         self._folder = folder
         self._report = report
         self._keeper: KeeperProcess | None = None
-        self._new_backing: Path | None = None  # that the server makes
+        self._backing: Backing | None = None
 
     def load_driver(self) -> None:
         """The driver may be built in, and there no module of it, nor a folder of modules: modprobe fails then."""
@@ -62,14 +64,20 @@ class Buildup:
             if not nbd_device.has_driver():
                 raise SwapError(f"this kernel has no nbd driver, boot one that has ({error})") from None
 
-    def start_server(self, announce: Callable[[ProcessIdentity], None]) -> None:
+    def start_server(self, announce: Callable[[ProcessIdentity, Backing | None], None]) -> None:
+        """`announce` is told who the keeper will be, and what is below, before it runs."""
         options = self._options
-        for parameter in options.parameters:
-            key, _, value = parameter.partition("=")
-            if key == "backing" and not os.path.lexists(value):
-                self._new_backing = Path(value)
+
+        def announced(keeper: ProcessIdentity) -> None:
+            self._backing = backing.make(options.parameters, options.keep_backing)
+            announce(keeper, self._backing)
+
         command = keeper_process.command(self._folder, options.parameters)
-        self._keeper = KeeperProcess(command, self._folder.log, announce)
+        try:
+            self._keeper = KeeperProcess(command, self._folder.log, announced)
+        except BaseException:
+            self._remove_backing()
+            raise
 
     def wait_for_server(self) -> None:
         assert self._keeper is not None
@@ -81,8 +89,12 @@ class Buildup:
         with contextlib.closing(Teardown(self._report)) as teardown:
             if teardown.stop_server(keeper, self._folder) == "stuck":
                 raise SwapError(f"the keeper (pid {keeper.pid}) does not end, not even by SIGKILL; see dmesg")
-        if self._new_backing:
-            self._new_backing.unlink(missing_ok=True)
+        self._remove_backing()
+
+    def _remove_backing(self) -> None:
+        """Of a swap that came to nothing: what we made goes, in any case."""
+        if self._backing and self._backing.is_made:
+            backing.remove(self._backing, even_if_kept=True)
 
     def attach(self, announce: Callable[[int], None]) -> str:
         """The device; `announce` is told beforehand the pid that sysfs will show for it while it is ours."""
@@ -203,7 +215,7 @@ def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack) -
     undo.callback(folder.remove)
     machine.load_driver()
     with hold():
-        machine.start_server(lambda keeper: save(SwapState(keeper)))
+        machine.start_server(lambda keeper, below: save(SwapState(keeper, backing=below)))
         undo.callback(_or_keep, undo, machine.stop_server)
     machine.wait_for_server()
     with hold():
@@ -279,6 +291,8 @@ def refuse_if_up(folder: StateFolder, report: Report) -> None:
             what = state.device or f"a keeper, pid {state.keeper.pid}"
             raise SwapError(f"already up, wholly or in part ({what}): run swap-down first")
     report(f"{folder.path} speaks of things that are gone: cleaning up")
+    if state.backing:
+        report(backing.remove(state.backing))
     # The folder itself stays: we hold its lock.
     folder.clear()
 
@@ -319,6 +333,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
         help="how long requests wait for a new server when theirs has died (%(default)s)",
     )
     option("--start-seconds", type=float, default=default.start_seconds, help="for its start (%(default)s)")
+    option("--keep-backing", action="store_true", help="swap-down keeps the backing file that swap-up has made")
     option("--state-folder", type=Path, default=default.folder, help="one for each swap area (%(default)s)")
     chosen = parser.parse_intermixed_args(arguments)
     return Options(
@@ -328,6 +343,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
         timeout_seconds=chosen.timeout_seconds,
         dead_connection_seconds=chosen.dead_server_seconds,
         start_seconds=chosen.start_seconds,
+        keep_backing=chosen.keep_backing,
         # Absolute, for the server starts in /; and by one name only, which is that of processes' arguments.
         folder=chosen.state_folder.resolve(),
     )

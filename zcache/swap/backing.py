@@ -1,0 +1,74 @@
+"""The file below a swap, when swap-up has made it: so swap-down removes it.
+
+swap-up makes it empty, before the server starts, and notes which file that is; the server allocates it. A block device,
+or a file that was there before, is never removed; nor is one that has taken the place of ours. What is left after a
+power cut bears zcache's header, and the next swap-up takes it, as one that was there before.
+"""
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from zcache.swap.state import Backing
+
+
+def make(parameters: Sequence[str], is_kept: bool) -> Backing | None:
+    """The backing that the server's parameters name, made if it is not there; None if they name none.
+
+    Whatever is wrong with it is for the server to say.
+    """
+    places = [value for key, _, value in (word.partition("=") for word in parameters) if key == "backing" and value]
+    if len(places) != 1:
+        return None
+    path = Path(os.path.realpath(places[0]))
+    if path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm"):  # or a file would lie where a device is not
+        return Backing(str(path))
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return Backing(str(path))
+    try:
+        made = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    return Backing(str(path), made.st_dev, made.st_ino, is_kept)
+
+
+def remove(backing: Backing, even_if_kept: bool = False) -> str:
+    """What became of it, in one line. Its server has ended."""
+    what = f"backing {backing.path}"
+    if not backing.is_made:
+        return f"{what}: left as it is, for it was there before"
+    if backing.is_kept and not even_if_kept:
+        return f"{what}: kept"
+    try:
+        # What lies in this folder now, whatever becomes of the path to it.
+        path = Path(backing.path)
+        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if not _is_the_one(backing, path.name, folder):
+                return f"{what}: left as it is, for it is not the file that swap-up made"
+            os.unlink(path.name, dir_fd=folder)
+        finally:
+            os.close(folder)
+    except FileNotFoundError:
+        return f"{what}: was removed before"
+    except OSError as error:
+        return f"warning: {what}: is not removed: {error.strerror}"
+    return f"{what}: removed"
+
+
+def _is_the_one(backing: Backing, name: str, folder: int) -> bool:
+    """By its number, which a new file may be given when the old one is gone: so by what it holds, too."""
+    from zcache.tiers.backing_file import HEADER  # late: the swap is off by now
+
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or (found.st_dev, found.st_ino) != (backing.device, backing.inode):
+            return False
+        begin = os.pread(descriptor, len(HEADER), 0)
+        return begin in (HEADER, bytes(len(begin)))  # blank: the server had not come so far
+    finally:
+        os.close(descriptor)
