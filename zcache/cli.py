@@ -16,7 +16,7 @@ from rich.table import Table
 from zcache import __version__, standard_streams
 from zcache.control_client import ask
 from zcache.errors import BadInput, ZcacheError
-from zcache.swap import neighbours
+from zcache.swap import neighbours, outside
 from zcache.swap.error import SwapError
 from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.state import StateFolder
@@ -84,6 +84,8 @@ def _ask_and_print(arguments: argparse.Namespace) -> int:
         print(f"zcache: {error}{hint}", file=sys.stderr)
         return 2
     if arguments.command == "status":
+        troubles = outside.troubles(StateFolder(arguments.control.parent), answer["pid"])
+        answer |= {"state": "degraded", "reasons": [*answer["reasons"], *troubles]} if troubles else {}
         answer |= {**_neighbours(), "backing_goes_with_swap": _backing_goes(arguments.control)}
     if arguments.json:
         print(json.dumps(answer, indent=2))

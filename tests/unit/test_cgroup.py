@@ -1,11 +1,18 @@
 """The keeper's control group, where there is none to be had, and its marks. (What a real one does is for the VM.)"""
 
+import errno
+import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from zcache.swap import cgroup
+from zcache import cli
+from zcache.swap import cgroup, outside
+from zcache.swap.cgroup import SwaplessGroup
+from zcache.swap.process import identify
+from zcache.swap.state import StateFolder, SwapState
 
 
 def test_where_there_is_no_cgroup_v2_nothing_is_made_and_it_says_so(tmp_path: Path) -> None:
@@ -24,24 +31,116 @@ def test_a_group_that_cannot_be_had_is_told(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def bare_root(tmp_path: Path) -> Path:
     """As far as files can be one."""
     (tmp_path / "cgroup.controllers").write_text("memory")
     return tmp_path
 
 
-def test_the_group_is_marked_for_those_who_kill_by_groups(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_group_is_marked_for_those_who_kill_by_groups(bare_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marks: dict[tuple[Path, str], bytes] = {}
     monkeypatch.setattr(os, "setxattr", lambda path, name, value: marks.update({(path, name): value}))
-    assert cgroup.enter_swapless("run-zcache", root) is None
-    group = root / "run-zcache"
+    assert cgroup.enter_swapless("run-zcache", bare_root) is None
+    group = bare_root / "run-zcache"
     assert marks == {(group, "user.oomd_omit"): b"1", (group, "user.survive_final_kill_signal"): b"1"}
 
 
-def test_a_kernel_without_such_marks_has_the_group_all_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_without_such_marks_has_the_group_all_the_same(
+    bare_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError
 
     monkeypatch.setattr(os, "setxattr", refuse)
-    assert cgroup.enter_swapless("run-zcache", root) is None
-    assert (root / "run-zcache/cgroup.procs").read_text() == str(os.getpid())
+    assert cgroup.enter_swapless("run-zcache", bare_root) is None
+    assert (bare_root / "run-zcache/cgroup.procs").read_text() == str(os.getpid())
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The tree of a machine with systemd, as files; this process is in `system.slice/zcache.service`."""
+    group = tmp_path / "system.slice/zcache.service"
+    group.mkdir(parents=True)
+    for folder in (tmp_path, group.parent):
+        (folder / "cgroup.subtree_control").write_text("cpu\n")
+    (tmp_path / "cgroup.controllers").write_text("cpu memory\n")
+    (group / "memory.swap.max").write_text("0\n")
+    (tmp_path / "own").write_text("1:name=systemd:/x\n0::/system.slice/zcache.service\n")
+    return tmp_path
+
+
+def test_a_group_that_keeps_its_limit(root: Path) -> None:
+    group = SwaplessGroup(root, root / "own")
+    assert group.holds() and group.holds()
+    assert (root / "cgroup.subtree_control").read_text() == "cpu\n"
+
+
+def test_a_limit_that_another_has_written_is_put_back(root: Path) -> None:
+    group = SwaplessGroup(root, root / "own")
+    limit = root / "system.slice/zcache.service/memory.swap.max"
+    limit.write_text("max\n")
+    assert not group.holds() and not cgroup.is_swapless(root, root / "own")
+    group.put_back()
+    assert limit.read_text() == "0"
+    limit.write_text("0\n")  # as the kernel shows it
+    assert group.holds()
+
+
+def test_a_controller_that_was_switched_off_is_switched_on_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the root on; the limit's file is a new one then."""
+    group = SwaplessGroup(root, root / "own")
+    limit = root / "system.slice/zcache.service/memory.swap.max"
+    limit.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", refuse)
+        assert not group.holds()
+    group.put_back()
+    assert [(root / each / "cgroup.subtree_control").read_text() for each in (".", "system.slice")] == ["+memory"] * 2
+    limit.write_text("0\n")
+    assert group.holds()
+    limit.write_text("max\n")
+    assert not group.holds()
+
+
+def refuse(*_: object) -> bytes:
+    raise OSError(errno.ENODEV, "No such device")
+
+
+def test_a_group_without_a_limit_is_none_to_watch(root: Path) -> None:
+    (root / "own").write_text("0::/\n")
+    with pytest.raises(FileNotFoundError):
+        SwaplessGroup(root, root / "own")
+
+
+def test_a_scope_is_wanted_where_systemd_runs_and_has_made_no_group_for_us(root: Path, tmp_path: Path) -> None:
+    systemd = tmp_path / "systemd"
+    assert not cgroup.needs_scope(root, systemd)
+    systemd.mkdir()
+    assert cgroup.needs_scope(root, systemd)  # this process is in no such group
+    command = cgroup.scope("srv-my swap@1")
+    assert command[:2] == ["systemd-run", "--scope"] and "--unit=srv-my_swap_1.scope" in command and command[-1] == "--"
+    assert {"Delegate=yes", "MemorySwapMax=0", "SendSIGKILL=no"} <= set(command)
+
+
+def test_status_is_degraded_when_the_limit_is_gone(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = StateFolder(tmp_path / "zcache")
+    folder.create()
+    keeper = identify(os.getpid())
+    assert keeper
+    folder.save(SwapState(keeper))
+    shown: dict[str, object] = {"state": "ok", "reasons": [], "pid": os.getpid(), "backing": None}
+
+    monkeypatch.setattr(outside.troubles, "__defaults__", (root, Path("/proc")))
+    monkeypatch.setattr(cli, "ask", lambda _path, _command: dict(shown))
+    monkeypatch.setattr(sys, "argv", ["zcache", "status", "--json", "--control", str(folder.control)])
+    for is_set, state, count in ((True, "ok", 0), (False, "degraded", 2)):
+        monkeypatch.setattr(cgroup, "is_swapless", lambda _root, _own, is_set=is_set: is_set)
+        assert cli.main() == 0
+        said = json.loads(capsys.readouterr().out)
+        assert (said["state"], len(said["reasons"])) == (state, count)
+    assert "the control group of the keeper" in said["reasons"][0] and "memory.swap.max=0" in said["reasons"][0]
+    folder.remove()  # a server that is not swap-up's
+    assert cli.main() == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "ok"

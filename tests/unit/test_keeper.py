@@ -364,3 +364,40 @@ def test_a_new_server_is_seen_only_when_the_last_one_serves_no_more() -> None:
     signs.begin_epoch()
     assert written[-2:] == [Signs._EPOCH, Signs._PID]
     os.close(descriptor)
+
+
+class LostGroup:
+    """A control group whose limit is taken away again and again."""
+
+    path = Path("/sys/fs/cgroup/run-zcache")
+
+    def __init__(self) -> None:
+        self.looks = self.restored = 0
+        self.failure: OSError | None = None
+
+    def holds(self) -> bool:
+        self.looks += 1
+        return False
+
+    def put_back(self) -> None:
+        if self.failure:
+            raise self.failure
+        self.restored += 1
+
+
+def test_the_limit_of_its_group_is_put_back(looked: Looked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a second, and not at each turn; and a group that never had one is not looked at."""
+    group = LostGroup()
+    monkeypatch.setattr(keeper_module, "GROUP_SECONDS", 1e6)
+    looked.keeper._group = group  # type: ignore[assignment]
+    looked.keeper._next_group_seconds = 0.0
+    looked.turns(5)
+    assert (group.looks, group.restored) == (1, 1)
+    assert looked.said[-1].endswith("put back") and "memory.swap.max=0" in looked.said[-1]
+    group.failure = OSError(16, "Device or resource busy")
+    for _ in range(3):
+        looked.keeper._next_group_seconds = 0.0
+        looked.turns(1)
+    lines = [line for line in looked.said if "cannot be put back: Device or resource busy" in line]
+    assert len(lines) == 1 and group.looks == 4
+    assert looked.replaces_a_server_that_dies()

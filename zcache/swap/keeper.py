@@ -50,6 +50,8 @@ REPLACE_SIGNAL: Final = signal.SIGUSR1
 
 #: How often the server, and what has been populated of the image, is looked at.
 LOOK_SECONDS: Final = 0.1
+#: How often the limit of the control group is.
+GROUP_SECONDS: Final = 1.0
 #: Between two standbys, when one has ended by itself: doubled each time, until one is ready.
 FIRST_REST_SECONDS: Final = 0.5
 LAST_REST_SECONDS: Final = 8.0
@@ -98,6 +100,8 @@ class Keeper:
         self._rest_seconds = FIRST_REST_SECONDS
         self._next_standby_seconds = 0.0
         self._files: list[int] = []  # as the first server has opened them
+        self._group = cgroup.SwaplessGroup() if cgroup.is_swapless() else None
+        self._next_group_seconds = 0.0
         self._server = self._start()
         self._server.begin([])
 
@@ -167,6 +171,7 @@ class Keeper:
             self._keep_standby,
             self._replace_on_request,
             self._lend_reserve,
+            self._keep_swapless,
         ):
             try:
                 duty()
@@ -214,6 +219,21 @@ class Keeper:
 
     def _is_swapping(self) -> bool:
         return bool(self._device and self._swaps.find(self._device))
+
+    def _keep_swapless(self) -> None:
+        """What starts later must not be swapped out either, and somebody may have taken the group's limit away."""
+        if self._group is None or time.monotonic() < self._next_group_seconds:
+            return
+        self._next_group_seconds = time.monotonic() + GROUP_SECONDS
+        if self._group.holds():
+            return
+        try:
+            self._group.put_back()
+        except OSError as error:
+            lost = f"{self._group.path} has lost {cgroup.LIMIT}=0"
+            self._complain(f"WARNING: {lost}, and it cannot be put back: {error.strerror}")
+        else:
+            _say(f"{self._group.path} had lost {cgroup.LIMIT}=0, which keeps a new server out of swap: put back")
 
     def _keep_image(self) -> None:
         self._is_kept = False

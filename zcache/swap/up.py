@@ -72,12 +72,23 @@ class Buildup:
             self._backing = backing.make(options.parameters, options.keep_backing)
             announce(keeper, self._backing)
 
-        command = keeper_process.command(self._folder, options.parameters)
+        command = [*self._scope(), *keeper_process.command(self._folder, options.parameters)]
         try:
             self._keeper = KeeperProcess(command, self._folder.log, announced)
         except BaseException:
             self._remove_backing()
             raise
+
+    def _scope(self) -> list[str]:
+        """What puts the keeper into a group of systemd's, where there is one to be had: tried before it is needed."""
+        if not cgroup.needs_scope():
+            return []
+        try:
+            area.run([*cgroup.scope(f"{self._folder.cgroup}-trial"), "true"])
+        except SwapError as error:
+            self._report(f"note: no scope of systemd's for the keeper, which makes a control group itself: {error}")
+            return []
+        return cgroup.scope(self._folder.cgroup)
 
     def wait_for_server(self) -> None:
         assert self._keeper is not None
@@ -121,6 +132,8 @@ class Buildup:
 
     def arm_keeper(self, device: str) -> None:
         """Leave it the message by which it can give the device a new server, and wait until it has one ready."""
+        assert self._keeper is not None
+        keeper = self._keeper.identity
 
         def prepare() -> None:
             from zcache.swap import nbd_netlink, reconnection  # late: what they load goes with this process
@@ -130,13 +143,12 @@ class Buildup:
                 nbd_netlink.reconfigure_message(index, reconnection.DESCRIPTOR),
                 nbd_netlink.disconnect_message(index),
             )
-            cgroup.join(self._folder.cgroup)
+            cgroup.join(keeper.pid)
             self._folder.arm_keeper(*messages)
 
         apart(prepare)
         deadline_seconds = time.monotonic() + self._options.start_seconds
         while not self._folder.armed.exists():
-            assert self._keeper is not None
             self._keeper.check_running()
             if time.monotonic() > deadline_seconds:
                 raise SwapError(f"no standby is ready after {self._options.start_seconds:.0f} s (--start-seconds)")
@@ -166,8 +178,11 @@ class Buildup:
             self._report(f"note: {remark}")
 
     def hold_sysctls(self) -> None:
+        assert self._keeper is not None
+        keeper = self._keeper.identity
+
         def hold() -> None:
-            cgroup.join(self._folder.cgroup)  # whose memory is never swapped out: the record is that of all areas
+            cgroup.join(keeper.pid)  # whose memory is never swapped out: the record is that of all areas
             sysctls.hold(self._folder.state)
 
         apart(hold)
