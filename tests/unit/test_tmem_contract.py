@@ -204,9 +204,9 @@ def test_a_put_that_is_not_admitted_leaves_nothing_of_what_was_there(rng: random
 def test_what_was_read_is_eaten_last(rng: random.Random) -> None:
     store = small_store(budget_frames=4)
     clean = new_object(store, 8, Kind.EPHEMERAL)
-    put(store, clean, 0, *(raw_page(rng)[:3000] + bytes(1096) for _ in range(4)))
+    put(store, clean, 0, *(page_with_zpage_of(rng, 2400) for _ in range(4)))
     assert not is_miss(store, clean, 0)
-    put(store, clean, 4, raw_page(rng)[:3000] + bytes(1096))
+    put(store, clean, 4, page_with_zpage_of(rng, 2400))
     assert [index for index in range(8) if not is_miss(store, clean, index)] == [0, 2, 3, 4]
     assert store.statistics.eph_ate_tail == 1
     check(store)
