@@ -159,6 +159,57 @@ def killed_swap_ups(before: list[str]) -> None:
         nothing_is_left(before)
 
 
+def beside_other_swap(before: list[str]) -> None:
+    """zram of the same priority, zswap in front, a kernel with nbd built in (no folder of modules), a backing file that
+    is not there, a control group that loses its limit: all of it is said, or put right; and nobody to read it."""
+    backing, zswap = Path("/tmp/made-by-swap-up"), Path("/sys/module/zswap/parameters/enabled")
+    for tool in ("modprobe nbd", "modprobe zram num_devices=1", "mount -t tmpfs none /lib/modules"):
+        subprocess.run(tool.split(), check=True)
+    Path("/sys/block/zram0/disksize").write_text("64M")
+    for tool in ("mkswap /dev/zram0", "swapon --priority 100 /dev/zram0"):
+        subprocess.run(tool.split(), check=True)
+    zswap.write_text("Y")
+    words = ("size=72M", "budget=64M", f"backing={backing}")
+    said = run("swap-up", *words)
+    assert "/dev/zram0: the same priority as /dev/nbd0 (100)" in said and "zswap is on" in said, said
+    shown = status()
+    assert "state: OK" in shown and f"backing: {backing} (swap-up has made it" in shown, shown
+    assert [line.split()[0] for line in shown.splitlines()[-2:]] == ["/dev/zram0", "/dev/nbd0"], shown
+    a_limit_that_is_taken_away(Path("/sys/fs/cgroup/cgroup.subtree_control"))
+    assert f"backing {backing}: removed" in run("swap-down") and not backing.exists()
+    with Path("/dev/full").open("wb") as full:
+        up = command("swap-up", "--keep-backing", *words)
+        for script in (up, command("swap-upgrade"), command("swap-down")):
+            assert subprocess.run(script, stdout=full, check=False, timeout=120).returncode == 0, script
+    assert backing.exists()
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    for script in (command("swap-up", *words), command("swap-down")):
+        assert subprocess.run([*closed, *script], check=False, timeout=120).returncode == 0, script
+    assert backing.exists()  # it was there before the second
+    zswap.write_text("N")
+    for tool in ("swapoff /dev/zram0", "umount /lib/modules", f"rm {backing}"):
+        subprocess.run(tool.split(), check=True)
+    nothing_is_left(before)
+
+
+def a_limit_that_is_taken_away(controllers: Path) -> None:
+    """While the keeper does not look, status says so; then it is put back."""
+    state = StateFolder().load()
+    assert state
+    os.kill(state.keeper.pid, signal.SIGSTOP)
+    controllers.write_text("-memory")
+    shown = status()
+    os.kill(state.keeper.pid, signal.SIGCONT)
+    assert "state: DEGRADED" in shown and "memory.swap.max=0" in shown, shown
+    wait_until(lambda: "had lost memory.swap.max=0" in StateFolder().log.read_text(), "it is not put back")
+    assert "state: OK" in status()
+
+
+def status() -> str:
+    zcache = [sys.executable, "-P", "-m", "zcache.cli"]
+    return subprocess.run([*zcache, "status"], capture_output=True, text=True, check=True).stdout
+
+
 def dead_server(before: list[str]) -> None:
     """A server that is killed is replaced, a keeper refuses to end; when both have died, with nothing swapped out to
     them, the swap still comes off."""
@@ -312,6 +363,7 @@ SCENES = {
     scene.__name__: scene
     for scene in (
         two_areas_at_once,
+        beside_other_swap,
         dead_server,
         dead_with_pages_out,
         double_death,

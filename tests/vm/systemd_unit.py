@@ -12,9 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-from tests.vm.swap_commands import HOG, REPOSITORY, serving, swap_areas
+from tests.vm.swap_commands import HOG, REPOSITORY, a_limit_that_is_taken_away, serving, swap_areas
 from zcache.control_client import ask
 from zcache.errors import EnvironmentProblem
+from zcache.swap import area
 from zcache.swap.state import StateFolder
 from zcache.testvm.figures import read_meminfo_kib, read_vmstat
 
@@ -27,6 +28,7 @@ StandardOutput=append:{OUTPUT}
 StandardError=inherit
 ExecStopPost=/bin/sh -c 'while read -r line; do echo "$$line" > /dev/kmsg; done < {OUTPUT}; : > {OUTPUT}'
 """
+SCOPE = "run-zcache.scope"
 GROUP = Path("/sys/fs/cgroup/system.slice/zcache.service")
 
 
@@ -60,6 +62,22 @@ def wait_for_another(server_pid: int) -> int:
     raise AssertionError("no other server")
 
 
+def by_hand() -> None:
+    """swap-up without the unit: the keeper is in a scope, which systemd leaves to us, and whose limit stays."""
+    area.run([str(REPOSITORY / "scripts/swap-up"), "size=64M", "budget=64M", "hardening=require"])
+    state = StateFolder().load()
+    assert state
+    group = Path(f"/proc/{state.keeper.pid}/cgroup").read_text().strip()
+    assert group == f"0::/system.slice/{SCOPE}", group
+    assert "Delegate=yes" in systemctl("show", SCOPE)
+    systemctl("daemon-reload")
+    a_limit_that_is_taken_away(Path("/sys/fs/cgroup/system.slice/cgroup.subtree_control"))
+    systemctl("stop", SCOPE)  # ends nobody
+    assert ask(StateFolder().control, "check")["balanced"] and swap_areas()
+    area.run([str(REPOSITORY / "scripts/swap-down")])
+    assert "ActiveState=inactive" in systemctl("show", SCOPE)
+
+
 def stop_in_the_middle_of_a_reload() -> None:
     """Systemd then leaves ExecStop out."""
     systemctl("reload", "--no-block", "zcache")
@@ -73,6 +91,7 @@ def stop_in_the_middle_of_a_reload() -> None:
 
 def main() -> int:
     install()
+    by_hand()
     systemctl("start", "zcache")
     stop_in_the_middle_of_a_reload()
     systemctl("start", "zcache")
