@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zcache.swap.error import SwapError
-from zcache.swap.sysctls import MIN_FREE, hold, release
+from zcache.swap.sysctls import MIN_FREE, changed, hold, release
 
 BOOST = "vm/watermark_boost_factor"
 
@@ -149,3 +149,20 @@ def test_a_record_that_is_lost_with_the_swap_is_one_line(
     assert "remove it, and set" in failure and "Input/output error" in failure
     with pytest.raises(SwapError, match="remove it, and set"):
         hold(holder, root, record)
+
+
+def test_what_another_has_changed_is_told_to_its_holders_only(root: Path, tmp_path: Path) -> None:
+    """A package's `sysctl --system`, say; more of the reserve is no harm."""
+    record, holder = tmp_path / "record", new_holder(tmp_path, "a")
+    assert changed(holder, root, record) == []
+    hold(holder, root, record)
+    (root / MIN_FREE).write_text("99999\n")
+    assert changed(holder, root, record) == []
+    (root / MIN_FREE).write_text("2000\n")
+    (line,) = changed(holder, root, record)
+    assert line.startswith("vm.min_free_kbytes is 2000") and line.endswith("sysctl vm.min_free_kbytes=16384")
+    (root / BOOST).write_text("15000\n")
+    assert len(changed(holder, root, record)) == 2
+    assert changed(new_holder(tmp_path, "b"), root, record) == []
+    record.write_text("damaged")
+    assert changed(holder, root, record) == []

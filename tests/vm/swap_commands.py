@@ -175,7 +175,8 @@ def beside_other_swap(before: list[str]) -> None:
     shown = status()
     assert "state: OK" in shown and f"backing: {backing} (swap-up has made it" in shown, shown
     assert [line.split()[0] for line in shown.splitlines()[-2:]] == ["/dev/zram0", "/dev/nbd0"], shown
-    a_limit_that_is_taken_away(Path("/sys/fs/cgroup/cgroup.subtree_control"))
+    controllers = Path("/sys/fs/cgroup/cgroup.subtree_control")
+    a_limit_that_is_taken_away(lambda: controllers.write_text("-memory"))
     assert f"backing {backing}: removed" in run("swap-down") and not backing.exists()
     with Path("/dev/full").open("wb") as full:
         up = command("swap-up", "--keep-backing", *words)
@@ -192,12 +193,12 @@ def beside_other_swap(before: list[str]) -> None:
     nothing_is_left(before)
 
 
-def a_limit_that_is_taken_away(controllers: Path) -> None:
+def a_limit_that_is_taken_away(take_away: Callable[[], object]) -> None:
     """While the keeper does not look, status says so; then it is put back."""
     state = StateFolder().load()
     assert state
     os.kill(state.keeper.pid, signal.SIGSTOP)
-    controllers.write_text("-memory")
+    take_away()
     shown = status()
     os.kill(state.keeper.pid, signal.SIGCONT)
     assert "state: DEGRADED" in shown and "memory.swap.max=0" in shown, shown

@@ -90,6 +90,24 @@ def release(holder: Path, root: Path = PROC, record: Path = RECORD, may_be_lent:
         return [str(error)]
 
 
+def changed(holder: Path, root: Path = PROC, record: Path = RECORD) -> list[str]:
+    """What somebody else has changed of that which `holder` holds, and how to put it right, a line each. (A larger
+    reserve is no harm.)"""
+    try:
+        held = _decode(record.read_bytes().partition(b"\n")[0])
+        now = {name: (root / name).read_text().strip() for name in held.ours}
+    except (OSError, ValueError, TypeError, RecursionError):  # none is held, or who takes it down will say
+        return []
+    if str(holder) not in held.holders:
+        return []
+    return [
+        f"{name.replace('/', '.')} is {value}, and has to be {held.ours[name]} while the swap is on: "
+        f"sysctl {name.replace('/', '.')}={held.ours[name]}"
+        for name, value in now.items()
+        if value != held.ours[name] and not (name == MIN_FREE and int(value) > int(held.ours[name]))
+    ]
+
+
 def _release(holder: Path, root: Path, record: Path, may_be_lent: bool) -> list[str]:
     failures = []
     with _locked(record) as (held, save):
