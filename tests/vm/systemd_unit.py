@@ -63,13 +63,13 @@ def wait_for_another(server_pid: int) -> int:
 
 
 def by_hand() -> None:
-    """swap-up without the unit: the keeper is in a scope, which systemd leaves to us, and whose limit stays."""
+    """swap-up without the unit: the keeper is in a scope, whose limit stays."""
     area.run([str(REPOSITORY / "scripts/swap-up"), "size=64M", "budget=64M", "hardening=require"])
     state = StateFolder().load()
     assert state
     group = Path(f"/proc/{state.keeper.pid}/cgroup").read_text().strip()
     assert group == f"0::/system.slice/{SCOPE}", group
-    assert "Delegate=yes" in systemctl("show", SCOPE)
+    assert "MemorySwapMax=0" in systemctl("show", SCOPE)
     systemctl("daemon-reload")
     a_limit_that_is_taken_away(lambda: systemctl("set-property", "--runtime", SCOPE, "MemorySwapMax=infinity"))
     systemctl("stop", SCOPE)  # ends nobody

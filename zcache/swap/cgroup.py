@@ -6,13 +6,12 @@ for ever (seen). A group with `memory.swap.max` 0 holds from the first instructi
 also out of the reach of a session's end, which takes all that is in the session's group; and it bears the marks by
 which systemd's own killers pass a group by (`SPARED`), which for them is more than a process can say of itself.
 
-Where systemd runs, the group is one that systemd has made for us and leaves to us (`scope`): what it has not made, and
-what others switch on in its groups, it may take back. Under its service manager the unit has a group, and says
-`MemorySwapMax=0`, and the rest in the same way (scripts/systemd/zcache.service). Elsewhere the group is made here
-(`enter_swapless`).
+Where systemd runs, the group is a scope that systemd makes (`scope`) with that limit as a setting of its own: what it
+has not made, and what others switch on in its groups, it may take back. The shipped unit says `MemorySwapMax=0` itself,
+and the rest in the same way (scripts/systemd/zcache.service). Elsewhere the group is made here (`enter_swapless`).
 
-Whoever may write there can take the limit away, or the whole memory controller. So the keeper looks again now and then,
-and puts it back (`SwaplessGroup`), and so does whoever asks for the status (`is_swapless`).
+Whoever may write there can take the limit away, or the whole memory controller. So the keeper looks at it now and then,
+and puts it back (`SwaplessGroup`). Whoever asks for the status looks, too (`is_swapless`), and is told.
 """
 
 import contextlib
@@ -27,10 +26,10 @@ OWN: Final = Path("/proc/self/cgroup")
 SYSTEMD: Final = Path("/run/systemd/system")
 LIMIT: Final = "memory.swap.max"
 
-#: Of the scope. It is delegated, never swapped out, and outlives everything but swap-down: no shutdown stops it, no
+#: Of the scope. (Not delegated: that would switch all controllers on for its neighbours, and nothing is made in it.) It
+#: is never swapped out, which systemd itself sees to, and outlives everything but swap-down: no shutdown stops it, no
 #: stop kills what is in it, and neither does systemd-oomd.
 SCOPE: Final = (
-    "Delegate=yes",
     "MemorySwapMax=0",
     "DefaultDependencies=no",
     "KillMode=process",
