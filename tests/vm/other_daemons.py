@@ -86,7 +86,7 @@ def start_package(unit: str, *settings: str) -> Path:
     text = re.sub(r"(?<=[= ])(?=/usr/s?bin/|/etc/nohang/|/lib/systemd/systemd-oomd)", str(PROGRAMS), text)
     text = re.sub(r"^User=.*", "User=root", text, flags=re.MULTILINE)  # it was not installed: nobody made its user
     log = Path(f"/run/{unit}.log")
-    log.touch()
+    log.write_text("")  # it may have run before
     (UNITS / unit).write_text(text)
     drop_in = UNITS / f"{unit}.d"
     drop_in.mkdir(exist_ok=True)
@@ -118,7 +118,8 @@ def run_out_of_memory() -> None:
     subprocess.run(["systemd-run", "--unit=hog", "--quiet", sys.executable, "-c", HOG], check=True)
     wait_until(lambda: is_over("hog"), "nobody has ended the hog")
     print(f"  {systemctl('show', '--property=Result', 'hog').strip()}", flush=True)
-    subprocess.run(["systemctl", "reset-failed", "hog"], check=False)
+    # Where it has failed: one that ended by SIGTERM has not, and is forgotten already.
+    subprocess.run(["systemctl", "reset-failed", "hog"], capture_output=True, check=False)
 
 
 def is_over(unit: str) -> bool:
@@ -153,7 +154,7 @@ def oomd_by_pressure() -> None:
     wait_until(lambda: "with reclaim activity" in log.read_text(), "no pressure")
     time.sleep(20)  # what it has decided it does at once
     show(log, "Killed|Considered|Memory pressure for")
-    assert "Killed" not in log.read_text()
+    assert "Considered 0 cgroups" in log.read_text() and "Considered 1 cgroups" not in log.read_text()
     systemctl("stop", "thrasher", "systemd-oomd.service", "systemd-oomd.socket")
     set_slice(SLICE, "ManagedOOMMemoryPressure=auto")
 
@@ -211,7 +212,7 @@ def needrestart() -> None:
     snippet = Path("/etc/needrestart/conf.d/zcache.conf")
     shutil.copy(REPOSITORY / "scripts/systemd/needrestart.conf", snippet)
     said = say("a")
-    print(said[said.index("Restarting services") :], flush=True)
+    print(said[said.index("Service restarts being deferred") :].partition("\n\n")[0], flush=True)
     assert re.search(r"Service restarts being deferred:\n(?s:.*)systemctl restart zcache.service", said), said
 
 

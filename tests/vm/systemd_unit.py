@@ -1,7 +1,11 @@
-"""The guest's half of test_systemd.py: the unit that is shipped, under a real systemd.
+"""The guest's half of test_systemd.py: the unit that is shipped, under a real systemd; or the swap turned on by hand.
 
 Start, load, reload (an upgrade in place), the death of the server; and at the end memory is still swapped out, and the
 machine is told to shut down. What becomes of that is for the other half to read in the kernel log.
+
+    python -m tests.vm.systemd_unit [forced [by-hand]]
+
+`forced`: without stopping any service, as `systemctl --force` does and as systemd does when it has lost patience.
 """
 
 import contextlib
@@ -12,10 +16,11 @@ import sys
 import time
 from pathlib import Path
 
-from tests.vm.swap_commands import HOG, REPOSITORY, a_limit_that_is_taken_away, serving, swap_areas
+from tests.vm.swap_commands import HOG, REPOSITORY, a_limit_that_is_taken_away, command, serving, swap_areas
 from zcache.control_client import ask
 from zcache.errors import EnvironmentProblem
 from zcache.swap import area
+from zcache.swap.cgroup import SPARED
 from zcache.swap.state import StateFolder
 from zcache.testvm.figures import read_meminfo_kib, read_vmstat
 
@@ -89,17 +94,8 @@ def stop_in_the_middle_of_a_reload() -> None:
     assert not StateFolder().path.exists()
 
 
-def main() -> int:
-    install()
-    by_hand()
-    systemctl("start", "zcache")
-    stop_in_the_middle_of_a_reload()
-    systemctl("start", "zcache")
-    assert len(swap_areas()) == 1
-    assert (GROUP / "memory.swap.max").read_text() == "0\n"
-    group = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in (GROUP / "cgroup.procs").read_text().split()]
-    assert sorted(set(group)) == ["nbdkit", "python"], group
-    # A service of its own: it is there until the shutdown, and ended by it.
+def fill_swap() -> None:
+    """By a service of its own: it is there until the shutdown, and ended by it."""
     hog_mib = (read_meminfo_kib()["MemAvailable"] >> 10) + 200
     hog = [sys.executable, "-c", HOG.replace("input()", "import time; time.sleep(3600)"), str(hog_mib)]
     subprocess.run(["systemd-run", "--unit=hog", "--quiet", *hog], check=True)
@@ -107,6 +103,56 @@ def main() -> int:
     while read_vmstat()["pswpout"] < 100 * 256:
         assert time.monotonic() < deadline, f"hardly anything is swapped out: {read_vmstat()['pswpout']} pages"
         time.sleep(1)
+
+
+def turn_on_by_hand() -> None:
+    """From a group that systemd has made, as a session's is."""
+    words = ENVIRONMENT.read_text().partition("=")[2].split()
+    subprocess.run(["systemd-run", "--scope", "--quiet", "--slice=user", *command("swap-up", *words)], check=True)
+
+
+def is_marked() -> bool:
+    """The keeper's group, for systemd-oomd and for the last round of killing."""
+    state = StateFolder().load()
+    assert state
+    path = Path(f"/proc/{state.keeper.pid}/cgroup").read_text().strip().partition("0::")[2]
+    return all(os.getxattr(f"/sys/fs/cgroup{path}", mark) == b"1" for mark in SPARED)
+
+
+def have_it_forced() -> None:
+    """The VM's own unit shuts the machine down when this command has ended."""
+    drop_in = UNITS / "zcache-vm.service.d"
+    drop_in.mkdir()
+    (drop_in / "forced.conf").write_text("[Unit]\nSuccessAction=poweroff-force\n")
+    systemctl("daemon-reload")
+
+
+def shut_down_by_force(by_hand: bool) -> int:
+    if by_hand:
+        turn_on_by_hand()
+    else:
+        systemctl("start", "zcache")
+    assert is_marked()
+    fill_swap()
+    have_it_forced()
+    print(f"{read_vmstat()['pswpout']} pages out; shutting down by force")
+    return 0
+
+
+def main(words: list[str]) -> int:
+    install()
+    if words:
+        return shut_down_by_force("by-hand" in words)
+    by_hand()
+    systemctl("start", "zcache")
+    stop_in_the_middle_of_a_reload()
+    systemctl("start", "zcache")
+    assert len(swap_areas()) == 1
+    assert (GROUP / "memory.swap.max").read_text() == "0\n"
+    assert is_marked()
+    group = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in (GROUP / "cgroup.procs").read_text().split()]
+    assert sorted(set(group)) == ["nbdkit", "python"], group
+    fill_swap()
     first = serving()
     systemctl("reload", "zcache")
     second = wait_for_another(first)
@@ -122,4 +168,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
