@@ -1,4 +1,4 @@
-"""The unit that is shipped, by systemd's own account where systemd is."""
+"""The unit that is shipped, by systemd's own account where systemd is; and what is shipped beside it."""
 
 import re
 import shutil
@@ -35,3 +35,21 @@ def test_whom_it_tells_to_leave_it_alone() -> None:
     """systemd-oomd, the end of any process of its by the OOM killer, and the last round of killing."""
     settings = UNIT.read_text().splitlines()
     assert {"ManagedOOMPreference=omit", "OOMPolicy=continue", "SurviveFinalKillSignal=yes"} <= set(settings)
+
+
+#: As needrestart itself asks its settings: the first pattern that fits says whether a unit is restarted.
+NEEDRESTART = """
+our %nrconf = (override_rc => {qr(^dbus) => 0});
+defined(do shift) or die $@ || $!;
+for my $unit (@ARGV) {
+    my ($pattern) = grep { $unit =~ /$_/ } sort keys %{$nrconf{override_rc}};
+    print defined $pattern ? $nrconf{override_rc}->{$pattern} : 1;
+}
+"""
+
+
+def test_needrestart_is_told_to_leave_the_unit_alone_and_no_other() -> None:
+    conf = f"{UNIT.parent}/needrestart.conf"
+    units = ["zcache.service", "zcached.service", "my-zcache.service", "dbus.service", "ssh.service"]
+    said = subprocess.run(["perl", "-we", NEEDRESTART, conf, *units], capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stdout) == (0, "01101"), said.stderr
