@@ -80,10 +80,15 @@ def is_untouched(before: tuple[ProcessIdentity, ...]) -> None:
     assert ask(StateFolder().control, "check")["balanced"]
 
 
+def shipped(unit: str) -> Path:
+    """Debian 12 has it in /lib, 13 in /usr/lib."""
+    return next(PROGRAMS.rglob(f"lib/systemd/system/{unit}"))
+
+
 def start_package(unit: str, *settings: str) -> Path:
     """The package's own unit, with its files where they are here; its log."""
-    text = (PROGRAMS / "lib/systemd/system" / unit).read_text()
-    text = re.sub(r"(?<=[= ])(?=/usr/s?bin/|/etc/nohang/|/lib/systemd/systemd-oomd)", str(PROGRAMS), text)
+    text = shipped(unit).read_text()
+    text = re.sub(r"(?<=[= ])(?=/usr/s?bin/|/etc/nohang/|(?:/usr)?/lib/systemd/systemd-oomd)", str(PROGRAMS), text)
     text = re.sub(r"^User=.*", "User=root", text, flags=re.MULTILINE)  # it was not installed: nobody made its user
     log = Path(f"/run/{unit}.log")
     log.write_text("")  # it may have run before
@@ -98,8 +103,8 @@ def start_package(unit: str, *settings: str) -> Path:
 
 
 def start_oomd() -> Path:
-    shutil.copy(PROGRAMS / "lib/systemd/system/systemd-oomd.socket", UNITS)
-    # To stderr, where its unit's log is; its own settings are a second's patience.
+    shutil.copy(shipped("systemd-oomd.socket"), UNITS)
+    # It may have more patience with pressure than this test.
     folder = Path("/run/systemd/oomd.conf.d")
     folder.mkdir(exist_ok=True)
     (folder / "patience.conf").write_text("[OOM]\nDefaultMemoryPressureDurationSec=1s\n")
@@ -151,10 +156,9 @@ def oomd_by_pressure() -> None:
     log = start_oomd()
     options = ["--unit=thrasher", f"--slice={SLICE}", "-p", "MemoryHigh=48M", "-p", "ManagedOOMPreference=omit"]
     subprocess.run(["systemd-run", "--quiet", *options, sys.executable, "-c", THRASHER], check=True)
-    wait_until(lambda: "with reclaim activity" in log.read_text(), "no pressure")
-    time.sleep(20)  # what it has decided it does at once
+    wait_until(lambda: "Considered " in log.read_text(), "no pressure")
     show(log, "Killed|Considered|Memory pressure for")
-    assert "Considered 0 cgroups" in log.read_text() and "Considered 1 cgroups" not in log.read_text()
+    assert set(re.findall(r"Considered (\d+) cgroups", log.read_text())) == {"0"}
     systemctl("stop", "thrasher", "systemd-oomd.service", "systemd-oomd.socket")
     set_slice(SLICE, "ManagedOOMMemoryPressure=auto")
 
@@ -199,8 +203,8 @@ def needrestart() -> None:
     layers = "lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work"
     subprocess.run(["mount", "-t", "overlay", "-o", layers, "overlay", "/etc"], check=True)
     shutil.copytree(PROGRAMS / "etc/needrestart", "/etc/needrestart")
-    perl = ":".join(str(PROGRAMS / "usr" / folder) for folder in ("share/perl5", "lib/x86_64-linux-gnu/perl5/5.36"))
-    environment = {**os.environ, "PERL5LIB": perl, "DEBIAN_FRONTEND": "noninteractive"}
+    perl = [PROGRAMS / "usr/share/perl5", *PROGRAMS.glob("usr/lib/*/perl5/*")]
+    environment = {**os.environ, "PERL5LIB": ":".join(map(str, perl)), "DEBIAN_FRONTEND": "noninteractive"}
 
     def say(mode: str) -> str:
         command = ["perl", str(PROGRAMS / "usr/sbin/needrestart"), "-l", "-v", "-m", "a", "-r", mode]
