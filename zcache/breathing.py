@@ -24,6 +24,7 @@ from zcache.backoff import Clock
 from zcache.budget import Budget
 from zcache.entry import PAGE_BYTES
 from zcache.health import describe
+from zcache.kernel_page import KERNEL_PAGE_BYTES
 from zcache.pressure import Pressure, PressureGauge
 from zcache.store import Store
 
@@ -65,7 +66,7 @@ class _Seen(NamedTuple):
     puts: int  # of those
     written: int  # frames, below
     eaten: int  # frames that ephemeral puts ate
-    swapped: int  # pages, by this machine, out to whatever swap and back in
+    swapped: int  # device pages, by this machine, out to whatever swap and back in
 
 
 class Decision(NamedTuple):
@@ -81,13 +82,20 @@ class Breathing:
     """Moves `budget` when `breathe` is called; by one thread, which may have to wait for memory."""
 
     def __init__(
-        self, store: Store, budget: Budget, gauge: PressureGauge, clock: Clock, vmstat: Path = meminfo.VMSTAT
+        self,
+        store: Store,
+        budget: Budget,
+        gauge: PressureGauge,
+        clock: Clock,
+        vmstat: Path = meminfo.VMSTAT,
+        page_bytes: int = KERNEL_PAGE_BYTES,
     ) -> None:
         self._store = store
         self.budget = budget
         self._gauge = gauge
         self._clock = clock
         self._vmstat = vmstat
+        self._page_bytes = page_bytes
         self._seen = self._look()
         self._rested = False  # since the last look
         self._busy_seconds = self._swapping_seconds = clock.now()  # when there were requests, or swapping to us, last
@@ -140,7 +148,8 @@ class Breathing:
             requests, puts = statistics.puts + statistics.gets, statistics.puts - statistics.ephemeral_puts
             swap_requests = requests - statistics.ephemeral_puts - statistics.ephemeral_gets
             seen = (requests, swap_requests, puts, written, statistics.eph_ate_tail)
-        return _Seen(*seen, sum(meminfo.read_counter(name, self._vmstat) for name in ("pswpout", "pswpin")))
+        swapped = sum(meminfo.read_counter(name, self._vmstat) for name in ("pswpout", "pswpin"))
+        return _Seen(*seen, swapped * self._page_bytes // PAGE_BYTES)
 
     def _decide(self, pressure: Pressure, before: _Seen, now: _Seen) -> tuple[int, bool, str]:
         """By how many frames the budget is to change, whether frames may be written below for that, and why."""

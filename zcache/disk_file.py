@@ -22,6 +22,7 @@ from typing import Final
 from zcache import libc
 from zcache.errors import BadInput
 from zcache.flat_array import anonymous_memory
+from zcache.kernel_page import KERNEL_PAGE_BYTES, page_end, page_start
 
 #: For a descriptor: each transfer is EBADF.
 _NOWHERE: Final = -1
@@ -37,8 +38,9 @@ class DiskFile:
     """`size_bytes` of a file or device, fixed when it is opened. All methods but `extents` move everything or raise
     `OSError`; offsets and lengths are bytes."""
 
-    def __init__(self, descriptor: int, size_bytes: int, is_device: bool) -> None:
+    def __init__(self, descriptor: int, size_bytes: int, is_device: bool, page_bytes: int = KERNEL_PAGE_BYTES) -> None:
         self._descriptor = descriptor
+        self._page_bytes = page_bytes
         self.size_bytes = size_bytes
         self._is_device = is_device
 
@@ -79,7 +81,9 @@ class DiskFile:
     def read(self, offset: int, out: memoryview) -> None:
         """Fill `out`. The kernel keeps no copy."""
         self._move("read", os.preadv, offset, out)
-        os.posix_fadvise(self._descriptor, offset, len(out), os.POSIX_FADV_DONTNEED)
+        start = page_start(offset, self._page_bytes)  # a page that is not named whole would be kept
+        length = page_end(offset + len(out), self._page_bytes) - start
+        os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_DONTNEED)
 
     def write(self, offset: int, data: memoryview) -> None:
         """On its way to the disk; `flush` says when it is there."""

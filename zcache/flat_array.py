@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 from zcache import libc
 from zcache.image import Section
+from zcache.kernel_page import page_start
 
 #: `mmap(2)` flag: address space is not accounted as memory. Python names it from 3.13 on.
 MAP_NORESERVE: Final = 0x4000
@@ -52,7 +53,7 @@ class FlatArray:
 
     def populate(self, start: int, stop: int) -> None:
         """Fault in items `start` to `stop` (exclusive). Not for the I/O path; safe beside it."""
-        first = start * self.item_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+        first = page_start(start * self.item_bytes)
         last = min(stop * self.item_bytes, len(self._memory))
         if last > first:
             with memoryview(self._memory) as memory, memory[first:last] as part:

@@ -4,15 +4,15 @@ The page table, each frame's homes, birth and seal, and the RAM slots. All else 
 lists, slot maps, statistics) follows from them and is rebuilt (`zcache.rebuild`). A server may be killed between any
 two instructions; what makes the image whole at each of them is the order in which the store writes:
 
-- words are published whole: by one store each, or by a copy short enough to be made of whole-word stores
-  (`WHOLE_WORDS`);
+- words are published whole, by one store each (`zcache.whole_words`);
 - a zpage's bytes are in place before the entry that names them; an entry is cleared before its room is used again;
 - a frame's seal and birth are written before the `below` or `home` that they belong to; a RAM slot stops being one
   frame's home before it is another's.
 
-Layout: a page of header, then the sections, each from a page boundary on. The header is one line of JSON (format,
-geometry, the key of all that leaves RAM), written once before the image is used. Its last words are what server, keeper
-and swap-upgrade tell each other while they run (`Signs`). A format that is not ours is refused, never guessed at.
+Layout: a header of 4 KiB, then the sections. Header and sections each begin a page of the kernel's
+(`zcache.kernel_page`), for each is mapped by itself. The header is one line of JSON (format, geometry, the key of all
+that leaves RAM), written once before the image is used. Its last words are what server, keeper and swap-upgrade tell
+each other while they run (`Signs`). A format that is not ours is refused, never guessed at.
 """
 
 import fcntl
@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from zcache import libc
 from zcache.errors import BadInput, EnvironmentProblem
+from zcache.kernel_page import KERNEL_PAGE_BYTES, page_end
 
 FORMAT: Final = 3
 HEADER_BYTES: Final = 4096
@@ -40,10 +41,6 @@ MAX_EPOCH: Final = (1 << 64 - EPOCH_SHIFT) - 1
 #: The key, and a frame's seal with `encrypt=` no and yes: a CRC-32, or the tag of AES-GCM.
 SECRET_BYTES: Final = 32
 SEAL_BYTES: Final = {"no": 4, "yes": 16}
-
-#: glibc copies up to 2 KiB by vector loads and stores, which a signal cannot tear; beyond that (`rep movsb`, see
-#: glibc.cpu.x86_rep_movsb_threshold) a copy can stop at any byte. 64 words of 8 bytes are well below.
-WHOLE_WORDS: Final = 64
 
 #: The export name under which the kernel's device connects: connections by any other are not counted.
 DEVICE_EXPORT: Final = "swap"
@@ -87,24 +84,25 @@ class Image:
 
     signs: "Signs"
 
-    def __init__(self, descriptor: int, geometry: Geometry) -> None:
+    def __init__(self, descriptor: int, geometry: Geometry, page_bytes: int = KERNEL_PAGE_BYTES) -> None:
         self.descriptor = descriptor
+        self._page_bytes = page_bytes
         self._spans: dict[str, tuple[int, int]] = {}
-        offset = HEADER_BYTES
+        offset = page_end(HEADER_BYTES, page_bytes)
         for name, size_bytes in geometry.sections().items():
             self._spans[name] = offset, size_bytes
-            offset += (size_bytes + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
+            offset = page_end(offset + size_bytes, page_bytes)
         self.size_bytes = offset
 
     @classmethod
-    def open(cls, descriptor: int, geometry: Geometry) -> "Image":
+    def open(cls, descriptor: int, geometry: Geometry, page_bytes: int = KERNEL_PAGE_BYTES) -> "Image":
         """`new` for an empty memfd, `attach` for any other."""
-        return (cls.attach if os.fstat(descriptor).st_size else cls.new)(descriptor, geometry)
+        return (cls.attach if os.fstat(descriptor).st_size else cls.new)(descriptor, geometry, page_bytes)
 
     @classmethod
-    def new(cls, descriptor: int, geometry: Geometry) -> "Image":
+    def new(cls, descriptor: int, geometry: Geometry, page_bytes: int = KERNEL_PAGE_BYTES) -> "Image":
         """Lay out an empty memfd; raises `BadInput` if the path of the backing is too long."""
-        image = cls(descriptor, geometry)
+        image = cls(descriptor, geometry, page_bytes)
         fields = {"zcache image format": FORMAT, **asdict(geometry), "secret": os.urandom(SECRET_BYTES).hex()}
         header = json.dumps(fields).encode() + b"\n"
         if len(header) > JSON_BYTES:
@@ -118,10 +116,10 @@ class Image:
         return image
 
     @classmethod
-    def attach(cls, descriptor: int, geometry: Geometry) -> "Image":
+    def attach(cls, descriptor: int, geometry: Geometry, page_bytes: int = KERNEL_PAGE_BYTES) -> "Image":
         """Go on with an image; raises `EnvironmentProblem`, and has changed nothing, if it is not ours to read."""
         check_header(read_header(descriptor), geometry)
-        image = cls(descriptor, geometry)
+        image = cls(descriptor, geometry, page_bytes)
         image.signs = Signs(descriptor)
         if image.epoch >= MAX_EPOCH:
             raise EnvironmentProblem(f"the image has had {MAX_EPOCH} servers; take the swap off and on again")
@@ -140,12 +138,17 @@ class Image:
 
     def section(self, name: str) -> "Section":
         """A section's memory, shared with whoever else has the image."""
-        return Section(self.descriptor, *self._spans[name])
+        return Section(self.descriptor, *self._spans[name], self._page_bytes)
 
 
 class Signs:
     """What the keeper can see of a server without asking it, and swap-upgrade of the keeper, in the last words of an
-    image's header."""
+    image's header.
+
+    They are read while others write. Each is one word, and whole; but a CPU such as arm64's may show two words that
+    were written one after the other in another order. Where that matters (a new server's pid, and whether it serves)
+    there is a barrier between them, on both sides: `_fence`.
+    """
 
     _EPOCH: Final = HEADER_BYTES // 8 - 1
     _CONNECTIONS: Final = _EPOCH - 1
@@ -168,8 +171,10 @@ class Signs:
 
     @property
     def pid(self) -> int:
-        """The server."""
-        return self._words[self._PID]
+        """The server. What is read after this is what it had written before it, or later."""
+        pid = self._words[self._PID]
+        self._fence()
+        return pid
 
     @property
     def connections(self) -> int:
@@ -222,6 +227,7 @@ class Signs:
         """A new server: it has no connections."""
         self._words[self._CONNECTIONS] = self._words[self._HEARTBEATS] = 0
         self._words[self._EPOCH] += 1
+        self._fence()
         self._words[self._PID] = os.getpid()  # last: whoever sees it sees an epoch that does not serve yet
 
     def count_connection(self, change: int) -> None:
@@ -245,29 +251,37 @@ class Signs:
         """From the keeper: there will be none."""
         self._words[self._REFUSALS] += 1
 
+    def _fence(self) -> None:
+        """A full memory barrier: Python has none, but what comes before a lock is let go (a release) comes before what
+        follows when it is taken again (an acquisition)."""
+        for _ in range(2):
+            with self._lock:
+                pass
+
 
 class Section:
     """`size_bytes` of an image, mapped."""
 
-    def __init__(self, descriptor: int, offset: int, size_bytes: int) -> None:
+    def __init__(self, descriptor: int, offset: int, size_bytes: int, page_bytes: int = KERNEL_PAGE_BYTES) -> None:
         self.memory = mmap.mmap(descriptor, max(size_bytes, 1), offset=offset)
+        self.page_bytes = page_bytes
         self._descriptor = descriptor
         self._offset = offset
         self._stop = offset + size_bytes
 
     def discard(self, start: int, stop: int) -> None:
-        """Give whole memory pages back to the system, whoever has them mapped or locked; they are zero when they are
-        touched again."""
+        """Give whole pages of the kernel's back to the system, the last one of the section to its end; whoever has them
+        mapped or locked. They are zero when they are touched again."""
         mode = libc.FALLOC_FL_PUNCH_HOLE | libc.FALLOC_FL_KEEP_SIZE
-        libc.fallocate(self._descriptor, mode, self._offset + start, stop - start)
+        libc.fallocate(self._descriptor, mode, self._offset + start, page_end(stop, self.page_bytes) - start)
 
     def allocate(self, start: int, stop: int) -> None:
         """Have memory there. Waits for it; raises `OSError` if there is none."""
         libc.fallocate(self._descriptor, 0, self._offset + start, stop - start)
 
     def touched(self) -> Iterator[tuple[int, int]]:
-        """The parts that were ever written, as byte offsets, in whole memory pages: the rest is zero, and reading it
-        would take memory."""
+        """The parts that were ever written, as byte offsets, in whole pages of the kernel's: the rest is zero, and
+        reading it would take memory."""
         start = self._offset
         while start < self._stop:
             try:

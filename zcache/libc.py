@@ -12,6 +12,8 @@ import os
 import struct
 from typing import Any, Final
 
+from zcache.kernel_page import KERNEL_PAGE_BYTES, page_end, page_start
+
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 PR_SET_PDEATHSIG: Final = 1
@@ -36,7 +38,8 @@ MADV_DONTNEED_LOCKED: Final = 24  # Linux 5.18
 MADV_POPULATE_READ: Final = 22  # Linux 5.14, both
 MADV_POPULATE_WRITE: Final = 23
 _CAPABILITY_VERSION_3: Final = 0x20080522
-# glibc has no functions for these; the numbers are the same for every architecture.
+# glibc has no functions for these; the numbers are the same for every architecture. All others here are the same on
+# x86-64 and arm64, which both take them from the kernel's asm-generic (PowerPC, for one, has its own MCL_*).
 _LANDLOCK_CREATE_RULESET: Final = 444  # Linux 5.13, all three
 _LANDLOCK_ADD_RULE: Final = 445
 _LANDLOCK_RESTRICT_SELF: Final = 446
@@ -62,7 +65,7 @@ _libc.pthread_getattr_np.argtypes = [ctypes.c_ulong, ctypes.c_void_p]
 _libc.pthread_attr_getstack.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
 _libc.pthread_attr_destroy.argtypes = [ctypes.c_void_p]
 _libc.syscall.restype = ctypes.c_long
-_PTHREAD_ATTR_BYTES: Final = 64  # pthread_attr_t is 56 bytes on x86-64
+_PTHREAD_ATTR_BYTES: Final = 64  # pthread_attr_t is 56 bytes on x86-64, 64 on arm64
 
 
 def _raise_errno() -> None:
@@ -249,7 +252,7 @@ def resident_share(memory: memoryview) -> float:
 
 def resident_share_of_range(start: int, stop: int) -> float:
     """The same, by address."""
-    pages = (stop - start + mmap.PAGESIZE - 1) // mmap.PAGESIZE
+    pages = page_end(stop - start) // KERNEL_PAGE_BYTES
     resident = ctypes.create_string_buffer(pages)
     if _libc.mincore(start, stop - start, resident) < 0:
         _raise_errno()
@@ -274,5 +277,5 @@ def populate_stack(size_bytes: int) -> bool:
     _libc.pthread_attr_getstack(attributes, ctypes.byref(lowest), ctypes.byref(length))
     _libc.pthread_attr_destroy(attributes)
     top = lowest.value + length.value
-    start = max(lowest.value, top - size_bytes) & ~4095
+    start = page_start(max(lowest.value, top - size_bytes))
     return not _libc.madvise(start, top - start, MADV_POPULATE_WRITE)

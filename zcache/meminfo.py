@@ -16,7 +16,8 @@ def read_bytes(name: str, meminfo: Path = MEMINFO) -> int:
 
 
 def read_counter(name: str, vmstat: Path = VMSTAT) -> int:
-    """A counter of /proc/vmstat since boot: `pswpout` is in pages. 0 if this kernel has none (it cannot swap)."""
+    """A counter of /proc/vmstat since boot: `pswpout` is in pages of the kernel's (`zcache.kernel_page`). 0 if this
+    kernel has none (it cannot swap)."""
     try:
         found = re.search(rf"^{name} (\d+)", vmstat.read_text(), re.MULTILINE)
     except OSError:

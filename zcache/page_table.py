@@ -1,7 +1,7 @@
 """The page table: one 64-bit entry for each page of an object, flat. It is the only truth: what it does not name does
 not exist.
 
-Beside the entries there is one byte for each block of 512 entries (a memory page of the table) that says whether any
+Beside the entries there is one byte for each block of 512 entries (4 KiB of the table) that says whether any
 of them was ever written: scans of a huge and mostly empty device skip whole blocks by `bytearray.find`, and do not
 touch their memory.
 """
@@ -14,7 +14,8 @@ from typing import Final
 
 from zcache.entry import EMPTY, LOST, SAME_FILLED
 from zcache.flat_array import FlatArray
-from zcache.image import WHOLE_WORDS, Section
+from zcache.image import Section
+from zcache.whole_words import WHOLE_WORDS, fill
 
 BLOCK_SHIFT: Final = 9
 BLOCK_ENTRIES: Final = 1 << BLOCK_SHIFT
@@ -96,8 +97,7 @@ class PageTable:
     def clear_block(self, first: int, stop: int) -> None:
         """Make a run of entries EMPTY; if it is a whole block, its memory need not be looked at again."""
         for start in range(first, stop, WHOLE_WORDS):
-            end = min(start + WHOLE_WORDS, stop)
-            self.entries[start:end] = EMPTY_RUN[: end - start]
+            fill(self.entries, start, min(start + WHOLE_WORDS, stop), EMPTY_RUN)
         if stop - first == BLOCK_ENTRIES:
             self.touched[first >> BLOCK_SHIFT] = 0
 

@@ -11,7 +11,6 @@ pages LOST (a get is an error until they are written or flushed), never old and 
 
 import itertools
 import threading
-from array import array
 
 from zcache.admission import Admission
 from zcache.allocators import Allocator
@@ -24,6 +23,7 @@ from zcache.partial_write import PartialWrite
 from zcache.reclaim import Reclaimer
 from zcache.statistics import Statistics
 from zcache.tmem import Kind, TmemObject
+from zcache.whole_words import fill, publish
 from zcache.zpages import END_LZ4, FIRST_LZ4, SUSPECT_BYTES, encode
 
 
@@ -150,7 +150,7 @@ class Putter:
             entries = table.entries
             old = entries[first:last].tolist()
             if any(old):
-                entries[first:last] = LOST_RUN[:count]
+                fill(entries, first, last, LOST_RUN)
                 cleared = True
                 self._drop(old, kind)
             cleared = True
@@ -158,7 +158,7 @@ class Putter:
             if count == 1 == done:
                 entries[first] = placed[0]
             else:
-                entries[first : first + done] = array("Q", placed)
+                publish(entries, first, placed)
             statistics = self._statistics
             statistics.puts += count
             if done == count and not kind:
@@ -169,7 +169,7 @@ class Putter:
                     statistics.reject_compress_poor += raw
                     statistics.same_filled_pages += same_filled
             else:
-                entries[first + done : last] = LOST_RUN[: count - done]
+                fill(entries, first + done, last, LOST_RUN)
                 self._settle(thing, first, placed, 0, count)
                 if done < count:
                     self._waiting.append((thing, range(first, last)))
@@ -240,7 +240,7 @@ class Putter:
                         raise StoreFull(f"no frame for {count - len(placed)} of {count} pages")
                     table.touch(start, stop - 1)  # again: a flush of the whole block may have come meanwhile
                     old = table.entries[start:stop].tolist()
-                    table.entries[start:stop] = LOST_RUN[: count - len(placed)]
+                    fill(table.entries, start, stop, LOST_RUN)
                     self._drop(old, thing.kind)
                     before = len(placed)
                     try:
@@ -248,7 +248,7 @@ class Putter:
                     except BaseException:
                         self._abandon(thing, start, count - before, placed[before:])
                         raise
-                    table.entries[start : first + len(placed)] = array("Q", placed[before:])
+                    publish(table.entries, start, placed[before:])
                     self._settle(thing, first, placed, before, count)
             return True
         finally:

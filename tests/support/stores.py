@@ -16,6 +16,7 @@ from zcache.budget import Budget
 from zcache.codec import parse_codec
 from zcache.entry import decode_zpage
 from zcache.image import Geometry, Image
+from zcache.kernel_page import KERNEL_PAGE_BYTES
 from zcache.pageframes import State
 from zcache.pageframes.frames import slots_of
 from zcache.rebuild import rebuild
@@ -73,13 +74,15 @@ def store_with_image(
     codec: str = "lz4",
     allocator: str = "zbud",
     recompress: str | None = None,
+    page_bytes: int = KERNEL_PAGE_BYTES,
 ) -> tuple[Store, TmemObject]:
-    """A store over an image, and its object: made in an empty memfd, or taken over from whoever had it before."""
+    """A store over an image, and its object: made in an empty memfd, or taken over from whoever had it before.
+    `page_bytes`: as on a kernel with such pages."""
     frame_count = budget_frames + tier.slot_count
     frame_bytes = ALLOCATORS[allocator].frame_bytes
     geometry = Geometry(page_count, slots_of(budget_frames), frame_count, frame_bytes, encrypt, allocator, None)
     empty = not os.fstat(descriptor).st_size
-    image = Image.open(descriptor, geometry)
+    image = Image.open(descriptor, geometry, page_bytes)
     store = Store(
         budget_bytes=budget_frames * frame_bytes,
         codec=parse(codec),

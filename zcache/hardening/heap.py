@@ -9,10 +9,10 @@ PYTHONMALLOC=malloc in the environment (scripts/serve sets it) there is one heap
 end.
 """
 
-import mmap
 from typing import Final
 
 from zcache import libc
+from zcache.kernel_page import page_end, page_start
 
 #: Room for requests of 128 KiB: nbdkit's buffers and our copies, of a few connections; measured use is below 2 MiB.
 HEAP_BYTES: Final = 4 << 20
@@ -34,8 +34,7 @@ def give_back_free_memory() -> None:
     is. It comes back page by page as it is touched, or by `program.unshare`."""
     libc.malloc_trim(2 * HEAP_BYTES)
     address = libc.malloc(HEAP_BYTES)
-    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
-    libc.drop_range(start, (address + HEAP_BYTES) // mmap.PAGESIZE * mmap.PAGESIZE)
+    libc.drop_range(page_end(address), page_start(address + HEAP_BYTES))
     libc.free(address)
 
 

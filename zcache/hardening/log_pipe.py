@@ -17,8 +17,10 @@ import threading
 from typing import Final
 
 from zcache.hardening.threads import begin_own_thread
+from zcache.kernel_page import KERNEL_PAGE_BYTES
 
-PIPE_BYTES: Final = 4096
+#: A page of the kernel's: it gives no pipe less.
+PIPE_BYTES: Final = KERNEL_PAGE_BYTES
 MAX_FILE_BYTES: Final = 1 << 20
 
 

@@ -19,11 +19,11 @@ when the budget changes.
 
 import copy
 import itertools
-import mmap
 from array import array
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from zcache.entry import PAGE_BYTES
 from zcache.errors import BadInput
 from zcache.flat_array import FlatArray, Typecode
 from zcache.image import EPOCH_SHIFT, Image
@@ -75,7 +75,7 @@ class PageFrames(Queues):
         image: Image | None = None,
         reserve_frames: int = 0,
     ) -> None:
-        if frame_bytes % mmap.PAGESIZE or frame_bytes & (frame_bytes - 1):
+        if frame_bytes % PAGE_BYTES or frame_bytes & (frame_bytes - 1):
             raise BadInput(f"frame of {frame_bytes} bytes: give a power of two, and whole pages")
         self.max_budget_frames = budget_frames
         self.reserve_frames = reserve_frames

@@ -2,6 +2,9 @@
 
 What is there is populated as a whole at the start, so that no put and no fetch ever asks the system for memory. What is
 absent is a hole: it costs nothing, and is populated before it is used again.
+
+A slot can be smaller than a page of the kernel's (zbud's, where that is not 4 KiB). The kernel gives and takes whole
+pages, so a page becomes a hole when the last slot in it is absent, and is populated when the first one is not.
 """
 
 import mmap
@@ -11,18 +14,23 @@ from typing import Final
 from zcache import libc
 from zcache.flat_array import anonymous_memory
 from zcache.image import Section
+from zcache.kernel_page import KERNEL_PAGE_BYTES, page_end, page_start
 
 #: RAM that is populated between two signs of life: some 10 ms.
 POPULATED_RUN_BYTES: Final = 64 << 20
 
 
 class Ram:
-    """`slot_count` slots of `frame_bytes`; of an image, if its section is given."""
+    """`slot_count` slots of `frame_bytes`; of an image, if its section is given. One thread gives back and gets
+    back."""
 
-    def __init__(self, slot_count: int, frame_bytes: int, section: Section | None) -> None:
+    def __init__(
+        self, slot_count: int, frame_bytes: int, section: Section | None, page_bytes: int = KERNEL_PAGE_BYTES
+    ) -> None:
         self.memory: mmap.mmap = section.memory if section else anonymous_memory(slot_count * frame_bytes)
         self.view = memoryview(self.memory)
         self._section = section
+        self._page_bytes = section.page_bytes if section else page_bytes
         self._slot_count = slot_count
         self._frame_bytes = frame_bytes
         self._absent = bytearray(slot_count)  # by slot
@@ -33,8 +41,8 @@ class Ram:
             self._absent[slot] = is_absent
 
     def give_back(self, slots: Iterable[int]) -> None:
-        """Without the lock: the memory of a few absent slots goes to the system. Raises `OSError` where that cannot be
-        (locked memory before Linux 5.18)."""
+        """Without the lock: the memory of a few absent slots goes to the system, in pages that hold no others. Raises
+        `OSError` where that cannot be (locked memory before Linux 5.18)."""
         for start, stop in self._spans(sorted(slots)):
             self._discard(start, stop)
 
@@ -50,28 +58,42 @@ class Ram:
         space, and with that all threads that fault or map something.
         """
         for start, stop in self._spans(sorted(slots)):
+            start = page_start(start, self._page_bytes)
             if self._section:
                 self._section.allocate(start, stop)
             libc.populate(self.view[start:stop])
 
     def _discard(self, start: int, stop: int) -> None:
+        """Of the pages that hold absent slots, from byte `start` to `stop`, those that hold no others."""
+        first, last = page_start(start, self._page_bytes), page_end(stop, self._page_bytes)
+        if not self._are_absent(first, start):
+            first = page_end(start, self._page_bytes)
+        if not self._are_absent(stop, last):
+            last = page_start(stop, self._page_bytes)
+        if first >= last:
+            return
         if self._section:
-            self._section.discard(start, stop)
+            self._section.discard(first, min(last, len(self.view)))
         else:
-            libc.discard(self.view[start:stop])
+            libc.discard(self.view[first:last])
+
+    def _are_absent(self, start: int, stop: int) -> bool:
+        """Whether the slots are, or none are there."""
+        return self._absent.find(False, start // self._frame_bytes, stop // self._frame_bytes) < 0
 
     def populate(self, beat: Callable[[], None]) -> None:
         """Fault in all that is not absent; raises `OSError` when there is not that much memory. `beat` is called on the
         way."""
         for start, stop in self._runs(is_absent=False):
-            for part in range(start, stop, POPULATED_RUN_BYTES):
+            for part in range(page_start(start, self._page_bytes), stop, POPULATED_RUN_BYTES):
                 libc.populate(self.view[part : min(part + POPULATED_RUN_BYTES, stop)])
                 beat()
 
     def is_populated(self) -> bool:
         """Whether all that is not absent is in memory, asked of the kernel."""
         runs = self._runs(is_absent=False)
-        return all(libc.resident_share(self.view[start:stop]) == 1.0 for start, stop in runs)
+        starts = ((page_start(start, self._page_bytes), stop) for start, stop in runs)
+        return all(libc.resident_share(self.view[start:stop]) == 1.0 for start, stop in starts)
 
     def slots_with_memory(self) -> bytearray:
         """Taking over: a byte for each slot, 1 if a predecessor has left all of it memory."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import nbd
 
 from zcache.image import DEVICE_EXPORT
+from zcache.kernel_page import KERNEL_PAGE_BYTES
 from zcache.swap.error import SwapError
 
 # linux/nbd.h; the flags of the NBD protocol's transmission phase, of which the kernel uses these.
@@ -23,6 +24,9 @@ NBD_FLAG_SEND_FLUSH = 1 << 2
 NBD_FLAG_SEND_FUA = 1 << 3
 NBD_FLAG_SEND_TRIM = 1 << 5
 NBD_FLAG_CAN_MULTI_CONN = 1 << 8
+
+#: mkswap's MIN_GOODPAGES.
+LEAST_PAGES = 10
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,16 @@ class Export:
     def can_trim(self) -> bool:
         return bool(self.flags & NBD_FLAG_SEND_TRIM)
 
-    def check(self, discard: bool) -> None:
+    def check(self, discard: bool, page_bytes: int = KERNEL_PAGE_BYTES) -> None:
         """Say now, in one line, what would otherwise fail later, or silently do nothing."""
         if self.flags & NBD_FLAG_READ_ONLY:
             raise SwapError("the server offers a read-only device, which cannot be swapped to")
-        if self.size_bytes < 10 * 4096:
-            raise SwapError(f"a device of {self.size_bytes} bytes is too small: mkswap wants ten pages")
+        least_bytes = LEAST_PAGES * page_bytes
+        if self.size_bytes < least_bytes:
+            raise SwapError(
+                f"a device of {self.size_bytes} bytes is too small: mkswap wants ten pages of the kernel's; give at "
+                f"least size={least_bytes >> 10}K"
+            )
         if discard and not self.can_trim:
             raise SwapError("--discard needs a server that takes trims, and this one does not")
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 
 from zcache import image, libc
+from zcache.kernel_page import page_start
 
 
 class LockedImage:
@@ -66,7 +67,7 @@ def _populate(start: int, stop: int) -> OSError | None:
     try:
         libc.populate_range(start, stop, write=False)
     except OSError as error:
-        middle = (start + stop) // 2 // mmap.PAGESIZE * mmap.PAGESIZE
+        middle = page_start((start + stop) // 2)
         if error.errno == libc.EHWPOISON and middle > start:
             _populate(start, middle)
             _populate(middle, stop)

@@ -28,10 +28,12 @@ import os
 import time
 from pathlib import Path
 
+from zcache.entry import PAGE_BYTES
 from zcache.image import DEVICE_EXPORT
 from zcache.swap.error import SwapError
 
-BLOCK_SIZE_BYTES = 4096
+# The device's page, whatever the kernel's is: a kernel with larger pages sends larger requests.
+BLOCK_SIZE_BYTES = PAGE_BYTES
 # A healthy server answers within 0.4 s.  What was under way at a server's death waits for as long as this.
 RESEND_SECONDS = 5
 # Time for the keeper to replace the server, however long a new one takes to start.  Not measured.

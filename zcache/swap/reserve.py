@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from zcache.kernel_page import KERNEL_PAGE_BYTES
+
 PROC: Final = Path("/proc")
 #: How far above what it was: some more than a server and its standby leave when they die.
 LENT_KIB: Final = 64 << 10
@@ -48,7 +50,7 @@ class _Zone:
         blocks = self.line.search(buddyinfo)
         counts = blocks[1].split() if blocks else []
         pages = sum(int(count) << order for order, count in enumerate(counts))
-        return max(pages - self.protected, 0) * (os.sysconf("SC_PAGE_SIZE") >> 10)
+        return max(pages - self.protected, 0) * (KERNEL_PAGE_BYTES >> 10)
 
 
 class Reserve:

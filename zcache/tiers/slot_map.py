@@ -12,6 +12,7 @@ from typing import Final
 from zcache import libc
 from zcache.errors import Imbalance
 from zcache.flat_array import anonymous_memory
+from zcache.kernel_page import page_start
 
 #: Slots looked at before shorter runs are tried: 1 GiB of zbud frames; a scan takes some 50 us.
 WINDOW_SLOTS: Final = 1 << 18
@@ -69,8 +70,8 @@ class SlotMap:
         """
         end = min(self._next + 2 * WINDOW_SLOTS, self.slot_count + 1)
         if end > self._populated:
-            start = libc.address(self._used)
-            libc.populate_range((start + self._populated) & ~4095, (start + end + 4095) & ~4095, write=True)
+            with memoryview(self._used) as memory, memory[page_start(self._populated) : end] as part:
+                libc.populate(part)
             self._populated = end
 
     def used_map(self) -> memoryview:
