@@ -218,6 +218,11 @@ def write_byte(address: int, value: int) -> None:
     ctypes.memset(address, value, 1)
 
 
+def read(address: int, size_bytes: int) -> bytes:
+    """A copy of this process's memory."""
+    return ctypes.string_at(address, size_bytes)
+
+
 def populate(memory: memoryview) -> None:
     """Fault in page-aligned memory for writing, without changing what it holds; `OSError` if there is not enough."""
     if _libc.madvise(address(memory), len(memory), MADV_POPULATE_WRITE) < 0:

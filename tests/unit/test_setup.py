@@ -13,7 +13,7 @@ def setup(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     uname.write_text("#!/bin/sh\necho aarch64\n")
     uname.chmod(0o755)
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
-    command = [REPOSITORY / "scripts/setup", *words]
+    command = [str(REPOSITORY / "scripts/setup"), *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 

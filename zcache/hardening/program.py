@@ -6,15 +6,19 @@ Not so what only the start runs through, and the library that encrypts: that is 
 the start has left of these in memory is dropped before memory is locked, so that what is locked of them is what the
 warm-up runs through, or anything after it (the kernel maps, and so locks, up to 64 KiB around each page).
 
-What an object has beyond its file (.bss) is the anonymous mapping that follows it; nbdkit's own is 192 MiB of which
-it uses little, and stays as it is.
+What an object has beyond its file (.bss) is the beginning of the anonymous mapping that follows it: as much as its
+program headers say, which are in memory. What lies behind that is another's, for the kernel puts mappings side by side,
+and makes one of two that are alike (seen on arm64, where objects lie 64 KiB apart and small arrays find room between
+them). nbdkit's own .bss is 192 MiB of which it uses little, and stays as it is.
 """
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from zcache import libc
+from zcache.kernel_page import page_end, page_start
 
 #: Objects by the start of their file's name.
 OBJECTS: Final = (
@@ -45,6 +49,11 @@ DROPPED_OBJECTS: Final = (
     "libunistring.",
 )
 MAX_BSS_BYTES: Final = 4 << 20
+
+# elf(5), of 64 bits: what is read of the header, and of each program header.
+_ELF: Final = struct.Struct("=32xQ14xHH")  # offset, size and number of the program headers
+_SEGMENT: Final = struct.Struct("=I4x8xQ8x8xQ8x")  # type, address, bytes in memory
+_PT_LOAD: Final = 1
 
 
 def populate_program() -> None:
@@ -87,17 +96,38 @@ def is_populated() -> bool:
     return all(libc.resident_share_of_range(start, stop) == 1.0 for start, stop, _ in _mappings())
 
 
-def _mappings() -> Iterator[tuple[int, int, bool]]:
+def end_of_object(start: int) -> int:
+    """Where an object that is mapped from `start` on ends, .bss and all, in whole pages."""
+    offset, size_bytes, count = _ELF.unpack(libc.read(start, _ELF.size))
+    first, end = None, 0
+    for number in range(count):
+        kind, address, memory_bytes = _SEGMENT.unpack(libc.read(start + offset + number * size_bytes, _SEGMENT.size))
+        if kind == _PT_LOAD:
+            first = page_start(address) if first is None else first
+            end = max(end, address + memory_bytes)
+    return page_end(start - (first or 0) + end)
+
+
+def _mappings(find_end: Callable[[int], int] = end_of_object) -> Iterator[tuple[int, int, bool]]:
     """Start, end and whether it can be written, of each mapping of the objects."""
-    followed = 0  # the end of the last mapping of an object, where its .bss would begin
+    name, end = "", 0  # the object that was last seen, and where all of it ends
+    followed = 0  # the end of its last mapping, where its .bss would begin
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, access, _, _, _, *path = line.split(maxsplit=5)
         start, stop = (int(end, 16) for end in span.split("-"))
-        of_object = bool(path) and _file_name(path[0]).startswith(OBJECTS)
-        is_bss = not path and start == followed and stop - start <= MAX_BSS_BYTES
-        if (of_object or is_bss) and "r" in access:
+        if path and _file_name(path[0]).startswith(OBJECTS):
+            if path[0] != name:
+                name, end = path[0], find_end(start)
+            followed = stop
+        elif not path and start == followed:
+            stop, followed = min(stop, end), 0
+            if not 0 < stop - start <= MAX_BSS_BYTES:
+                continue
+        else:
+            followed = 0
+            continue
+        if "r" in access:
             yield start, stop, "w" in access
-        followed = stop if of_object else 0
 
 
 def _file_name(path: str) -> str:
