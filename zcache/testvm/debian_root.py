@@ -126,7 +126,7 @@ def _make(root: Path, codename: str, stamp: str) -> None:
     for old in (root, new):
         if old.exists():
             shutil.rmtree(old)
-    command = ["mmdebstrap", "--variant=minbase", "--quiet", codename, str(new), _mirror()]
+    command = ["mmdebstrap", "--variant=minbase", "--quiet", codename, str(new), mirror()]
     made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if made.returncode:
         reason = (made.stderr.strip().splitlines() or ["no message"])[-1]
@@ -135,7 +135,7 @@ def _make(root: Path, codename: str, stamp: str) -> None:
     new.rename(root)
 
 
-def _mirror() -> str:
+def mirror() -> str:
     """The one that this machine's own packages come from."""
     ask = ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", "Component: main"]
     targets = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split()
@@ -178,14 +178,15 @@ def _copy_tree(target: Path) -> None:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
-    for name in _files_of_the_tree():
+    for name in files_of_the_tree():
         source = REPOSITORY / name
         if source.is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target / name, follow_symlinks=False)
 
 
-def _files_of_the_tree() -> list[str]:
+def files_of_the_tree() -> list[str]:
+    """What is not git's to ignore, by its path in the tree."""
     # safe.directory: the tree may be another user's, and we are root.
     ask = ["git", "-c", f"safe.directory={REPOSITORY}", "ls-files", "-coz", "--exclude-standard"]
     try:
