@@ -169,7 +169,7 @@ def beside_other_swap(before: list[str]) -> None:
     for tool in ("mkswap /dev/zram0", "swapon --priority 100 /dev/zram0"):
         subprocess.run(tool.split(), check=True)
     zswap.write_text("Y")
-    words = ("size=72M", "budget=64M", f"backing={backing}")
+    words = ("size=24M", "budget=16M", f"backing={backing}")
     said = run("swap-up", *words)
     assert "/dev/zram0: the same priority as /dev/nbd0 (100)" in said and "zswap is on" in said, said
     shown = status()
@@ -181,11 +181,11 @@ def beside_other_swap(before: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
         up = command("swap-up", "--keep-backing", *words)
         for script in (up, command("swap-upgrade"), command("swap-down")):
-            assert subprocess.run(script, stdout=full, check=False, timeout=120).returncode == 0, script
+            assert subprocess.run(script, stdout=full, check=False, timeout=300).returncode == 0, script
     assert backing.exists()
     closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
     for script in (command("swap-up", *words), command("swap-down")):
-        assert subprocess.run([*closed, *script], check=False, timeout=120).returncode == 0, script
+        assert subprocess.run([*closed, *script], check=False, timeout=300).returncode == 0, script
     assert backing.exists()  # it was there before the second
     zswap.write_text("N")
     for tool in ("swapoff /dev/zram0", "umount /lib/modules", f"rm {backing}"):
