@@ -1,4 +1,4 @@
-"""The `zcache` command: what a running server says about itself."""
+"""The `zcache` command: what a running server says about itself; and what is to be done before the machine sleeps."""
 
 import argparse
 import contextlib
@@ -29,6 +29,10 @@ SETTINGS: Final = (
     "budget=SIZE or MIN..MAX, low_watermark=SIZE, high_watermark=SIZE, recompress_share=SHARE, admit=reused or always"
 )
 
+MOMENTS: Final = (
+    "pre: freeze whoever has pages in swap, and wait until all is quiet; post: thaw them, whatever came of it"
+)
+
 #: Counters that are 0 as long as nothing was ever wrong.
 TROUBLES: Final = (
     "failed_puts",
@@ -50,7 +54,12 @@ def command() -> int:
 
 def main() -> int:
     """The command, but for what becomes of its output."""
-    return _ask_and_print(_parse())
+    arguments = _parse()
+    if arguments.command == "sleep":
+        from zcache.swap import sleep  # late: the others need none of it
+
+        return sleep.command(arguments.moment, arguments.hibernate)
+    return _ask_and_print(arguments)
 
 
 def _parse() -> argparse.Namespace:
@@ -69,6 +78,10 @@ def _parse() -> argparse.Namespace:
         command.add_argument("--json", action="store_true", help="every figure, as JSON")
         if name == "set":
             command.add_argument("setting", metavar="KEY=VALUE", help=SETTINGS)
+    text = "around a suspend, while the swap is on (systemd runs it by itself)"
+    command = commands.add_parser("sleep", help=text, description=text)
+    command.add_argument("moment", choices=("pre", "post"), help=MOMENTS)
+    command.add_argument("--hibernate", action="store_true", help="take the swap off; turn it on again (see swap-up)")
     return parser.parse_args()
 
 

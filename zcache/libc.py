@@ -33,6 +33,7 @@ EHWPOISON: Final = 133  # of which Python does not know
 MCL_CURRENT: Final = 1
 MCL_FUTURE: Final = 2
 MCL_ONFAULT: Final = 4
+MADV_WILLNEED: Final = 3
 MADV_DONTNEED: Final = 4
 MADV_DONTNEED_LOCKED: Final = 24  # Linux 5.18
 MADV_POPULATE_READ: Final = 22  # Linux 5.14, both
@@ -43,6 +44,8 @@ _CAPABILITY_VERSION_3: Final = 0x20080522
 _LANDLOCK_CREATE_RULESET: Final = 444  # Linux 5.13, all three
 _LANDLOCK_ADD_RULE: Final = 445
 _LANDLOCK_RESTRICT_SELF: Final = 446
+_PROCESS_MADVISE: Final = 440  # Linux 5.10
+_MEMFD_SECRET: Final = 447  # Linux 5.14
 FALLOC_FL_KEEP_SIZE: Final = 1
 FALLOC_FL_PUNCH_HOLE: Final = 2
 FALLOC_FL_ZERO_RANGE: Final = 16
@@ -143,6 +146,23 @@ def _landlock(number: int, *arguments: object) -> int:
     if result < 0:
         _raise_errno()
     return result
+
+
+def process_madvise(pidfd: int, start: int, length: int, advice: int) -> None:
+    """process_madvise(2), for one range of another process's memory. Raises `OSError`."""
+    vector = struct.pack("@PN", start, length)
+    arguments = (ctypes.c_long(pidfd), vector, ctypes.c_size_t(1), ctypes.c_long(advice), ctypes.c_ulong(0))
+    if _libc.syscall(ctypes.c_long(_PROCESS_MADVISE), *arguments) < 0:
+        _raise_errno()
+
+
+def memfd_secret() -> int:
+    """memfd_secret(2): a descriptor, closed on exec(2). Raises `OSError` where the kernel has none (before Linux 6.5:
+    without `secretmem.enable=1` on its command line)."""
+    descriptor: int = _libc.syscall(ctypes.c_long(_MEMFD_SECRET), ctypes.c_ulong(os.O_CLOEXEC))
+    if descriptor < 0:
+        _raise_errno()
+    return descriptor
 
 
 def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:

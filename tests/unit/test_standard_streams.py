@@ -73,6 +73,7 @@ def test_a_command_that_is_run_for_what_it_does(amount: str, streams: str) -> No
         ("zcache.swap.down", ["/nowhere/zcache"], 1),
         ("zcache.swap.down", ["--wrong"], 2),
         ("zcache.swap.upgrade", ["/nowhere/zcache"], 1),
+        ("zcache.swap.sleep", ["nonsense"], 2),
         ("zcache.testvm", ["--memory", "lots", "--", "true"], 2),
         ("zcache.testvm.run", ["--seconds", "none"], 2),
         ("zcache.testvm.pressure", ["--seconds", "none"], 2),

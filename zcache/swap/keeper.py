@@ -33,6 +33,7 @@ from zcache.hardening import Hardening
 from zcache.hardening.log_pipe import say
 from zcache.swap import cgroup
 from zcache.swap.error import SwapError
+from zcache.swap.frozen import Forgotten
 from zcache.swap.locked_image import LockedImage
 from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.reconnection import Reconnection, ServerNotThereError
@@ -80,6 +81,7 @@ class Keeper:
         self._image = LockedImage()
         self._swaps = ProcSwaps()
         self._reserve = Reserve()
+        self._forgotten = Forgotten(folder.frozen)
         self._has_seen_swap = False
         self._is_from_disk = False  # what is to serve, or about to take over: the server died without a standby
         self._reconnection: Reconnection | None = None  # once swap-up has armed us
@@ -172,6 +174,7 @@ class Keeper:
             self._replace_on_request,
             self._lend_reserve,
             self._keep_swapless,
+            self._thaw_forgotten,
         ):
             try:
                 duty()
@@ -211,6 +214,12 @@ class Keeper:
                 self._reserve.kill_a_program()
         else:
             self._reserve.put_back()
+
+    def _thaw_forgotten(self) -> None:
+        """What was frozen for a suspend, if nobody did afterwards."""
+        thawed = self._forgotten.look()
+        if thawed:
+            _say(f"thawing {thawed} control groups: nobody did after `zcache sleep pre` (`zcache sleep post` does)")
 
     def _has_successor(self) -> bool:
         """Whether there is a standby that need not start any more."""
@@ -437,6 +446,14 @@ def _say(line: str) -> None:
     say(f"zcache keeper: {line}")
 
 
+def _hold_secret_memory(folder: StateFolder) -> None:
+    """While we have it the kernel does not hibernate (hibernation.py); where there is none swap-up says what to do."""
+    with contextlib.suppress(OSError, SwapError):
+        state = folder.load()
+        if not (state and state.may_hibernate):
+            libc.memfd_secret()
+
+
 def main(words: Sequence[str]) -> int:
     """`FOLDER key=value…`: returns when SIGTERM has ended both."""
     folder = StateFolder(Path(words[0]))
@@ -448,6 +465,7 @@ def main(words: Sequence[str]) -> int:
         return 1
     errors = os.dup(2)  # the server's; ours goes through a pipe that cannot block
     libc.forbid_core_dumps()
+    _hold_secret_memory(folder)
     libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
     hardening = Hardening(only=PROTECTIONS, log_bytes=LOG_BYTES)
     hardening.apply()

@@ -53,6 +53,9 @@ class SwapState:
     # killed before it could say where is found by it.
     attached_by_pid: int | None = None
     backing: Backing | None = None
+    # What `zcache sleep` needs to take the swap off for a hibernation and turn it on again (`swap-up --hibernate`).
+    may_hibernate: bool = False
+    is_discarding: bool = False
 
     def attached_by(self, pid: int) -> "SwapState":
         return replace(self, attached_by_pid=pid)
@@ -80,6 +83,8 @@ def decode(text: str) -> SwapState:
         raise ValueError("attached_by_pid: no process")
     if backing is not None and not _is_backing(backing):
         raise ValueError("backing: no file")
+    if not (type(state.may_hibernate) is bool and type(state.is_discarding) is bool):
+        raise ValueError("may_hibernate, is_discarding: true or false")
     return state
 
 
@@ -104,6 +109,10 @@ class StateFolder:
         # From swap-up to swap-down: the one that fails all requests, when nobody is left to answer them.
         self.disconnection = path / "disconnection"
         self.armed = path / "armed"
+        # From `zcache sleep` to itself and to the keeper: which control groups are frozen (frozen.py).
+        self.frozen = path / "frozen"
+        # From `zcache sleep` to itself: the swap is off for a hibernation, and had this priority (taken_off.py).
+        self.taken_off = path / "taken-off"
 
     def create(self) -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -153,9 +162,10 @@ class StateFolder:
 
     def _files(self) -> tuple[Path, ...]:
         """The state comes last: where it is, the others are known to be ours."""
-        part = self.state.with_suffix(".part")
+        parts = (self.frozen.with_suffix(".part"), self.state.with_suffix(".part"))
         messages = (self.reconnection, self.disconnection)
-        return (self.socket, self.control, self.log, *messages, self.armed, part, self.state)
+        sleep = (self.frozen, self.taken_off)
+        return (self.socket, self.control, self.log, *messages, self.armed, *sleep, *parts, self.state)
 
     def refuse_if_used(self) -> None:
         """In a folder without a state, files of these names are somebody else's, or those of a swap that is on and has

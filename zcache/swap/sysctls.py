@@ -108,6 +108,14 @@ def changed(holder: Path, root: Path = PROC, record: Path = RECORD) -> list[str]
     ]
 
 
+def holders(record: Path = RECORD) -> list[str]:
+    """The state files of all swap areas that hold the settings: of those that are on."""
+    if not record.exists():
+        return []
+    with _locked(record) as (held, _save):
+        return [name for name in held.holders if Path(name).exists()]
+
+
 def _release(holder: Path, root: Path, record: Path, may_be_lent: bool) -> list[str]:
     failures = []
     with _locked(record) as (held, save):
