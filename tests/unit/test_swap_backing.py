@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.stores import new_object, small_store
-from tests.unit.test_swap_up_down import FakeMachine
+from tests.unit.test_swap_up_down import DOWN_STEPS, FakeMachine
 from zcache import cli
 from zcache.status import gather_status
 from zcache.swap import backing, down, keeper_process, up
@@ -139,7 +139,7 @@ def test_it_goes_last_of_all(tmp_path: Path) -> None:
     assert folder.load() == state and state.backing == machine.backing
     machine.calls.clear()
     machine.take_down(state, folder)
-    assert machine.calls == ["swap_off", "detach", "stop_server", "put_back_sysctls", f"remove {tmp_path}/swap"]
+    assert machine.calls == [*DOWN_STEPS, f"remove {tmp_path}/swap"]
     assert not (tmp_path / "swap").exists()
 
 

@@ -34,6 +34,7 @@ STEPS = [
     "warm_up",
     "make_swap",
     "hold_sysctls",
+    "guard_sleep",
     "swap_on",
 ]
 
@@ -44,7 +45,7 @@ class FakeMachine:
     def __init__(self, failing: str = "", error: BaseException | None = None) -> None:
         self.calls: list[str] = []
         self.failing, self.error = failing, error or SwapError("no such luck")
-        self.running = self.attached = self.swapping = self.sysctls_held = False
+        self.running = self.attached = self.swapping = self.sysctls_held = self.sleep_guarded = False
         self.has_orphan = False  # a server without a keeper
         self.connected = True
         self.backing: Backing | None = None
@@ -92,6 +93,20 @@ class FakeMachine:
         self.calls.append("put_back_sysctls")
         assert not self._is_ours_on()
         self.sysctls_held = False
+
+    def guard_sleep(self) -> None:
+        self._do("guard_sleep")
+        assert self.sysctls_held and not self.swapping
+        self.sleep_guarded = True
+
+    def unguard_sleep(self) -> None:
+        self.calls.append("unguard_sleep")
+        assert not self._is_ours_on() and not self.sysctls_held
+        self.sleep_guarded = False
+
+    def thaw(self, _folder: StateFolder) -> None:
+        self.calls.append("thaw")
+        assert not self._is_ours_on()  # the record may be swapped out, and nobody serve it
 
     def swap_on(self, _device: str) -> None:
         self._do("swap_on")
@@ -167,11 +182,11 @@ def test_up_then_down(folder: StateFolder) -> None:
     assert machine.calls == list(STEPS)
     expected = SwapState(SERVER, DEVICE, ATTACHED_BY_PID)
     assert folder.load() == state == expected
-    assert machine.sysctls_held
+    assert machine.sysctls_held and machine.sleep_guarded
     machine.calls.clear()
     machine.take_down(state, folder)
-    assert machine.calls == ["swap_off", "detach", "stop_server", "put_back_sysctls"]
-    assert not folder.path.exists() and not machine.sysctls_held
+    assert machine.calls == DOWN_STEPS
+    assert not folder.path.exists() and not machine.sysctls_held and not machine.sleep_guarded
 
 
 @pytest.mark.parametrize("error", [SwapError("no such luck"), Interrupted(signal.SIGINT)])
@@ -182,13 +197,15 @@ def test_each_failing_step_is_undone(folder: StateFolder, failing: str, error: B
         machine.bring_up(folder)
     done = STEPS[: STEPS.index(failing)]
     undos = [("attach", "detach"), ("start_server", "stop_server")]
-    undone = ["put_back_sysctls"] * (failing in ("hold_sysctls", "swap_on"))
+    undone = ["put_back_sysctls", "unguard_sleep"] * (failing in ("hold_sysctls", "guard_sleep", "swap_on"))
     undone += [undo for do, undo in undos if do in done]
     assert machine.calls == [*done, failing, *undone]
     assert not (machine.running or machine.attached or folder.path.exists()) and not machine.sysctls_held
 
 
-@pytest.mark.parametrize("step", ["start_server", "attach", "arm_keeper", "warm_up", "hold_sysctls", "swap_on"])
+@pytest.mark.parametrize(
+    "step", ["start_server", "attach", "arm_keeper", "warm_up", "hold_sysctls", "guard_sleep", "swap_on"]
+)
 def test_a_signal_that_falls_after_a_step_finds_its_undo(folder: StateFolder, step: str) -> None:
     original = getattr(FakeMachine, step)
 
@@ -200,8 +217,8 @@ def test_a_signal_that_falls_after_a_step_finds_its_undo(folder: StateFolder, st
     machine = type("Signalled", (FakeMachine,), {step: act})()
     with Interruption() as interruption, pytest.raises(Interrupted):
         bring_up(folder, cast(Buildup, machine), interruption.held)
-    assert not (machine.running or machine.attached or machine.swapping or machine.sysctls_held)
-    assert not folder.path.exists()
+    assert not (machine.running or machine.attached or machine.swapping)
+    assert not (machine.sysctls_held or machine.sleep_guarded or folder.path.exists())
 
 
 @pytest.mark.parametrize("killed_in", STEPS[1:])
@@ -224,8 +241,8 @@ def test_what_a_killed_swap_up_left_is_found(folder: StateFolder, killed_in: str
     state = folder.load()
     assert state is not None and machine.is_live(state, folder)
     machine.take_down(state, folder)
-    assert not (machine.running or machine.attached or machine.swapping or machine.sysctls_held)
-    assert not folder.path.exists()
+    assert not (machine.running or machine.attached or machine.swapping)
+    assert not (machine.sysctls_held or machine.sleep_guarded or folder.path.exists())
 
 
 def test_a_device_that_stays_attached_keeps_its_server(folder: StateFolder) -> None:
@@ -255,7 +272,7 @@ def test_a_swap_that_is_on_and_wrong_is_turned_off_first(folder: StateFolder) ->
     machine = WrongPriority()
     with pytest.raises(SwapError, match="wrong priority"):
         machine.bring_up(folder)
-    assert machine.calls[-4:] == ["swap_off", "put_back_sysctls", "detach", "stop_server"]
+    assert machine.calls[-5:] == ["swap_off", "put_back_sysctls", "unguard_sleep", "detach", "stop_server"]
     assert not folder.path.exists()
 
 
@@ -302,7 +319,7 @@ def test_down_does_not_believe_swapoff_but_the_kernel(folder: StateFolder) -> No
     assert machine.running
 
 
-DOWN_STEPS = ["swap_off", "detach", "stop_server", "put_back_sysctls"]
+DOWN_STEPS = ["swap_off", "thaw", "detach", "stop_server", "put_back_sysctls", "unguard_sleep"]
 
 
 @pytest.mark.parametrize("has_orphan", [True, False])
@@ -371,7 +388,7 @@ def test_down_leaves_a_device_that_was_attached_by_another_since_its_requests_fa
     taken = Taken()
     taken.attached = taken.swapping = True
     taken.take_down(state, folder)
-    assert taken.calls == ["fail_requests", "swap_off", "stop_server", "put_back_sysctls"]
+    assert taken.calls == ["fail_requests", "swap_off", "thaw", *DOWN_STEPS[3:]]
 
 
 def test_a_second_swap_down_sees_what_a_swapoff_without_its_parent_cannot(
@@ -407,7 +424,7 @@ def test_down_leaves_a_device_that_someone_else_attached(folder: StateFolder) ->
     assert not later.is_live(state, folder)
     later.swapping = True  # theirs, of the same name
     later.take_down(state, folder)
-    assert later.swapping and later.calls == ["stop_server", "put_back_sysctls"]
+    assert later.swapping and later.calls == ["thaw", *DOWN_STEPS[3:]]
 
 
 def test_what_counts_as_up(folder: StateFolder) -> None:

@@ -71,6 +71,22 @@ class Teardown:
         for failure in sysctls.release(folder.state, may_be_lent=may_be_lent):
             self._report(f"warning: {failure}")
 
+    def thaw(self, folder: StateFolder) -> None:
+        """What was frozen for a suspend, and not thawed since."""
+        from zcache.swap import control_groups, frozen  # late: hardly ever needed
+
+        found = frozen.read(folder.frozen)
+        if found:
+            frozen.thaw(found[1])
+            root = control_groups.version_2()
+            if root:
+                control_groups.unpark(root)
+
+    def unguard_sleep(self) -> None:
+        from zcache.swap import sleep_units  # late: it loads subprocess
+
+        sleep_units.unguard()
+
     def device_of(self, attached_by_pid: int) -> str | None:
         return NbdDevice.attached_by(attached_by_pid)
 
@@ -167,6 +183,7 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
         if machine.is_swapping(device):
             raise StillSwappingError(f"swapoff reported success, but {device} is still in /proc/swaps")
         report(f"{device}: swap is off")
+    machine.thaw(folder)
     folder.disarm_keeper()
     if device is not None and our_device(state, machine) == device:  # it is not ours any more once its requests failed
         machine.detach(device)
@@ -177,6 +194,7 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
         raise SwapError(f"the keeper (pid {state.keeper.pid}) does not end, not even by SIGKILL; see dmesg")
     # After the keeper, which takes back what it has lent to a server (`reserve.py`), unless it is killed.
     machine.put_back_sysctls(folder, may_be_lent=not is_kept or outcome == "killed")
+    machine.unguard_sleep()
     report(f"keeper (pid {state.keeper.pid}): {outcome}")
     if state.backing:
         report(machine.remove_backing(state.backing))

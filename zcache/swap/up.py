@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zcache import standard_streams
-from zcache.swap import area, backing, cgroup, keeper_process, nbd_device, neighbours, sysctls
+from zcache.swap import area, backing, cgroup, keeper_process, nbd_device, neighbours, sleep_units, sysctls
 from zcache.swap.apart import apart
 from zcache.swap.down import Report, Teardown, is_live, take_down
 from zcache.swap.error import StillSwappingError, SwapError
@@ -42,6 +42,8 @@ class Options:
     folder: Path = DEFAULT_FOLDER
     # Though swap-up has made it.
     keep_backing: bool = False
+    # `zcache sleep` takes the swap off for it.
+    may_hibernate: bool = False
 
 
 class Buildup:
@@ -191,6 +193,12 @@ class Buildup:
         with contextlib.closing(Teardown(self._report)) as teardown:
             teardown.put_back_sysctls(self._folder)
 
+    def guard_sleep(self) -> None:
+        sleep_units.guard(self._report)
+
+    def unguard_sleep(self) -> None:
+        sleep_units.unguard()
+
     def swap_off(self, device: str) -> None:
         with contextlib.closing(Teardown(self._report)) as teardown:
             teardown.swap_off(device)
@@ -204,14 +212,15 @@ def bring_up(
     folder: StateFolder,
     machine: Buildup,
     hold: Hold = contextlib.nullcontext,
+    options: Options = Options(),
 ) -> SwapState:
     """Turn the swap on, or leave nothing behind; the folder exists and is locked.
 
-    `hold` puts off signals while a step and its undo are made one.
+    `hold` puts off signals while a step and its undo are made one. What of the options others need is in the state.
     """
     undo = ExitStack()
     try:
-        state = _steps(folder, machine, hold, undo)
+        state = _steps(folder, machine, hold, undo, options)
     except BaseException:
         with hold():
             undo.close()
@@ -219,7 +228,11 @@ def bring_up(
     return state
 
 
-def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack) -> SwapState:
+def _first_state(keeper: ProcessIdentity, below: Backing | None, options: Options) -> SwapState:
+    return SwapState(keeper, backing=below, may_hibernate=options.may_hibernate, is_discarding=options.discard)
+
+
+def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack, options: Options) -> SwapState:
     """Each step's trace in the state comes before it, for whoever finds us killed; its undo after it."""
     states: list[SwapState] = []
 
@@ -230,7 +243,7 @@ def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack) -
     undo.callback(folder.remove)
     machine.load_driver()
     with hold():
-        machine.start_server(lambda keeper, below: save(SwapState(keeper, backing=below)))
+        machine.start_server(lambda keeper, below: save(_first_state(keeper, below, options)))
         undo.callback(_or_keep, undo, machine.stop_server)
     machine.wait_for_server()
     with hold():
@@ -243,8 +256,11 @@ def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack) -
         machine.warm_up(device)
     machine.make_swap(device)
     with hold():
+        undo.callback(machine.unguard_sleep)  # once nobody holds the settings, by which it knows that it is the last
         undo.callback(machine.put_back_sysctls)
         machine.hold_sysctls()
+    with hold():
+        machine.guard_sleep()
     with hold():
         # Before the step, unlike the others: swapon may fail with the swap on.
         undo.callback(_or_keep, undo, _swap_off_if_on, machine, device)
@@ -292,7 +308,7 @@ def run(options: Options, report: Report = print, hold: Hold = contextlib.nullco
     folder.create()
     with folder.locked():
         refuse_if_up(folder, report)
-        return bring_up(folder, Buildup(options, folder, report), hold)
+        return bring_up(folder, Buildup(options, folder, report), hold, options)
 
 
 def refuse_if_up(folder: StateFolder, report: Report) -> None:
@@ -336,6 +352,11 @@ def parse(arguments: Sequence[str] | None) -> Options:
     option("--priority", type=int, default=default.priority, help="0 to 32767 (%(default)s)")
     option("--discard", action="store_true", help="tell the server of freed clusters (a trim each)")
     option(
+        "--hibernate",
+        action="store_true",
+        help="take the swap off when systemd hibernates the machine, and turn it on again (without, that is refused)",
+    )
+    option(
         "--timeout-seconds",
         type=int,
         default=default.timeout_seconds,
@@ -355,6 +376,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
         parameters=tuple(map(_with_absolute_path, chosen.parameters)),
         priority=chosen.priority,
         discard=chosen.discard,
+        may_hibernate=chosen.hibernate,
         timeout_seconds=chosen.timeout_seconds,
         dead_connection_seconds=chosen.dead_server_seconds,
         start_seconds=chosen.start_seconds,

@@ -15,7 +15,7 @@ from typing import Final
 
 from zcache import image, standard_streams
 from zcache.errors import EnvironmentProblem
-from zcache.swap import process
+from zcache.swap import process, sleep_units
 from zcache.swap.error import SwapError
 from zcache.swap.keeper import REPLACE_SIGNAL
 from zcache.swap.keeper_process import error_lines
@@ -77,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SwapError(f"no swap is up in {folder.path}")
         with folder.locked():
             seconds = upgrade(folder)
+            sleep_units.guard(print)  # a swap of before there was that has none
     except (SwapError, EnvironmentProblem, OSError) as error:
         print(f"swap-upgrade: error: {error}", file=sys.stderr)
         return 1
