@@ -18,6 +18,7 @@ from pathlib import Path
 
 from zcache import image, libc, meminfo
 from zcache.control_client import ask
+from zcache.swap import hibernation
 from zcache.swap.keeper_process import is_answering
 from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.process import identify
@@ -99,6 +100,7 @@ def nothing_is_left(before: list[str], *folders: Path) -> None:
     assert settings() == before, (settings(), before)
     assert not any(folder.exists() for folder in (Path("/run/zcache"), *folders))
     assert not Path("/run/zcache-sysctls.json").exists()
+    assert not hibernation.injection().exists()
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
