@@ -13,14 +13,13 @@ import contextlib
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
 from nbd_plugin.nbdkit_process import connections, has_option
 from zcache import libc
-from zcache.hardening.threads import begin_own_thread
+from zcache.hardening.own_thread import OwnThread
 
 #: The signals by which nbdkit ends.
 SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP})
@@ -48,11 +47,10 @@ def hold_signals() -> None:
 
 def end_on_signals(end: Callable[[], None], *, at_once: bool) -> None:
     """Call `end` when one comes, or came since `hold_signals`: `at_once`, or when all connections have ended."""
-    threading.Thread(target=_wait_and_end, args=(end, at_once), daemon=True).start()
+    OwnThread("zcache-end", lambda: _wait_and_end(end, at_once)).start()
 
 
 def _wait_and_end(end: Callable[[], None], at_once: bool) -> None:
-    begin_own_thread("zcache-end")
     signal.sigwait(SIGNALS)
     while not at_once and _stop_reading():
         time.sleep(LOOK_SECONDS)

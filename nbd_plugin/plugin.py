@@ -7,11 +7,12 @@ if it is a standby, and starts the server; requests; `cleanup`. On the request p
 that failed: nbdkit 1.32 leaks each exception, and prints it.
 """
 
+import contextlib
 import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,10 +24,11 @@ from nbd_plugin.ending import end_on_signals, hold_signals
 from nbd_plugin.exports import DEVICE_NAME, Disk
 from nbd_plugin.scratch import scratch_disks
 from nbd_plugin.server import Server
-from zcache.errors import BadInput, EnvironmentProblem, StoreFull, ZcacheError
-from zcache.hardening import keep_thread
-from zcache.hardening.log_pipe import say
+from zcache.errors import StoreFull
+from zcache.hardening import keep_thread, limits
+from zcache.hardening.log_pipe import say, say_what_nobody_catches
 from zcache.image import DEVICE_EXPORT
+from zcache.steps import Steps
 
 API_VERSION = 2
 
@@ -34,14 +36,23 @@ API_VERSION = 2
 MAX_EXTENTS = 1024
 
 _words: list[tuple[str, str]] = []
+_steps = Steps.from_environment()
 _server: Server
 
 
-def _refuse(error: ZcacheError, undo: Callable[[], None] = lambda: None) -> None:
-    """End nbdkit with one line instead of a traceback."""
-    undo()
-    say(f"zcache: {error}")
-    os._exit(1)
+say_what_nobody_catches("zcache", _steps)
+
+
+@contextlib.contextmanager
+def _or_end() -> Iterator[None]:
+    """Part of the start: whatever fails in it ends nbdkit with one line, and as if nothing had been begun."""
+    try:
+        yield
+    except BaseException as error:  # no memory in the middle of an import has many names
+        with contextlib.suppress(NameError):  # there is no server yet
+            _server.abandon()
+        say(f"zcache: {limits.explain(f'the start failed, {_steps.name}', error)}")
+        os._exit(1)
 
 
 def config(key: str, value: str) -> None:
@@ -50,10 +61,9 @@ def config(key: str, value: str) -> None:
 
 def config_complete() -> None:
     global _server
-    try:
-        _server = Server(parse_config(_words))
-    except (BadInput, EnvironmentProblem) as error:
-        _refuse(error)
+    with _or_end():
+        _steps.begin("reading the configuration")
+        _server = Server(parse_config(_words), _steps)
 
 
 def thread_model() -> int:
@@ -61,29 +71,22 @@ def thread_model() -> int:
 
 
 def get_ready() -> None:
-    try:
+    with _or_end():
         _server.get_ready()
-    except (BadInput, EnvironmentProblem) as error:
-        _refuse(error, _server.abandon)
-    except Exception:  # nbdkit says what it is, and ends
-        _server.abandon()
-        raise
+        _steps.begin("nbdkit makes its socket")
 
 
 def after_fork() -> None:
-    hold_signals()
-    try:
+    with _or_end():
+        _steps.begin("holding signals")
+        hold_signals()
         _server.make_safe()
         _warm_up_callbacks()
         _server.wait_for_turn()
         _server.start()
-    except (BadInput, EnvironmentProblem) as error:
-        _refuse(error, _server.abandon)
-    except Exception:  # nbdkit says what it is, and ends
-        _server.abandon()
-        raise
-    is_kept = _server.config.standby is not None
-    end_on_signals(_server.leave if is_kept else nbdkit.shutdown, at_once=is_kept)
+        is_kept = _server.config.standby is not None
+        end_on_signals(_server.leave if is_kept else nbdkit.shutdown, at_once=is_kept)
+        _server.begin_to_serve()
 
 
 def cleanup() -> None:

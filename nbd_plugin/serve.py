@@ -6,6 +6,8 @@
 - nbdkit's Unix socket is for its owner alone; the mask that makes it so is the plugin's to set, for nbdkit sets its
   own first (`Server.get_ready`). A program that is run with --run inherits it.
 - A small thread stack: nbdkit sets no stack size, so RLIMIT_STACK is what every thread gets.
+- All other limits of the shell are lifted as far as that is allowed (`zcache.hardening.limits`).
+- Without a keeper, a process of ours watches the start from outside (`start_guard`).
 """
 
 import contextlib
@@ -17,7 +19,11 @@ import sysconfig
 from pathlib import Path
 from typing import Final
 
+from nbd_plugin.start_guard import leave_guard
 from zcache import standard_streams
+from zcache.errors import BadInput
+from zcache.hardening import limits
+from zcache.steps import VARIABLE
 
 #: For each connection. With a second one, nbdkit aborts when a client goes away while both write to it (1.32.4 to
 #: 1.33.9: commit 9d82aa4f), and refuses a request that one has read with ESHUTDOWN if the other reads the end of the
@@ -26,6 +32,9 @@ from zcache import standard_streams
 #: 32, most of them cold: 12665, 21780, 20154, 20888; under swap (stress-ng, test VM) all alike.
 THREADS: Final = 1
 STACK_BYTES: Final = 512 << 10
+
+#: What nbdkit asks for before it has read a word: 192 MiB of memory that it never uses, libraries, and Python.
+NBDKIT_BYTES: Final = 240 << 20
 
 #: nbdkit's options whose argument is a word of its own.
 _WITH_ARGUMENT: Final = frozenset(
@@ -58,15 +67,22 @@ def command_line(words: list[str]) -> list[str]:
     return ["nbdkit", "-f", *threads, *options, "python", str(plugin), *parameters]
 
 
+def arguments_of(options: list[str], *names: str) -> list[str]:
+    """What is given with an option of nbdkit's, under any of its names, each time."""
+    found = []
+    for position, word in enumerate(options):
+        name, equals, argument = word.partition("=")
+        if word in names and position + 1 < len(options):
+            found.append(options[position + 1])
+        elif name in names and equals:
+            found.append(argument)
+    return found
+
+
 def remove_dead_socket(options: list[str]) -> None:
     """nbdkit leaves its Unix socket behind when it ends, and then refuses to start on it. Removed if nobody answers
     there."""
-    for position, word in enumerate(options):
-        name, _, path = word.partition("=")
-        if word in ("-U", "--unix") and position + 1 < len(options):
-            path = options[position + 1]
-        elif name != "--unix":
-            continue
+    for path in arguments_of(options, "-U", "--unix"):
         with contextlib.suppress(OSError):  # a folder that we may not enter: nbdkit will say so
             if not Path(path).is_socket():
                 continue
@@ -80,6 +96,19 @@ def remove_dead_socket(options: list[str]) -> None:
                     pass  # alive, and busy
                 except PermissionError:
                     sys.exit(f"zcache: {path}: a socket of another user's is there; give another path with -U")
+
+
+def guard_start(options: list[str], parameters: list[str]) -> None:
+    """Have the start watched, and cleared away if it fails. A server's keeper does that itself."""
+    keys = dict(word.partition("=")[::2] for word in parameters)
+    if VARIABLE in os.environ or "standby" in keys:
+        return
+    sockets = [*arguments_of(options, "-U", "--unix"), keys.get("control", "")]
+    pid_files = arguments_of(options, "-P", "--pidfile", "--pid-file")
+    leave_guard(
+        [Path(path).absolute() for path in sockets if path not in ("", "-")],
+        Path(pid_files[-1]).absolute() if pid_files else None,
+    )
 
 
 def names_a_place(options: list[str]) -> bool:
@@ -111,6 +140,15 @@ def main() -> None:
     if 0 <= hard < STACK_BYTES:
         sys.exit(f"zcache: the hard limit on stacks (ulimit -Hs) is {hard} bytes; raise it to {STACK_BYTES}")
     resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, hard))
+    try:
+        limits.lift()
+        limits.check(mapped_bytes=NBDKIT_BYTES, private_bytes=NBDKIT_BYTES, files={}, descriptors=0)
+        limits.check_promise(NBDKIT_BYTES, "or end other programs")
+        guard_start(options, parameters)
+    except BadInput as refusal:
+        sys.exit(f"zcache: {refusal}")
+    except OSError as error:
+        sys.exit(f"zcache: {limits.explain('nobody could be left to watch the start', error)}")
     try:
         os.execvp("nbdkit", command_line(sys.argv[1:]))
     except OSError as error:

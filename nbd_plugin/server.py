@@ -30,9 +30,10 @@ from zcache.control import ControlSocket, rehearse
 from zcache.disk_file import DiskFile
 from zcache.entry import PAGE_BYTES
 from zcache.errors import BadInput, EnvironmentProblem, Imbalance, PageDamaged
-from zcache.hardening import Hardening, threads
+from zcache.hardening import Hardening, limits, threads
 from zcache.hardening.log_pipe import say
 from zcache.hardening.program import unshare
+from zcache.hardening.unused_memory import release_unused_bss
 from zcache.image import SECRET_BYTES, Geometry, Image, Signs, check_header, read_header
 from zcache.pageframes.frames import slots_of
 from zcache.peaks import Peaks
@@ -43,6 +44,7 @@ from zcache.seals import Seal
 from zcache.seals.crc import CRC
 from zcache.settings import Settings
 from zcache.status import gather_status
+from zcache.steps import WITHOUT_DEADLINE, Steps
 from zcache.store import Store
 from zcache.tiers.backing_file import BackingFile
 from zcache.tmem import Kind, TmemObject
@@ -74,8 +76,9 @@ class Server:
 
     exports: Exports
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, steps: Steps) -> None:
         self.config = config
+        self._steps = steps
         self._is_successor = False
         self._tier: BackingFile | None = None
         self._files: list[int] = []  # descriptors that a successor is given: see `_open_files`
@@ -96,6 +99,8 @@ class Server:
         the mask to 022.
         """
         os.umask(0o177)
+        with contextlib.suppress(OSError):  # it costs address space, and promises, and nothing else
+            release_unused_bss()
         if self.config.standby is None:
             self._open()
         else:
@@ -104,7 +109,9 @@ class Server:
     def _open(self) -> None:
         config = self.config
         self._is_successor = config.is_succession
+        self._steps.begin("looking at the image and at the memory that there is")
         check_succession(config)
+        check_limits(config, self._is_successor)
         available_bytes = meminfo.read_bytes("MemAvailable")
         # A server that goes on with an image finds its budget in RAM, and none to spare beside it.
         if not self._is_successor and config.min_budget_bytes + OWN_BYTES > available_bytes:
@@ -112,7 +119,9 @@ class Server:
                 f"budget={config.min_budget_bytes}: {available_bytes} bytes of RAM can be had now, and all of that "
                 "is locked at the start; give less, or free memory"
             )
+        self._steps.begin("opening the backing and the disks")
         self._open_files()
+        self._steps.begin("making the control socket")
         if config.remark and not self._is_successor:
             _say(config.remark)
         if config.control:
@@ -152,11 +161,14 @@ class Server:
                 force=config.force,
                 max_slots=config.needed_frames + SPARE_BYTES // config.frame_bytes,
                 report=_say,
+                go_on=self._steps.go_on,
+                made=self._steps.made,
             )
 
     def make_safe(self) -> None:
         """All that can be done before there is a store: apply the protections, and run all code once. Raises
         `EnvironmentProblem`."""
+        self._steps.begin("trying the seal")
         libc.forbid_core_dumps()
         libc.load_libgcc()
         trial_seal = self._new_seal(os.urandom(SECRET_BYTES))  # now: what that runs through need not be locked
@@ -164,8 +176,9 @@ class Server:
         if self.config.hardening == "off" or "threads" in without:
             threads.leave_as_they_are()
         if self.config.hardening != "off":
-            self._hardening = Hardening(without - {"threads", "warm_up"})
+            self._hardening = Hardening(without - {"threads", "warm_up"}, step=self._steps.begin)
             self._hardening.apply()
+        self._steps.begin("running everything once (warm-up)")
         if "warm_up" not in without:
             self._warm_up(trial_seal)
             scratch = scratch_device(self.config.allocator)
@@ -184,13 +197,18 @@ class Server:
         if self.config.standby is None:
             return
         keeper = socket.socket(fileno=self.config.standby)
+        self._steps.begin("waiting for its turn", WITHOUT_DEADLINE)
         while True:
-            keeper.sendall(b"r")
-            word, files, _, _ = socket.recv_fds(keeper, 1, MAX_FILES)
+            try:
+                keeper.sendall(b"r")
+                word, files, _, _ = socket.recv_fds(keeper, 1, MAX_FILES)
+            except ConnectionError:
+                word = b""
             if not word:
                 os._exit(0)
             if word == b"1":
                 break
+            self._steps.begin("leaving an heir")
             ends: tuple[socket.socket, ...] = ()
             try:
                 ends = keepers, heirs = socket.socketpair()
@@ -198,7 +216,9 @@ class Server:
                 if pid:
                     socket.send_fds(keeper, [str(pid).encode()], [keepers.fileno()])
             except OSError as error:
-                _say(f"no heir: {error.strerror}")  # the keeper starts one, when there is a server again
+                _say(
+                    f"no heir: {error.strerror}; {limits.in_words(error)}"
+                )  # the keeper starts one, when there is a server again
                 pid = -1
             if pid:
                 for end in ends:
@@ -233,6 +253,7 @@ class Server:
     def start(self) -> None:
         """Be ready for requests; raises `BadInput`, and `EnvironmentProblem` with `hardening=require` when the process
         is not safe."""
+        self._steps.begin("making the store")
         store, pages = self._make_store()
         self._make_clean_disks(store)
         self.exports = Exports(Device(store, pages), {disk.name: disk for disk in self._clean})
@@ -242,6 +263,7 @@ class Server:
             self._prove_safe(self._hardening, store)
         else:
             _say("hardening=off: NOT safe to swap to itself")
+        self._steps.begin("starting threads")
         store.reclaimer.start()
         peaks = Peaks(store)
         self._upkeep.append(Upkeep("zcache-upkeep", self._fault_ahead))
@@ -271,6 +293,10 @@ class Server:
                 return gather_status(store, pages, holds, number, troubles, around)
 
             self._control.start(store, status, settings)
+
+    def begin_to_serve(self) -> None:
+        """The start has come to its end: say so."""
+        self._steps.end()
         if self._signs:
             self._signs.begin_to_serve()
 
@@ -319,7 +345,8 @@ class Server:
         if image and image.epoch > 1:
             begin = time.monotonic()
             try:
-                rebuild(store, pages, image.signs.beat)
+                self._steps.begin("taking over the pages")
+                rebuild(store, pages, self._beat)
             except Imbalance as imbalance:
                 raise EnvironmentProblem(f"what the last server left does not fit together: {imbalance}") from None
             _say(
@@ -350,8 +377,8 @@ class Server:
         return Aead(key, self.config.frame_bytes, flights_frames(self.config.frame_bytes))
 
     def _prove_safe(self, hardening: Hardening, store: Store) -> None:
-        beat = self._signs.beat if self._signs else lambda: None
-        hardening.prefault(lambda: store.populate(beat), store.is_populated)
+        hardening.prefault(lambda: store.populate(self._beat), store.is_populated)
+        self._steps.begin("checking that it is safe")
         is_safe = hardening.self_check()
         # A successor does not refuse: the pages are here already.
         if not is_safe and self.config.hardening == "require" and not self._is_successor:
@@ -359,6 +386,12 @@ class Server:
         hardening.give_up_privileges(self.config.control, temporary_folder())
         hardening.start()
         _say(hardening.verdict())
+
+    def _beat(self) -> None:
+        """There is progress."""
+        self._steps.go_on()
+        if self._signs:
+            self._signs.beat()
 
     def _warm_up(self, seal: Seal) -> None:
         """With the tier, which is tried by that; not a successor's: it holds pages."""
@@ -376,15 +409,17 @@ class Server:
 
     def abandon(self) -> None:
         """After a refusal: as if nothing had been begun. Whatever threads there are end with the process."""
+        undo: list[Callable[[], None]] = [turn_clients_away]
         if self._hardening:
-            self._hardening.close()  # gives stderr back, where the reason has to go
+            undo.append(self._hardening.close)  # gives stderr back, where the reason has to go
         if self._control:
-            self._control.close()
+            undo.append(self._control.close)
         if self._tier:
-            self._tier.abandon()
-        for file in self._clean_files:
-            file.close()
-        turn_clients_away()
+            undo.append(self._tier.abandon)
+        undo += [file.close for file in self._clean_files]
+        for step in undo:
+            with contextlib.suppress(Exception):  # all that can be
+                step()
 
     def leave(self) -> None:
         """End at once, with everything in the image, whose keeper has a successor."""
@@ -416,6 +451,27 @@ def geometry_of(config: Config, frames_below: int) -> Geometry:
         allocator=config.allocator,
         backing=str(config.backing) if config.backing else None,
     )
+
+
+def check_limits(config: Config, is_successor: bool) -> None:
+    """Whether what the process inherited leaves room for what is configured; raises `BadInput`. A successor does not
+    refuse: the pages are here already."""
+    if is_successor:
+        return
+    below_frames = config.below_bytes // config.frame_bytes
+    store_bytes = sum(geometry_of(config, below_frames).sections().values())
+    is_kept = config.image is not None
+    files = {"the image, which keeps the pages": store_bytes} if is_kept or meminfo.is_overcommit_strict() else {}
+    if config.backing:
+        files[f"backing={config.backing}"] = config.below_bytes + config.frame_bytes
+    limits.check(
+        mapped_bytes=store_bytes + OWN_BYTES,
+        private_bytes=OWN_BYTES + (0 if is_kept else store_bytes),
+        files=files,
+        descriptors=len(config.clean),
+    )
+    budget_bytes = config.min_budget_bytes
+    limits.check_promise(budget_bytes + OWN_BYTES * (2 if is_kept else 1), "or give a smaller budget")
 
 
 def check_succession(config: Config) -> None:

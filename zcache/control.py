@@ -12,7 +12,6 @@ import math
 import os
 import select
 import socket
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, Final
 from zcache.check import check
 from zcache.control_client import REQUEST_BYTES
 from zcache.errors import BadInput, Imbalance
-from zcache.hardening.threads import begin_own_thread
+from zcache.hardening.own_thread import OwnThread
 from zcache.settings import Settings
 from zcache.status import gather_objects
 from zcache.store import Store
@@ -98,12 +97,13 @@ class ControlSocket:
         self._listener.listen(MAX_CONNECTIONS)
         self._listener.setblocking(False)
         self._connections: dict[int, _Connection] = {}  # by descriptor, the oldest first
-        self._thread: threading.Thread | None = None
+        self._thread: OwnThread | None = None
         self._closing = False
 
     def start(self, store: Store, status: Callable[[], dict[str, Any]], settings: Settings) -> None:
-        """Answer from a thread."""
-        self._thread = threading.Thread(target=self._serve, args=(_commands(store, status, settings),), daemon=True)
+        """Answer from a thread; raises `EnvironmentProblem` if there can be none."""
+        commands = _commands(store, status, settings)
+        self._thread = OwnThread("zcache-control", lambda: self._serve(commands))
         self._thread.start()
 
     def close(self) -> None:
@@ -116,7 +116,6 @@ class ControlSocket:
         self._listener.close()
 
     def _serve(self, commands: Commands) -> None:
-        begin_own_thread("zcache-control")
         while not self._closing:
             for descriptor in self._wait():
                 if descriptor == self._listener.fileno():

@@ -30,6 +30,7 @@ PR_SET_IO_FLUSHER: Final = 57
 PR_GET_IO_FLUSHER: Final = 58
 CAP_IPC_LOCK: Final = 14
 EHWPOISON: Final = 133  # of which Python does not know
+MAP_FIXED: Final = 16
 MCL_CURRENT: Final = 1
 MCL_FUTURE: Final = 2
 MCL_ONFAULT: Final = 4
@@ -60,6 +61,8 @@ _libc.malloc_trim.argtypes = [ctypes.c_size_t]
 _libc.free.argtypes = [ctypes.c_void_p]
 _libc.sbrk.restype = ctypes.c_void_p
 _libc.sbrk.argtypes = [ctypes.c_ssize_t]
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
@@ -259,6 +262,13 @@ def discard(memory: memoryview) -> None:
 def populate_range(start: int, stop: int, *, write: bool) -> None:
     """Fault in whole pages by address; writing breaks copy-on-write. Raises `OSError`."""
     if _libc.madvise(start, stop - start, MADV_POPULATE_WRITE if write else MADV_POPULATE_READ) < 0:
+        _raise_errno()
+
+
+def map_shared_over(start: int, stop: int, descriptor: int) -> None:
+    """Put the beginning of a file of memory in the place of whole pages, by address. Raises `OSError`."""
+    access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED
+    if _libc.mmap(start, stop - start, access, flags, descriptor, 0) != start:
         _raise_errno()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 MEMINFO: Final = Path("/proc/meminfo")
+OVERCOMMIT: Final = Path("/proc/sys/vm/overcommit_memory")
 VMSTAT: Final = Path("/proc/vmstat")
 
 
@@ -13,6 +14,15 @@ def read_bytes(name: str, meminfo: Path = MEMINFO) -> int:
     found = re.search(rf"^{name}: +(\d+) kB", meminfo.read_text(), re.MULTILINE)
     assert found
     return int(found[1]) << 10
+
+
+def is_overcommit_strict(overcommit: Path = OVERCOMMIT) -> bool:
+    """Whether the kernel promises no more memory than it has (`vm.overcommit_memory=2`): all private writable memory
+    counts then, whether it is used or not, and `MAP_NORESERVE` says nothing."""
+    try:
+        return overcommit.read_text().strip() == "2"
+    except OSError:  # no descriptor left, which others will say
+        return False
 
 
 def read_counter(name: str, vmstat: Path = VMSTAT) -> int:

@@ -37,7 +37,7 @@ from zcache.allocators import Allocator
 from zcache.allocators.log import WORST_WEIGHT
 from zcache.backoff import FIRST_REST_SECONDS, LAST_REST_SECONDS
 from zcache.compaction import VICTIMS, WORTH_WEIGHT, Compactor
-from zcache.hardening.threads import begin_own_thread
+from zcache.hardening.own_thread import OwnThread
 from zcache.health import Health, describe
 from zcache.pageframes import PageFrames
 from zcache.pageframes.queues import Queue
@@ -94,7 +94,7 @@ class Reclaimer:
         self.landed = threading.Condition(lock)
         self._wake = threading.Event()
         self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: OwnThread | None = None
 
     def set_watermarks(self, budget_frames: int) -> None:
         """As they were chosen, or between 1/32 and 1/16 of the budget: at 160 MiB, 5 MiB of frames are ready before
@@ -169,8 +169,9 @@ class Reclaimer:
     # -- the background thread --------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start background reclaim; frames that are written by it need no put to wait."""
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        """Start background reclaim; frames that are written by it need no put to wait. Raises `EnvironmentProblem` if
+        there can be no thread."""
+        self._thread = OwnThread("zcache-reclaim", self._run)
         self._thread.start()
 
     def stop(self) -> None:
@@ -182,7 +183,6 @@ class Reclaimer:
             self._thread = None
 
     def _run(self) -> None:
-        begin_own_thread("zcache-reclaim")
         while not self._stopped.is_set():
             self._wake.wait()
             self._wake.clear()

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from zcache.hardening.threads import begin_own_thread
+from zcache.hardening.own_thread import OwnThread
 
 #: Tables are populated for 1 GiB of device and 256 MiB of frames beyond what is in use; no kernel swaps that out in
 #: this time.
@@ -22,14 +22,13 @@ class Upkeep:
     now, or a kernel that cannot) is no reason to end: tables are then touched as they are used."""
 
     def __init__(self, name: str, work: Callable[[], None], seconds: float = UPKEEP_SECONDS) -> None:
-        self._name = name
         self._work = work
         self._seconds = seconds
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = OwnThread(name, self._run)
 
     def start(self) -> None:
-        """From here on."""
+        """From here on. Raises `EnvironmentProblem` if there can be no thread."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -37,7 +36,6 @@ class Upkeep:
         self._stopped.set()
 
     def _run(self) -> None:
-        begin_own_thread(self._name)
         while True:
             with contextlib.suppress(OSError):
                 self._work()

@@ -8,7 +8,6 @@ Its seal has a key of its own: births start anew in it.
 
 import contextlib
 import os
-import threading
 from typing import Final
 
 from zcache.allocators.choice import ALLOCATORS
@@ -16,6 +15,7 @@ from zcache.check import check
 from zcache.codec import Codec
 from zcache.entry import PAGE_BYTES
 from zcache.errors import PageDamaged, PageLost, StoreFull
+from zcache.hardening.own_thread import OwnThread
 from zcache.page_table import MAX_RUN_PAGES
 from zcache.seals import Seal
 from zcache.store import Store
@@ -92,7 +92,7 @@ def try_seal(seal: Seal, frame_bytes: int) -> None:
         read[0] ^= 1
         refused.append(not seal.opens(1, 0, seals[0], memoryview(read)))
 
-    thread = threading.Thread(target=refuse)
+    thread = OwnThread("zcache-seal", refuse)
     thread.start()
     thread.join()
     if refused != [True]:

@@ -121,8 +121,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr("zcache.reclaim.begin_own_thread", lambda _name: None)
+def bench(rng: random.Random) -> Bench:
     return Bench(rng)
 
 

@@ -13,6 +13,7 @@ import pytest
 from nbd_plugin.config import parse_config
 from nbd_plugin.server import Server
 from zcache.errors import EnvironmentProblem
+from zcache.steps import Steps
 from zcache.tiers.backing_file import BackingFile
 
 
@@ -32,7 +33,7 @@ def test_a_disk_that_does_not_give_back_what_was_written_is_refused(
 ) -> None:
     path = tmp_path / "backing"
     words = {"size": "32M", "budget": "16M", "backing": str(path), "encrypt": encrypt, "hardening": "off"}
-    server = Server(parse_config(words.items()))
+    server = Server(parse_config(words.items()), Steps())
     server.get_ready()
     read = BackingFile.read
 
@@ -51,7 +52,7 @@ def test_a_disk_that_does_not_give_back_what_was_written_is_refused(
 def test_a_standby_that_cannot_leave_an_heir_takes_over_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     keepers, ours = socket.socketpair()
     words = {"size": "32M", "budget": "16M", "overcommit": "yes", "hardening": "off", "standby": str(ours.detach())}
-    server = Server(parse_config(words.items()))
+    server = Server(parse_config(words.items()), Steps())
     keepers.sendall(b"!")
 
     def fork() -> int:

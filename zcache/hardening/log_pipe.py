@@ -13,11 +13,13 @@ import contextlib
 import fcntl
 import os
 import stat
-import threading
+import sys
 from typing import Final
 
-from zcache.hardening.threads import begin_own_thread
+from zcache.hardening.limits import explain
+from zcache.hardening.own_thread import OwnThread
 from zcache.kernel_page import KERNEL_PAGE_BYTES
+from zcache.steps import Steps
 
 #: A page of the kernel's: it gives no pipe less.
 PIPE_BYTES: Final = KERNEL_PAGE_BYTES
@@ -31,7 +33,7 @@ class LogPipe:
         self._max_file_bytes = max_file_bytes
         self._original = os.dup(2)
         self._reader = _divert()
-        self._thread = threading.Thread(target=self._pass_on, daemon=True)
+        self._thread = OwnThread("zcache-log", self._pass_on)
 
     def renew(self) -> None:
         """In a copy made by fork(2), before `start`: a pipe of our own. The other is full when the original has died
@@ -40,17 +42,20 @@ class LogPipe:
         self._reader = _divert()
 
     def start(self) -> None:
-        """Start passing on. A thread, so it comes after everything that must be set before threads are."""
+        """Start passing on. A thread, so it comes after everything that must be set before threads are. Raises
+        `EnvironmentProblem` if there can be none."""
         self._thread.start()
 
     def close(self) -> None:
         """Give file descriptor 2 back."""
         os.dup2(self._original, 2)  # closes the last writer: the thread sees the end
-        if self._thread.is_alive():
-            self._thread.join(timeout=1)
+        if not self._thread.is_alive():
+            os.set_blocking(self._reader, False)
+            with contextlib.suppress(OSError):  # nothing is left
+                os.write(2, os.read(self._reader, PIPE_BYTES))
+        self._thread.join(timeout=1)
 
     def _pass_on(self) -> None:
-        begin_own_thread("zcache-log")
         while message := os.read(self._reader, PIPE_BYTES):
             with contextlib.suppress(OSError):  # nobody listens: that is theirs to decide
                 output = os.fstat(self._original)
@@ -74,6 +79,17 @@ def say(line: str) -> None:
     """Write a line to stderr, or drop it. Not by `sys.stderr`, which raises when the pipe is full, and again later."""
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())
+
+
+def say_what_nobody_catches(who: str, steps: Steps) -> None:
+    """In one line, from here on: what a thread ended by, or what could not be cleared away. Not while the process
+    starts: a start that fails by it has a line of its own."""
+
+    def hook(caught: "sys.UnraisableHookArgs") -> None:
+        if caught.exc_value is not None and steps.have_ended:
+            say(f"{who}: {explain('in a thread', caught.exc_value)}")
+
+    sys.unraisablehook = hook
 
 
 def is_log_pipe(descriptor: int) -> bool:

@@ -53,11 +53,14 @@ class Hardening:
         without: Collection[str] = (),
         only: Collection[str] = (),
         log_bytes: int = log_pipe.MAX_FILE_BYTES,
+        step: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`step` is told of each before it is applied."""
         self.results: dict[str, bool] = {}  # name to whether it holds, once `self_check` has run
         self._privileges = ""  # what became of them
         self._log_pipe: log_pipe.LogPipe | None = None
         self._log_bytes = log_bytes
+        self._step = step
         self._without = without
         self._protections = [
             Protection("io_flusher", "needs CAP_SYS_RESOURCE", _set_io_flusher, _is_io_flusher),
@@ -96,6 +99,7 @@ class Hardening:
         if protection.name in self._without:
             self._remedies[protection.name] = "left out on request"
             return
+        self._step(f"applying the protection {protection.name}")
         try:
             protection.apply()
         except OSError as error:

@@ -11,8 +11,8 @@ import mmap
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from zcache import libc
-from zcache.flat_array import anonymous_memory
+from zcache import libc, meminfo
+from zcache.flat_array import anonymous_memory, sparse_section
 from zcache.image import Section
 from zcache.kernel_page import KERNEL_PAGE_BYTES, page_end, page_start
 
@@ -27,6 +27,8 @@ class Ram:
     def __init__(
         self, slot_count: int, frame_bytes: int, section: Section | None, page_bytes: int = KERNEL_PAGE_BYTES
     ) -> None:
+        if section is None and meminfo.is_overcommit_strict():
+            section = sparse_section(slot_count * frame_bytes)
         self.memory: mmap.mmap = section.memory if section else anonymous_memory(slot_count * frame_bytes)
         self.view = memoryview(self.memory)
         self._section = section

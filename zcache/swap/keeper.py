@@ -29,8 +29,10 @@ from pathlib import Path
 from typing import Final
 
 from zcache import libc
-from zcache.hardening import Hardening
-from zcache.hardening.log_pipe import say
+from zcache.errors import EnvironmentProblem
+from zcache.hardening import Hardening, limits
+from zcache.hardening.log_pipe import say, say_what_nobody_catches
+from zcache.steps import Steps
 from zcache.swap import cgroup
 from zcache.swap.error import SwapError
 from zcache.swap.frozen import Forgotten
@@ -73,7 +75,10 @@ LOG_BYTES: Final = 2 << 20
 class Keeper:
     """The loop: lock, watch, replace, reconnect. `errors` is where servers write their messages."""
 
-    def __init__(self, folder: StateFolder, socket: Path, parameters: Sequence[str], errors: int) -> None:
+    def __init__(
+        self, folder: StateFolder, socket: Path, parameters: Sequence[str], errors: int, steps: Steps | None = None
+    ) -> None:
+        self._steps = steps or Steps()  # for swap-up, until we are armed
         self._folder = folder
         self._socket = socket
         self._parameters = [f"control={folder.control}", *parameters]
@@ -104,6 +109,7 @@ class Keeper:
         self._files: list[int] = []  # as the first server has opened them
         self._group = cgroup.SwaplessGroup() if cgroup.is_swapless() else None
         self._next_group_seconds = 0.0
+        self._wakeup, self._signalled = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._server = self._start()
         self._server.begin([])
 
@@ -111,16 +117,15 @@ class Keeper:
         """Until SIGTERM, or until the server ends before we are armed; exit status."""
         for number in (*END_SIGNALS, REPLACE_SIGNAL):
             signal.signal(number, self._on_signal)
-        wakeup, signalled = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(signalled)
+        signal.set_wakeup_fd(self._signalled)
         while True:
             poll = select.poll()
-            poll.register(wakeup, select.POLLIN)
+            poll.register(self._wakeup, select.POLLIN)
             if not self._server.has_ended():  # or it would never wait until there is a standby
                 poll.register(self._server.pidfd, select.POLLIN)
             poll.poll(LOOK_SECONDS * 1000)
             with contextlib.suppress(BlockingIOError):
-                os.read(wakeup, 64)
+                os.read(self._wakeup, 64)
             try:
                 status = self._turn()
             except Exception as error:  # no memory, no process: whatever it is, who would replace the server?
@@ -157,6 +162,10 @@ class Keeper:
         if status and status < 0:
             _say(f"the server ended with status {status}")
 
+    def abandon(self) -> None:
+        """As if it had never been begun."""
+        self._server.discard()
+
     def _on_signal(self, number: int, _frame: object) -> None:
         if number == REPLACE_SIGNAL:
             self._is_to_be_replaced = True
@@ -167,6 +176,7 @@ class Keeper:
         """What has to be done all the time, whatever else is being waited for. Nothing of it that fails (no memory, no
         process) keeps the rest from being done."""
         for duty in (
+            self._watch_starts,
             self._keep_image,
             self._take_files,
             self._prepare,
@@ -244,6 +254,24 @@ class Keeper:
         else:
             _say(f"{self._group.path} had lost {cgroup.LIMIT}=0, which keeps a new server out of swap: put back")
 
+    def _watch_starts(self) -> None:
+        """Each step of the start of each has its deadline; what swap-up waits for is passed on to it. A standby that
+        starts while nobody serves, with memory short, has `STANDBY_SECONDS` for all of them."""
+        for name, process in (
+            ("server", self._server),
+            ("standby", self._standby),
+            ("code that is on disk now", self._replacement),
+        ):
+            if process is None or process.has_ended() or (process.is_heir and process is not self._server):
+                continue
+            step = process.stands_still()
+            if step and not (process is self._standby and self._server.has_ended()):
+                _say(f"error: the {name} stands still at its start, {step}: ending it")
+                process.kill()
+        waited_for = ("the server", self._server) if self._standby is None else ("the standby", self._standby)
+        if not self._is_armed and waited_for[1].steps:
+            self._steps.repeat(waited_for[0], waited_for[1].steps)
+
     def _keep_image(self) -> None:
         self._is_kept = False
         self._image.keep()
@@ -288,13 +316,15 @@ class Keeper:
                 self._fall_back()
         elif not self._standby.is_ready():
             if self._server.has_ended() and self._standby.age_seconds() > STANDBY_SECONDS:
-                self._complain(f"the standby is not ready after {STANDBY_SECONDS:.0f} s: ending it")
+                step = f" ({self._standby.steps.step})" if self._standby.steps else ""
+                self._complain(f"the standby is not ready after {STANDBY_SECONDS:.0f} s{step}: ending it")
                 self._standby.kill()
         else:
             self._rest_seconds = FIRST_REST_SECONDS
             if self._is_kept and not self._is_armed:
                 self._folder.armed.touch()
                 self._is_armed = True
+                self._steps.end()
 
     def _rest(self) -> None:
         """Before another standby is started; longer each time, until one is ready."""
@@ -455,32 +485,53 @@ def _hold_secret_memory(folder: StateFolder) -> None:
 
 
 def main(words: Sequence[str]) -> int:
-    """`FOLDER key=value…`: returns when SIGTERM has ended both."""
-    folder = StateFolder(Path(words[0]))
-    own_socket = listen(folder.socket)
-    problem = cgroup.enter_swapless(folder.cgroup)
-    is_required = "hardening=require" in words
-    if problem and is_required:
-        _say(f"error: hardening=require: a server that starts late may be swapped out, to itself: {problem}")
+    """`FOLDER key=value…`: returns when SIGTERM has ended both. Whatever fails on the way to the loop is one line."""
+    steps = Steps.from_environment()
+    say_what_nobody_catches("zcache keeper", steps)
+    steps.begin("the keeper makes its socket")
+    try:
+        keeper, hardening = _start(StateFolder(Path(words[0])), words[1:], steps)
+    except BaseException as error:
+        _say(f"error: {limits.explain(f'the start failed, {steps.name}', error)}")
         return 1
+    status = keeper.run()
+    hardening.close()
+    return status
+
+
+def _start(folder: StateFolder, parameters: Sequence[str], steps: Steps) -> "tuple[Keeper, Hardening]":
+    limits.lift()
+    own_socket = listen(folder.socket)
+    steps.begin("the keeper enters its control group")
+    problem = cgroup.enter_swapless(folder.cgroup)
+    is_required = "hardening=require" in parameters
+    if problem and is_required:
+        raise EnvironmentProblem(
+            f"hardening=require: a server that starts late may be swapped out, to itself: {problem}"
+        )
     errors = os.dup(2)  # the server's; ours goes through a pipe that cannot block
     libc.forbid_core_dumps()
     _hold_secret_memory(folder)
     libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
-    hardening = Hardening(only=PROTECTIONS, log_bytes=LOG_BYTES)
+    hardening = Hardening(only=PROTECTIONS, log_bytes=LOG_BYTES, step=lambda name: steps.begin(f"the keeper: {name}"))
     hardening.apply()
-    if not hardening.self_check() and is_required:
-        hardening.close()
-        _say(f"error: {hardening.refusal()}")
-        return 1
-    keeper = Keeper(folder, own_socket, words[1:], errors)
-    hardening.start()
+    try:
+        if not hardening.self_check() and is_required:
+            raise EnvironmentProblem(hardening.refusal())
+        steps.begin("the keeper makes the image and starts the server")
+        keeper = Keeper(folder, own_socket, parameters, errors, steps)
+        try:
+            hardening.start()
+        except BaseException:
+            keeper.abandon()
+            raise
+    except BaseException:
+        hardening.close()  # gives stderr back, where the reason has to go
+        raise
     _say(hardening.verdict())
     if problem:
         _say(f"WARNING: a server that starts when memory is short may be swapped out, to itself: {problem}")
-    status = keeper.run()
-    hardening.close()
-    return status
+    return keeper, hardening
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from zcache.control_client import ask
 from zcache.errors import EnvironmentProblem
+from zcache.steps import StepsWatch
 from zcache.swap import process
 from zcache.swap.error import SwapError
 from zcache.swap.process import ProcessIdentity
@@ -60,8 +61,13 @@ class KeeperProcess:
     def __init__(self, arguments: Sequence[str], log: Path, announce: Callable[[ProcessIdentity], None]) -> None:
         """`announce` is told who it will be before it runs."""
         self._log = log
+        self._steps = StepsWatch()
         log.touch(mode=0o600)
-        with log.open("ab") as log_file, _new_orphan(arguments, log_file.fileno()) as pid:
+        with (
+            os.fdopen(self._steps.writer, "wb"),
+            log.open("ab") as log_file,
+            _new_orphan(arguments, log_file.fileno(), self._steps) as pid,
+        ):
             # One that is over already is a zombie, or gone: no process ever started in tick 0.
             self.identity = process.identify(pid) or ProcessIdentity(pid, 0)
             announce(self.identity)
@@ -81,14 +87,25 @@ class KeeperProcess:
             if is_answering(folder.control):
                 return
             if time.monotonic() > deadline_seconds:
-                raise SwapError(f"the server is not ready after {timeout_seconds:.0f} s (--start-seconds)")
+                raise SwapError(
+                    f"the server is not ready after {timeout_seconds:.0f} s (--start-seconds); "
+                    f"it is at this step: {self.step()}"
+                )
             time.sleep(0.05)
 
     def check_running(self) -> None:
-        """Raises `SwapError`, with its last words, if it has ended."""
+        """Raises `SwapError`, with its last words, if it has ended, and if its start stands still."""
         if not process.is_running(self.identity):
             said = error_lines(self.log()) or ["nothing"]
             raise SwapError("the server ended at its start; it said:\n  " + "\n  ".join(said))
+        self._steps.look()
+        if self._steps.is_overdue():
+            raise SwapError(f"the start stands still at this step for {self._steps.seconds:.0f} s: {self._steps.step}")
+
+    def step(self) -> str:
+        """Where the start is."""
+        self._steps.look()
+        return self._steps.step
 
 
 def is_answering(control: Path) -> bool:
@@ -103,7 +120,7 @@ def is_answering(control: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _new_orphan(arguments: Sequence[str], log_fd: int) -> Iterator[int]:
+def _new_orphan(arguments: Sequence[str], log_fd: int, steps: StepsWatch) -> Iterator[int]:
     """The pid of the keeper-to-be, which is nobody's child by the time it runs: at the end of the block.
 
     Setsid's parent half has ended and been collected before the shell is told to go on, so the order is certain. If
@@ -117,6 +134,8 @@ def _new_orphan(arguments: Sequence[str], log_fd: int) -> Iterator[int]:
             stdin=read_fd,
             stdout=subprocess.PIPE,
             stderr=log_fd,
+            pass_fds=(steps.writer,),
+            env={**os.environ, **steps.pass_on()},
             cwd="/",
             text=True,
         ) as setsid:

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from zcache.steps import StepsWatch
 from zcache.swap import process
 
 #: What becomes the server. Not scripts/serve: that looks at the set-up first, which takes memory and time.
@@ -49,8 +50,10 @@ END_SECONDS: Final = 30.0
 class ServerProcess:
     """One server, from its start to its end."""
 
-    def __init__(self, pid: int, channel: socket.socket) -> None:
+    def __init__(self, pid: int, channel: socket.socket, steps: StepsWatch | None = None) -> None:
+        """`steps` is where its start is, if that is watched; its heir goes on with them."""
         self.pid = pid
+        self.steps = steps
         self.pidfd = os.pidfd_open(pid)
         self._channel = channel
         self._channel.setblocking(False)
@@ -65,17 +68,24 @@ class ServerProcess:
         """A new program, a standby; `errors` is the descriptor that it writes its messages to."""
         ours, theirs = socket.socketpair()
         words = [*parameters, f"image={image}", f"standby={theirs.fileno()}"]
-        with theirs:
+        steps = StepsWatch()
+        with theirs, os.fdopen(steps.writer, "wb"):
             program = subprocess.Popen(
                 [*SERVE, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
-                pass_fds=(LISTEN_DESCRIPTOR, image, theirs.fileno()),
-                env={**os.environ, "LISTEN_FDS": "1"},
+                pass_fds=(LISTEN_DESCRIPTOR, image, theirs.fileno(), steps.writer),
+                env={**os.environ, **steps.pass_on(), "LISTEN_FDS": "1"},
             )
         program.returncode = 0  # it is waited for here, by its pidfd
-        return cls(program.pid, ours)
+        try:
+            return cls(program.pid, ours, steps)
+        except OSError:  # no descriptor: nobody would know it
+            os.kill(program.pid, signal.SIGKILL)
+            os.waitpid(program.pid, 0)
+            steps.close()
+            raise
 
     def is_ready(self) -> bool:
         """Whether a standby waits for `begin`."""
@@ -94,6 +104,8 @@ class ServerProcess:
         """Serve, now or once it is ready: the first, or in the place of one that has ended, with its files. An heir
         takes memory that there may not be."""
         word = BEGIN if leaves_heir else BEGIN_ALONE
+        if self.steps:
+            self.steps.begin_anew("beginning to serve")
         with contextlib.suppress(OSError):  # it has ended: that will be seen
             socket.send_fds(self._channel, [word], files)
 
@@ -127,7 +139,7 @@ class ServerProcess:
     def _heir_of(self, pid: int, channel: socket.socket) -> "ServerProcess | None":
         """None if it has ended, and its pid is nobody's now, or somebody else's."""
         try:
-            heir = ServerProcess(pid, channel)
+            heir = ServerProcess(pid, channel, self.steps and self.steps.share())
         except ProcessLookupError:
             channel.close()
             return None
@@ -139,6 +151,16 @@ class ServerProcess:
 
     def has_ended(self) -> bool:
         return self._wait(0)
+
+    def stands_still(self) -> str:
+        """At which step of its start, if it has been there for too long; else "". Not told by one whose start is not
+        watched."""
+        if self.steps is None:
+            return ""
+        self.steps.look()
+        if self._is_ready and not self.steps.saying:  # older code
+            return ""
+        return self.steps.step if self.steps.is_overdue() else ""
 
     def exit_status(self) -> int | None:
         """Of one that has ended and is our child: as `subprocess` has it, minus the signal's number."""
@@ -173,6 +195,8 @@ class ServerProcess:
         """When it has ended."""
         self.exit_status()
         self._channel.close()
+        if self.steps:
+            self.steps.close()
         os.close(self.pidfd)
 
     def _wait(self, seconds: float) -> bool:

@@ -153,7 +153,10 @@ class Buildup:
         while not self._folder.armed.exists():
             self._keeper.check_running()
             if time.monotonic() > deadline_seconds:
-                raise SwapError(f"no standby is ready after {self._options.start_seconds:.0f} s (--start-seconds)")
+                raise SwapError(
+                    f"no standby is ready after {self._options.start_seconds:.0f} s (--start-seconds); "
+                    f"it is at this step: {self._keeper.step()}"
+                )
             time.sleep(0.05)
 
     def detach(self, device: str) -> None:

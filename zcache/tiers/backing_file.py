@@ -29,12 +29,16 @@ from typing import Final
 
 from zcache.disk_file import data_extents
 from zcache.errors import BadInput
+from zcache.hardening.limits import in_words
 from zcache.tiers.slot_map import SlotMap
 
 HEADER: Final = b"zcache backing file, format 1: compressed swap, worthless once its server has ended\n"
 
 #: How much is read at once while looking for foreign content: large enough for a disk's full speed.
 SCAN_BYTES: Final = 1 << 20
+
+#: How much is allocated at once: where a file system has to write it all, seconds.
+ALLOCATED_BYTES: Final = 1 << 30
 
 #: How often a long check says how far it has got.
 REPORT_SECONDS: Final = 5.0
@@ -82,22 +86,27 @@ class BackingFile(SlotMap):
         force: bool,
         max_slots: int = MAX_SLOTS,
         report: Callable[[str], None] = print,
+        go_on: Callable[[], None] = lambda: None,
+        made: Callable[[Path], None] = lambda _: None,
     ) -> "BackingFile":
         """Open, lock, check and allocate `path`.
 
         A file that is new or empty is made `new_bytes` large, and its header; one that is not must have `needed_bytes`
         already (0, with overcommit: any size will do). Of a larger one `max_slots` frames are used. `report` is told
-        how far a long check has got. Raises `BadInput` with the whole reason.
+        how far a long check has got, `go_on` is called whenever there is progress, and `made` is told of a file that
+        was not there. Raises `BadInput` with the whole reason.
         """
         real = _real_path(path)
-        made = None if real.exists() else real
-        if made and real.is_relative_to("/dev") and not real.is_relative_to("/dev/shm"):
+        is_new = not real.exists()
+        if is_new and real.is_relative_to("/dev") and not real.is_relative_to("/dev/shm"):
             raise BadInput(f"backing={path}: there is no such device, and a file there would be in memory; {GIVE}")
-        descriptor = _open_locked(path)
+        descriptor = _open_locked(path, real if is_new else None)
         try:
+            if is_new:
+                made(real)
             size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
             if size_bytes == 0 and stat.S_ISREG(os.fstat(descriptor).st_mode):
-                size_bytes = _allocate(descriptor, path, max(new_bytes, 16 * frame_bytes) + frame_bytes)
+                size_bytes = _allocate(descriptor, path, max(new_bytes, 16 * frame_bytes) + frame_bytes, go_on)
             elif size_bytes < needed_bytes + frame_bytes or size_bytes < 2 * frame_bytes:
                 wanted = max(needed_bytes, frame_bytes) + frame_bytes
                 raise BadInput(
@@ -105,9 +114,9 @@ class BackingFile(SlotMap):
                     f"are {wanted}. Give a larger one, an empty file, or overcommit=yes"
                 )
             elif not force:
-                _refuse_foreign_content(descriptor, path, size_bytes, frame_bytes, report)
+                _refuse_foreign_content(descriptor, path, size_bytes, frame_bytes, report, go_on)
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                _allocate(descriptor, path, size_bytes)
+                _allocate(descriptor, path, size_bytes, go_on)
             if not _is_ours(descriptor, frame_bytes):
                 os.pwrite(descriptor, HEADER.ljust(frame_bytes, b"\0"), 0)
             file_system = _file_system_of(os.fstat(descriptor))
@@ -115,15 +124,15 @@ class BackingFile(SlotMap):
             direct = not is_remote and _try_direct(descriptor, frame_bytes)
         except BaseException as error:
             os.close(descriptor)
-            if made:
-                made.unlink(missing_ok=True)
+            if is_new:
+                real.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                raise BadInput(f"backing={path}: {error.strerror}; {GIVE}") from None
+                raise BadInput(f"backing={path}: {error.strerror}; {in_words(error) or GIVE}") from None
             raise
         if file_system in _IN_MEMORY:
             report(f"WARNING: backing={path} is in memory (tmpfs), which can itself be swapped out; give a disk")
         slot_count = min(size_bytes // frame_bytes - 1, max_slots, MAX_SLOTS)
-        return cls(descriptor, path, slot_count, frame_bytes, direct, made)
+        return cls(descriptor, path, slot_count, frame_bytes, direct, real if is_new else None)
 
     @classmethod
     def adopt(
@@ -191,13 +200,14 @@ def _real_path(path: Path) -> Path:
     return real
 
 
-def _open_locked(path: Path) -> int:
+def _open_locked(path: Path, new: Path | None) -> int:
+    """`new` is the file that this makes, if it does."""
     try:
         is_device = path.is_block_device()
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if is_device else os.O_CREAT)
         descriptor = os.open(path, flags, 0o600)
     except OSError as error:
-        raise BadInput(f"backing={path}: {_why_not_opened(error)}; {GIVE}") from None
+        raise BadInput(f"backing={path}: {_why_not_opened(error)}; {in_words(error) or GIVE}") from None
     mode = os.fstat(descriptor).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         os.close(descriptor)
@@ -208,11 +218,16 @@ def _open_locked(path: Path) -> int:
             raise BadInput(f"backing={path}: is marked read-only; {GIVE}")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(descriptor)
             raise BadInput(
                 f"backing={path}: held by another server; give each server a backing file of its own"
             ) from None
+        except OSError as error:
+            os.close(descriptor)
+            if new:
+                new.unlink()
+            raise BadInput(f"backing={path}: cannot be locked: {error.strerror}; {GIVE}") from None
     return descriptor
 
 
@@ -230,7 +245,7 @@ def _why_not_opened(error: OSError) -> str:
             return os.strerror(error.errno or 0)
 
 
-def _allocate(descriptor: int, path: Path, size_bytes: int) -> int:
+def _allocate(descriptor: int, path: Path, size_bytes: int, go_on: Callable[[], None]) -> int:
     """Allocate every block now, so that a full file system is an error at the start and not in the middle of a
     swap-out.
 
@@ -242,9 +257,13 @@ def _allocate(descriptor: int, path: Path, size_bytes: int) -> int:
     try:
         if missing_bytes > file_system.f_bavail * file_system.f_frsize:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.posix_fallocate(descriptor, 0, size_bytes)
+        for start in range(0, size_bytes, ALLOCATED_BYTES):
+            os.posix_fallocate(descriptor, start, min(ALLOCATED_BYTES, size_bytes - start))
+            go_on()
     except OSError as error:
         os.ftruncate(descriptor, status.st_size)
+        if error.errno == errno.EFBIG:
+            raise BadInput(f"backing={path}: cannot have {size_bytes} bytes: {in_words(error)}") from None
         raise BadInput(
             f"backing={path}: no room for {size_bytes} bytes: {os.strerror(error.errno or 0)}; "
             "give a file system with that much free, or a smaller size="
@@ -257,7 +276,12 @@ def _is_ours(descriptor: int, frame_bytes: int) -> bool:
 
 
 def _refuse_foreign_content(
-    descriptor: int, path: Path, size_bytes: int, frame_bytes: int, report: Callable[[str], None]
+    descriptor: int,
+    path: Path,
+    size_bytes: int,
+    frame_bytes: int,
+    report: Callable[[str], None],
+    go_on: Callable[[], None],
 ) -> None:
     """Raise `BadInput` if anything that is not ours and not zero is in the file."""
     if _is_ours(descriptor, frame_bytes):
@@ -273,6 +297,7 @@ def _refuse_foreign_content(
                     f"backing={path}: holds something that is not zcache's (at byte {offset + inside}); "
                     "give another, or force=yes to overwrite all of it"
                 )
+            go_on()
             if time.monotonic() > said + REPORT_SECONDS:
                 said = time.monotonic()
                 report(f"backing={path}: {offset * 100 // size_bytes}% looked at, blank so far")

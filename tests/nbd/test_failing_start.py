@@ -1,0 +1,60 @@
+"""A start of which one step fails comes to an end: it serves all the same, or says why in one line, and leaves nothing.
+
+Each call of a start that asks the kernel for something is made to fail (`tests.support.failing_calls`). Here a few of
+each kind; all of them, one after the other, with `-m thorough` (half an hour), or by
+`python -m tests.support.failing_start`.
+"""
+
+import platform
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.support.failing_calls import Call
+from tests.support.failing_start import Outcome, start_alone, start_kept
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="knows the numbers of x86-64's system calls")
+
+#: At a time: most of a start is waiting, for the processor of the machine's other half.
+STARTS = 2
+
+#: Whose stack, or whose interpreter's, cannot be had: a start that waited for the thread then waited for ever.
+FRAME_STACK_BYTES = 0x4000
+
+
+def chosen(calls: Sequence[Call]) -> list[int]:
+    """The last call of each kind, of each program, and all by which threads begin; numbered from 1."""
+    last: dict[tuple[str, str], int] = {}
+    found = set()
+    for number, call in enumerate(calls, 1):
+        last[call.program, call.name] = number
+        if call.name == "mmap" and call.arguments[1] == FRAME_STACK_BYTES:
+            found.add(number)
+    return sorted(found | set(last.values()))
+
+
+def troubles(start: Callable[[int], Outcome], numbers: Sequence[int]) -> list[str]:
+    with ThreadPoolExecutor(STARTS) as pool:
+        outcomes = list(pool.map(start, numbers))
+    return [
+        f"{number}: {outcome.failed}: {outcome.trouble()}: {outcome.said}"
+        for number, outcome in zip(numbers, outcomes, strict=True)
+        if outcome.trouble()
+    ]
+
+
+@pytest.mark.parametrize("start", [start_alone, start_kept])
+def test_a_call_that_fails_ends_the_start_in_one_line_or_is_done_without(start: Callable[[int], Outcome]) -> None:
+    whole = start(0)
+    assert not whole.trouble() and whole.status is None, whole.said
+    numbers = chosen(whole.calls)
+    assert len(numbers) > 20
+    assert troubles(start, numbers) == []
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("start", [start_alone, start_kept])
+def test_every_call_that_fails_does(start: Callable[[int], Outcome]) -> None:
+    whole = start(0)
+    assert troubles(start, range(1, len(whole.calls) + 1)) == []

@@ -1,0 +1,202 @@
+"""Starts in which one call fails: a server alone, or a keeper with its server and standby.
+
+What a start may come to: it serves, or it ends with one line, and nothing that it made is left. `trouble` says what
+else came of it. As a program it tries each call, one after the other:
+
+    python -m tests.support.failing_start alone|kept [FIRST [STEP]]
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tests.support.failing_calls import Call, FailingCalls
+from zcache.swap import keeper_process
+from zcache.swap.process import identify
+from zcache.swap.state import StateFolder, SwapState
+
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
+#: Any start has come to its end by then, on a busy machine, too; a hang never has. Below the deadline of a step.
+DEADLINE_SECONDS: Final = 45.0
+#: What a start says that has not failed.
+_REMARKS: Final = ("WARNING: ", "safe to swap to itself: ", "server number ", "no heir: ", "starting a standby")
+#: A netlink message that no kernel knows.
+_REFUSED_MESSAGE: Final = (20).to_bytes(4, "little") + b"\xff\x0f" + b"\x05\x00" + bytes(8) + b"\x03\x01\x00\x00"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one start. `status` is None if it served, and ended when it was told to."""
+
+    calls: Sequence[Call]
+    failed: Call | None
+    status: int | None
+    has_hung: bool
+    said: str
+    left: Sequence[str]
+
+    def complaints(self) -> list[str]:
+        """The lines that are no remarks."""
+        lines = [line.strip() for line in self.said.splitlines() if line.strip()]
+        return [line for line in lines if not line.partition("zcache")[2].partition(": ")[2].startswith(_REMARKS)]
+
+    def trouble(self) -> str:
+        """What must not be; "" if all is well."""
+        found = []
+        if self.has_hung:
+            found.append("hung")
+        if "Traceback" in self.said:
+            found.append("a traceback")
+        if self.status not in (None, 1):
+            found.append(f"status {self.status}")
+        if self.status is not None and len(self.complaints()) != 1:
+            found.append(f"{len(self.complaints())} lines")
+        if self.left:
+            found.append(f"left {', '.join(self.left)}")
+        return "; ".join(found)
+
+
+def start_alone(failing: int, words: Sequence[str] = ()) -> Outcome:
+    """`scripts/serve`, whose n-th call fails (0: none)."""
+    with tempfile.TemporaryDirectory(prefix="zcache-start") as name:
+        folder = Path(name)
+        command = [sys.executable, "-P", "-m", "nbd_plugin.serve", "-U", str(folder / "socket")]
+        command += ["-P", str(folder / "pid"), "size=32M", "budget=16M", f"backing={folder / 'backing'}"]
+        command += [f"control={folder / 'control'}", *words]
+        return _run(folder, command, failing, lambda: keeper_process.is_answering(folder / "control"))
+
+
+def start_kept(failing: int, words: Sequence[str] = ()) -> Outcome:
+    """A keeper, as swap-up starts it; it has started when it has a standby, too."""
+    with tempfile.TemporaryDirectory(prefix="zcache-start") as name:
+        folder = Path(name)
+        state = StateFolder(folder / "state")
+        state.create()
+        parameters = ["size=32M", "budget=16M", "overcommit=yes", *words]
+
+        def has_started() -> bool:
+            return state.armed.exists() and keeper_process.is_answering(state.control)
+
+        def prepare(program: "subprocess.Popen[bytes]") -> None:
+            identity = identify(program.pid)
+            if identity:
+                state.save(SwapState(identity))
+            state.reconnection.write_bytes(_REFUSED_MESSAGE)
+
+        try:
+            outcome = _run(
+                folder, keeper_process.command(state, parameters), failing, has_started, prepare, state.disarm_keeper
+            )
+        finally:
+            state.remove()  # as swap-up does
+        return outcome
+
+
+def _run(
+    folder: Path,
+    command: Sequence[str],
+    failing: int,
+    has_started: Callable[[], bool],
+    prepare: Callable[[Any], None] = lambda _: None,
+    before_end: Callable[[], None] = lambda: None,
+) -> Outcome:
+    calls = FailingCalls(failing)
+    log = folder / "log"
+    with log.open("wb") as output:
+        program = calls.start(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            start_new_session=True,
+        )
+    prepare(program)
+    has_served, has_hung = _wait(program, has_started)
+    before_end()
+    if program.poll() is None:
+        program.send_signal(signal.SIGTERM)
+        try:
+            program.wait(DEADLINE_SECONDS)
+        except subprocess.TimeoutExpired:
+            has_hung = True
+    for pid in _session(program.pid):  # servers of a keeper that has ended; itself, if it hangs
+        if program.poll() is None or pid != program.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    status = program.wait()
+    calls.close()
+    left = sorted(path.name for path in folder.iterdir() if path not in (log, folder / "state"))
+    if has_served:  # nbdkit leaves its socket and its pid file, and the backing is to be kept
+        left = [name for name in left if name not in ("socket", "pid", "backing")]
+    return Outcome(
+        calls.calls,
+        calls.failed,
+        None if has_served and status == 0 else status,
+        has_hung,
+        log.read_text(errors="replace"),
+        left,
+    )
+
+
+def _wait(program: "subprocess.Popen[bytes]", has_started: Callable[[], bool]) -> tuple[bool, bool]:
+    """Whether it has started, and whether it did neither that nor end in time."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while program.poll() is None:
+        if has_started():
+            return True, False
+        if time.monotonic() > deadline:
+            return False, True
+        time.sleep(0.05)
+    while _session(program.pid) and time.monotonic() < deadline:  # the guard, which clears away
+        time.sleep(0.02)
+    return False, bool(_session(program.pid))
+
+
+def _session(leader: int) -> list[int]:
+    """The processes of a session that have not ended."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, _, session, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(session) == leader and state not in "ZX":
+                found.append(int(entry.name))
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Try all calls; exit status 1 if any start came to something else."""
+    start = {"alone": start_alone, "kept": start_kept}[arguments[0]]
+    first, step = (int(word) for word in (*arguments[1:3], *("1", "1")[len(arguments) - 1 :]))
+    served = ended = bad = 0
+    number = first
+    while True:
+        begin = time.monotonic()
+        outcome = start(number)
+        if outcome.failed is None:  # there is no such call any more
+            break
+        trouble = outcome.trouble()
+        served += not trouble and outcome.status is None
+        ended += not trouble and outcome.status == 1
+        bad += bool(trouble)
+        last = outcome.complaints()[-1][:160] if outcome.complaints() else ""
+        what = trouble.upper() or ("served" if outcome.status is None else "refused")
+        print(f"{number} {outcome.failed} | {what} | {time.monotonic() - begin:.1f} s | {last}", flush=True)
+        if trouble:
+            print(outcome.said, flush=True)
+        number += step
+    print(f"{served + ended + bad} calls failed: {served} starts served, {ended} ended with one line, {bad} neither")
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,169 @@
+"""What stands against a process that wants memory, files and threads: limits that it inherits, and strict overcommit.
+
+One table. Each limit is lifted as far as that is allowed, before anything is asked for; what is then still too low for
+what was configured is refused in one line, rather than met later, on the way to a successor. And an error of the
+kernel's (`in_words`) is put down to the limit that it came from, with what to do about it.
+
+Strict overcommit (`vm.overcommit_memory=2`): the kernel promises no more memory than `CommitLimit`, whether or not it
+will be used. All private writable memory counts, and again in each copy made by fork(2); shared memory counts where it
+was touched (Documentation/mm/overcommit-accounting.rst).
+"""
+
+import contextlib
+import errno
+import re
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from zcache import meminfo
+from zcache.errors import BadInput, ZcacheError
+
+#: Descriptors of a server beside its clean exports: nbdkit's, ours, and of a few dozen connections.
+DESCRIPTORS: Final = 128
+
+_STATUS: Final = Path("/proc/self/status")
+_MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Of setrlimit(2); `option` is ulimit's."""
+
+    number: int
+    option: str
+    what: str
+
+    def soft(self) -> int | None:
+        """As it is now; None: there is none."""
+        value, _ = resource.getrlimit(self.number)
+        return None if value == resource.RLIM_INFINITY else value
+
+    def refuse_below(self, needed: int, why: str) -> None:
+        """Raises `BadInput` if it is lower than that."""
+        soft = self.soft()
+        if soft is not None and soft < needed:
+            raise BadInput(
+                f"the limit on {self.what} (ulimit {self.option}) is {_amount(self, soft)}, and could not be lifted: "
+                f"{_amount(self, needed)} are needed {why}; raise it"
+            )
+
+
+ADDRESS_SPACE: Final = Limit(resource.RLIMIT_AS, "-v", "address space")
+DATA: Final = Limit(resource.RLIMIT_DATA, "-d", "private memory")
+FILE_SIZE: Final = Limit(resource.RLIMIT_FSIZE, "-f", "the size of files")
+OPEN_FILES: Final = Limit(resource.RLIMIT_NOFILE, "-n", "open files")
+PROCESSES: Final = Limit(resource.RLIMIT_NPROC, "-u", "processes and threads")
+LOCKED_MEMORY: Final = Limit(resource.RLIMIT_MEMLOCK, "-l", "locked memory")
+LIMITS: Final = (ADDRESS_SPACE, DATA, FILE_SIZE, OPEN_FILES, PROCESSES, LOCKED_MEMORY)
+
+
+def _amount(limit: Limit, value: int) -> str:
+    return str(value) if limit in (OPEN_FILES, PROCESSES) else _mib(value)
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{-(-size_bytes // _MIB)} MiB"
+
+
+def lift() -> None:
+    """Each as far as it goes: away with CAP_SYS_RESOURCE, else up to its hard limit. Programs to be started inherit
+    that."""
+    for limit in LIMITS:
+        soft, hard = resource.getrlimit(limit.number)
+        for wanted in ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), (hard, hard)):
+            if soft != resource.RLIM_INFINITY:
+                with contextlib.suppress(ValueError, OSError):
+                    resource.setrlimit(limit.number, wanted)
+                    break
+
+
+def check(*, mapped_bytes: int, private_bytes: int, files: dict[str, int], descriptors: int) -> None:
+    """Raises `BadInput` for the first limit that is too low: for so many bytes more of address space, and of private
+    memory; for files of such sizes, by what they are; for so many descriptors beside `DESCRIPTORS`."""
+    size_bytes, data_bytes = (_of_status(name) for name in ("VmSize", "VmData"))
+    ADDRESS_SPACE.refuse_below(size_bytes + mapped_bytes, "for what size= and budget= ask for")
+    DATA.refuse_below(data_bytes + private_bytes, "for what size= and budget= ask for")
+    OPEN_FILES.refuse_below(DESCRIPTORS + descriptors, "for the server and its clients")
+    for name, needed_bytes in files.items():
+        FILE_SIZE.refuse_below(needed_bytes, f"for {name}")
+
+
+def check_promise(needed_bytes: int, advice: str) -> None:
+    """Under strict overcommit, raises `BadInput` if so much more will not be promised."""
+    if meminfo.is_overcommit_strict():
+        limit_bytes, promised_bytes = (meminfo.read_bytes(name) for name in ("CommitLimit", "Committed_AS"))
+        missing_bytes = promised_bytes + needed_bytes - limit_bytes
+        if missing_bytes > 0:
+            raise BadInput(
+                f"vm.overcommit_memory=2: {_mib(needed_bytes)} are needed now, {_mib(missing_bytes)} more than the "
+                f"kernel will promise (CommitLimit {_mib(limit_bytes)}, Committed_AS {_mib(promised_bytes)}); "
+                f"raise vm.overcommit_ratio or vm.overcommit_kbytes, {advice}"
+            )
+
+
+def in_words(error: BaseException) -> str:
+    """What an error means, and what to do about it, as far as it is one of the kernel's."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError) or number == errno.ENOMEM:
+        return _no_memory()
+    if number in (errno.EMFILE, errno.ENFILE):
+        return f"{_is(OPEN_FILES)}; raise it, or fs.file-max"
+    if number == errno.EFBIG:
+        return f"{_is(FILE_SIZE)}; raise it, or give a file system that holds larger files"
+    if number == errno.EAGAIN or (isinstance(error, RuntimeError) and "thread" in str(error)):
+        return f"no thread or process could be started: {_is(PROCESSES)}; {_no_memory()}"
+    return ""
+
+
+def _no_memory() -> str:
+    """Which limit on memory it may have been: those that there are."""
+    words = [
+        f"{_is(limit)}, {_mib(_of_status(name))} are used; raise it"
+        for limit, name in ((ADDRESS_SPACE, "VmSize"), (DATA, "VmData"))
+        if limit.soft() is not None
+    ]
+    with contextlib.suppress(OSError):
+        if meminfo.is_overcommit_strict():
+            limit_bytes, promised_bytes = (meminfo.read_bytes(name) for name in ("CommitLimit", "Committed_AS"))
+            words.append(
+                f"vm.overcommit_memory=2: CommitLimit {_mib(limit_bytes)}, Committed_AS {_mib(promised_bytes)}; "
+                "raise vm.overcommit_ratio or vm.overcommit_kbytes, or give a smaller budget"
+            )
+    if not words:
+        with contextlib.suppress(OSError):
+            available_bytes = meminfo.read_bytes("MemAvailable")
+            words.append(f"no memory: {_mib(available_bytes)} can be had; free some, or give a smaller budget")
+    return ", or ".join(words) or "no memory; free some, or give a smaller budget"
+
+
+def _is(limit: Limit) -> str:
+    soft = limit.soft()
+    return f"the limit on {limit.what} (ulimit {limit.option}) is {'none' if soft is None else _amount(limit, soft)}"
+
+
+def _of_status(name: str) -> int:
+    """In bytes; 0 if it cannot be read now."""
+    with contextlib.suppress(OSError):
+        found = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+        return int(found[1]) << 10 if found else 0
+    return 0
+
+
+def explain(what: str, error: BaseException) -> str:
+    """One line for whatever error, and what failed; ours say all themselves. Of what nobody has foreseen, the place."""
+    if isinstance(error, ZcacheError):
+        return str(error)
+    if isinstance(error, OSError):
+        text = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+    else:
+        text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    words = in_words(error)
+    if not words:
+        trace = error.__traceback__
+        while trace and trace.tb_next:
+            trace = trace.tb_next
+        if trace:
+            words = f"at {trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"
+    return f"{what}: {text}; {words}" if words else f"{what}: {text}"

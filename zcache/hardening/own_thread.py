@@ -1,0 +1,79 @@
+"""A thread of ours, whose start fails rather than hangs.
+
+`threading.Thread.start` waits until the new thread says that it runs. One that finds no memory before it comes to that
+(CPython maps a stack of frames for it; under strict overcommit or a limit that is refused) ends without a word, and
+whoever started it waits for ever (seen: the server under strict overcommit). Here the wait ends when the thread does,
+and has a bound.
+"""
+
+import _thread
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+from zcache.errors import EnvironmentProblem
+from zcache.hardening.limits import in_words
+from zcache.hardening.threads import begin_own_thread
+
+#: A thread that does not run by then never will. Under software emulation one took 0.3 s at most.
+BEGIN_SECONDS: Final = 8.0
+#: Between two looks whether it is still there.
+_LOOK_SECONDS: Final = 0.1
+
+_TASKS: Final = "/proc/self/task"
+
+
+class OwnThread:
+    """Runs `work`, under that name for the kernel; a daemon."""
+
+    def __init__(self, name: str, work: Callable[[], None]) -> None:
+        self._name = name
+        self._work = work
+        self._begun = _thread.allocate_lock()
+        self._running = _thread.allocate_lock()  # held by nobody in particular, while it runs
+
+    def start(self) -> None:
+        """Raises `EnvironmentProblem` if there is no memory for one, or a limit stands against it."""
+        self._begun.acquire()
+        self._running.acquire()
+        before = _tasks()
+        deadline_seconds = time.monotonic() + BEGIN_SECONDS
+        try:
+            _thread.start_new_thread(self._run, ())
+        except (RuntimeError, MemoryError) as error:
+            self._running.release()
+            raise EnvironmentProblem(f"the thread {self._name} could not be started: {in_words(error)}") from None
+        while not self._begun.acquire(timeout=_LOOK_SECONDS):
+            now = _tasks()
+            is_gone = bool(now) and now <= before
+            if is_gone or time.monotonic() > deadline_seconds:
+                self._running.release()
+                raise EnvironmentProblem(f"the thread {self._name} did not come to run: {in_words(MemoryError())}")
+
+    def is_alive(self) -> bool:
+        """Whether it was started, and has not ended."""
+        return self._running.locked()
+
+    def join(self, timeout: float = -1) -> None:
+        """Wait for its end, for so many seconds at most; not at all if it never ran."""
+        if self._running.acquire(timeout=timeout):
+            self._running.release()
+
+    def _run(self) -> None:
+        self._begun.release()
+        try:
+            begin_own_thread(self._name)
+            self._work()
+        finally:
+            with contextlib.suppress(RuntimeError):  # it was given up, too late to begin
+                self._running.release()
+
+
+def _tasks() -> set[str]:
+    """The threads that there are; none if that cannot be read now."""
+    try:
+        return set(os.listdir(_TASKS))  # noqa: PTH208 (pathlib would intern the names)
+    except OSError:
+        return set()

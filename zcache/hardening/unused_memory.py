@@ -1,0 +1,73 @@
+"""Memory that nbdkit asks for and a zcache server never uses: not promised by the kernel for nothing.
+
+nbdkit's .bss is 192 MiB: buffers to emulate writing zeros and caching with, which the plugin does itself. They cost
+nothing until they are touched, but for two things: under strict overcommit (`vm.overcommit_memory=2`) the kernel sets
+192 MiB aside for each server, and as much again for an heir; and they count for `ulimit -d`. So what was never touched
+is mapped anew, as shared memory, which counts where it is touched. It reads as zeros, and can be written, as before.
+"""
+
+import array
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from zcache import libc
+
+#: Smaller stretches are left alone: a mapping each.
+LEAST_BYTES: Final = 1 << 20
+
+_PAGEMAP_WORD_BYTES: Final = 8
+_READ_WORDS: Final = 1 << 13
+#: In RAM, or in swap (Documentation/admin-guide/mm/pagemap.rst).
+_TOUCHED: Final = 3 << 62
+
+
+def release_unused_bss(program: str = "nbdkit") -> None:
+    """Of the process's program, while it has one thread. Raises `OSError`."""
+    spans = [span for start, stop in _bss_of(program) for span in _untouched(start, stop)]
+    if not spans:
+        return
+    descriptor = os.memfd_create("zcache-unused", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, max(stop - start for start, stop in spans))
+        for start, stop in spans:
+            libc.map_shared_over(start, stop, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _bss_of(program: str) -> Iterator[tuple[int, int]]:
+    """The anonymous mapping that follows those of the program's file."""
+    followed = 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, access, _, _, _, *path = line.split(maxsplit=5)
+        start, stop = (int(end, 16) for end in span.split("-"))
+        if not path and start == followed and access == "rw-p":
+            yield start, stop
+        followed = stop if path and path[0].rpartition("/")[2] == program else 0
+
+
+def _untouched(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Stretches of whole pages that were never touched."""
+    size = mmap.PAGESIZE
+    begin = None
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+        pagemap.seek(start // size * _PAGEMAP_WORD_BYTES)
+        position = start
+        while position < stop:
+            words = array.array("Q", pagemap.read(min((stop - position) // size, _READ_WORDS) * _PAGEMAP_WORD_BYTES))
+            if not words:
+                break
+            for word in words:
+                is_touched = bool(word & _TOUCHED)
+                if not is_touched and begin is None:
+                    begin = position
+                elif is_touched and begin is not None:
+                    if position - begin >= LEAST_BYTES:
+                        yield begin, position
+                    begin = None
+                position += size
+    if begin is not None and position - begin >= LEAST_BYTES:
+        yield begin, position

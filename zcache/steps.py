@@ -1,0 +1,174 @@
+"""The steps of a start, told to whoever watches it from outside.
+
+What stands still cannot say so: it may wait in the kernel, or for a lock that nobody gives back, with the
+interpreter's own lock held. So each step is announced on a pipe before it begins, with the time that it may take, and
+whoever has the other end ends the process that does not keep to it, and names the step: the keeper its servers,
+swap-up the keeper, `nbd_plugin.start_guard` a server without a keeper. Progress moves the deadline, so a start that is
+slow (a large budget to populate, a disk to look at) is left alone.
+
+A message is a line: `step PID SECONDS NAME`, `made PATH` (a file that has to go if the start fails) or `end`. What does
+not fit into the pipe is dropped: nothing waits for who watches.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+#: The environment names the descriptor under this.
+VARIABLE: Final = "ZCACHE_STEPS"
+
+#: For a step that is not said to take longer. Under software emulation, two guests on two CPUs, the longest took 6 s.
+STEP_SECONDS: Final = 60.0
+
+#: Progress is told no more often than this.
+REST_SECONDS: Final = 0.5
+
+#: What has no deadline: it waits for somebody, not for the machine.
+WITHOUT_DEADLINE: Final = 0.0
+
+_PIPE_BYTES: Final = 65536
+
+
+class Steps:
+    """The process that starts; with no descriptor, nobody watches."""
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        self.name = "starting"
+        self.have_ended = False
+        self._descriptor = descriptor
+        self._seconds = STEP_SECONDS
+        self._said_seconds = 0.0
+        self._repeated: tuple[str, int] | None = None
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)
+            os.set_blocking(descriptor, False)
+
+    @classmethod
+    def from_environment(cls) -> "Steps":
+        """As whoever started this process has it; programs that it starts are not watched for it."""
+        number = os.environ.pop(VARIABLE, "")
+        try:
+            return cls(int(number)) if number else cls()
+        except (ValueError, OSError):  # not a descriptor: somebody's leftover
+            return cls()
+
+    def begin(self, name: str, seconds: float = STEP_SECONDS) -> None:
+        """The next step, and how long it may take without progress."""
+        self.name, self._seconds = name, seconds
+        self._tell()
+
+    def go_on(self) -> None:
+        """There is progress."""
+        if time.monotonic() - self._said_seconds > REST_SECONDS:
+            self._tell()
+
+    def repeat(self, who: str, watch: "StepsWatch") -> None:
+        """What another process says of its start, to whoever watches this one, which ends it in time."""
+        if (who, watch.saying) != self._repeated:
+            self._repeated = who, watch.saying
+            self.begin(f"{who}: {watch.step}", watch.seconds and watch.seconds + STEP_SECONDS)
+
+    def made(self, path: Path) -> None:
+        """A file, that whoever watches removes if this process ends before its start does."""
+        self._write(f"made {path}")
+
+    def end(self) -> None:
+        """It has started."""
+        self.have_ended = True
+        self._write("end")
+
+    def _tell(self) -> None:
+        self._said_seconds = time.monotonic()
+        self._write(f"step {os.getpid()} {self._seconds:.1f} {self.name}")
+
+    def _write(self, line: str) -> None:
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._descriptor, os.fsencode(line) + b"\n")
+
+
+class StepsWatch:
+    """The other end. `look` takes what was said; then `step` is where the start is, `pid` who said so."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._reader, self.writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._clock = clock
+        self._rest = b""
+        self.step = "starting the program"
+        self.seconds = STEP_SECONDS
+        self.pid: int | None = None
+        self.made: list[Path] = []
+        self.saying = 0  # how often it was said
+        self.has_ended = False  # it has started
+        self._since_seconds = clock()
+        self._users = 1
+
+    def share(self) -> "StepsWatch":
+        """For one more who will close it."""
+        self._users += 1
+        return self
+
+    def fileno(self) -> int:
+        """To poll."""
+        return self._reader
+
+    def pass_on(self) -> dict[str, str]:
+        """What the environment of the process is to hold; it has to inherit `writer`, too."""
+        return {VARIABLE: str(self.writer)}
+
+    def close(self) -> None:
+        """The process has ended, or needs no watching."""
+        self._users -= 1
+        if not self._users:
+            os.close(self._reader)
+
+    def begin_anew(self, step: str) -> None:
+        """The process was told to go on with its start, or another goes on with its channel. Nothing changes for one
+        that has never said anything: it does not know of steps."""
+        self.look()
+        if self.saying:
+            self.step, self.seconds = step, STEP_SECONDS
+            self._since_seconds = self._clock()
+            self.has_ended = False
+
+    def look(self) -> bool:
+        """Take what was said; False if nobody is left to say more."""
+        while True:
+            try:
+                said = os.read(self._reader, _PIPE_BYTES)
+            except OSError:  # nothing for now
+                return True
+            if not said:
+                return False
+            *lines, self._rest = (self._rest + said).split(b"\n")
+            for line in lines:
+                self._take(os.fsdecode(line))
+
+    def _take(self, line: str) -> None:
+        word, _, rest = line.partition(" ")
+        if word == "step":
+            pid, seconds, self.step = rest.split(" ", 2)
+            self.pid, self.seconds = int(pid), float(seconds)
+            self._since_seconds = self._clock()
+            self.saying += 1
+            self.has_ended = False  # an heir, which goes on with the channel of whom it succeeds
+        elif word == "made":
+            self.made.append(Path(rest))
+        elif word == "end":
+            self.has_ended = True
+            self.step, self.seconds = "ready", WITHOUT_DEADLINE
+            self.saying += 1
+
+    def rest_seconds(self) -> float | None:
+        """Until the step has taken too long, 0 or less if it has; None: it may take as long as it likes."""
+        if self.has_ended or not self.seconds:
+            return None
+        return self._since_seconds + self.seconds - self._clock()
+
+    def is_overdue(self) -> bool:
+        """Whether the step has taken too long."""
+        rest_seconds = self.rest_seconds()
+        return rest_seconds is not None and rest_seconds <= 0
