@@ -142,7 +142,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, hard))
     try:
         limits.lift()
-        limits.check(mapped_bytes=NBDKIT_BYTES, private_bytes=NBDKIT_BYTES, files={}, descriptors=0)
+        limits.check(mapped_bytes=NBDKIT_BYTES, private_bytes=NBDKIT_BYTES, why="for nbdkit; raise it")
         limits.check_promise(NBDKIT_BYTES, "or end other programs")
         guard_start(options, parameters)
     except BadInput as refusal:

@@ -468,7 +468,7 @@ def check_limits(config: Config, is_successor: bool) -> None:
         mapped_bytes=store_bytes + OWN_BYTES,
         private_bytes=OWN_BYTES + (0 if is_kept else store_bytes),
         files=files,
-        descriptors=len(config.clean),
+        more=len(config.clean),
     )
     budget_bytes = config.min_budget_bytes
     limits.check_promise(budget_bytes + OWN_BYTES * (2 if is_kept else 1), "or give a smaller budget")

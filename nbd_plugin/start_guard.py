@@ -79,7 +79,7 @@ def _watch(watch: StepsWatch, pid: int) -> bool:
             pidfd = _open(pid)
             if pidfd >= 0:
                 poll.register(pidfd, select.POLLIN)
-        if pidfd < 0 or not is_told or _has_ended(pidfd, 0):
+        if pidfd < 0 or _has_ended(pidfd, 0 if is_told else KILL_SECONDS):  # the pipe may close before the sockets
             return False
         if watch.is_overdue():
             say(f"zcache: stands still at its start, {watch.step}, for {watch.seconds:.0f} s: ended")

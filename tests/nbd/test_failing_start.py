@@ -6,13 +6,16 @@ each kind; all of them, one after the other, with `-m thorough` (half an hour), 
 """
 
 import platform
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from tests.support.failing_calls import Call
-from tests.support.failing_start import Outcome, start_alone, start_kept
+from tests.support.failing_start import REPOSITORY, Outcome, start_alone, start_kept
+from zcache.libc import PR_SET_IO_FLUSHER
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="knows the numbers of x86-64's system calls")
 
@@ -51,6 +54,33 @@ def test_a_call_that_fails_ends_the_start_in_one_line_or_is_done_without(start: 
     numbers = chosen(whole.calls)
     assert len(numbers) > 20
     assert troubles(start, numbers) == []
+
+
+@pytest.fixture
+def impatient(tmp_path: Path) -> Path:
+    """The code, with a deadline of seconds for each step that says no other."""
+    for package in ("zcache", "nbd_plugin"):
+        shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    module = tmp_path / "zcache/steps.py"
+    text = module.read_text()
+    assert "STEP_SECONDS: Final = 60.0" in text
+    module.write_text(text.replace("STEP_SECONDS: Final = 60.0", "STEP_SECONDS: Final = 6.0"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("start", [start_alone, start_kept])
+def test_a_call_that_never_returns_is_named_and_ended(start: Callable[..., Outcome], impatient: Path) -> None:
+    """In the kernel, with the interpreter's lock held."""
+
+    def sets_io_flusher(call: Call) -> bool:
+        return (call.program, call.name, call.arguments[0]) == ("nbdkit", "prctl", PR_SET_IO_FLUSHER)
+
+    outcome = start(sets_io_flusher, is_held=True, code=impatient)
+    assert not outcome.has_hung and outcome.status not in (None, 0)
+    assert len(outcome.complaints()) == 1, outcome.said
+    (line,) = outcome.complaints()
+    assert "stands still at its start, applying the protection io_flusher" in line
+    assert not outcome.left
 
 
 @pytest.mark.thorough

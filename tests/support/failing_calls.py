@@ -18,7 +18,7 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -96,12 +96,16 @@ class Call:
         return f"{self.program}/{self.thread}: {self.name}({self.path or ', '.join(map(hex, self.arguments[:4]))})"
 
 
-class FailingCalls:
-    """Runs a program with its n-th call failing (from 1; 0: none). `calls` is what was counted."""
+Failing = int | Callable[[Call], bool]
 
-    def __init__(self, failing: int, *, again: bool = False) -> None:
+
+class FailingCalls:
+    """Runs a program with its n-th call failing (from 1; 0: none), or the first like that; held, it never returns.
+    `calls` is what was counted."""
+
+    def __init__(self, failing: "Failing", *, is_held: bool = False) -> None:
         self._failing = failing
-        self._again = again  # all from there on that are like it
+        self._is_held = is_held
         self.calls: list[Call] = []
         self.failed: Call | None = None
         self._marked: set[int] = set()  # processes that are counted
@@ -143,12 +147,13 @@ class FailingCalls:
             except OSError:  # the caller was ended meanwhile
                 continue
             identity, thread, _, number, _, _, *arguments = _NOTICE.unpack(notice)
-            value, error, flags = self._decide(thread, number, arguments)
-            with contextlib.suppress(OSError):
-                fcntl.ioctl(self._listener, _SEND, _ANSWER.pack(identity, value, error, flags))
+            answer = self._decide(thread, number, arguments)
+            if answer:
+                with contextlib.suppress(OSError):
+                    fcntl.ioctl(self._listener, _SEND, _ANSWER.pack(identity, *answer))
 
-    def _decide(self, thread: int, number: int, arguments: list[int]) -> tuple[int, int, int]:
-        """Value, error and flags of the answer."""
+    def _decide(self, thread: int, number: int, arguments: list[int]) -> tuple[int, int, int] | None:
+        """Value, error and flags of the answer, if there is to be one."""
         as_it_is = 0, 0, _CONTINUE
         try:
             process, parent = _process_of(thread)
@@ -170,10 +175,11 @@ class FailingCalls:
         name, error = CALLS[number]
         call = Call(_comm(process), _comm(thread), name, tuple(arguments), _path(thread, name, arguments))
         self.calls.append(call)
-        if len(self.calls) == self._failing or (
-            self._again and self.failed and (self.failed.name, self.failed.thread) == (call.name, call.thread)
-        ):
-            self.failed = self.failed or call
+        failing = self._failing
+        if not self.failed and (len(self.calls) == failing if isinstance(failing, int) else failing(call)):
+            self.failed = call
+            if self._is_held:
+                return None
             if number == _BRK:  # says where the heap ends, and has no errors
                 return _heap_end(process), 0, 0
             return 0, -error, 0

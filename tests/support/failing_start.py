@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.failing_calls import Call, FailingCalls
+from tests.support.failing_calls import Call, Failing, FailingCalls
 from zcache.swap import keeper_process
 from zcache.swap.process import identify
 from zcache.swap.state import StateFolder, SwapState
@@ -64,23 +64,25 @@ class Outcome:
         return "; ".join(found)
 
 
-def start_alone(failing: int, words: Sequence[str] = ()) -> Outcome:
-    """`scripts/serve`, whose n-th call fails (0: none)."""
+def start_alone(failing: Failing, *, is_held: bool = False, code: Path = REPOSITORY) -> Outcome:
+    """`scripts/serve`, whose n-th call fails (0: none), or never ends; of the code in that folder."""
     with tempfile.TemporaryDirectory(prefix="zcache-start") as name:
         folder = Path(name)
         command = [sys.executable, "-P", "-m", "nbd_plugin.serve", "-U", str(folder / "socket")]
         command += ["-P", str(folder / "pid"), "size=32M", "budget=16M", f"backing={folder / 'backing'}"]
-        command += [f"control={folder / 'control'}", *words]
-        return _run(folder, command, failing, lambda: keeper_process.is_answering(folder / "control"))
+        command += [f"control={folder / 'control'}"]
+        calls = FailingCalls(failing, is_held=is_held)
+        return _run(folder, command, calls, code, lambda: keeper_process.is_answering(folder / "control"))
 
 
-def start_kept(failing: int, words: Sequence[str] = ()) -> Outcome:
-    """A keeper, as swap-up starts it; it has started when it has a standby, too."""
+def start_kept(failing: Failing, *, is_held: bool = False, code: Path = REPOSITORY) -> Outcome:
+    """The same of a keeper, as swap-up starts it; it has started when it has a standby, too."""
     with tempfile.TemporaryDirectory(prefix="zcache-start") as name:
         folder = Path(name)
         state = StateFolder(folder / "state")
         state.create()
-        parameters = ["size=32M", "budget=16M", "overcommit=yes", *words]
+        command = keeper_process.command(state, ["size=32M", "budget=16M", "overcommit=yes"])
+        calls = FailingCalls(failing, is_held=is_held)
 
         def has_started() -> bool:
             return state.armed.exists() and keeper_process.is_answering(state.control)
@@ -92,23 +94,20 @@ def start_kept(failing: int, words: Sequence[str] = ()) -> Outcome:
             state.reconnection.write_bytes(_REFUSED_MESSAGE)
 
         try:
-            outcome = _run(
-                folder, keeper_process.command(state, parameters), failing, has_started, prepare, state.disarm_keeper
-            )
+            return _run(folder, command, calls, code, has_started, prepare, state.disarm_keeper)
         finally:
             state.remove()  # as swap-up does
-        return outcome
 
 
 def _run(
     folder: Path,
     command: Sequence[str],
-    failing: int,
+    calls: FailingCalls,
+    code: Path,
     has_started: Callable[[], bool],
     prepare: Callable[[Any], None] = lambda _: None,
     before_end: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    calls = FailingCalls(failing)
     log = folder / "log"
     with log.open("wb") as output:
         program = calls.start(
@@ -116,8 +115,8 @@ def _run(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            cwd=code,
+            env={**os.environ, "PYTHONPATH": str(code)},
             start_new_session=True,
         )
     prepare(program)

@@ -67,6 +67,24 @@ def test_one_that_is_never_ready(folder: StateFolder, started: list[KeeperProces
         start(started, folder, "exec sleep 60").wait_until_ready(folder, timeout_seconds=0.2)
 
 
+SAY_STEP = 'echo "step $$ {} the server: locking memory" >/proc/self/fd/$ZCACHE_STEPS; exec sleep 60'
+
+
+def test_the_step_is_named_when_patience_is_at_its_end(folder: StateFolder, started: list[KeeperProcess]) -> None:
+    each = start(started, folder, SAY_STEP.format(100))
+    while each.step() == "starting the program":
+        assert process.is_running(each.identity)
+    with pytest.raises(SwapError, match="at this step: the server: locking memory"):
+        each.wait_until_ready(folder, timeout_seconds=0.2)
+
+
+def test_a_step_that_stands_still_is_not_waited_for_to_the_end(
+    folder: StateFolder, started: list[KeeperProcess]
+) -> None:
+    with pytest.raises(SwapError, match="stands still at this step for 1 s: the server: locking memory"):
+        start(started, folder, SAY_STEP.format(1)).wait_until_ready(folder, timeout_seconds=60)
+
+
 def test_no_such_program(folder: StateFolder, started: list[KeeperProcess], tmp_path: Path) -> None:
     started.append(KeeperProcess([str(tmp_path / "absent")], folder.log, lambda _identity: None))
     with pytest.raises(SwapError, match="/absent: not found"):

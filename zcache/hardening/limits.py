@@ -23,6 +23,8 @@ from zcache.errors import BadInput, ZcacheError
 #: Descriptors of a server beside its clean exports: nbdkit's, ours, and of a few dozen connections.
 DESCRIPTORS: Final = 128
 
+FOR_STORE: Final = "for this size and budget; raise it, or give less of them"
+
 _STATUS: Final = Path("/proc/self/status")
 _MIB: Final = 1 << 20
 
@@ -46,7 +48,7 @@ class Limit:
         if soft is not None and soft < needed:
             raise BadInput(
                 f"the limit on {self.what} (ulimit {self.option}) is {_amount(self, soft)}, and could not be lifted: "
-                f"{_amount(self, needed)} are needed {why}; raise it"
+                f"{_amount(self, needed)} are needed {why}"
             )
 
 
@@ -79,15 +81,17 @@ def lift() -> None:
                     break
 
 
-def check(*, mapped_bytes: int, private_bytes: int, files: dict[str, int], descriptors: int) -> None:
+def check(
+    *, mapped_bytes: int, private_bytes: int, why: str = FOR_STORE, files: dict[str, int] | None = None, more: int = 0
+) -> None:
     """Raises `BadInput` for the first limit that is too low: for so many bytes more of address space, and of private
-    memory; for files of such sizes, by what they are; for so many descriptors beside `DESCRIPTORS`."""
+    memory; for files of such sizes, by what they are; for so many descriptors `more` than `DESCRIPTORS`."""
     size_bytes, data_bytes = (_of_status(name) for name in ("VmSize", "VmData"))
-    ADDRESS_SPACE.refuse_below(size_bytes + mapped_bytes, "for what size= and budget= ask for")
-    DATA.refuse_below(data_bytes + private_bytes, "for what size= and budget= ask for")
-    OPEN_FILES.refuse_below(DESCRIPTORS + descriptors, "for the server and its clients")
-    for name, needed_bytes in files.items():
-        FILE_SIZE.refuse_below(needed_bytes, f"for {name}")
+    ADDRESS_SPACE.refuse_below(size_bytes + mapped_bytes, why)
+    DATA.refuse_below(data_bytes + private_bytes, why)
+    OPEN_FILES.refuse_below(DESCRIPTORS + more, "for the server and its clients; raise it")
+    for name, needed_bytes in (files or {}).items():
+        FILE_SIZE.refuse_below(needed_bytes, f"for {name}; raise it, or give a smaller size")
 
 
 def check_promise(needed_bytes: int, advice: str) -> None:

@@ -95,6 +95,7 @@ class Keeper:
         self._is_kept = False  # all of the image that there is
         self._is_ending = self._is_to_be_replaced = False
         self._is_broken_since: float | None = None
+        self._has_stood_still = False  # the server, at its start, and that was said
         self._has_failed = False  # the server has ended before it served, and that was dealt with
         self._failures = 0  # how many have, one after the other
         self._complaints: set[str] = set()  # that have been said since things went well
@@ -159,7 +160,7 @@ class Keeper:
                 process.discard()
         self._server.end()
         status = self._server.exit_status()
-        if status and status < 0:
+        if status and status < 0 and not self._has_stood_still:
             _say(f"the server ended with status {status}")
 
     def abandon(self) -> None:
@@ -268,6 +269,7 @@ class Keeper:
             if step and not (process is self._standby and self._server.has_ended()):
                 _say(f"error: the {name} stands still at its start, {step}: ending it")
                 process.kill()
+                self._has_stood_still = process is self._server
         waited_for = ("the server", self._server) if self._standby is None else ("the standby", self._standby)
         if not self._is_armed and waited_for[1].steps:
             self._steps.repeat(waited_for[0], waited_for[1].steps)
@@ -298,7 +300,7 @@ class Keeper:
 
     def _keep_standby(self) -> None:
         """There shall be one that is ready, or on its way; but not while the last one takes over: that comes first."""
-        if self._reconnection is None:
+        if self._reconnection is None or (self._server.has_ended() and not self._is_armed):  # then we end, too
             return
         if self._standby is None:
             self._standby = self._server.heir()

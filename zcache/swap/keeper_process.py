@@ -44,6 +44,7 @@ def check_parameters(parameters: Sequence[str]) -> None:
 def error_lines(text: str) -> list[str]:
     """The lines in which the server says what is wrong, and where; its last words when none is marked as an error."""
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if "WARNING: " not in line] or lines  # which end nothing
     marked = []
     place = None  # the last line of a traceback that says where
     for line in lines:

@@ -1,0 +1,80 @@
+"""A thread whose start fails, rather than hangs. Each in a process of its own: what is taken away is the process's."""
+
+import subprocess
+import sys
+
+PREPARE = """
+import _thread, sys, threading, time
+sys.unraisablehook = lambda caught: None
+from zcache.errors import EnvironmentProblem
+from zcache.hardening.own_thread import OwnThread
+"""
+
+#: As CPython's own when it finds no memory for the frames of a new thread: that ends before a line of ours runs.
+NO_FRAMES = """
+begin_really = _thread.start_new_thread
+
+def die_at_once(function, arguments):
+    return begin_really(lambda: 1 / 0, ())
+
+_thread.start_new_thread = die_at_once
+begin = time.monotonic()
+try:
+    OwnThread("zcache-none", print).start()
+except EnvironmentProblem as problem:
+    assert "the thread zcache-none did not come to run" in str(problem), problem
+    assert time.monotonic() - begin < 5, "it is known to be gone"
+    sys.exit(7)
+"""
+
+REFUSED = """
+def refuse(function, arguments):
+    raise RuntimeError("can't start new thread")
+
+_thread.start_new_thread = refuse
+try:
+    OwnThread("zcache-none", print).start()
+except EnvironmentProblem as problem:
+    assert "ulimit -u" in str(problem), problem
+    sys.exit(7)
+"""
+
+WORKS = """
+go_on, names = threading.Event(), []
+
+def work():
+    names.append(open("/proc/thread-self/comm").read())
+    go_on.wait()
+
+thread = OwnThread("zcache-some", work)
+thread.join()
+assert not thread.is_alive(), "not started"
+thread.start()
+assert thread.is_alive()
+thread.join(timeout=0.05)
+assert thread.is_alive()
+go_on.set()
+thread.join()
+assert not thread.is_alive()
+assert names == ["zcache-some\\n"], names
+sys.exit(7)
+"""
+
+
+def run(program: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PREPARE + program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 7, done.stderr
+
+
+def test_one_that_ends_before_it_runs_is_no_wait_without_end() -> None:
+    run(NO_FRAMES)
+
+
+def test_one_that_the_system_refuses_says_what_stands_against_it() -> None:
+    run(REFUSED)
+
+
+def test_one_that_runs_has_its_name_and_is_waited_for() -> None:
+    run(WORKS)
