@@ -26,6 +26,8 @@ SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signa
 
 #: A connection that was being accepted when the signal came is found at the next look.
 LOOK_SECONDS: Final = 0.05
+#: A server that cannot see its connections, for want of descriptors, ends all the same: after some 5 s.
+MAX_BLIND_LOOKS: Final = 100
 
 #: Of which standard error may be a socket: the journal's. (With `-s`, nbdkit has moved the connection elsewhere.)
 _standard_streams: Final[set[tuple[int, int]]] = set()
@@ -52,11 +54,18 @@ def end_on_signals(end: Callable[[], None], *, at_once: bool) -> None:
 
 def _wait_and_end(end: Callable[[], None], at_once: bool) -> None:
     signal.sigwait(SIGNALS)
-    while not at_once and _stop_reading():
+    blind = 0
+    while not at_once and blind < MAX_BLIND_LOOKS:
+        try:
+            if not _stop_reading():
+                break
+        except OSError:  # no descriptor to look with
+            blind += 1
         time.sleep(LOOK_SECONDS)
     end()
     while True:  # until the process has ended
-        _stop_reading()
+        with contextlib.suppress(OSError):
+            _stop_reading()
         time.sleep(LOOK_SECONDS)
 
 

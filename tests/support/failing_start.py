@@ -85,13 +85,16 @@ def start_kept(failing: Failing, *, is_held: bool = False, code: Path = REPOSITO
         calls = FailingCalls(failing, is_held=is_held)
 
         def has_started() -> bool:
-            return state.armed.exists() and keeper_process.is_answering(state.control)
+            if state.reconnection.exists():
+                return state.armed.exists() and keeper_process.is_answering(state.control)
+            if keeper_process.is_answering(state.control):  # swap-up goes on then
+                state.reconnection.write_bytes(_REFUSED_MESSAGE)
+            return False
 
         def prepare(program: "subprocess.Popen[bytes]") -> None:
             identity = identify(program.pid)
             if identity:
                 state.save(SwapState(identity))
-            state.reconnection.write_bytes(_REFUSED_MESSAGE)
 
         try:
             return _run(folder, command, calls, code, has_started, prepare, state.disarm_keeper)
