@@ -3,7 +3,7 @@
 What a start may come to: it serves, or it ends with one line, and nothing that it made is left. `trouble` says what
 else came of it. As a program it tries each call, one after the other:
 
-    python -m tests.support.failing_start alone|kept [FIRST [STEP]]
+    python -m tests.support.failing_start alone|kept|succeeded [FIRST [STEP]]
 """
 
 import contextlib
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.support.failing_calls import Call, Failing, FailingCalls
+from zcache.control_client import ask
+from zcache.errors import EnvironmentProblem
 from zcache.swap import keeper_process
 from zcache.swap.process import identify
 from zcache.swap.state import StateFolder, SwapState
@@ -26,6 +28,7 @@ from zcache.swap.state import StateFolder, SwapState
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 #: Any start has come to its end by then, on a busy machine, too; a hang never has. Below the deadline of a step.
 DEADLINE_SECONDS: Final = 45.0
+KEEPER_SERVER_AND_STANDBY: Final = 3
 #: What a start says that has not failed.
 _REMARKS: Final = ("WARNING: ", "safe to swap to itself: ", "server number ", "no heir: ", "starting a standby")
 #: A netlink message that no kernel knows.
@@ -72,11 +75,14 @@ def start_alone(failing: Failing, *, is_held: bool = False, code: Path = REPOSIT
         command += ["-P", str(folder / "pid"), "size=32M", "budget=16M", f"backing={folder / 'backing'}"]
         command += [f"control={folder / 'control'}"]
         calls = FailingCalls(failing, is_held=is_held)
-        return _run(folder, command, calls, code, lambda: keeper_process.is_answering(folder / "control"))
+        return _run(folder, command, calls, code, lambda _: keeper_process.is_answering(folder / "control"))
 
 
-def start_kept(failing: Failing, *, is_held: bool = False, code: Path = REPOSITORY) -> Outcome:
-    """The same of a keeper, as swap-up starts it; it has started when it has a standby, too."""
+def start_kept(
+    failing: Failing, *, is_held: bool = False, code: Path = REPOSITORY, is_succeeded: bool = False
+) -> Outcome:
+    """The same of a keeper, as swap-up starts it; it has started when it has a standby, too. Or, to be succeeded, when
+    its server has been killed, and the next one has a standby."""
     with tempfile.TemporaryDirectory(prefix="zcache-start") as name:
         folder = Path(name)
         state = StateFolder(folder / "state")
@@ -84,7 +90,21 @@ def start_kept(failing: Failing, *, is_held: bool = False, code: Path = REPOSITO
         command = keeper_process.command(state, ["size=32M", "budget=16M", "overcommit=yes"])
         calls = FailingCalls(failing, is_held=is_held)
 
-        def has_started() -> bool:
+        killed: list[int] = []
+
+        def has_succeeded(program: "subprocess.Popen[bytes]") -> bool:
+            try:
+                pid = ask(state.control, "status")["pid"]
+            except EnvironmentProblem:
+                return False
+            if not killed:
+                killed.append(pid)
+                os.kill(pid, signal.SIGKILL)
+            return pid != killed[0] and len(_session(program.pid)) == KEEPER_SERVER_AND_STANDBY
+
+        def has_started(program: "subprocess.Popen[bytes]") -> bool:
+            if state.armed.exists() and is_succeeded:
+                return has_succeeded(program)
             if state.reconnection.exists():
                 return state.armed.exists() and keeper_process.is_answering(state.control)
             if keeper_process.is_answering(state.control):  # swap-up goes on then
@@ -102,12 +122,17 @@ def start_kept(failing: Failing, *, is_held: bool = False, code: Path = REPOSITO
             state.remove()  # as swap-up does
 
 
+def start_succeeded(failing: Failing) -> Outcome:
+    """`start_kept`, to be succeeded."""
+    return start_kept(failing, is_succeeded=True)
+
+
 def _run(
     folder: Path,
     command: Sequence[str],
     calls: FailingCalls,
     code: Path,
-    has_started: Callable[[], bool],
+    has_started: Callable[["subprocess.Popen[bytes]"], bool],
     prepare: Callable[[Any], None] = lambda _: None,
     before_end: Callable[[], None] = lambda: None,
 ) -> Outcome:
@@ -150,11 +175,13 @@ def _run(
     )
 
 
-def _wait(program: "subprocess.Popen[bytes]", has_started: Callable[[], bool]) -> tuple[bool, bool]:
+def _wait(
+    program: "subprocess.Popen[bytes]", has_started: Callable[["subprocess.Popen[bytes]"], bool]
+) -> tuple[bool, bool]:
     """Whether it has started, and whether it did neither that nor end in time."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while program.poll() is None:
-        if has_started():
+        if has_started(program):
             return True, False
         if time.monotonic() > deadline:
             return False, True
@@ -177,7 +204,7 @@ def _session(leader: int) -> list[int]:
 
 def main(arguments: Sequence[str]) -> int:
     """Try all calls; exit status 1 if any start came to something else."""
-    start = {"alone": start_alone, "kept": start_kept}[arguments[0]]
+    start = {"alone": start_alone, "kept": start_kept, "succeeded": start_succeeded}[arguments[0]]
     first, step = (int(word) for word in (*arguments[1:3], *("1", "1")[len(arguments) - 1 :]))
     served = ended = bad = 0
     number = first
