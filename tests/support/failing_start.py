@@ -13,14 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from tests.support.failing_calls import Call, Failing, FailingCalls
-from zcache.control_client import ask
-from zcache.errors import EnvironmentProblem
+from zcache import image
 from zcache.swap import keeper_process
 from zcache.swap.process import identify
 from zcache.swap.state import StateFolder, SwapState
@@ -93,14 +92,13 @@ def start_kept(
         killed: list[int] = []
 
         def has_succeeded(program: "subprocess.Popen[bytes]") -> bool:
-            try:
-                pid = ask(state.control, "status")["pid"]
-            except EnvironmentProblem:
-                return False
-            if not killed:
-                killed.append(pid)
-                os.kill(pid, signal.SIGKILL)
-            return pid != killed[0] and len(_session(program.pid)) == KEEPER_SERVER_AND_STANDBY
+            with _image_of(program.pid) as descriptor:  # a successor may have to do without a control socket
+                signs = image.Signs(descriptor)
+            if not killed and signs.serves:
+                killed.append(signs.pid)
+                os.kill(signs.pid, signal.SIGKILL)
+            is_succeeded = signs.serves and signs.pid not in killed
+            return is_succeeded and len(_session(program.pid)) == KEEPER_SERVER_AND_STANDBY
 
         def has_started(program: "subprocess.Popen[bytes]") -> bool:
             if state.armed.exists() and is_succeeded:
@@ -189,6 +187,15 @@ def _wait(
     while _session(program.pid) and time.monotonic() < deadline:  # the guard, which clears away
         time.sleep(0.02)
     return False, bool(_session(program.pid))
+
+
+@contextlib.contextmanager
+def _image_of(pid: int) -> Iterator[int]:
+    descriptor = image.of_process(pid)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _session(leader: int) -> list[int]:

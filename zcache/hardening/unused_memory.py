@@ -7,13 +7,13 @@ is mapped anew, as shared memory, which counts where it is touched. It reads as 
 """
 
 import array
-import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from zcache import libc
+from zcache.kernel_page import KERNEL_PAGE_BYTES
 
 #: Smaller stretches are left alone: a mapping each.
 LEAST_BYTES: Final = 1 << 20
@@ -51,7 +51,7 @@ def _bss_of(program: str) -> Iterator[tuple[int, int]]:
 
 def _untouched(start: int, stop: int) -> Iterator[tuple[int, int]]:
     """Stretches of whole pages that were never touched."""
-    size = mmap.PAGESIZE
+    size = KERNEL_PAGE_BYTES
     begin = None
     with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
         pagemap.seek(start // size * _PAGEMAP_WORD_BYTES)
