@@ -103,6 +103,8 @@ def _has_ended(pidfd: int, seconds: float) -> bool:
 
 def _clear_away(watch: StepsWatch, sockets: Sequence[Path], pid_file: Path | None) -> None:
     for path in sockets:
+        if not path.is_socket():  # connect(2) says of any other file, too, that nobody listens
+            continue
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
             try:

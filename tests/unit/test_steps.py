@@ -162,6 +162,17 @@ def test_a_start_that_comes_to_its_end_keeps_all(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backing", "other", "pid", "socket"]
 
 
+def test_what_is_no_socket_or_not_this_servers_stays(tmp_path: Path) -> None:
+    """`control=` may name any file, which the server refuses: the guard must not take it for a dead socket (it did)."""
+    for name in ("socket", "pid"):
+        (tmp_path / name).write_text("1\n")
+    places = f"[Path({str(tmp_path / 'socket')!r})], Path({str(tmp_path / 'pid')!r})"
+    program = f"from nbd_plugin.start_guard import *; leave_guard({places}); os._exit(1)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pid", "socket"]
+
+
 def test_a_socket_on_which_another_answers_stays(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as another:
