@@ -34,7 +34,7 @@ THREADS: Final = 1
 STACK_BYTES: Final = 512 << 10
 
 #: What nbdkit asks for before it has read a word: 192 MiB of memory that it never uses, libraries, and Python.
-NBDKIT_BYTES: Final = 240 << 20
+NBDKIT_BYTES: Final = 208 << 20
 
 #: nbdkit's options whose argument is a word of its own.
 _WITH_ARGUMENT: Final = frozenset(

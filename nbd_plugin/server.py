@@ -7,6 +7,7 @@ store, and only then threads. `stop`: the reverse.
 """
 
 import contextlib
+import errno
 import gc
 import itertools
 import os
@@ -65,6 +66,9 @@ OWN_BYTES: Final = 40 << 20
 
 #: No more frames than pages need are alive, whatever the size of the backing device; this is for what dies in flight.
 SPARE_BYTES: Final = 4 << 20
+
+#: How the kernel says that memory cannot be populated: for want of it, or of a promise of it.
+NO_MEMORY: Final = frozenset({errno.ENOMEM, errno.EFAULT, errno.ENOSPC})
 
 KEEPER_IS_GONE: Final = (
     "the keeper is gone: if this server ends, all that is swapped out is lost; swap-down soon, then swap-up"
@@ -329,6 +333,8 @@ class Server:
         if config.image is not None:
             image = Image.open(config.image, geometry_of(config, tier.slot_count if tier else 0))
             self._signs = image.signs
+            if meminfo.is_overcommit_strict() and not self._is_successor:
+                image.allocate_tables(self._beat)
         seal = self._new_seal(image.secret if image else os.urandom(SECRET_BYTES))
         store = Store(
             budget_bytes=config.budget_bytes,
@@ -377,7 +383,7 @@ class Server:
         return Aead(key, self.config.frame_bytes, flights_frames(self.config.frame_bytes))
 
     def _prove_safe(self, hardening: Hardening, store: Store) -> None:
-        hardening.prefault(lambda: store.populate(self._beat), store.is_populated)
+        hardening.prefault(lambda: self._populate(store), store.is_populated)
         self._steps.begin("checking that it is safe")
         is_safe = hardening.self_check()
         # A successor does not refuse: the pages are here already.
@@ -386,6 +392,16 @@ class Server:
         hardening.give_up_privileges(self.config.control, temporary_folder())
         hardening.start()
         _say(hardening.verdict())
+
+    def _populate(self, store: Store) -> None:
+        """A budget that there is no memory for is none; but a successor goes on with what it has."""
+        try:
+            store.populate(self._beat)
+        except OSError as error:
+            if error.errno not in NO_MEMORY or self._is_successor:
+                raise
+            trouble = f"budget={self.config.min_budget_bytes}: there is no memory for it"
+            raise EnvironmentProblem(f"{trouble}: {limits.in_words(MemoryError())}") from None
 
     def _beat(self) -> None:
         """There is progress."""
@@ -458,8 +474,9 @@ def check_limits(config: Config, is_successor: bool) -> None:
     refuse: the pages are here already."""
     if is_successor:
         return
-    below_frames = config.below_bytes // config.frame_bytes
-    store_bytes = sum(geometry_of(config, below_frames).sections().values())
+    sections = geometry_of(config, config.below_bytes // config.frame_bytes).sections()
+    store_bytes = sum(sections.values())
+    tables_bytes = store_bytes - sections["ram"]
     is_kept = config.image is not None
     files = {"the image, which keeps the pages": store_bytes} if is_kept or meminfo.is_overcommit_strict() else {}
     if config.backing:
@@ -470,8 +487,8 @@ def check_limits(config: Config, is_successor: bool) -> None:
         files=files,
         more=len(config.clean),
     )
-    budget_bytes = config.min_budget_bytes
-    limits.check_promise(budget_bytes + OWN_BYTES * (2 if is_kept else 1), "or give a smaller budget")
+    promised_bytes = config.min_budget_bytes + tables_bytes + OWN_BYTES * (2 if is_kept else 1)  # with its heir's
+    limits.check_promise(promised_bytes, "or give a smaller budget")
 
 
 def check_succession(config: Config) -> None:

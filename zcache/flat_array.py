@@ -13,15 +13,12 @@ import os
 from collections.abc import Iterator
 from typing import Final, Literal
 
-from zcache import libc, meminfo
+from zcache import libc
 from zcache.image import Section
 from zcache.kernel_page import page_start
 
 #: `mmap(2)` flag: address space is not accounted as memory. Python names it from 3.13 on.
 MAP_NORESERVE: Final = 0x4000
-
-#: Under strict overcommit, from here on it is worth a file of memory to ask for what is used, and not for all of it.
-SPARSE_BYTES: Final = 1 << 20
 
 #: Bytes that are looked at, as a copy, at a time.
 COUNTED_RUN_BYTES: Final = 1 << 16
@@ -31,14 +28,13 @@ _ITEM_BYTES: Final[dict[Typecode, int]] = {"B": 1, "H": 2, "I": 4, "Q": 8}
 
 
 def anonymous_memory(size_bytes: int) -> mmap.mmap:
-    """Zeroed memory that is not reserved until it is touched: private, but for much of it under strict overcommit."""
-    if size_bytes >= SPARSE_BYTES and meminfo.is_overcommit_strict():
-        return sparse_section(size_bytes).memory
+    """Private zeroed memory that is not reserved until it is touched; under strict overcommit it is at once."""
     return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
 
 
 def sparse_section(size_bytes: int) -> Section:
-    """Memory of a file of its own, as an image is: the kernel promises it page by page, whatever its rules are."""
+    """Memory of a file of its own, as an image is: the kernel promises it page by page, whatever its rules are. It has
+    to be allocated before it is touched, or there may be none then (SIGBUS)."""
     descriptor = os.memfd_create("zcache-sparse", os.MFD_CLOEXEC)
     os.ftruncate(descriptor, size_bytes)
     return Section(descriptor, 0, size_bytes)

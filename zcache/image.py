@@ -15,12 +15,13 @@ that leaves RAM), written once before the image is used. Its last words are what
 each other while they run (`Signs`). A format that is not ours is refused, never guessed at.
 """
 
+import errno
 import fcntl
 import json
 import mmap
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -48,6 +49,9 @@ DEVICE_EXPORT: Final = "swap"
 #: What can be changed while a server runs (`zcache.settings`), and its successors go on with. A word each; 0: as it
 #: was begun.
 SETTINGS: Final = ("min_budget_frames", "max_budget_frames", "low_watermark", "high_watermark", "share", "admit")
+
+#: Memory that is allocated between two signs of life: some 10 ms.
+ALLOCATED_BYTES: Final = 64 << 20
 
 #: What `os.memfd_create` is given: shows in /proc/PID/fd and maps.
 NAME: Final = "zcache-image"
@@ -125,6 +129,20 @@ class Image:
             raise EnvironmentProblem(f"the image has had {MAX_EPOCH} servers; take the swap off and on again")
         image.signs.begin_epoch()
         return image
+
+    def allocate_tables(self, go_on: Callable[[], None]) -> None:
+        """Have memory for all sections but that of the RAM slots, rather than find out later, when one is touched, that
+        there is none (SIGBUS). `go_on` is called on the way. Raises `OSError`."""
+        for name, (offset, size_bytes) in self._spans.items():
+            if name != "ram":
+                for start in range(offset, offset + size_bytes, ALLOCATED_BYTES):
+                    length = min(ALLOCATED_BYTES, offset + size_bytes - start)
+                    try:
+                        libc.fallocate(self.descriptor, libc.FALLOC_FL_KEEP_SIZE, start, length)
+                    except OSError as error:  # a file of memory says that its disk is full
+                        number = errno.ENOMEM if error.errno == errno.ENOSPC else error.errno
+                        raise OSError(number, os.strerror(number or 0)) from None
+                    go_on()
 
     @property
     def epoch(self) -> int:
