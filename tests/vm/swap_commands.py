@@ -358,6 +358,37 @@ def waiting_swap_down() -> "Iterator[subprocess.Popen[str]]":
         yield down
 
 
+@contextlib.contextmanager
+def strict_rule(percent: int) -> Iterator[None]:
+    """The kernel promises no more memory than this much of its RAM, and swap."""
+    rules = [(Path("/proc/sys/vm/overcommit_ratio"), str(percent)), (Path("/proc/sys/vm/overcommit_memory"), "2")]
+    was = [path.read_text() for path, _ in rules]
+    for path, value in rules:
+        path.write_text(value)
+    try:
+        yield
+    finally:
+        for (path, _), value in zip(rules, was, strict=True):
+            path.write_text(value)
+
+
+def strict_overcommit(before: list[str]) -> None:
+    """Where the kernel promises no more than it has, the swap is turned on, and goes on when its server dies; where
+    that is not enough, one line says how much is missing."""
+    words = ("size=384M", "budget=64M", "backing=/dev/disk/by-id/virtio-vmdisk0", "force=yes")
+    with strict_rule(80):
+        run("swap-up", *words)
+        os.kill(serving(), signal.SIGKILL)
+        wait_until(lambda: is_answering(StateFolder().control), "no other server serves")
+        assert ask(StateFolder().control, "check")["balanced"]
+        run("swap-down")
+    nothing_is_left(before)
+    with strict_rule(20):
+        said = run("swap-up", *words, status=1)
+        assert "vm.overcommit_memory=2: " in said and "more than the kernel will promise" in said, said
+    nothing_is_left(before)
+
+
 def memory_mib() -> int:
     return meminfo.read_bytes("MemTotal") >> 20
 
@@ -374,6 +405,7 @@ SCENES = {
         death_during_swap_down,
         too_little_memory_to_swap_off,
         bad_parameters,
+        strict_overcommit,
         interrupted_swap_ups,
         killed_swap_ups,
     )
