@@ -23,7 +23,7 @@ from nbd_plugin.start_guard import leave_guard
 from zcache import standard_streams
 from zcache.errors import BadInput
 from zcache.hardening import limits
-from zcache.steps import VARIABLE
+from zcache.steps import VARIABLE, Steps
 
 #: For each connection. With a second one, nbdkit aborts when a client goes away while both write to it (1.32.4 to
 #: 1.33.9: commit 9d82aa4f), and refuses a request that one has read with ESHUTDOWN if the other reads the end of the
@@ -149,6 +149,7 @@ def main() -> None:
         sys.exit(f"zcache: {refusal}")
     except OSError as error:
         sys.exit(f"zcache: {limits.explain('nobody could be left to watch the start', error)}")
+    Steps.from_environment(is_passed_on=True).begin("becoming nbdkit, and loading the plugin")
     try:
         os.execvp("nbdkit", command_line(sys.argv[1:]))
     except OSError as error:

@@ -47,13 +47,19 @@ class Steps:
             os.set_blocking(descriptor, False)
 
     @classmethod
-    def from_environment(cls) -> "Steps":
-        """As whoever started this process has it; programs that it starts are not watched for it."""
-        number = os.environ.pop(VARIABLE, "")
+    def from_environment(cls, *, is_passed_on: bool = False) -> "Steps":
+        """As whoever started this process has it. Programs that it starts are not watched for it, unless it becomes one
+        of them, which goes on."""
+        number = os.environ.get(VARIABLE, "")
         try:
-            return cls(int(number)) if number else cls()
+            steps = cls(int(number)) if number else cls()
         except (ValueError, OSError):  # not a descriptor: somebody's leftover
-            return cls()
+            steps, number = cls(), ""
+        if not is_passed_on:
+            os.environ.pop(VARIABLE, None)
+        elif number:
+            os.set_inheritable(int(number), True)
+        return steps
 
     def begin(self, name: str, seconds: float = STEP_SECONDS) -> None:
         """The next step, and how long it may take without progress."""
