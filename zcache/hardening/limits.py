@@ -163,7 +163,9 @@ def explain(what: str, error: BaseException) -> str:
         text = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
     else:
         text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-    words = in_words(error)
+    words = ""
+    with contextlib.suppress(Exception):  # no memory, nor a descriptor, to find out
+        words = in_words(error)
     if not words:
         trace = error.__traceback__
         while trace and trace.tb_next:
