@@ -68,23 +68,26 @@ class ServerProcess:
         """A new program, a standby; `errors` is the descriptor that it writes its messages to."""
         ours, theirs = socket.socketpair()
         words = [*parameters, f"image={image}", f"standby={theirs.fileno()}"]
+        program = None
         steps = StepsWatch()
-        with theirs, os.fdopen(steps.writer, "wb"):
-            program = subprocess.Popen(
-                [*SERVE, *words],
-                stdin=subprocess.DEVNULL,
-                stdout=errors,
-                stderr=errors,
-                pass_fds=(LISTEN_DESCRIPTOR, image, theirs.fileno(), steps.writer),
-                env={**os.environ, **steps.pass_on(), "LISTEN_FDS": "1"},
-            )
-        program.returncode = 0  # it is waited for here, by its pidfd
         try:
+            with theirs, os.fdopen(steps.writer, "wb"):
+                program = subprocess.Popen(
+                    [*SERVE, *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=errors,
+                    stderr=errors,
+                    pass_fds=(LISTEN_DESCRIPTOR, image, theirs.fileno(), steps.writer),
+                    env={**os.environ, **steps.pass_on(), "LISTEN_FDS": "1"},
+                )
+            program.returncode = 0  # it is waited for here, by its pidfd
             return cls(program.pid, ours, steps)
-        except OSError:  # no descriptor: nobody would know it
-            os.kill(program.pid, signal.SIGKILL)
-            os.waitpid(program.pid, 0)
+        except BaseException:
+            ours.close()
             steps.close()
+            if program:  # nobody would know it
+                os.kill(program.pid, signal.SIGKILL)
+                os.waitpid(program.pid, 0)
             raise
 
     def is_ready(self) -> bool:
