@@ -71,7 +71,7 @@ def with_words(**changes: str) -> list[str]:
         ({"backing": "/"}, ["backing=/", "is a directory"]),
         ({"backing": "/no/such/folder/b"}, ["backing=/no/such/folder/b", "folder does not exist"]),
         ({"control": "/no/such/folder/c"}, ["control=/no/such/folder/c", "folder does not exist"]),
-        ({"control": "/etc/passwd"}, ["control=/etc/passwd", "something else is there"]),
+        ({"control": "/proc/version"}, ["control=/proc/version", "something else is there"]),
         ({"control": "/tmp/two\nlines"}, ["control=/tmp/two\\nlines", "cannot be printed"]),
         ({"backing": "/tmp/\udcff"}, ["backing=/tmp/\\udcff", "not UTF-8"]),
     ],
@@ -104,7 +104,7 @@ def test_a_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
     """Whatever came before what was wrong is undone: the control socket, a backing file that was made."""
     control, backing = tmp_path / "control", tmp_path / "backing"
     assert "is a directory" in refusal(tmp_path, *with_words(backing="/", control=str(control)))
-    assert "something else is there" in refusal(tmp_path, *with_words(backing=str(backing), control="/etc/passwd"))
+    assert "something else is there" in refusal(tmp_path, *with_words(backing=str(backing), control="/proc/version"))
     words = with_words(size="96M", backing=str(backing), control=str(control), hardening="require")
     command = [
         "env",

@@ -62,7 +62,7 @@ VALUES = {
         "",
         "/",
         "/nowhere/c",
-        "/etc/passwd",
+        "/proc/version",
         "/tmp/" + "c" * 200,
         "/tmp/\n",
         "/tmp/\0",
