@@ -119,7 +119,7 @@ def test_a_scope_is_wanted_where_systemd_runs_and_has_made_no_group_for_us(root:
     assert cgroup.needs_scope(root, systemd)  # this process is in no such group
     command = cgroup.scope("srv-my swap@1")
     assert command[:2] == ["systemd-run", "--scope"] and "--unit=srv-my_swap_1.scope" in command and command[-1] == "--"
-    assert {"MemorySwapMax=0", "SendSIGKILL=no"} <= set(command)
+    assert {"MemorySwapMax=0", "SendSIGKILL=no", "OOMPolicy=continue"} <= set(command)
 
 
 def test_status_is_degraded_when_the_limit_is_gone(

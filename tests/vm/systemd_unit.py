@@ -109,6 +109,7 @@ def turn_on_by_hand() -> None:
     """From a group that systemd has made, as a session's is."""
     words = ENVIRONMENT.read_text().partition("=")[2].split()
     subprocess.run(["systemd-run", "--scope", "--quiet", "--slice=user", *command("swap-up", *words)], check=True)
+    assert "OOMPolicy=continue" in systemctl("show", "run-zcache.scope")
 
 
 def is_marked() -> bool:

@@ -35,6 +35,7 @@ SCOPE: Final = (
     "KillMode=process",
     "SendSIGKILL=no",
     "ManagedOOMPreference=omit",
+    "OOMPolicy=continue",
 )
 
 #: Extended attributes of the group, "1" each. systemd-oomd, which kills whole groups and asks no process for its OOM
