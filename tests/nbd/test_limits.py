@@ -50,7 +50,7 @@ def serve(folder: Path, number: int, limit: int, *words: str) -> "subprocess.Com
         # The two that were reported: a traceback, and advice about the file system.
         (resource.RLIMIT_AS, 280_000 << 10, ["budget=64M", "overcommit=yes"], ["ulimit -v", "274 MiB", "give less"]),
         (resource.RLIMIT_FSIZE, 40_000 << 10, ["budget=290M", "backing="], ["ulimit -f", "40 MiB", "backing=", "MiB"]),
-        (resource.RLIMIT_DATA, 230_000 << 10, ["budget=64M", "overcommit=yes"], ["ulimit -d", "225 MiB"]),
+        (resource.RLIMIT_DATA, 230_000 << 10, ["budget=290M", "overcommit=yes"], ["ulimit -d", "225 MiB", "give less"]),
         (resource.RLIMIT_NOFILE, 40, ["budget=64M", "overcommit=yes"], ["ulimit -n", "is 40"]),
     ],
 )
