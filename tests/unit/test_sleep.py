@@ -151,6 +151,18 @@ def test_shared_memory_of_another_group_counts_and_so_does_a_group_that_nobody_c
     assert machine.asked_to_freeze() == ["a", "b"]
 
 
+def test_all_threads_of_a_process_are_frozen_in_whatever_groups_they_are(machine: FakeMachine) -> None:
+    """As of a virtual machine of libvirt's, whose processors are threads in groups of their own."""
+    scope = machine.group("machine.slice/qemu.scope", 4096)
+    for name in ("libvirt", "libvirt/emulator", "libvirt/vcpu0"):
+        machine.group(f"machine.slice/qemu.scope/{name}")
+    (scope / "libvirt/cgroup.type").write_text("domain threaded\n")
+    (scope / "libvirt/emulator/cgroup.type").write_text("threaded\n")
+    machine.process(20, "qemu", "machine.slice/qemu.scope/libvirt/emulator", swap_kib=4)
+    machine.sleep().pre()
+    assert machine.asked_to_freeze() == ["machine.slice/qemu.scope/libvirt"]
+
+
 def test_the_record_is_there_before_anything_is_frozen(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.program(20, "load", "load")
     seen = []

@@ -111,8 +111,9 @@ class ControlGroups:
         """The groups that can be frozen and have processes with something in swap."""
         members: dict[Path, list[Process]] = {}
         for process in processes:
-            if process.group not in awake:
-                members.setdefault(process.group, []).append(process)
+            group = _domain(process.group)
+            if group not in awake:
+                members.setdefault(group, []).append(process)
         return [
             group
             for group, inside in sorted(members.items())
@@ -141,6 +142,14 @@ def own_pids(processes: list[Process], own_pid: int, keeper_pids: set[int]) -> s
         own.add(pid)
         pid = parents.get(pid, 0)
     return own
+
+
+def _domain(group: Path) -> Path:
+    """The group of all threads of the processes in it: libvirt puts those of a virtual machine into several."""
+    with contextlib.suppress(OSError):
+        while (group / "cgroup.type").read_text() == "threaded\n":
+            group = group.parent
+    return group
 
 
 def is_frozen(group: Path) -> bool:

@@ -15,10 +15,9 @@ So whoever has something in swap is frozen before, while the server still serves
 `post` thaws what `pre` froze, and nothing else. Each may be run twice. With no swap of zcache's on, both do nothing.
 For a hibernation the swap has to be off: taken_off.py.
 
-Where there is no cgroup v2 there is nothing to freeze by. (Version 1's freezer is not used: it shows its tasks as
-frozen only when none of them waits for a page, but has no tree of its own under systemd, and systems that have only
-that are older than what zcache supports.) Then the pages of all programs are brought in as far as memory allows,
-and a line says so.
+Where there is no cgroup v2, not even beside version 1 as systemd has it, there is nothing to freeze by; version 1's own
+freezer is not used, for nobody makes a tree of groups for it. Then the pages of all programs are brought in, as far as
+memory allows, and a line says so.
 """
 
 import contextlib
