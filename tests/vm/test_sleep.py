@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from zcache.testvm import VmConfig
+from tests.vm.sleep_scenes import DEVICES_PASSED
+from zcache.testvm import VmConfig, VmResult
 from zcache.testvm.run import kernel_troubles
 from zcache.testvm.vm import run_in_vm
 
@@ -19,7 +20,18 @@ SECRET_MEMORY = ("secretmem.enable=1",)
 
 
 def sleep_in_vm(tmp_path: Path, *scenes: str, systemd: bool, kernel_args: tuple[str, ...] = ()) -> None:
+    """The scenes pass, and the kernel log says the same."""
     count = sum(int(scene.partition(":")[2] or 0) for scene in scenes)
+    result, said = run_scenes(tmp_path, scenes, count, systemd, kernel_args)
+    assert result.exit_status == 0, f"{result.failure}\n{said}"
+    log = result.kernel_log.read_text(errors="replace")
+    assert "refusing to freeze" not in log and log.count("PM: suspend entry") == count
+    assert kernel_troubles(log, disturbed=True) == []
+
+
+def run_scenes(
+    tmp_path: Path, scenes: tuple[str, ...], count: int, systemd: bool = False, kernel_args: tuple[str, ...] = ()
+) -> tuple[VmResult, str]:
     disk = tmp_path / "disk"
     with disk.open("wb") as file:
         file.truncate(600 << 20)
@@ -34,11 +46,7 @@ def sleep_in_vm(tmp_path: Path, *scenes: str, systemd: bool, kernel_args: tuple[
     output = io.BytesIO()
     command = [sys.executable, "-m", "tests.vm.sleep_scenes", "freezer", *scenes]
     result = run_in_vm(config, command, output, output)
-    said = output.getvalue().decode(errors="replace")
-    assert result.exit_status == 0, f"{result.failure}\n{said}"
-    log = result.kernel_log.read_text(errors="replace")
-    assert "refusing to freeze" not in log and log.count("PM: suspend entry") == count
-    assert kernel_troubles(log, disturbed=True) == []
+    return result, output.getvalue().decode(errors="replace")
 
 
 def test_suspends_by_hand_under_load_and_a_refused_hibernation(tmp_path: Path) -> None:
@@ -48,6 +56,15 @@ def test_suspends_by_hand_under_load_and_a_refused_hibernation(tmp_path: Path) -
 @pytest.mark.thorough
 def test_twenty_suspends_by_hand_and_a_hibernation_that_was_asked_for(tmp_path: Path) -> None:
     sleep_in_vm(tmp_path, "by_hand:20", "hibernating", systemd=False)
+
+
+@pytest.mark.thorough
+def test_a_suspend_of_devices_too(tmp_path: Path) -> None:
+    """The guest cannot say how the scene ended: `sleep_scenes.devices` has why."""
+    result, said = run_scenes(tmp_path, ("devices",), 1)
+    log = result.kernel_log.read_text(errors="replace")
+    assert DEVICES_PASSED in log, f"{result.failure}\n{said}"
+    assert "refusing to freeze" not in log and kernel_troubles(log, disturbed=True) == []
 
 
 @pytest.mark.thorough
