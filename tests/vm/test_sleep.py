@@ -40,7 +40,7 @@ def run_scenes(
         disks=(disk,),
         kernel_log=tmp_path / "kernel.log",
         kernel_args=kernel_args,
-        timeout_seconds=600 + 60 * count,
+        timeout_seconds=900 + 90 * count,
         systemd=systemd,
     )
     output = io.BytesIO()
