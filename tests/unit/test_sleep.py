@@ -1,12 +1,12 @@
 """`zcache sleep`, on a tree of control groups, processes and devices made of plain files."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
-from zcache.swap import cgroup, control_groups, frozen, sleep
+from zcache.swap import cgroup, control_groups, frozen, sleep, sysctls
 from zcache.swap.error import SwapError
 from zcache.swap.frozen import Forgotten
 from zcache.swap.sleep import Area, Machine, Sleep
@@ -180,6 +180,49 @@ def test_a_group_that_does_not_freeze_costs_the_suspend_and_all_is_thawed(
     machine.group("system.slice/fuse.service", 4096, is_stuck=True)
     with pytest.raises(SwapError, match=r"^/system.slice/fuse.service does not freeze .*sshfs \(21\)"):
         machine.sleep().pre()
+    assert machine.asked_to_freeze() == [] and not machine.areas[0].record.exists()
+
+
+def test_a_group_that_takes_time_to_freeze_is_waited_for(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = machine.program(20, "load", "load")
+    machine.group("load", 4096, is_stuck=True)
+    looks = []
+
+    def look(asked: Path) -> bool:
+        looks.append(asked)
+        if len(looks) == 3:
+            machine.group("load", 4096)
+        return "frozen 1" in (asked / "cgroup.events").read_text()
+
+    monkeypatch.setattr(control_groups, "is_frozen", look)
+    machine.sleep().pre()
+    assert looks[:3] == [group] * 3 and machine.asked_to_freeze() == ["load"]
+
+
+def test_a_pre_that_fails_thaws_what_it_froze_whatever_became_of_the_record(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.program(20, "load", "load")
+
+    def fail(_self: Sleep) -> None:
+        machine.areas[0].record.unlink()  # the keeper, which took it for an older one
+        raise SwapError("for some reason")
+
+    monkeypatch.setattr(Sleep, "_wait_until_quiet", fail)
+    with pytest.raises(SwapError, match="for some reason"):
+        machine.sleep().pre()
+    assert machine.asked_to_freeze() == []
+
+
+def test_post_thaws_where_no_state_can_be_read(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = machine.program(20, "load", "load")
+    state = machine.areas[0].record.with_name("swap.json")
+    state.write_text("not JSON")
+    monkeypatch.setattr(control_groups, "version_2", lambda: machine.root)
+    monkeypatch.setattr(sysctls, "holders", lambda: [str(state)])
+    frozen.write(machine.areas[0].record, [group])
+    control_groups.freeze(group)
+    sleep.run("post", print)
     assert machine.asked_to_freeze() == [] and not machine.areas[0].record.exists()
 
 
@@ -395,3 +438,27 @@ def test_a_record_that_is_no_record_freezes_nobody_for_ever(tmp_path: Path) -> N
     record.write_bytes(b"what is this")
     assert frozen.read(record) is None
     assert Forgotten(record).look() == 0 and not record.exists()
+
+
+def test_a_record_of_any_size_comes_back_whole(tmp_path: Path) -> None:
+    record, groups = tmp_path / "frozen", [Path(f"/{'group' * 40}/{number}") for number in range(8000)]
+    frozen.write(record, groups)
+    found = frozen.read(record)
+    assert found and found[1] == groups
+
+
+def test_the_keeper_leaves_the_record_of_a_pre_that_begins_meanwhile(
+    tmp_path: Path, group: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = tmp_path / "frozen"
+    look = thaws_after(record, group)
+    written(record, 1, group)
+    assert not look(2)
+    thaw = frozen.thaw
+
+    def another_begins(groups: Iterable[Path]) -> None:
+        thaw(groups)
+        written(record, 12, group)
+
+    monkeypatch.setattr(frozen, "thaw", another_begins)
+    assert look(12) and record.exists()

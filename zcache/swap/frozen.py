@@ -1,8 +1,9 @@
 """The record of the control groups that `zcache sleep pre` has frozen, and how they are thawed.
 
-It lies in the state folder of each swap area that is on, and is written before anything is frozen. So whoever is killed
-at whatever moment, nothing stays frozen: `post` thaws what the record names, swap-down does, and so does the keeper
-when the deadline in it has passed (`Forgotten`). Only what we froze is named, and only that is thawed.
+It lies in the state folder of each swap area that is on, and is written before anything is frozen. So nothing stays
+frozen when `zcache sleep` is killed: `post` thaws what the record names, swap-down does, and so does the keeper when
+the deadline in it has passed (`Forgotten`). Only what we froze is named, and only that is thawed. (A keeper of before
+there was this thaws nothing. Who was parked, control_groups.py, is thawed where it is, and moved back by `post`.)
 
 The keeper reads the record as soon as it is there, while its text is certainly in memory, and later only writes to the
 groups' files, which are the kernel's. This file imports nothing that the keeper has not loaded.
@@ -19,7 +20,7 @@ from typing import Final
 #: the kernel takes to write dirty pages to their disks and to freeze the rest, 20 s at most. A guess: a suspend that
 #: takes longer to begin is merely unprotected again.
 DEADLINE_SECONDS: Final = 180.0
-_MOST_BYTES: Final = 1 << 20
+_READ_BYTES: Final = 1 << 16
 
 
 def write(record: Path, groups: Iterable[Path], seconds: float = DEADLINE_SECONDS) -> None:
@@ -28,7 +29,9 @@ def write(record: Path, groups: Iterable[Path], seconds: float = DEADLINE_SECOND
     part = record.with_suffix(".part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, b"\0".join(words))
+        text = memoryview(b"\0".join(words))
+        while text:
+            text = text[os.write(descriptor, text) :]
     finally:
         os.close(descriptor)
     part.replace(record)
@@ -41,7 +44,8 @@ def read(record: Path) -> tuple[float, list[Path]] | None:
     except OSError:
         return None
     try:
-        deadline, *groups = os.read(descriptor, _MOST_BYTES).split(b"\0")
+        text = b"".join(iter(lambda: os.read(descriptor, _READ_BYTES), b""))
+        deadline, *groups = text.split(b"\0")
         return float(deadline), [Path(os.fsdecode(group)) for group in groups]
     except (OSError, ValueError):  # OSError: it was swapped out, and is lost
         return None
@@ -71,17 +75,23 @@ class Forgotten:
 
     def look(self) -> int:
         """How many groups were thawed now. One system call, when nothing is frozen."""
-        try:
-            status = os.stat(self._record)  # noqa: PTH116 - ten times a second, and without an object for each
-        except OSError:
+        version = self._look_up()
+        if version is None:
             self._version = None
             return 0
-        version = (status.st_ino, status.st_mtime_ns)
         if version != self._version:
             self._version = version
             self._deadline_seconds, self._groups = read(self._record) or (0.0, [])
         if time.monotonic() < self._deadline_seconds:
             return 0
         thaw(self._groups)
-        self._record.unlink(missing_ok=True)
+        if self._look_up() == version:  # not that of a `pre` which has begun meanwhile
+            self._record.unlink(missing_ok=True)
         return len(self._groups)
+
+    def _look_up(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(self._record)  # noqa: PTH116 - ten times a second, and without an object for each
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns

@@ -227,10 +227,17 @@ class Keeper:
             self._reserve.put_back()
 
     def _thaw_forgotten(self) -> None:
-        """What was frozen for a suspend, if nobody did afterwards."""
+        """What was frozen for a suspend, if nobody did afterwards. Not while nobody serves: what the kernel does for it
+        may wait for somebody who waits for memory, and that for a server, which we are to replace."""
+        if not self._is_served():
+            return
         thawed = self._forgotten.look()
         if thawed:
             _say(f"thawing {thawed} control groups: nobody did after `zcache sleep pre` (`zcache sleep post` does)")
+
+    def _is_served(self) -> bool:
+        """Whether there is a server now that answers requests."""
+        return self._serves() and not self._server.has_ended()
 
     def _has_successor(self) -> bool:
         """Whether there is a standby that need not start any more."""
@@ -241,8 +248,9 @@ class Keeper:
         return bool(self._device and self._swaps.find(self._device))
 
     def _keep_swapless(self) -> None:
-        """What starts later must not be swapped out either, and somebody may have taken the group's limit away."""
-        if self._group is None or time.monotonic() < self._next_group_seconds:
+        """What starts later must not be swapped out either, and somebody may have taken the group's limit away. Not
+        while nobody serves, as above."""
+        if self._group is None or time.monotonic() < self._next_group_seconds or not self._is_served():
             return
         self._next_group_seconds = time.monotonic() + GROUP_SECONDS
         if self._group.holds():

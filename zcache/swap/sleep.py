@@ -133,6 +133,7 @@ class Sleep:
         self._areas = areas
         self._machine = machine
         self._keeper_pids = {area.keeper_pid for area in areas}
+        self._ours: set[Path] = set()  # that we froze, whatever becomes of the records
 
     def pre(self) -> str:
         """What was done, in a line. Raises `SwapError` when a suspend would fail; everything goes on then."""
@@ -157,13 +158,7 @@ class Sleep:
         )
 
     def post(self) -> None:
-        for area in self._areas:
-            found = frozen.read(area.record)
-            frozen.thaw(found[1] if found else [])
-        if self._machine.root:
-            control_groups.unpark(self._machine.root)
-        for area in self._areas:
-            area.record.unlink(missing_ok=True)
+        thaw([area.record for area in self._areas], self._machine.root, self._ours)
 
     # 2: freezing
 
@@ -171,7 +166,7 @@ class Sleep:
         """The groups that are frozen, by us or by others."""
         assert self._machine.root
         groups = ControlGroups(self._machine.root, self._machine.proc)
-        ours: set[Path] = set()
+        ours = self._ours
         for area in self._areas:  # of a `pre` before this one
             found = frozen.read(area.record)
             ours.update(found[1] if found else [])
@@ -272,6 +267,28 @@ class Sleep:
                 )
 
 
+def thaw(records: Iterable[Path], root: Path | None, more: Iterable[Path] = ()) -> None:
+    """What the records name, and `more`; whoever was parked goes back."""
+    records = list(records)
+    for record in records:
+        found = frozen.read(record)
+        frozen.thaw(found[1] if found else [])
+    frozen.thaw(more)
+    if root:
+        control_groups.unpark(root)
+    for record in records:
+        record.unlink(missing_ok=True)
+
+
+def _records() -> list[Path]:
+    """Of all swap areas, also of one whose state cannot be read; of the usual one, if nobody knows which there are."""
+    try:
+        holders = sysctls.holders()
+    except (SwapError, OSError):
+        return [StateFolder().frozen]
+    return [StateFolder(Path(holder).parent).frozen for holder in holders]
+
+
 def _park(processes: list[Process]) -> None:
     for process in processes:
         with contextlib.suppress(OSError):  # it has ended
@@ -287,6 +304,10 @@ def _memory_bytes(group: Path) -> int:
 
 def run(what: str, report: Report, is_hibernation: bool = False) -> None:
     """`pre` or `post`. Raises `SwapError`."""
+    root = control_groups.version_2()
+    if what == "post" and not is_hibernation:  # with the swap off by now, too
+        thaw(_records(), root)
+        return
     areas = find_areas(sysctls.holders())
     if is_hibernation:
         off = [area.off for area in areas]
@@ -294,10 +315,6 @@ def run(what: str, report: Report, is_hibernation: bool = False) -> None:
             taken_off.take_off(off, report)
         else:
             taken_off.turn_on(off)
-        return
-    root = control_groups.version_2()
-    if what == "post":  # with the swap off by now, too
-        Sleep(areas, Machine(root)).post()
         return
     areas = [area for area in areas if area.is_on]
     if not areas:

@@ -74,5 +74,11 @@ def take_off(areas: list[TakenOff], report: Callable[[str], None]) -> None:
 def turn_on(areas: list[TakenOff]) -> None:
     """All that were taken off; before that the kernel is kept from hibernating again."""
     hibernation.refuse()
+    failures = []
     for each in areas:
-        each.turn_on()
+        try:
+            each.turn_on()
+        except (SwapError, OSError) as error:
+            failures.append(str(error))
+    if failures:
+        raise SwapError("; ".join(failures))
