@@ -50,7 +50,8 @@ DEVICE_EXPORT: Final = "swap"
 #: was begun.
 SETTINGS: Final = ("min_budget_frames", "max_budget_frames", "low_watermark", "high_watermark", "share", "admit")
 
-#: Memory that is allocated between two signs of life: some 10 ms.
+#: What is allocated between two signs of life: some 10 ms of memory; up to 6 s of a file, where that has to be written
+#: (vfat, NFSv3), on a card that takes 10 MB/s.
 ALLOCATED_BYTES: Final = 64 << 20
 
 #: What `os.memfd_create` is given: shows in /proc/PID/fd and maps.

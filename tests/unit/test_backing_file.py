@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from zcache.errors import BadInput
+from zcache.steps import STEP_SECONDS
 from zcache.tiers import backing_file
 from zcache.tiers.backing_file import HEADER, BackingFile
 
@@ -217,6 +218,20 @@ def test_what_cannot_be_allocated_leaves_a_file_as_it_was(tmp_path: Path, monkey
     path.touch()
     assert "no room for" in refusal(path)
     assert path.stat().st_size == 0
+
+
+def test_a_slow_disk_that_has_to_write_it_all_shows_progress_within_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vfat and NFSv3 write what is allocated; a card takes 10 MB/s, and a step has a deadline."""
+    since_progress = [0.0]
+    monkeypatch.setattr(
+        os, "posix_fallocate", lambda _file, _offset, length: since_progress.append(since_progress.pop() + length / 1e7)
+    )
+    path = tmp_path / "new"
+    with path.open("wb") as file:
+        backing_file._allocate(file.fileno(), path, 300 << 20, lambda: since_progress.append(0.0))
+    assert max(since_progress) < STEP_SECONDS / 4 and len(since_progress) > 4
 
 
 def test_a_mistyped_device_does_not_become_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

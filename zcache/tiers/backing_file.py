@@ -30,15 +30,13 @@ from typing import Final
 from zcache.disk_file import data_extents
 from zcache.errors import BadInput
 from zcache.hardening.limits import in_words
+from zcache.image import ALLOCATED_BYTES
 from zcache.tiers.slot_map import SlotMap
 
 HEADER: Final = b"zcache backing file, format 1: compressed swap, worthless once its server has ended\n"
 
 #: How much is read at once while looking for foreign content: large enough for a disk's full speed.
 SCAN_BYTES: Final = 1 << 20
-
-#: How much is allocated at once: where a file system has to write it all, seconds.
-ALLOCATED_BYTES: Final = 1 << 30
 
 #: How often a long check says how far it has got.
 REPORT_SECONDS: Final = 5.0
