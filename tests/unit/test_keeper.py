@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.clock import FakeClock
 from zcache.image import Signs, new_descriptor
+from zcache.steps import StepsWatch
 from zcache.swap import keeper as keeper_module
-from zcache.swap.keeper import Keeper
+from zcache.swap.keeper import STANDBY_SECONDS, Keeper
 from zcache.swap.reserve import OOM_SECONDS
 from zcache.swap.server_process import BEGIN, BEGIN_ALONE, READY, ServerProcess
 from zcache.swap.state import StateFolder
@@ -182,6 +184,51 @@ def test_a_standby_that_never_gets_ready_gives_way_when_it_is_needed(
     assert keeper._server not in (looked.first, looked.standby) and not keeper._server.has_ended()
 
 
+def stood_still() -> StepsWatch:
+    """The steps of a start that has said nothing for a minute and a half."""
+    clock = FakeClock()
+    steps = StepsWatch(clock.now)
+    os.close(steps.writer)
+    clock.seconds += 90
+    return steps
+
+
+@pytest.mark.parametrize("is_served", [True, False])
+def test_what_starts_beside_a_server_has_as_long_for_one_step_as_for_all(
+    looked: Looked, servers: Servers, is_served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a guest that thrashes that was a minute and a half; it was killed after one, again and again."""
+    keeper = looked.keeper
+    looked.standby.is_heir = False
+    replacement = keeper._replacement = servers.start()
+    for each in (looked.standby, replacement):
+        each._is_ready = False
+        each.steps = stood_still()
+    replacement._channel.recv(1)
+    monkeypatch.setattr(keeper, "_serves", lambda: is_served)
+    looked.turns(2)
+    assert not looked.standby.has_ended() and not replacement.has_ended()
+    for each in (looked.standby, replacement):
+        each._begin_seconds -= STANDBY_SECONDS
+    keeper._watch_starts()
+    assert [each._wait(10 if is_served else 0) for each in (looked.standby, replacement)] == [is_served] * 2
+    assert len([line for line in looked.said if "stands still" in line]) == (2 if is_served else 0)
+
+
+def test_a_server_that_stands_still_is_named_once_however_long_it_takes_to_die(
+    looked: Looked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an uninterruptible wait it does not die before that ends; it was said ten times a second."""
+    looked.first.steps = stood_still()
+    looked.first.steps.saying = 1
+    kills: list[None] = []
+    monkeypatch.setattr(looked.first, "kill", lambda: kills.append(None))
+    looked.turns(5)
+    monkeypatch.undo()
+    assert len(kills) == 5
+    assert len([line for line in looked.said if "the server stands still" in line]) == 1
+
+
 class Lent:
     """A reserve, and what was done with it."""
 
@@ -338,6 +385,28 @@ def test_an_heir_whose_pid_is_somebody_elses_by_now_is_left_alone() -> None:
     assert heir and heir.pid == child.pid
     heir.discard()
     server.discard()
+    for each in (theirs, heirs, others):
+        each.close()
+
+
+def test_an_heir_that_has_died_keeps_no_descriptor_of_its_predecessor() -> None:
+    """Its steps were shared with it, and not given back."""
+    ours, theirs = socket.socketpair()
+    program = subprocess.Popen(["sleep", "60"])
+    program.returncode = 0
+    steps = StepsWatch()
+    os.close(steps.writer)
+    server = ServerProcess(program.pid, ours, steps)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    heirs, others = socket.socketpair()
+    theirs.send(READY)
+    assert server.is_ready()
+    socket.send_fds(theirs, [str(dead.pid).encode()], [heirs.fileno()])
+    assert server.heir() is None
+    server.discard()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(steps.fileno())
     for each in (theirs, heirs, others):
         each.close()
 

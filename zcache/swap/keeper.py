@@ -264,8 +264,10 @@ class Keeper:
             _say(f"{self._group.path} had lost {cgroup.LIMIT}=0, which keeps a new server out of swap: put back")
 
     def _watch_starts(self) -> None:
-        """Each step of the start of each has its deadline; what swap-up waits for is passed on to it. A standby that
-        starts while nobody serves, with memory short, has `STANDBY_SECONDS` for all of them."""
+        """Each step of the server's start has its deadline; what swap-up waits for is passed on to it. What starts
+        beside a server may have a guest that thrashes to do it in, so one step may take as long as all of them:
+        `STANDBY_SECONDS`. While nobody serves memory is shorter still, and it is not ended here."""
+        is_served = self._serves() and not self._server.has_ended()
         for name, process in (
             ("server", self._server),
             ("standby", self._standby),
@@ -274,8 +276,9 @@ class Keeper:
             if process is None or process.has_ended() or (process.is_heir and process is not self._server):
                 continue
             step = process.stands_still()
-            if step and not (process is self._standby and self._server.has_ended()):
-                _say(f"error: the {name} stands still at its start, {step}: ending it")
+            is_patient = process is not self._server and not (is_served and process.age_seconds() > STANDBY_SECONDS)
+            if step and not is_patient:
+                self._complain(f"error: the {name} stands still at its start, {step}: ending it")
                 process.kill()
                 self._has_stood_still = process is self._server
         waited_for = ("the server", self._server) if self._standby is None else ("the standby", self._standby)

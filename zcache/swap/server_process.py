@@ -142,14 +142,17 @@ class ServerProcess:
     def _heir_of(self, pid: int, channel: socket.socket) -> "ServerProcess | None":
         """None if it has ended, and its pid is nobody's now, or somebody else's."""
         try:
-            heir = ServerProcess(pid, channel, self.steps and self.steps.share())
-        except ProcessLookupError:
-            channel.close()
-            return None
+            heir = ServerProcess(pid, channel)
+        except OSError as error:
+            channel.close()  # which ends one that lives
+            if isinstance(error, ProcessLookupError):
+                return None
+            raise
         if process.parent(pid) not in (self.pid, os.getpid()):
             heir.close()
             return None
         heir.is_heir = True
+        heir.steps = self.steps and self.steps.share()
         return heir
 
     def has_ended(self) -> bool:
