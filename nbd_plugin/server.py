@@ -45,7 +45,7 @@ from zcache.seals import Seal
 from zcache.seals.crc import CRC
 from zcache.settings import Settings
 from zcache.status import gather_status
-from zcache.steps import WITHOUT_DEADLINE, Steps
+from zcache.steps import Steps
 from zcache.store import Store
 from zcache.tiers.backing_file import BackingFile
 from zcache.tmem import Kind, TmemObject
@@ -201,7 +201,7 @@ class Server:
         if self.config.standby is None:
             return
         keeper = socket.socket(fileno=self.config.standby)
-        self._steps.begin("waiting for its turn", WITHOUT_DEADLINE)
+        self._steps.wait("waiting for its turn")
         while True:
             try:
                 keeper.sendall(b"r")

@@ -6,8 +6,8 @@ whoever has the other end ends the process that does not keep to it, and names t
 swap-up the keeper, `nbd_plugin.start_guard` a server without a keeper. Progress moves the deadline, so a start that is
 slow (a large budget to populate, a disk to look at) is left alone.
 
-A message is a line: `step PID SECONDS NAME`, `made PATH` (a file that has to go if the start fails) or `end`. What does
-not fit into the pipe is dropped: nothing waits for who watches.
+A message is a line: `step PID SECONDS NAME` (0.0: it has no deadline), `made PATH` (a file that has to go if the start
+fails) or `end`. What does not fit into the pipe is dropped: nothing waits for who watches.
 """
 
 import contextlib
@@ -19,6 +19,8 @@ from typing import Final
 
 #: The environment names the descriptor under this.
 VARIABLE: Final = "ZCACHE_STEPS"
+#: And under this how long a step may take, if that is longer than usual.
+SECONDS_VARIABLE: Final = "ZCACHE_STEP_SECONDS"
 
 #: For a step that is not said to take longer: as long as a keeper waits for a sign of life. On the host (2026-11-29,
 #: two CPUs at a load of 8) all steps of a start took 1.4 to 2.5 s together, and the longest, to become nbdkit, 1.4 s.
@@ -27,20 +29,19 @@ STEP_SECONDS: Final = 60.0
 #: Progress is told no more often than this.
 REST_SECONDS: Final = 0.5
 
-#: What has no deadline: it waits for somebody, not for the machine.
-WITHOUT_DEADLINE: Final = 0.0
-
 _PIPE_BYTES: Final = 65536
 
 
 class Steps:
     """The process that starts; with no descriptor, nobody watches."""
 
-    def __init__(self, descriptor: int | None = None) -> None:
+    def __init__(self, descriptor: int | None = None, step_seconds: float = STEP_SECONDS) -> None:
+        """`step_seconds` is what a step may take without progress, unless it is said to take longer."""
         self.name = "starting"
         self.have_ended = False
+        self.step_seconds = step_seconds
         self._descriptor = descriptor
-        self._seconds = STEP_SECONDS
+        self._seconds: float | None = step_seconds
         self._said_seconds = 0.0
         self._repeated: tuple[str, int] | None = None
         if descriptor is not None:
@@ -53,18 +54,25 @@ class Steps:
         of them, which goes on."""
         number = os.environ.get(VARIABLE, "")
         try:
-            steps = cls(int(number)) if number else cls()
+            step_seconds = max(STEP_SECONDS, float(os.environ.get(SECONDS_VARIABLE, STEP_SECONDS)))
+            steps = cls(int(number), step_seconds) if number else cls()
         except (ValueError, OSError):  # not a descriptor: somebody's leftover
             steps, number = cls(), ""
         if not is_passed_on:
             os.environ.pop(VARIABLE, None)
+            os.environ.pop(SECONDS_VARIABLE, None)
         elif number:
             os.set_inheritable(int(number), True)
         return steps
 
-    def begin(self, name: str, seconds: float = STEP_SECONDS) -> None:
-        """The next step, and how long it may take without progress."""
-        self.name, self._seconds = name, seconds
+    def begin(self, name: str, seconds: float | None = None) -> None:
+        """The next step, and how long it may take without progress (`step_seconds`, if that is not given)."""
+        self.name, self._seconds = name, self.step_seconds if seconds is None else seconds
+        self._tell()
+
+    def wait(self, name: str) -> None:
+        """The next step has no deadline: it waits for somebody, not for the machine."""
+        self.name, self._seconds = name, None
         self._tell()
 
     def go_on(self) -> None:
@@ -76,7 +84,11 @@ class Steps:
         """What another process says of its start, to whoever watches this one, which ends it in time."""
         if (who, watch.saying) != self._repeated:
             self._repeated = who, watch.saying
-            self.begin(f"{who}: {watch.step}", watch.seconds and watch.seconds + STEP_SECONDS)
+            name = f"{who}: {watch.step}"
+            if watch.seconds is None:
+                self.wait(name)
+            else:
+                self.begin(name, watch.seconds + STEP_SECONDS)
 
     def made(self, path: Path) -> None:
         """A file, that whoever watches removes if this process ends before its start does."""
@@ -89,7 +101,7 @@ class Steps:
 
     def _tell(self) -> None:
         self._said_seconds = time.monotonic()
-        self._write(f"step {os.getpid()} {self._seconds:.1f} {self.name}")
+        self._write(f"step {os.getpid()} {self._seconds or 0.0:.1f} {self.name}")
 
     def _write(self, line: str) -> None:
         if self._descriptor is not None:
@@ -98,14 +110,17 @@ class Steps:
 
 
 class StepsWatch:
-    """The other end. `look` takes what was said; then `step` is where the start is, `pid` who said so."""
+    """The other end. `look` takes what was said; then `step` is where the start is, `pid` who said so, and `seconds`
+    what it may take; None: as long as it likes."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, step_seconds: float = STEP_SECONDS) -> None:
+        """`step_seconds` is for each step that is not said to take longer."""
         self._reader, self.writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._clock = clock
         self._rest = b""
         self.step = "starting the program"
-        self.seconds = STEP_SECONDS
+        self.seconds: float | None = step_seconds
+        self._step_seconds = step_seconds
         self.pid: int | None = None
         self.made: list[Path] = []
         self.saying = 0  # how often it was said
@@ -124,7 +139,7 @@ class StepsWatch:
 
     def pass_on(self) -> dict[str, str]:
         """What the environment of the process is to hold; it has to inherit `writer`, too."""
-        return {VARIABLE: str(self.writer)}
+        return {VARIABLE: str(self.writer), SECONDS_VARIABLE: str(self._step_seconds)}
 
     def close(self) -> None:
         """The process has ended, or needs no watching."""
@@ -137,7 +152,7 @@ class StepsWatch:
         that has never said anything: it does not know of steps."""
         self.look()
         if self.saying:
-            self.step, self.seconds = step, STEP_SECONDS
+            self.step, self.seconds = step, self._step_seconds
             self._since_seconds = self._clock()
             self.has_ended = False
 
@@ -158,7 +173,7 @@ class StepsWatch:
         word, _, rest = line.partition(" ")
         if word == "step":
             pid, seconds, self.step = rest.split(" ", 2)
-            self.pid, self.seconds = int(pid), float(seconds)
+            self.pid, self.seconds = int(pid), float(seconds) or None
             self._since_seconds = self._clock()
             self.saying += 1
             self.has_ended = False  # an heir, which goes on with the channel of whom it succeeds
@@ -166,12 +181,12 @@ class StepsWatch:
             self.made.append(Path(rest))
         elif word == "end":
             self.has_ended = True
-            self.step, self.seconds = "ready", WITHOUT_DEADLINE
+            self.step, self.seconds = "ready", None
             self.saying += 1
 
     def rest_seconds(self) -> float | None:
         """Until the step has taken too long, 0 or less if it has; None: it may take as long as it likes."""
-        if self.has_ended or not self.seconds:
+        if self.has_ended or self.seconds is None:
             return None
         return self._since_seconds + self.seconds - self._clock()
 

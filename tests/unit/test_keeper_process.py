@@ -57,6 +57,17 @@ def test_one_that_ends_at_its_start_says_why(folder: StateFolder, started: list[
     assert "hello" not in str(caught.value)
 
 
+def test_who_allows_more_for_the_start_allows_more_for_a_step(
+    folder: StateFolder, started: list[KeeperProcess]
+) -> None:
+    """A step that showed no progress for a minute ended every wait, whatever --start-seconds was."""
+    script = ["sh", "-c", "echo may take $ZCACHE_STEP_SECONDS; exit 1"]
+    for start_seconds, step_seconds in ((600.0, 300.0), (30.0, 60.0)):
+        started.append(each := KeeperProcess(script, folder.log, lambda _identity: None, start_seconds))
+        with pytest.raises(SwapError, match=f"may take {step_seconds}$"):
+            each.wait_until_ready(folder, timeout_seconds=10)
+
+
 def test_one_that_ends_in_silence(folder: StateFolder, started: list[KeeperProcess]) -> None:
     with pytest.raises(SwapError, match="it said:\n  nothing"):
         start(started, folder, "exit 3").wait_until_ready(folder, timeout_seconds=10)

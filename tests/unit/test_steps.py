@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from zcache.steps import REST_SECONDS, VARIABLE, Steps, StepsWatch
+from zcache.steps import REST_SECONDS, SECONDS_VARIABLE, STEP_SECONDS, VARIABLE, Steps, StepsWatch
 
 
 class Clock:
@@ -65,7 +65,7 @@ def test_progress_is_not_told_at_each_turn(watch: StepsWatch, steps: Steps) -> N
 
 
 def test_what_waits_for_somebody_has_no_deadline(watch: StepsWatch, steps: Steps, clock: Clock) -> None:
-    steps.begin("waiting for its turn", 0)
+    steps.wait("waiting for its turn")
     watch.look()
     clock.seconds = 1e9
     assert not watch.is_overdue()
@@ -76,6 +76,46 @@ def test_what_waits_for_somebody_has_no_deadline(watch: StepsWatch, steps: Steps
     steps.end()
     watch.look()
     assert watch.has_ended and not watch.is_overdue()
+
+
+def test_who_watches_may_allow_more_than_usual_for_each_step(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As swap-up does with --start-seconds; it has no effect on a step that says itself what it may take."""
+    watch = StepsWatch(clock, step_seconds=300)
+    for name, value in watch.pass_on().items():
+        monkeypatch.setenv(name, value)
+    assert watch.seconds == 300
+    steps = Steps.from_environment()
+    assert SECONDS_VARIABLE not in os.environ and steps.step_seconds == 300
+    steps.begin("one")
+    watch.look()
+    assert watch.seconds == 300
+    steps.begin("another", 10)
+    watch.look()
+    assert watch.seconds == 10
+    watch.begin_anew("beginning to serve")
+    assert watch.seconds == 300
+    os.close(watch.writer)
+    watch.close()
+
+
+@pytest.mark.parametrize("leftover", ["", "soon", "nan", "-5"])
+def test_nothing_makes_a_step_shorter_than_usual(
+    watch: StepsWatch, leftover: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(watch.writer))
+    monkeypatch.setenv(SECONDS_VARIABLE, leftover)
+    assert Steps.from_environment().step_seconds == STEP_SECONDS
+    os.close(watch.writer)
+
+
+def test_what_is_said_is_what_older_keepers_read() -> None:
+    reader, writer = os.pipe()
+    steps = Steps(writer)
+    steps.begin("a step")
+    steps.wait("a turn")
+    assert os.read(reader, 4096).decode() == f"step {os.getpid()} 60.0 a step\nstep {os.getpid()} 0.0 a turn\n"
+    os.close(reader)
+    os.close(writer)
 
 
 def test_one_that_never_says_anything_is_overdue_until_it_is_known_to_be_older(watch: StepsWatch, clock: Clock) -> None:
@@ -100,7 +140,7 @@ def test_what_watches_a_keeper_hears_of_its_server(watch: StepsWatch, steps: Ste
         watch.look()
         keeper.repeat("the server", watch)
         outer.look()
-        assert outer.step == "the server: populating" and outer.seconds > 10, "the keeper comes first"
+        assert outer.step == "the server: populating" and outer.seconds and outer.seconds > 10, "the keeper comes first"
         said = outer.saying
         keeper.repeat("the server", watch)
         outer.look()

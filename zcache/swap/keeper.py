@@ -307,7 +307,7 @@ class Keeper:
             self._reconnection = Reconnection(self._folder.reconnection.read_bytes(), self._socket)
 
     def _start(self) -> ServerProcess:
-        return ServerProcess.start(self._parameters, self._image.descriptor, self._errors)
+        return ServerProcess.start(self._parameters, self._image.descriptor, self._errors, self._steps.step_seconds)
 
     def _keep_standby(self) -> None:
         """There shall be one that is ready, or on its way; but not while the last one takes over: that comes first."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from zcache.control_client import ask
 from zcache.errors import EnvironmentProblem
-from zcache.steps import StepsWatch
+from zcache.steps import STEP_SECONDS, StepsWatch
 from zcache.swap import process
 from zcache.swap.error import SwapError
 from zcache.swap.process import ProcessIdentity
@@ -59,10 +59,17 @@ def error_lines(text: str) -> list[str]:
 class KeeperProcess:
     """A keeper that this process has started; it goes on when the process ends. `log` is appended to."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, announce: Callable[[ProcessIdentity], None]) -> None:
-        """`announce` is told who it will be before it runs."""
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        announce: Callable[[ProcessIdentity], None],
+        start_seconds: float = 2 * STEP_SECONDS,
+    ) -> None:
+        """`announce` is told who it will be before it runs. Of `start_seconds`, which is what whoever waits allows for
+        all of its start, a step may take half."""
         self._log = log
-        self._steps = StepsWatch()
+        self._steps = StepsWatch(step_seconds=max(STEP_SECONDS, start_seconds / 2))
         log.touch(mode=0o600)
         with (
             os.fdopen(self._steps.writer, "wb"),

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from zcache.steps import StepsWatch
+from zcache.steps import STEP_SECONDS, StepsWatch
 from zcache.swap import process
 
 #: What becomes the server. Not scripts/serve: that looks at the set-up first, which takes memory and time.
@@ -64,12 +64,15 @@ class ServerProcess:
         self._files: list[int] = []
 
     @classmethod
-    def start(cls, parameters: Sequence[str], image: int, errors: int) -> "ServerProcess":
-        """A new program, a standby; `errors` is the descriptor that it writes its messages to."""
+    def start(
+        cls, parameters: Sequence[str], image: int, errors: int, step_seconds: float = STEP_SECONDS
+    ) -> "ServerProcess":
+        """A new program, a standby; `errors` is the descriptor that it writes its messages to, `step_seconds` what a
+        step of its start may take."""
         ours, theirs = socket.socketpair()
         words = [*parameters, f"image={image}", f"standby={theirs.fileno()}"]
         program = None
-        steps = StepsWatch()
+        steps = StepsWatch(step_seconds=step_seconds)
         try:
             with theirs, os.fdopen(steps.writer, "wb"):
                 program = subprocess.Popen(

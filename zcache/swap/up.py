@@ -76,7 +76,7 @@ class Buildup:
 
         command = [*self._scope(), *keeper_process.command(self._folder, options.parameters)]
         try:
-            self._keeper = KeeperProcess(command, self._folder.log, announced)
+            self._keeper = KeeperProcess(command, self._folder.log, announced, options.start_seconds)
         except BaseException:
             self._remove_backing()
             raise
@@ -371,7 +371,12 @@ def parse(arguments: Sequence[str] | None) -> Options:
         default=default.dead_connection_seconds,
         help="how long requests wait for a new server when theirs has died (%(default)s)",
     )
-    option("--start-seconds", type=float, default=default.start_seconds, help="for its start (%(default)s)")
+    option(
+        "--start-seconds",
+        type=float,
+        default=default.start_seconds,
+        help="for its start; half of it, or 60, for a step that shows no progress (%(default)s)",
+    )
     option("--keep-backing", action="store_true", help="swap-down keeps the backing file that swap-up has made")
     option("--state-folder", type=Path, default=default.folder, help="one for each swap area (%(default)s)")
     chosen = parser.parse_intermixed_args(arguments)
