@@ -27,6 +27,30 @@ except EnvironmentProblem as problem:
     sys.exit(7)
 """
 
+#: Short of memory, as a successor is while nobody serves: it runs after half a minute.
+LATE = """
+import types
+from zcache.hardening import own_thread
+
+begin_really, go_on, looks = _thread.start_new_thread, threading.Event(), []
+
+def begin_late(function, arguments):
+    return begin_really(lambda: (go_on.wait(), function()), ())
+
+def monotonic():
+    looks.append(10.0)
+    if len(looks) > 3:
+        go_on.set()
+    return sum(looks[:4])
+
+_thread.start_new_thread = begin_late
+own_thread.time = types.SimpleNamespace(monotonic=monotonic)
+thread = OwnThread("zcache-late", lambda: None)
+thread.start()
+thread.join()
+sys.exit(7)
+"""
+
 REFUSED = """
 def refuse(function, arguments):
     raise RuntimeError("can't start new thread")
@@ -70,6 +94,10 @@ def run(program: str) -> None:
 
 def test_one_that_ends_before_it_runs_is_no_wait_without_end() -> None:
     run(NO_FRAMES)
+
+
+def test_one_that_has_to_wait_for_memory_is_waited_for() -> None:
+    run(LATE)
 
 
 def test_one_that_the_system_refuses_says_what_stands_against_it() -> None:

@@ -17,8 +17,9 @@ from zcache.errors import EnvironmentProblem
 from zcache.hardening.limits import in_words
 from zcache.hardening.threads import begin_own_thread
 
-#: For one that is there, and does not run yet, on a busy machine.
-BEGIN_SECONDS: Final = 8.0
+#: For one that is there, and does not run yet: a successor, while nobody serves, may wait that long for the memory of
+#: its stack. Less than a step may take (60 s), so that it says so itself. One that has ended is seen at once.
+BEGIN_SECONDS: Final = 45.0
 #: Between two looks whether it is still there.
 _LOOK_SECONDS: Final = 0.1
 
