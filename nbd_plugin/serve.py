@@ -111,6 +111,15 @@ def guard_start(options: list[str], parameters: list[str]) -> None:
     )
 
 
+def is_successor(parameters: list[str]) -> bool:
+    """Whether there was a server before, whose pages are to be taken over (`Config.is_succession`)."""
+    keys = dict(word.partition("=")[::2] for word in parameters)
+    try:
+        return os.fstat(int(keys["image"])).st_size > 0
+    except (KeyError, ValueError, OSError):
+        return False
+
+
 def names_a_place(options: list[str]) -> bool:
     """Whether nbdkit's options say where to listen, or that it shall not; or it is given a socket to listen on."""
     return "LISTEN_FDS" in os.environ or any(word.startswith(_PLACES) or word in ("-s", "-V") for word in options)
@@ -142,8 +151,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, hard))
     try:
         limits.lift()
-        limits.check(mapped_bytes=NBDKIT_BYTES, private_bytes=NBDKIT_BYTES, why="for nbdkit; raise it")
-        limits.check_promise(NBDKIT_BYTES, "or end other programs")
+        if not is_successor(parameters):  # which does not refuse: the pages are here already
+            limits.check(mapped_bytes=NBDKIT_BYTES, private_bytes=NBDKIT_BYTES, why="for nbdkit; raise it")
+            limits.check_promise(NBDKIT_BYTES, "or end other programs")
         guard_start(options, parameters)
     except BadInput as refusal:
         sys.exit(f"zcache: {refusal}")
