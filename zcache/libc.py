@@ -265,10 +265,10 @@ def populate_range(start: int, stop: int, *, write: bool) -> None:
         _raise_errno()
 
 
-def map_shared_over(start: int, stop: int, descriptor: int) -> None:
-    """Put the beginning of a file of memory in the place of whole pages, by address. Raises `OSError`."""
+def map_shared_over(start: int, stop: int, descriptor: int, offset: int) -> None:
+    """Put a file of memory, from `offset` on, in the place of whole pages, by address. Raises `OSError`."""
     access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED
-    if _libc.mmap(start, stop - start, access, flags, descriptor, 0) != start:
+    if _libc.mmap(start, stop - start, access, flags, descriptor, offset) != start:
         _raise_errno()
 
 

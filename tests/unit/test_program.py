@@ -1,11 +1,13 @@
 """Which mappings are the program's."""
 
+import mmap
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from zcache import libc
 from zcache.hardening import program
 
 MAPS = """\
@@ -55,6 +57,18 @@ assert libc.mmap(end, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1
 assert spans() == before, "what lies behind it is taken for its own"
 print("right")
 """
+
+
+def test_what_is_no_object_is_not_believed() -> None:
+    """Its words would be taken for offsets, and read there."""
+    with mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        start = libc.address(memory)
+        memory[:64] = b"\x01" * 64
+        memory[32:40] = (4096).to_bytes(8, "little")  # where its program headers would be, of 256 bytes each
+        memory[4096:4100] = (1).to_bytes(4, "little")
+        memory[4136:4144] = (1 << 30).to_bytes(8, "little")
+        memory[54:58] = b"\x00\x01\x01\x00"
+        assert program.end_of_object(start) == start
 
 
 def test_where_an_object_ends_is_what_it_says_itself() -> None:

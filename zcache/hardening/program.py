@@ -52,6 +52,7 @@ MAX_BSS_BYTES: Final = 4 << 20
 
 # elf(5), of 64 bits: what is read of the header, and of each program header.
 _ELF: Final = struct.Struct("=32xQ14xHH")  # offset, size and number of the program headers
+_MAGIC: Final = b"\x7fELF\x02"
 _SEGMENT: Final = struct.Struct("=I4x8xQ8x8xQ8x")  # type, address, bytes in memory
 _PT_LOAD: Final = 1
 
@@ -97,7 +98,10 @@ def is_populated() -> bool:
 
 
 def end_of_object(start: int) -> int:
-    """Where an object that is mapped from `start` on ends, .bss and all, in whole pages."""
+    """Where an object that is mapped from `start` on ends, .bss and all, in whole pages; `start` if that is not the
+    beginning of one."""
+    if libc.read(start, len(_MAGIC)) != _MAGIC:
+        return start
     offset, size_bytes, count = _ELF.unpack(libc.read(start, _ELF.size))
     first, end = None, 0
     for number in range(count):
