@@ -7,11 +7,15 @@ that has gone.
   reader that has gone has seen enough: 128+SIGPIPE, without a word.
 - A command that is run for what it does (swap-up) goes on. Its exit status says what became of it.
 - What cannot be written to stderr is dropped.
+- A pipe or terminal that does not block (O_NONBLOCK, as Node and some ssh clients set it) and is full is waited for by
+  the first kind; the second drops what does not go in.
 """
 
+import contextlib
 import errno
 import io
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -54,6 +58,12 @@ def run(name: str, main: Callable[[], int], lost_output: int | None = None) -> i
         return lost_output
 
 
+def say(line: str) -> None:
+    """Print what a command is about to do, or has done. That nobody can be told never keeps it from going on."""
+    with contextlib.suppress(Exception):  # whatever sys.stdout is by now
+        print(line, flush=True)
+
+
 class _Stream(io.FileIO):
     """A descriptor that stays open. What cannot be written is dropped, or raises `OutputLost`."""
 
@@ -63,7 +73,13 @@ class _Stream(io.FileIO):
 
     def write(self, data: "ReadableBuffer", /) -> int:
         try:
-            return super().write(data)
+            while (written := super().write(data)) is None:  # it does not block, and is full
+                if self.is_dropping:
+                    return memoryview(data).nbytes
+                poll = select.poll()
+                poll.register(self.fileno(), select.POLLOUT)
+                poll.poll()
+            return written
         except OSError as error:
             if self.is_dropping:
                 return memoryview(data).nbytes

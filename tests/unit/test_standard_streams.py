@@ -1,13 +1,20 @@
 """Every command, with standard output and error closed, full, or a pipe that nobody reads: its documented exit status,
 and never a traceback."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from zcache.swap import down, sleep_units, swapoff, up, upgrade
+from zcache.swap.interruption import Interrupted
+from zcache.swap.state import StateFolder
 
 #: A program that prints, and asks which descriptor its next file gets.
 PROGRAM = """
@@ -100,3 +107,110 @@ def test_the_scripts_pass_it_on() -> None:
     scripts = Path(__file__).resolve().parents[2] / "scripts"
     done = run([str(scripts / "swap-down"), "/nowhere/zcache"], "<&- >&- 2>&-")
     assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def full_pipe() -> tuple[int, int]:
+    """The ends of one that does not block, as a parent that is Node gives it."""
+    read_end, write_end = os.pipe2(os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write_end, bytes(65536))
+    return read_end, write_end
+
+
+@pytest.mark.parametrize("amount", ["little", "much"])
+def test_a_full_pipe_that_does_not_block_stops_nothing(amount: str) -> None:
+    """Of a command that is run for what it does."""
+    read_end, write_end = full_pipe()
+    try:
+        for is_stderr in (False, True):
+            done = subprocess.run(
+                [sys.executable, "-c", PROGRAM, amount, "None"],
+                stdout=write_end,
+                stderr=write_end if is_stderr else subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+            assert (done.returncode, done.stderr) == (7, None if is_stderr else "complaint\n")
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+@pytest.mark.parametrize("amount", ["little", "much"])
+def test_a_full_pipe_is_waited_for_by_a_command_that_is_run_for_what_it_prints(amount: str) -> None:
+    read_end, write_end = full_pipe()
+    command = [sys.executable, "-c", PROGRAM, amount, "42"]
+    with subprocess.Popen(command, stdout=write_end, stderr=subprocess.PIPE, text=True) as program:
+        os.close(write_end)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.wait(1)  # it finds it full, and does not end
+        os.set_blocking(read_end, True)
+        with os.fdopen(read_end, "rb") as reader:
+            printed = reader.read().lstrip(b"\0")
+        assert program.stderr and program.stderr.read() == "complaint\n"
+    assert program.returncode == 7
+    assert printed == (b"x" * 100_000 if amount == "much" else b"little") + b"\n"
+
+
+class Unprintable:
+    """A standard output, when memory has run out, say."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def write(self, _text: str) -> int:
+        raise self.error
+
+    def flush(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("command", [up, down, upgrade])
+@pytest.mark.parametrize("error", [BlockingIOError(11, "full"), ValueError("closed"), MemoryError(), RuntimeError()])
+def test_no_report_stops_a_command_half_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: ModuleType, error: Exception
+) -> None:
+    done: list[str] = []
+
+    def work(*arguments: object, **_: object) -> float:
+        for report in filter(callable, arguments[:2]):
+            report("half-way")
+            done.append("all")
+        return 1.0
+
+    (tmp_path / "zcache").mkdir(mode=0o700)
+    monkeypatch.setattr(sleep_units, "guard", lambda report: report("half-way"))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(StateFolder, "locked", lambda _self: contextlib.nullcontext())
+    monkeypatch.setattr(swapoff, "lock_memory", lambda: False)
+    if command is down:
+        monkeypatch.setattr(down, "run", lambda _folder, report, **_: work(report))
+    else:
+        monkeypatch.setattr(command, "run" if command is up else "upgrade", work)
+    monkeypatch.setattr(sys, "stdout", Unprintable(error))
+    monkeypatch.setattr(Unprintable, "isatty", lambda _self: False, raising=False)
+    option = ["--state-folder"] if command is up else []
+    assert command.main([*option, str(tmp_path / "zcache")]) == 0
+    assert done == ["all"]
+
+
+def test_a_signal_is_no_trouble_with_printing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Unprintable(Interrupted(signal.SIGINT)))
+    with pytest.raises(Interrupted):
+        up._print("swap is on")
+
+
+def test_every_line_of_swap_upgrade_says_whose_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def replace(_folder: StateFolder, report: Callable[[str], None] = print) -> float:
+        report("replacing server number 1")
+        return 1.0
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(upgrade, "upgrade", replace)
+    monkeypatch.setattr(sleep_units, "guard", lambda report: report("warning: systemd does not answer"))
+    assert upgrade.main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all(line.startswith("swap-upgrade: ") for line in lines)

@@ -174,7 +174,7 @@ def test_a_backing_file_is_where_its_caller_means(tmp_path: Path, monkeypatch: p
 def test_ctrl_c_in_swap_upgrade_is_one_line(
     folder: StateFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(_folder: StateFolder) -> float:
+    def interrupted(*_: object) -> float:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(upgrade, "upgrade", interrupted)

@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
         return 1
 
     def report(line: str) -> None:
-        print(f"swap-down: {line}", flush=True)
+        standard_streams.say(f"swap-down: {line}")
 
     try:
         with Interruption():

@@ -406,7 +406,7 @@ def _with_absolute_path(parameter: str) -> str:
 
 
 def _print(line: str) -> None:
-    print(f"swap-up: {line}", flush=True)
+    standard_streams.say(f"swap-up: {line}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

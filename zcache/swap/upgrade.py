@@ -65,6 +65,10 @@ def upgrade(folder: StateFolder, report: Callable[[str], None] = print) -> float
         os.close(descriptor)
 
 
+def _report(line: str) -> None:
+    standard_streams.say(f"swap-upgrade: {line}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 replaced, 1 not and a line says why, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="swap-upgrade", description="Replace a running zcache server by this code.")
@@ -76,15 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not folder.path.is_dir():
             raise SwapError(f"no swap is up in {folder.path}")
         with folder.locked():
-            seconds = upgrade(folder)
-            sleep_units.guard(print)  # a swap of before there was that has none
+            seconds = upgrade(folder, _report)
+            sleep_units.guard(_report)  # a swap of before there was that has none
     except (SwapError, EnvironmentProblem, OSError) as error:
         print(f"swap-upgrade: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("swap-upgrade: not waited for: the keeper may replace the server yet", file=sys.stderr)
         return 128 + signal.SIGINT
-    print(f"swap-upgrade: the new server serves, after {seconds:.1f} s")
+    _report(f"the new server serves, after {seconds:.1f} s")
     return 0
 
 
