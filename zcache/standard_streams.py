@@ -33,9 +33,17 @@ class OutputLost(OSError):
 
 def open_missing() -> None:
     """Give descriptors 0 to 2 that are closed something that can be read (it ends at once), and not written."""
-    while (descriptor := os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)) <= 2:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
+    with contextlib.suppress(OSError):  # as many are open as may be: then these are, too
+        while (descriptor := _open_nothing()) <= 2:
+            os.set_inheritable(descriptor, True)
+        os.close(descriptor)
+
+
+def _open_nothing() -> int:
+    """A pipe that nobody writes to: it is there without a /dev, too."""
+    reader, writer = os.pipe()
+    os.close(writer)
+    return reader
 
 
 def run(name: str, main: Callable[[], int], lost_output: int | None = None) -> int:

@@ -70,6 +70,34 @@ def test_a_command_that_is_run_for_what_it_does(amount: str, streams: str) -> No
     assert done.stdout == "7\n" and done.stderr in ("", "complaint\n")
 
 
+@pytest.mark.parametrize("streams, status", [(">/dev/null", 7), (">&-", 42), ("<&- >&- 2>&-", 42), ("2>&-", 7)])
+def test_a_root_without_dev_null(streams: str, status: int) -> None:
+    program = PROGRAM.replace("import os, sys", "import os, sys; os.devnull = '/nowhere/null'")
+    done = run([sys.executable, "-c", program, "little", "42"], streams)
+    assert done.stdout.splitlines()[-1] == str(status) and "Traceback" not in done.stderr
+
+
+#: `zcache sleep`, but for what it does to the machine.
+SLEEP = """
+import sys
+from zcache import cli
+from zcache.swap import sleep
+def command(moment, is_hibernation=False):
+    print(f"zcache sleep {moment}: 3 control groups frozen", flush=len(sys.argv) > 3)
+    return {"pre": 0, "post": 1}[moment]
+sleep.command = command
+sys.exit(cli.command())
+"""
+
+
+@pytest.mark.parametrize("streams", [">/dev/null", ">&-", ">/dev/full", ">&BROKEN", "<&- >&- 2>&-"])
+def test_zcache_sleep_is_run_for_what_it_does(streams: str) -> None:
+    """Or `zcache sleep pre && echo mem > /sys/power/state` would leave everything frozen."""
+    for words, status in ((["pre"], 0), (["pre", "--hibernate"], 0), (["post"], 1)):
+        done = run([sys.executable, "-c", SLEEP, "sleep", *words], streams)
+        assert (done.stdout, done.stderr) == (f"{status}\n", "")
+
+
 @pytest.mark.parametrize("streams", [">&-", ">/dev/full", "<&- >&- 2>&-", "2>/dev/full", ">/dev/full 2>&1"])
 @pytest.mark.parametrize(
     "module, words, status",
