@@ -92,6 +92,19 @@ def test_what_has_taken_its_place_stays(tmp_path: Path, change: Callable[[Path],
     assert os.path.lexists(path)
 
 
+def test_what_another_server_uses_by_now_stays(tmp_path: Path) -> None:
+    """Of a swap that died whole: somebody serves its file by hand, or from another state folder."""
+    path = tmp_path / "swap"
+    below = made(path)
+    serve(path)
+    tier = BackingFile.open(path, needed_bytes=65536, new_bytes=65536, frame_bytes=4096, force=False)
+    for even_if_kept in (False, True):
+        said = backing.remove(below, even_if_kept)
+        assert said == f"backing {path}: left as it is, for another server uses it" and path.exists()
+    tier.close()
+    assert backing.remove(below) == f"backing {path}: removed" and not path.exists()
+
+
 def test_what_cannot_be_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "swap"
     below = made(path)

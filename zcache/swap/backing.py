@@ -1,13 +1,16 @@
 """The file below a swap, when swap-up has made it: so swap-down removes it.
 
 swap-up makes it empty, before the server starts, and notes which file that is; the server allocates it. A block device,
-or a file that was there before, is never removed; nor is one that has taken the place of ours. What is left after a
-power cut bears zcache's header, and the next swap-up takes it, as one that was there before.
+or a file that was there before, is never removed; nor is one that has taken the place of ours, or that another server
+has taken since (it holds the lock of `BackingFile`). What is left after a power cut bears zcache's header, and the next
+swap-up takes it, as one that was there before.
 """
 
+import contextlib
+import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from zcache.swap.state import Backing
@@ -45,13 +48,17 @@ def remove(backing: Backing, even_if_kept: bool = False) -> str:
     try:
         # What lies in this folder now, whatever becomes of the path to it.
         path = Path(backing.path)
-        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            if not _is_the_one(backing, path.name, folder):
+        with (
+            _opened(path.parent, os.O_PATH | os.O_DIRECTORY) as folder,
+            # To write, or NFS would not lock it.
+            _opened(path.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, folder) as file,
+        ):
+            if not _is_the_one(backing, file):
                 return f"{what}: left as it is, for it is not the file that swap-up made"
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.unlink(path.name, dir_fd=folder)
-        finally:
-            os.close(folder)
+    except BlockingIOError:
+        return f"{what}: left as it is, for another server uses it"
     except FileNotFoundError:
         return f"{what}: was removed before"
     except OSError as error:
@@ -59,16 +66,21 @@ def remove(backing: Backing, even_if_kept: bool = False) -> str:
     return f"{what}: removed"
 
 
-def _is_the_one(backing: Backing, name: str, folder: int) -> bool:
+@contextlib.contextmanager
+def _opened(path: Path | str, flags: int, folder: int | None = None) -> Iterator[int]:
+    descriptor = os.open(path, flags | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _is_the_one(backing: Backing, file: int) -> bool:
     """By its number, which a new file may be given when the old one is gone: so by what it holds, too."""
     from zcache.tiers.backing_file import HEADER  # late: the swap is off by now
 
-    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or (found.st_dev, found.st_ino) != (backing.device, backing.inode):
-            return False
-        begin = os.pread(descriptor, len(HEADER), 0)
-        return begin in (HEADER, bytes(len(begin)))  # blank: the server had not come so far
-    finally:
-        os.close(descriptor)
+    found = os.fstat(file)
+    if not stat.S_ISREG(found.st_mode) or (found.st_dev, found.st_ino) != (backing.device, backing.inode):
+        return False
+    begin = os.pread(file, len(HEADER), 0)
+    return begin in (HEADER, bytes(len(begin)))  # blank: the server had not come so far
