@@ -4,15 +4,18 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from zcache import cli
-from zcache.swap import cgroup, outside
+from zcache.swap import area, cgroup, outside, sleep_units, up
 from zcache.swap.cgroup import SwaplessGroup
+from zcache.swap.error import SwapError
 from zcache.swap.process import identify
 from zcache.swap.state import StateFolder, SwapState
+from zcache.swap.up import Buildup, Options
 
 
 def test_where_there_is_no_cgroup_v2_nothing_is_made_and_it_says_so(tmp_path: Path) -> None:
@@ -113,13 +116,55 @@ def test_a_group_without_a_limit_is_none_to_watch(root: Path) -> None:
 
 
 def test_a_scope_is_wanted_where_systemd_runs_and_has_made_no_group_for_us(root: Path, tmp_path: Path) -> None:
-    systemd = tmp_path / "systemd"
-    assert not cgroup.needs_scope(root, systemd)
-    systemd.mkdir()
-    assert cgroup.needs_scope(root, systemd)  # this process is in no such group
+    run = tmp_path / "run"
+    assert not cgroup.needs_scope(root, run)
+    (run / "systemd/system").mkdir(parents=True)
+    assert cgroup.needs_scope(root, run)  # this process is in no such group
     command = cgroup.scope("srv-my swap@1")
     assert command[:2] == ["systemd-run", "--scope"] and "--unit=srv-my_swap_1.scope" in command and command[-1] == "--"
     assert {"MemorySwapMax=0", "SendSIGKILL=no", "OOMPolicy=continue"} <= set(command)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Buildup, list[str]]:
+    """One with systemd, and what it reports."""
+    said: list[str] = []
+    monkeypatch.setattr(cgroup, "needs_scope", lambda: True)
+    monkeypatch.setattr(area, "run", lambda _command: None)
+    return Buildup(Options(), StateFolder(tmp_path / "zcache"), said.append), said
+
+
+@pytest.mark.parametrize("looks", [0, 3, 1 << 30])
+def test_a_scope_whose_name_is_still_taken_is_waited_for_and_then_has_another_name(
+    machine: tuple[Buildup, list[str]], monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    """swap-down has ended, and PID 1 has not seen it yet; or something is left in it. systemd-run would fail."""
+    asked: list[str] = []
+
+    def show(words: Sequence[str]) -> str:
+        assert words[:3] == ["show", "--property=LoadState", "--value"]
+        asked.append(words[3])
+        return "loaded\n" if len(asked) <= looks else "not-found\n"
+
+    monkeypatch.setattr(up, "SCOPE_SECONDS", 0.0 if looks > 3 else 60.0)
+    monkeypatch.setattr(sleep_units.is_free, "__defaults__", (show,))
+    [unit] = [word.removeprefix("--unit=") for word in machine[0]._scope() if word.startswith("--unit=")]
+    name = machine[0]._folder.cgroup
+    assert set(asked) == {cgroup.scope_unit(name)} and (len(asked) == looks + 1 or looks > 3)
+    assert unit == cgroup.scope_unit(f"{name}-{os.getpid()}" if looks > 3 else name)
+    assert machine[1] == []
+
+
+def test_a_keeper_without_a_scope_is_explained(
+    machine: tuple[Buildup, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(command: Sequence[str]) -> None:
+        assert any(word.endswith(f"-trial-{os.getpid()}.scope") for word in command)  # of no other swap-up
+        raise SwapError("systemd-run failed: Access denied")
+
+    monkeypatch.setattr(area, "run", refuse)
+    assert machine[0]._scope() == []
+    assert "Access denied" in machine[1][0] and "the keeper puts it back" in machine[1][0]
 
 
 def test_status_is_degraded_when_the_limit_is_gone(

@@ -22,8 +22,7 @@ from typing import Final
 
 ROOT: Final = Path("/sys/fs/cgroup")
 OWN: Final = Path("/proc/self/cgroup")
-#: Is there where systemd is the init: sd_booted(3).
-SYSTEMD: Final = Path("/run/systemd/system")
+RUN: Final = Path("/run")
 LIMIT: Final = "memory.swap.max"
 
 #: Of the scope. (Not delegated: that would switch all controllers on for its neighbours, and nothing is made in it.) It
@@ -45,16 +44,25 @@ SCOPE: Final = (
 SPARED: Final = ("user.oomd_omit", "user.survive_final_kill_signal")
 
 
+def scope_unit(name: str) -> str:
+    """As systemd spells the scope of that name."""
+    return re.sub(r"[^\w:.-]", "_", name, flags=re.ASCII) + ".scope"
+
+
 def scope(name: str) -> list[str]:
     """What to put before a command that shall run in a scope of that name, as the process that it is."""
-    unit = re.sub(r"[^\w:.-]", "_", name, flags=re.ASCII) + ".scope"
     properties = [word for each in SCOPE for word in ("-p", each)]
-    return ["systemd-run", "--scope", "--quiet", "--collect", f"--unit={unit}", *properties, "--"]
+    return ["systemd-run", "--scope", "--quiet", "--collect", f"--unit={scope_unit(name)}", *properties, "--"]
 
 
-def needs_scope(root: Path = ROOT, systemd: Path = SYSTEMD) -> bool:
+def is_systemd(run: Path = RUN) -> bool:
+    """Whether it is what runs this machine (sd_booted(3))."""
+    return (run / "systemd/system").is_dir()
+
+
+def needs_scope(root: Path = ROOT, run: Path = RUN) -> bool:
     """Whether systemd runs, and has not put us into a group that will do."""
-    return systemd.is_dir() and not is_swapless(root)
+    return is_systemd(run) and not is_swapless(root)
 
 
 def enter_swapless(name: str, root: Path = ROOT) -> str | None:

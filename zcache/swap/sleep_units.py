@@ -19,11 +19,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from zcache.swap import hibernation, sysctls
+from zcache.swap import cgroup, hibernation, sysctls
 from zcache.swap.error import SwapError
 from zcache.swap.state import StateFolder
 
-RUN: Final = Path("/run")
 UNITS: Final = ("suspend", "hibernate", "hybrid-sleep", "suspend-then-hibernate")
 #: Late in the order of names, for the last one counts.
 NAME: Final = "zz-zcache.conf"
@@ -60,20 +59,20 @@ def _files(run: Path, may_hibernate: bool) -> dict[Path, str | None]:
     return {**units, run / "systemd/sleep.conf.d" / NAME: None if may_hibernate else NO_HIBERNATION}
 
 
-def is_systemd(run: Path = RUN) -> bool:
-    """Whether it is what runs this machine (sd_booted(3))."""
-    return (run / "systemd/system").is_dir()
-
-
 Tell = Callable[[Sequence[str]], str]
 
 
-def _systemctl(words: Sequence[str]) -> str:
+def systemctl(words: Sequence[str]) -> str:
     """What it says; nothing, if it does not answer."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(["systemctl", *words], capture_output=True, text=True, timeout=TOOL_SECONDS, check=False)
         return done.stdout if done.returncode == 0 or words[0] == "is-system-running" else ""
     return ""
+
+
+def is_free(unit: str, tell: Tell = systemctl) -> bool:
+    """Whether systemd has no unit of that name, nor keeps one that has ended."""
+    return tell(["show", "--property=LoadState", "--value", unit]).strip() == "not-found"
 
 
 def guard(report: Callable[[str], None]) -> None:
@@ -109,9 +108,9 @@ def _may_hibernate() -> bool:
     return all(state and state.may_hibernate for state in states)
 
 
-def put(may_hibernate: bool, run: Path = RUN, tell: Tell = _systemctl) -> None:
+def put(may_hibernate: bool, run: Path = cgroup.RUN, tell: Tell = systemctl) -> None:
     """Does nothing without systemd. Raises `OSError`."""
-    if not is_systemd(run):
+    if not cgroup.is_systemd(run):
         return
     is_new = False
     for path, text in _files(run, may_hibernate).items():
@@ -127,9 +126,9 @@ def put(may_hibernate: bool, run: Path = RUN, tell: Tell = _systemctl) -> None:
         tell(["daemon-reload"])
 
 
-def remove(run: Path = RUN, tell: Tell = _systemctl) -> None:
+def remove(run: Path = cgroup.RUN, tell: Tell = systemctl) -> None:
     """Folders that are empty then go, too."""
-    if not is_systemd(run):
+    if not cgroup.is_systemd(run):
         return
     was_there = [_remove(path) for path in _files(run, False)]
     if any(was_there) and tell(["is-system-running"]).strip() != "stopping":

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from zcache import standard_streams
 from zcache.swap import area, backing, cgroup, keeper_process, nbd_device, neighbours, sleep_units, sysctls
@@ -27,6 +28,9 @@ from zcache.swap.nbd_device import NbdDevice
 from zcache.swap.proc_swaps import ProcSwaps
 from zcache.swap.process import ProcessIdentity
 from zcache.swap.state import DEFAULT_FOLDER, Backing, StateFolder, SwapState
+
+#: For systemd to forget the scope of a swap that has ended; the next one has another name then.
+SCOPE_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,25 @@ class Buildup:
         if not cgroup.needs_scope():
             return []
         try:
-            area.run([*cgroup.scope(f"{self._folder.cgroup}-trial"), "true"])
+            area.run([*cgroup.scope(f"{self._folder.cgroup}-trial-{os.getpid()}"), "true"])
         except SwapError as error:
-            self._report(f"note: no scope of systemd's for the keeper, which makes a control group itself: {error}")
+            self._report(
+                f"note: systemd gives the keeper no scope ({error}), so it makes a control group itself; systemd may "
+                "take that group's limit on swap away, and the keeper puts it back within a second"
+            )
             return []
-        return cgroup.scope(self._folder.cgroup)
+        return cgroup.scope(self._scope_name())
+
+    def _scope_name(self) -> str:
+        """One that is free. That of the swap before is until systemd has seen its end, and for as long as anything is
+        left in it."""
+        name = self._folder.cgroup
+        deadline_seconds = time.monotonic() + SCOPE_SECONDS
+        while not sleep_units.is_free(cgroup.scope_unit(name)):
+            if time.monotonic() > deadline_seconds:
+                return f"{name}-{os.getpid()}"
+            time.sleep(0.1)
+        return name
 
     def wait_for_server(self) -> None:
         assert self._keeper is not None
