@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from zcache import cli
-from zcache.swap import area, cgroup, outside, sleep_units, up
+from zcache.swap import area, cgroup, keeper, outside, sleep_units, up
 from zcache.swap.cgroup import SwaplessGroup
 from zcache.swap.error import SwapError
 from zcache.swap.process import identify
@@ -109,6 +109,11 @@ def refuse(*_: object) -> bytes:
     raise OSError(errno.ENODEV, "No such device")
 
 
+def test_the_keeper_says_in_these_words_that_it_has_no_limit() -> None:
+    """Status looks for them in its log; older keepers, which are running, have used the same."""
+    assert outside.NO_LIMIT in Path(keeper.__file__).read_text()
+
+
 def test_a_group_without_a_limit_is_none_to_watch(root: Path) -> None:
     (root / "own").write_text("0::/\n")
     with pytest.raises(FileNotFoundError):
@@ -172,20 +177,27 @@ def test_status_is_degraded_when_the_limit_is_gone(
 ) -> None:
     folder = StateFolder(tmp_path / "zcache")
     folder.create()
-    keeper = identify(os.getpid())
-    assert keeper
-    folder.save(SwapState(keeper))
+    own = identify(os.getpid())
+    assert own
+    folder.save(SwapState(own))
     shown: dict[str, object] = {"state": "ok", "reasons": [], "pid": os.getpid(), "backing": None}
 
     monkeypatch.setattr(outside.troubles, "__defaults__", (root, Path("/proc")))
     monkeypatch.setattr(cli, "ask", lambda _path, _command: dict(shown))
     monkeypatch.setattr(sys, "argv", ["zcache", "status", "--json", "--control", str(folder.control)])
-    for is_set, state, count in ((True, "ok", 0), (False, "degraded", 2)):
+    for is_set, state, count in ((True, "ok", 0), (False, "degraded", 1)):
         monkeypatch.setattr(cgroup, "is_swapless", lambda _root, _own, is_set=is_set: is_set)
         assert cli.main() == 0
         said = json.loads(capsys.readouterr().out)
         assert (said["state"], len(said["reasons"])) == (state, count)
-    assert "the control group of the keeper" in said["reasons"][0] and "memory.swap.max=0" in said["reasons"][0]
+    both = f"the control group of the keeper (pid {os.getpid()}) and the server (pid {os.getpid()}) has lost"
+    assert both in said["reasons"][0] and "memory.swap.max=0" in said["reasons"][0]
+    folder.log.write_text(f"zcache keeper: {outside.NO_LIMIT}/sys/fs/cgroup/run-zcache: Read-only file system\n")
+    assert cli.main() == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "ok"  # and the keeper puts nothing back
+    folder.log.write_text("zcache keeper: all is well\n")
+    assert cli.main() == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "degraded"
     folder.remove()  # a server that is not swap-up's
     assert cli.main() == 0
     assert json.loads(capsys.readouterr().out)["state"] == "ok"

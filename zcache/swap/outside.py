@@ -8,6 +8,8 @@ from zcache.swap import cgroup, process, sysctls
 from zcache.swap.error import SwapError
 from zcache.swap.state import StateFolder
 
+#: In what the keeper says at its start when it could not enter a group with a limit (keeper.py).
+NO_LIMIT: Final = "WARNING: a server that starts when memory is short may be swapped out, to itself: "
 _PROC: Final = Path("/proc")
 
 
@@ -20,11 +22,25 @@ def troubles(folder: StateFolder, server_pid: int, root: Path = cgroup.ROOT, pro
     if state is None or not process.is_running(state.keeper, proc):
         return []
     found = sysctls.changed(folder.state)
-    if not (root / "cgroup.controllers").exists():  # the server said at its start that there is no such group
-        return found
-    return found + [
-        f"the control group of the {name} (pid {pid}) does not say {cgroup.LIMIT}=0: what starts there when memory is "
-        f"short may be swapped out, to itself; the keeper puts it back if it can ({folder.log} says why it cannot)"
+    exposed = [
+        f"{name} (pid {pid})"
         for name, pid in (("keeper", state.keeper.pid), ("server", server_pid))
         if not cgroup.is_swapless(root, proc / str(pid) / "cgroup")
     ]
+    if not exposed or not (root / "cgroup.controllers").exists() or _had_no_limit(folder):
+        return found
+    return [
+        *found,
+        f"the control group of the {' and the '.join(exposed)} has lost {cgroup.LIMIT}=0: a server that starts now may "
+        "be swapped out to the swap that it is to serve, and hang. The keeper sets it again within a second. If this "
+        f"line stays, it could not ({folder.log} says why), or is of an older version: run swap-down, then swap-up",
+    ]
+
+
+def _had_no_limit(folder: StateFolder) -> bool:
+    """Whether the keeper could have none at its start (no cgroup v2, a container where it is read-only). It said so
+    then, in words that all versions have used, and there is nothing to put back."""
+    try:
+        return NO_LIMIT in folder.log.read_text(errors="replace")
+    except OSError:
+        return False
