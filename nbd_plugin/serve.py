@@ -10,10 +10,8 @@
 - Without a keeper, a process of ours watches the start from outside (`start_guard`).
 """
 
-import contextlib
 import os
 import resource
-import socket
 import sys
 import sysconfig
 from pathlib import Path
@@ -23,6 +21,7 @@ from nbd_plugin.start_guard import leave_guard
 from zcache import standard_streams
 from zcache.errors import BadInput
 from zcache.hardening import limits
+from zcache.sockets import remove_if_dead
 from zcache.steps import VARIABLE, Steps
 
 #: For each connection. With a second one, nbdkit aborts when a client goes away while both write to it (1.32.4 to
@@ -83,19 +82,12 @@ def remove_dead_socket(options: list[str]) -> None:
     """nbdkit leaves its Unix socket behind when it ends, and then refuses to start on it. Removed if nobody answers
     there."""
     for path in arguments_of(options, "-U", "--unix"):
-        with contextlib.suppress(OSError):  # a folder that we may not enter: nbdkit will say so
-            if not Path(path).is_socket():
-                continue
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                probe.setblocking(False)
-                try:
-                    probe.connect(path)
-                except ConnectionRefusedError:
-                    Path(path).unlink()
-                except BlockingIOError:
-                    pass  # alive, and busy
-                except PermissionError:
-                    sys.exit(f"zcache: {path}: a socket of another user's is there; give another path with -U")
+        try:
+            remove_if_dead(Path(path))
+        except PermissionError:
+            sys.exit(f"zcache: {path}: a socket of another user's is there; give another path with -U")
+        except OSError:  # nbdkit will say what is wrong
+            continue
 
 
 def guard_start(options: list[str], parameters: list[str]) -> None:

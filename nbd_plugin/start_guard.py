@@ -12,12 +12,12 @@ import contextlib
 import os
 import select
 import signal
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
 from zcache.hardening.log_pipe import say
+from zcache.sockets import remove_if_dead
 from zcache.steps import StepsWatch
 
 #: A server that was killed is gone by then; one in the middle of a transfer to a disk that hangs may not be.
@@ -103,14 +103,8 @@ def _has_ended(pidfd: int, seconds: float) -> bool:
 
 def _clear_away(watch: StepsWatch, sockets: Sequence[Path], pid_file: Path | None) -> None:
     for path in sockets:
-        if not path.is_socket():  # connect(2) says of any other file, too, that nobody listens
-            continue
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            try:
-                probe.connect(str(path))
-            except ConnectionRefusedError:
-                path.unlink()
+        with contextlib.suppress(OSError):
+            remove_if_dead(path)
     for path in watch.made:
         with contextlib.suppress(OSError):
             path.unlink()

@@ -22,6 +22,7 @@ from zcache.control_client import REQUEST_BYTES
 from zcache.errors import BadInput, Imbalance
 from zcache.hardening.own_thread import OwnThread
 from zcache.settings import Settings
+from zcache.sockets import remove_if_dead
 from zcache.status import gather_objects
 from zcache.store import Store
 
@@ -78,13 +79,14 @@ class ControlSocket:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        if path.is_socket():
-            try:
-                if _is_alive(path):
-                    raise BadInput(f"control={path}: another server answers there; give each server a path of its own")
-                path.unlink()
-            except PermissionError:
-                raise BadInput(f"control={path}: a socket of another user's is there; give another path") from None
+        try:
+            is_alive = remove_if_dead(path)
+        except PermissionError:
+            raise BadInput(f"control={path}: a socket of another user's is there; give another path") from None
+        except OSError as error:  # of another type, say
+            raise BadInput(f"control={path}: {error.strerror or error}; give another path") from None
+        if is_alive:
+            raise BadInput(f"control={path}: another server answers there; give each server a path of its own")
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:
@@ -190,16 +192,3 @@ def _answer(commands: Commands, request: bytes) -> bytes:
     except Exception as error:  # the thread must live to answer the next one
         answer = {"error": f"{type(error).__name__}: {error}"}
     return json.dumps(answer).encode() + b"\n"
-
-
-def _is_alive(path: Path) -> bool:
-    """Whether somebody listens; a listener that is busy (EAGAIN) does, too."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except BlockingIOError:
-            return True
-        return True

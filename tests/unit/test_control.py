@@ -259,12 +259,20 @@ def test_another_users_socket_is_refused_in_one_line(tmp_path: Path, monkeypatch
     def denied(_path: Path) -> bool:
         raise PermissionError
 
-    monkeypatch.setattr(control_module, "_is_alive", denied)
+    monkeypatch.setattr(control_module, "remove_if_dead", denied)
     with socket.socket(socket.AF_UNIX) as theirs:
         theirs.bind(str(tmp_path / "control"))
         with pytest.raises(BadInput, match="another user's"):
             ControlSocket(tmp_path / "control")
     assert (tmp_path / "control").exists()
+
+
+def test_a_socket_of_another_type_is_refused_in_one_line(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind(str(tmp_path / "control"))
+        with pytest.raises(BadInput, match="wrong type for socket; give another path"):
+            ControlSocket(tmp_path / "control")
+    assert (tmp_path / "control").is_socket()
 
 
 def test_the_table_shows_every_figure_whole(

@@ -7,7 +7,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 #: From the bottom up. A module may import from its own row and from rows above it in this list, never from below it.
 LAYERS = [
-    ["zcache.kernel_page"],
+    ["zcache.kernel_page", "zcache.sockets"],
     ["zcache.backoff", "zcache.errors", "zcache.libc", "zcache.meminfo", "zcache.standard_streams", "zcache.steps"],
     ["zcache.entry", "zcache.image", "zcache.pressure", "zcache.whole_words"],
     ["zcache.sizes"],
