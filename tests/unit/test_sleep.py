@@ -14,6 +14,8 @@ from zcache.swap.taken_off import TakenOff
 
 KEEPER_PID = 700
 SERVER_PID = 701
+#: This process's: in a namespace of its own the real one may be that of a program here.
+OWN_PID = 702
 OWN = "system.slice/systemd-suspend.service"
 GIB = 1 << 30
 
@@ -97,6 +99,7 @@ class FakeMachine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     monkeypatch.setattr(os, "sync", lambda: None)
+    monkeypatch.setattr(os, "getpid", lambda: OWN_PID)
     monkeypatch.setattr(sleep, "apart", lambda work: work())
     monkeypatch.setattr(cgroup, "join", lambda _pid: None)
     monkeypatch.setattr(sleep, "QUIET_SECONDS", 0.05)
