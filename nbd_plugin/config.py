@@ -7,9 +7,8 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from nbd_plugin.exports import RESERVED
 from zcache.admission import ADMIT
@@ -52,8 +51,7 @@ MAX_CLEAN: Final = 100
 _CLEAN_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class CleanExport:
+class CleanExport(NamedTuple):
     """A disk to be served beside the device, as `clean=` names it."""
 
     name: str
@@ -64,8 +62,7 @@ class CleanExport:
         return f"{self.name}:{self.path}{':ro' if self.read_only else ''}"
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(NamedTuple):
     """What a server is to do. Sizes are bytes and whole pages."""
 
     size_bytes: int

@@ -22,9 +22,8 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from zcache import libc
 from zcache.errors import BadInput, EnvironmentProblem
@@ -58,8 +57,7 @@ ALLOCATED_BYTES: Final = 64 << 20
 NAME: Final = "zcache-image"
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(NamedTuple):
     """What fixes the layout, and what a server must agree with to go on with an image. Counts of pages, frames and RAM
     slots; `encrypt` is yes or no."""
 
@@ -108,7 +106,7 @@ class Image:
     def new(cls, descriptor: int, geometry: Geometry, page_bytes: int = KERNEL_PAGE_BYTES) -> "Image":
         """Lay out an empty memfd; raises `BadInput` if the path of the backing is too long."""
         image = cls(descriptor, geometry, page_bytes)
-        fields = {"zcache image format": FORMAT, **asdict(geometry), "secret": os.urandom(SECRET_BYTES).hex()}
+        fields = {"zcache image format": FORMAT, **geometry._asdict(), "secret": os.urandom(SECRET_BYTES).hex()}
         header = json.dumps(fields).encode() + b"\n"
         if len(header) > JSON_BYTES:
             raise BadInput(
@@ -331,7 +329,7 @@ def read_header(descriptor: int) -> dict[str, Any]:
 
 def check_header(fields: dict[str, Any], geometry: Geometry) -> None:
     """Raises `EnvironmentProblem` if an image that says this of itself was made for something else."""
-    for name, value in asdict(geometry).items():
+    for name, value in geometry._asdict().items():
         if fields.get(name) != value:
             raise EnvironmentProblem(
                 f"the image was made with {name} {fields.get(name)}, not {value}; give the same parameters"

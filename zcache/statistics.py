@@ -5,7 +5,6 @@ that a snapshot taken under the lock balances.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from typing import Final
 
 from zcache.codec import WORD
@@ -22,73 +21,73 @@ HELD_NOW: Final = (
 )
 
 
-@dataclass(slots=True)
 class Statistics:
     """What the store counts; figures that other objects hold are added by `zcache.status.gather_status`."""
 
-    # held now
-    stored_pages: int = 0  # all pages with data: zpages, raw and same-filled
-    same_filled_pages: int = 0
-    raw_pages: int = 0
-    compressed_bytes: int = 0  # of all zpages, raw ones included
-    lost_pages: int = 0
-    ephemeral_pages: int = 0  # of all pages, those with a zpage in an ephemeral pool
-    ephemeral_bytes: int = 0
+    def __init__(self) -> None:
+        # held now
+        self.stored_pages = 0  # all pages with data: zpages, raw and same-filled
+        self.same_filled_pages = 0
+        self.raw_pages = 0
+        self.compressed_bytes = 0  # of all zpages, raw ones included
+        self.lost_pages = 0
+        self.ephemeral_pages = 0  # of all pages, those with a zpage in an ephemeral pool
+        self.ephemeral_bytes = 0
 
-    # requests, in pages
-    puts: int = 0
-    gets: int = 0
-    get_misses: int = 0
-    ephemeral_puts: int = 0  # of these, of ephemeral pools
-    ephemeral_gets: int = 0
-    ephemeral_misses: int = 0
-    flush_requests: int = 0  # not in pages
-    flushes: int = 0  # those that had been something
-    object_flushes: int = 0  # objects
-    failed_puts: int = 0
-    ignored_puts: int = 0  # ephemeral puts that were not admitted, or found no room
-    partial_writes: int = 0  # requests' unaligned ends: read, modified, written
+        # requests, in pages
+        self.puts = 0
+        self.gets = 0
+        self.get_misses = 0
+        self.ephemeral_puts = 0  # of these, of ephemeral pools
+        self.ephemeral_gets = 0
+        self.ephemeral_misses = 0
+        self.flush_requests = 0  # not in pages
+        self.flushes = 0  # those that had been something
+        self.object_flushes = 0  # objects
+        self.failed_puts = 0
+        self.ignored_puts = 0  # ephemeral puts that were not admitted, or found no room
+        self.partial_writes = 0  # requests' unaligned ends: read, modified, written
 
-    # why a page was not stored compressed, or not stored
-    reject_compress_poor: int = 0  # the zpage is longer than the allocator takes: stored raw (persistent)
-    reject_mean_poor: int = 0  # ephemeral: the mean is poor, and this page makes it worse
-    reject_not_reused: int = 0  # ephemeral: nothing says that the page is used again
-    reject_no_frame: int = 0  # no frame could be had in RAM or below
+        # why a page was not stored compressed, or not stored
+        self.reject_compress_poor = 0  # the zpage is longer than the allocator takes: stored raw (persistent)
+        self.reject_mean_poor = 0  # ephemeral: the mean is poor, and this page makes it worse
+        self.reject_not_reused = 0  # ephemeral: nothing says that the page is used again
+        self.reject_no_frame = 0  # no frame could be had in RAM or below
 
-    # reclaim, in frames
-    reclaim_background: int = 0
-    reclaim_sync: int = 0
-    writeback_batches: int = 0
-    fetched_frames: int = 0  # read back from the tier below, because somebody wanted a page of them
-    readahead_frames: int = 0  # read along with them
-    readahead_hits: int = 0  # and used afterwards
-    readopted_frames: int = 0  # of both, taken back into RAM
-    packed_frames: int = 0  # of the log: what was alive in them is in fewer frames now
-    packed_pages: int = 0
-    recompressed_pages: int = 0  # those that moved with them, whether or not they became smaller, included
-    recompressed_saved_bytes: int = 0
+        # reclaim, in frames
+        self.reclaim_background = 0
+        self.reclaim_sync = 0
+        self.writeback_batches = 0
+        self.fetched_frames = 0  # read back from the tier below, because somebody wanted a page of them
+        self.readahead_frames = 0  # read along with them
+        self.readahead_hits = 0  # and used afterwards
+        self.readopted_frames = 0  # of both, taken back into RAM
+        self.packed_frames = 0  # of the log: what was alive in them is in fewer frames now
+        self.packed_pages = 0
+        self.recompressed_pages = 0  # those that moved with them, whether or not they became smaller, included
+        self.recompressed_saved_bytes = 0
 
-    # ouroboros: what was eaten, and by whom; times that there was nothing to eat
-    evicted_ephemeral_frames: int = 0
-    evicted_ephemeral_pages: int = 0
-    eph_ate_tail: int = 0  # frames that an ephemeral put ate
-    eph_ate_tail_failed: int = 0  # so the put was ignored
-    pers_ate_eph: int = 0  # frames that a persistent put ate, or a fetch
-    pers_ate_eph_failed: int = 0  # so something persistent has to be packed, or written back
+        # ouroboros: what was eaten, and by whom; times that there was nothing to eat
+        self.evicted_ephemeral_frames = 0
+        self.evicted_ephemeral_pages = 0
+        self.eph_ate_tail = 0  # frames that an ephemeral put ate
+        self.eph_ate_tail_failed = 0  # so the put was ignored
+        self.pers_ate_eph = 0  # frames that a persistent put ate, or a fetch
+        self.pers_ate_eph_failed = 0  # so something persistent has to be packed, or written back
 
-    budget_grown_frames: int = 0
-    budget_shrunk_frames: int = 0
+        self.budget_grown_frames = 0
+        self.budget_shrunk_frames = 0
 
-    # damage
-    checksum_errors: int = 0
-    decode_errors: int = 0
-    unforeseen_errors: int = 0  # of background reclaim
-    writeback_errors: int = 0  # flights that failed
-    writeback_kept_frames: int = 0  # frames of failed flights, which stayed in RAM
-    fetch_errors: int = 0
-    fetch_retries: int = 0  # frames read again within their request, after an error or a wrong seal
-    slow_writes: int = 0  # flights that took longer than a second
-    slow_reads: int = 0
+        # damage
+        self.checksum_errors = 0
+        self.decode_errors = 0
+        self.unforeseen_errors = 0  # of background reclaim
+        self.writeback_errors = 0  # flights that failed
+        self.writeback_kept_frames = 0  # frames of failed flights, which stayed in RAM
+        self.fetch_errors = 0
+        self.fetch_retries = 0  # frames read again within their request, after an error or a wrong seal
+        self.slow_writes = 0  # flights that took longer than a second
+        self.slow_reads = 0
 
     def account(self, entries: Iterable[int], ephemeral: int, sign: int) -> None:
         """Add (`sign` 1) or take away (-1) pages by their page-table entries; `ephemeral` is their pool's kind."""
@@ -121,4 +120,4 @@ class Statistics:
 
     def as_dict(self) -> dict[str, int]:
         """Every counter by name, and what follows from them."""
-        return asdict(self) | {"read_bytes": self.gets * PAGE_BYTES, "write_bytes": self.puts * PAGE_BYTES}
+        return vars(self) | {"read_bytes": self.gets * PAGE_BYTES, "write_bytes": self.puts * PAGE_BYTES}

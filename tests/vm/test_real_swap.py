@@ -8,8 +8,7 @@ from zcache.testvm import VmConfig
 from zcache.testvm.run import judge, kernel_troubles
 from zcache.testvm.vm import run_in_vm
 
-#: CPython 3.13 takes more by itself: 31,075 KiB on Debian 13, where 3.11 takes 30,494 on 12 (one run each, 2026-11-29).
-KEEPER_AND_STANDBY_KIB = (30 if sys.version_info < (3, 13) else 31) << 10
+KEEPER_AND_STANDBY_KIB = 30 << 10
 
 
 def test_the_guest_swaps_to_a_server_inside_it(tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ import contextlib
 import errno
 import re
 import resource
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from zcache import meminfo
 from zcache.errors import BadInput, ZcacheError
@@ -29,8 +28,7 @@ _STATUS: Final = Path("/proc/self/status")
 _MIB: Final = 1 << 20
 
 
-@dataclass(frozen=True)
-class Limit:
+class Limit(NamedTuple):
     """Of setrlimit(2); `option` is ulimit's."""
 
     number: int

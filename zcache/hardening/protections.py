@@ -9,9 +9,8 @@ import contextlib
 import os
 import resource
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from zcache import libc
 from zcache.errors import EnvironmentProblem
@@ -29,8 +28,7 @@ _ARG_START: Final = 45
 LEAST_PRIVILEGE: Final = "least_privilege"
 
 
-@dataclass(frozen=True, slots=True)
-class Protection:
+class Protection(NamedTuple):
     """One protection: `apply` may raise `OSError`; `holds` asks the kernel (or libc) and not our memory of having
     asked for it."""
 

@@ -2,14 +2,13 @@
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
-@dataclass(frozen=True)
-class SwapEntry:
+class SwapEntry(NamedTuple):
     path: str
     size_kib: int
     used_kib: int

@@ -19,9 +19,8 @@ import contextlib
 import os
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from zcache.kernel_page import KERNEL_PAGE_BYTES
 
@@ -39,8 +38,7 @@ MAX_PROGRAMS: Final = 8
 OTHER_ZONES: Final = ("HighMem", "Movable", "Device")
 
 
-@dataclass(frozen=True)
-class _Zone:
+class _Zone(NamedTuple):
     line: re.Pattern[str]  # its free blocks, by their order
     managed: int  # pages that the kernel gives out
     protected: int  # pages of those that it keeps from whoever could use a higher zone, as programs can

@@ -14,8 +14,8 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from zcache.swap.error import SwapError
 from zcache.swap.process import ProcessIdentity, is_pid
@@ -28,8 +28,7 @@ WITHOUT_STATE = (
 )
 
 
-@dataclass(frozen=True)
-class Backing:
+class Backing(NamedTuple):
     """The file or device below. Its numbers (st_dev, st_ino) are known of a file that swap-up has made."""
 
     path: str
@@ -42,8 +41,7 @@ class Backing:
         return self.inode is not None
 
 
-@dataclass(frozen=True)
-class SwapState:
+class SwapState(NamedTuple):
     # Who holds the image and starts the servers; it ends the server when it is told to end.
     keeper: ProcessIdentity
     # None until the kernel has been given the connection.
@@ -58,14 +56,16 @@ class SwapState:
     is_discarding: bool = False
 
     def attached_by(self, pid: int) -> "SwapState":
-        return replace(self, attached_by_pid=pid)
+        return self._replace(attached_by_pid=pid)
 
     def with_device(self, device: str) -> "SwapState":
-        return replace(self, device=device)
+        return self._replace(device=device)
 
 
 def encode(state: SwapState) -> str:
-    return json.dumps(asdict(state), indent=2) + "\n"
+    backing = state.backing and state.backing._asdict()
+    fields = state._asdict() | {"keeper": state.keeper._asdict(), "backing": backing}
+    return json.dumps(fields, indent=2) + "\n"
 
 
 def decode(text: str) -> SwapState:
