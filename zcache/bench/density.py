@@ -1,10 +1,11 @@
 """How dense the store is beside the codec's own ratio: fresh, after overwrites and trims, and when it has had time to
 itself; and what it keeps beside its frames."""
 
-import gc
+import multiprocessing
 import os
 import random
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Final
 
 from zcache import libc
@@ -13,7 +14,7 @@ from zcache.backoff import Clock
 from zcache.bench.corpus import PAGE_BYTES, Corpus
 from zcache.bench.report import Figure
 from zcache.check import check
-from zcache.codec import Codec
+from zcache.codec import Codec, parse_codec
 from zcache.recompression import REST_SECONDS
 from zcache.store import Store
 from zcache.testvm.figures import status_kib
@@ -125,18 +126,25 @@ def recompression_of(corpus: Corpus, codec: Codec, recompress: Codec) -> dict[st
 
 
 def metadata_of(corpus: Corpus, codec: Codec, allocator: str) -> dict[str, Figure]:
-    """Memory that the process takes beside the RAM slots, for each page that is written."""
-    data = memoryview(b"".join(corpus.pages[:32]))
-    store = Store(budget_bytes=budget_for(allocator, METADATA_PAGES), codec=codec, allocator=allocator)
+    """Memory that a process takes beside the RAM slots, for each page that is written.
+
+    In a process of its own: what others have left in this one may be given back in the middle, a MiB at a time.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        grown_bytes = pool.submit(_grown_bytes, b"".join(corpus.pages[:32]), codec.name, allocator).result()
+    return {"allocator": allocator, "pages": METADATA_PAGES, "bytes a page": grown_bytes / METADATA_PAGES}
+
+
+def _grown_bytes(data: bytes, codec: str, allocator: str) -> int:
+    """By which this process grows when `data` is put until there are `METADATA_PAGES`."""
+    store = Store(budget_bytes=budget_for(allocator, METADATA_PAGES), codec=parse_codec(codec), allocator=allocator)
     thing = store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, 4 * METADATA_PAGES)
     libc.populate(store.frames.ram_view)
-    store.put(thing, 0, data)
-    gc.collect()  # earlier stores, which are in cycles
+    store.put(thing, 0, memoryview(data))
     before_kib = status_kib(os.getpid(), "RssAnon")
     for first in range(0, METADATA_PAGES, 32):
-        store.put(thing, first, data)
-    grown_bytes = (status_kib(os.getpid(), "RssAnon") - before_kib) << 10
-    return {"allocator": allocator, "pages": METADATA_PAGES, "bytes a page": grown_bytes / METADATA_PAGES}
+        store.put(thing, first, memoryview(data))
+    return (status_kib(os.getpid(), "RssAnon") - before_kib) << 10
 
 
 def _put(store: Store, thing: TmemObject, pages: Sequence[bytes], indexes: Sequence[int]) -> None:
