@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from nbd_plugin.exports import RESERVED
+from zcache import group_limits
 from zcache.admission import ADMIT
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR, FALLBACK_ALLOCATOR
 from zcache.codec import LZ4, Codec, parse_codec
@@ -28,8 +29,8 @@ MAX_SIZE_BYTES: Final = (FRAME_MASK + 1) // 2 * PAGE_BYTES
 _IS_FROM_THE_KEEPER: Final = "the keeper gives it"
 KEYS: Final = {
     "size": "bytes of the device, with a suffix: 512M, 2G, 64G",
-    "budget": "bytes of RAM for pageframes, with a suffix, or a share of this machine's RAM, or a range to move in: "
-    "160M, 25%, 64M..25%",
+    "budget": "bytes of RAM for pageframes, with a suffix, or a share of the RAM of this machine or its control group, "
+    "or a range to move in: 160M, 25%, 64M..25%",
     "backing": "path of a regular file or block device that cold frames are written to; none: RAM only",
     "encrypt": "yes (default, with a backing) or no: what is written to the backing, under a key that is in RAM only",
     "codec": "lz4 (default), lz4:ACCELERATION, zstd:LEVEL",
@@ -193,7 +194,7 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
 
 
 def _parse_budget(text: str) -> tuple[int, int]:
-    return parse_budget(text, KEYS["budget"])
+    return parse_budget(text, KEYS["budget"], group_limits.rooms())
 
 
 def _budget_of(header: dict[str, Any], text: str) -> tuple[int, int]:

@@ -35,6 +35,9 @@ STACK_BYTES: Final = 512 << 10
 #: What nbdkit asks for before it has read a word: 192 MiB of memory that it never uses, libraries, and Python.
 NBDKIT_BYTES: Final = 208 << 20
 
+#: Threads of a server with a device and nothing else (`server.thread_count`), and the process that watches its start.
+LEAST_TASKS: Final = 8
+
 #: nbdkit's options whose argument is a word of its own.
 _WITH_ARGUMENT: Final = frozenset(
     """-D -e -g -i -p -P -t -U -u --debug --export --export-name --exportname --filter --group --ip-addr --ipaddr
@@ -146,6 +149,7 @@ def main() -> None:
         if not is_successor(parameters):  # which does not refuse: the pages are here already
             limits.check(mapped_bytes=NBDKIT_BYTES, private_bytes=NBDKIT_BYTES, why="for nbdkit; raise it")
             limits.check_promise(NBDKIT_BYTES, "or end other programs")
+            limits.check_tasks(LEAST_TASKS, "for the least server and a client")
         guard_start(options, parameters)
     except BadInput as refusal:
         sys.exit(f"zcache: {refusal}")

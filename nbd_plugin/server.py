@@ -22,7 +22,7 @@ from nbd_plugin.config import MAX_CLEAN, Config
 from nbd_plugin.device import Device
 from nbd_plugin.exports import Exports
 from nbd_plugin.scratch import scratch_device
-from zcache import libc, meminfo
+from zcache import group_limits, libc, meminfo
 from zcache.allocators.choice import ALLOCATORS
 from zcache.backoff import Clock
 from zcache.breathing import BREATH_SECONDS, Breathing
@@ -33,6 +33,7 @@ from zcache.entry import PAGE_BYTES
 from zcache.errors import BadInput, EnvironmentProblem, Imbalance, PageDamaged
 from zcache.hardening import Hardening, limits, threads
 from zcache.hardening.log_pipe import say
+from zcache.hardening.own_thread import try_threads
 from zcache.hardening.program import unshare
 from zcache.hardening.unused_memory import release_unused_bss
 from zcache.image import SECRET_BYTES, Geometry, Image, Signs, check_header, read_header
@@ -63,6 +64,21 @@ MAX_FILES: Final = MAX_CLEAN + 1
 
 #: What the server locks beside its budget.
 OWN_BYTES: Final = 40 << 20
+
+#: What a keeper's standby locks, of its own: the more that there must be for one, beside the server or to upgrade it.
+STANDBY_BYTES: Final = 20 << 20
+
+#: What it locks beside its budget and tables, exactly: for a control group, which may be small. Measured on 2026-11-29:
+#: 18.7 MiB of its own, 7.8 of programs, and 1.3 of the kernel's.
+EXACT_OWN_BYTES: Final = 28 << 20
+
+#: What a control group must have left, but for file cache: for socket buffers, the heap, and file cache that is being
+#: read, which the kernel cannot take back just then. (With 10 MiB left a server was killed as it sent a reply, beside a
+#: program that read a file, 8 MiB ahead.) A budget that breathes gives way when a quarter of it is used.
+SERVING_BYTES: Final = 16 << 20
+
+#: Threads for clients that are tried, and counted, at the start; each connection takes one.
+CLIENT_THREADS: Final = 2
 
 #: What one server counts for under strict overcommit, beside its image and budget: asked for once, for its heir or what
 #: replaces it. It is counted itself by then, but for 4 to 9 MiB. Measured on the host (2026-11-29): 18.2 MiB at the
@@ -98,6 +114,7 @@ class Server:
         self._hardening: Hardening | None = None
         self._signs: Signs | None = None
         self._keeper_pid: int | None = None
+        self._groups: group_limits.GroupLimits | None = None
         self._is_sharing = False  # its memory with its heir, page by page until it writes there
 
     def get_ready(self) -> None:
@@ -128,6 +145,7 @@ class Server:
                 f"budget={config.min_budget_bytes}: {available_bytes} bytes of RAM can be had now, and all of that "
                 "is locked at the start; give less, or free memory"
             )
+        self._groups = group_limits.GroupLimits()  # before the file system is given up
         self._steps.begin("opening the backing and the disks")
         self._open_files()
         self._steps.begin("making the control socket")
@@ -187,6 +205,9 @@ class Server:
         if self.config.hardening != "off":
             self._hardening = Hardening(without - {"threads", "warm_up"}, step=self._steps.begin)
             self._hardening.apply()
+        if not self.config.is_succession:  # which does not refuse, and has none to spare while nobody serves
+            self._steps.begin("trying the threads that it will need")
+            try_threads(thread_count(self.config))
         self._steps.begin("running everything once (warm-up)")
         if "warm_up" not in without:
             self._warm_up(trial_seal)
@@ -267,6 +288,8 @@ class Server:
         self.exports = Exports(Device(store, pages), {disk.name: disk for disk in self._clean})
         self._store = store
         breathing, settings = self._make_budget(store)
+        if self.config.min_budget_bytes < self.config.budget_bytes:
+            breathing.report_limit()
         if self._hardening:
             self._prove_safe(self._hardening, store)
         else:
@@ -320,6 +343,12 @@ class Server:
     def _troubles(self) -> list[str]:
         """What is wrong around the store."""
         troubles = [trouble for disk in self._clean for trouble in disk.troubles()]
+        troubles += [
+            f"{room.in_words()}, and leaves {room.available >> 20}: at its limit the kernel ends programs there; "
+            "raise it, or end some yourself"
+            for room in (self._groups.rooms() if self._groups else ())
+            if room.available < SERVING_BYTES // 2  # of what a fixed budget was started with
+        ]
         return troubles if self._keeper_pid in (None, os.getppid()) else [KEEPER_IS_GONE, *troubles]
 
     def _fault_ahead(self) -> None:
@@ -373,11 +402,18 @@ class Server:
             below_frames = self._tier.slot_count if self._tier else 0
             budget.least_frames = max(budget.least_frames, config.needed_frames - below_frames)
         budget.min_frames = min(max(budget.min_frames, budget.least_frames), store.frames.max_budget_frames)
-        settings = Settings(store, budget, signs)
+        settings = Settings(store, budget, signs, self._rooms)
         settings.take_over()
         budget.begin(signs.budget_frames if signs else 0)
         clock = Clock()
-        return Breathing(store, budget, PressureGauge(clock), clock), settings
+        gauge = PressureGauge(clock, groups=self._groups)
+        return Breathing(store, budget, gauge, clock, reserve_bytes=kept_free(config), report=_say), settings
+
+    def _rooms(self) -> list[group_limits.Room]:
+        """What control groups leave beside what they must keep."""
+        kept_bytes = kept_free(self.config)
+        rooms = self._groups.rooms() if self._groups else ()
+        return [room._replace(available=max(room.available - kept_bytes, 0)) for room in rooms]
 
     def _new_seal(self, key: bytes) -> Seal:
         if not self.config.encrypt:
@@ -492,6 +528,31 @@ def check_limits(config: Config, is_successor: bool) -> None:
         more=len(config.clean),
     )
     limits.check_promise(config.min_budget_bytes + tables_bytes + PROMISED_BYTES, "or give a smaller budget")
+    limits.check_groups(
+        {
+            "budget": config.min_budget_bytes,
+            "tables": tables_bytes,
+            "server": max(EXACT_OWN_BYTES - limits.private_bytes(), 0),
+            "room to serve in": SERVING_BYTES,
+            **({"standby": STANDBY_BYTES} if is_kept else {}),
+        },
+        "or give a smaller budget or size",
+    )
+    limits.check_tasks(thread_count(config) + (2 if is_kept else 0), "for the server and its clients")
+
+
+def thread_count(config: Config) -> int:
+    """How many threads the server will have beside its first: log, reclaim, end, upkeep, breath; what is only there if
+    it is asked for; and those of clients."""
+    optional = config.allocator == "log", config.control is not None, config.image is not None
+    return 5 + sum(optional) + CLIENT_THREADS
+
+
+def kept_free(config: Config) -> int:
+    """Of each control group's limit, in bytes: what else the server may need, and is not to give to its budget."""
+    sections = geometry_of(config, config.below_bytes // config.frame_bytes).sections()
+    tables_bytes = sum(sections.values()) - sections["ram"]
+    return SERVING_BYTES + tables_bytes + (STANDBY_BYTES if config.image is not None else 0)
 
 
 def check_succession(config: Config) -> None:

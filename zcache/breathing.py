@@ -11,11 +11,16 @@ Against swinging to and fro: what it takes to grow (an eighth is ready, or less)
 quarter) are apart, and so are the memory that must be there to grow and that below which the machine is short; steps
 are shares of what is there; and it turns round only after `HOLD_SECONDS`.
 
+A control group's limit is another matter: at it, the kernel's OOM killer ends something in the group at once, and the
+machine may have plenty. So the budget never grows into what a group must keep (`reserve_bytes`), whatever is swapped
+out, and gives way when a quarter of that is gone. Limits are looked at anew each time.
+
 Every decision that changes something is remembered, with its reason, for the status.
 """
 
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -54,6 +59,8 @@ GROWTH_AVAILABLE_SHARE: Final = 1 / 32
 PLENTY_AVAILABLE_SHARE: Final = 1 / 4
 LEAST_AVAILABLE_SHARE: Final = 1 / 128
 LEAST_GROWTH: Final = 1 / 8
+#: Less than this share of what a control group must keep, and the budget gives way.
+TIGHT: Final = 3 / 4
 
 REMEMBERED: Final = 32
 
@@ -89,13 +96,19 @@ class Breathing:
         clock: Clock,
         vmstat: Path = meminfo.VMSTAT,
         page_bytes: int = KERNEL_PAGE_BYTES,
+        reserve_bytes: int = 0,
+        report: Callable[[str], None] = lambda _line: None,
     ) -> None:
+        """`reserve_bytes` is what each control group must have left; `report` is told of limits, in a line each."""
         self._store = store
         self.budget = budget
         self._gauge = gauge
         self._clock = clock
         self._vmstat = vmstat
         self._page_bytes = page_bytes
+        self._reserve_bytes = reserve_bytes
+        self._report = report
+        self._reported: list[tuple[str, int]] = []  # the limits, as they were said last
         self._seen = self._look()
         self._rested = False  # since the last look
         self._busy_seconds = self._swapping_seconds = clock.now()  # when there were requests, or swapping to us, last
@@ -117,6 +130,7 @@ class Breathing:
 
     def _breathe(self) -> None:
         self.pressure = self._gauge.look()
+        self.report_limit()
         before, self._seen = self._seen, self._look()
         if self._rested:
             self._rested, before = False, self._seen
@@ -131,15 +145,22 @@ class Breathing:
             elif change < 0:
                 self.budget.shrink(-change, may_write)
                 self._shrank_seconds = self._clock.now()
-            is_stuck = size > self.budget.max_frames and frames.budget_frames == size
-            self.trouble = (
-                "the budget cannot shrink as was set: nothing gives way, or can be written" if is_stuck else ""
-            )
+            self.trouble = self._stuck() if frames.budget_frames == size else ""
         except OSError as error:
             self.trouble = f"the budget cannot be changed: {error.strerror}"
         if frames.budget_frames != size:
             sizes = size * frame_bytes, frames.budget_frames * frame_bytes
             self.decisions.append(Decision(time.time(), *sizes, why))
+
+    def _stuck(self) -> str:
+        """Why a budget that has not moved is not what was set; "" if it is."""
+        size, budget = self._store.frames.budget_frames, self.budget
+        if size > budget.max_frames:
+            return "the budget cannot shrink as was set: nothing gives way, or can be written"
+        tightest = self.pressure.tightest()
+        if size < budget.min_frames and tightest:
+            return f"the budget cannot grow as was set: {tightest.in_words()}, and leaves too little"
+        return ""
 
     def _look(self) -> _Seen:
         statistics = self._store.statistics
@@ -155,10 +176,15 @@ class Breathing:
         """By how many frames the budget is to change, whether frames may be written below for that, and why."""
         budget, frames = self.budget, self._store.frames
         size, clock = frames.budget_frames, self._clock
+        room = self._room_in_groups(pressure)
         if size < budget.min_frames:
-            return budget.min_frames - size, False, "it was set to be more"
+            return max(min(budget.min_frames - size, room), 0), False, "it was set to be more"
         if size > budget.max_frames:
             return budget.max_frames - size, True, "it was set to be less"
+        if size > budget.min_frames and pressure.is_tight(int(self._reserve_bytes * TIGHT)):
+            tightest = pressure.tightest()
+            assert tightest
+            return -min(max(-room, 1), size - budget.min_frames), True, f"{tightest.in_words()}, and nearly reached"
         if now.requests - before.requests > size * frames.frame_bytes // PAGE_BYTES * QUIET_SHARE:
             self._busy_seconds = clock.now()
         with self._store.lock:
@@ -167,7 +193,8 @@ class Breathing:
         may_shrink = size > budget.min_frames and clock.now() - self._grew_seconds >= HOLD_SECONDS
         if may_grow:
             growth, why = self._growth(pressure, before, now, free + giving_way)
-            if growth:
+            growth = min(growth, room)
+            if growth > 0:
                 return growth, False, why
         swapped = now.swapped - before.swapped
         if swapped and 2 * (now.swap_requests - before.swap_requests) >= swapped:
@@ -186,17 +213,42 @@ class Breathing:
         """By how many frames, and why; 0: it does not grow."""
         frames = self._store.frames
         size, frame_bytes = frames.budget_frames, frames.frame_bytes
-        spare_bytes = pressure.available_bytes - int(pressure.total_bytes * GROWTH_AVAILABLE_SHARE)
+        spare_bytes = pressure.beyond(GROWTH_AVAILABLE_SHARE)
         growth = min(int(size * GROWTH) or 1, max(spare_bytes, 0) // 2 // frame_bytes)
         is_full = now.written > before.written or ready < size * NEARLY_FULL
         if now.puts > before.puts and is_full:
-            if pressure.available_bytes > pressure.total_bytes * LEAST_AVAILABLE_SHARE:
+            if pressure.beyond(LEAST_AVAILABLE_SHARE) > 0:
                 growth = max(growth, int(size * LEAST_GROWTH), 1)
             return growth, "pages are swapped out to a full store, and memory can be had"
-        is_plenty = pressure.available_bytes > pressure.total_bytes * PLENTY_AVAILABLE_SHARE
+        is_plenty = pressure.beyond(PLENTY_AVAILABLE_SHARE) > 0
         if now.eaten > before.eaten and is_plenty and not _shortage(pressure):
             return growth, "clean data is read that has no room, and there is plenty of memory"
         return 0, ""
+
+    def _room_in_groups(self, pressure: Pressure) -> int:
+        """How many frames more the control groups leave room for; fewer than none, if their reserve is used."""
+        frames, tightest = self._store.frames, pressure.tightest()
+        if tightest is None:
+            return frames.max_budget_frames
+        return (tightest.available - self._reserve_bytes) // frames.frame_bytes
+
+    def report_limit(self) -> None:
+        """Say what limits the groups set, if any do: at the start, and when that has changed."""
+        limits = [(room.name, room.limit) for room in self.pressure.groups]
+        if limits == self._reported:
+            return
+        self._reported = limits
+        tightest = self.pressure.tightest()
+        if not tightest:
+            self._report("no control group limits the budget any more")
+            return
+        frames, budget = self._store.frames, self.budget
+        ceiling = frames.budget_frames + self._room_in_groups(self.pressure)
+        ceiling_frames = max(min(ceiling, budget.max_frames), budget.min_frames)
+        self._report(
+            f"{tightest.in_words()}: the budget grows to {ceiling_frames * frames.frame_bytes >> 20} MiB there, as "
+            f"things stand, of at most {budget.max_frames * frames.frame_bytes >> 20}"
+        )
 
     def status(self) -> dict[str, Any]:
         """Where it is, between which bounds, and the last decisions, the latest first."""
@@ -215,7 +267,7 @@ class Breathing:
                 for decision in reversed(list(self.decisions))  # which another thread adds to
             ],
             "stalled_share": None if stalled is None else round(stalled, 4),
-            "available_bytes": self.pressure.available_bytes,
+            "available_bytes": self.pressure.beyond(0),
         }
 
 

@@ -4,12 +4,13 @@ A change holds for the servers that come after this one, too, until the swap is 
 header (`image.SETTINGS`), where there is one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from zcache.admission import ADMIT
 from zcache.budget import Budget
 from zcache.errors import BadInput
+from zcache.group_limits import Room
 from zcache.image import Signs
 from zcache.sizes import parse_budget, parse_share, parse_size
 from zcache.spare_time import SHARE
@@ -19,7 +20,8 @@ from zcache.store import Store
 _SHARE_PARTS: Final = 1_000_000
 
 KEYS: Final = {
-    "budget": "a size, a share of this machine's RAM, or a range, no more than at the start: 160M, 25%, 64M..25%",
+    "budget": "a size, a share of the RAM of this machine or its control group, or a range, no more than at the start: "
+    "160M, 25%, 64M..25%",
     "low_watermark": "bytes of frames, with a suffix, or auto: fewer ready, and reclaim begins in the background",
     "high_watermark": "bytes of frames, with a suffix, or auto: as many ready, and it rests",
     "recompress_share": "a share of one processor, for what can wait: 10%",
@@ -28,12 +30,16 @@ KEYS: Final = {
 
 
 class Settings:
-    """Of one server. `signs` keeps them, if there is an image."""
+    """Of one server. `signs` keeps them, if there is an image; `rooms` is what control groups leave, now, beside what
+    they must keep."""
 
-    def __init__(self, store: Store, budget: Budget, signs: Signs | None) -> None:
+    def __init__(
+        self, store: Store, budget: Budget, signs: Signs | None, rooms: Callable[[], Iterable[Room]] = tuple
+    ) -> None:
         self._store = store
         self._budget = budget
         self._signs = signs
+        self._rooms = rooms
         self._setters: dict[str, Callable[[str], None]] = {
             "budget": self._set_budget,
             "low_watermark": lambda text: self._set_watermark("low_watermark", text),
@@ -83,7 +89,8 @@ class Settings:
 
     def _set_budget(self, text: str) -> None:
         budget, frame_bytes = self._budget, self._store.frames.frame_bytes
-        least, most = (bound // frame_bytes for bound in parse_budget(text, KEYS["budget"]))
+        rooms = tuple(self._rooms())
+        least, most = (bound // frame_bytes for bound in parse_budget(text, KEYS["budget"], rooms))
         possible = self._store.frames.max_budget_frames
         if most > possible:
             raise BadInput(
@@ -94,6 +101,13 @@ class Settings:
                 f"budget={text}: less than what size= was promised needs; "
                 f"give at least {budget.least_frames * frame_bytes >> 10}K"
             )
+        more_bytes = (least - self._store.frames.budget_frames) * frame_bytes
+        for room in rooms:
+            if more_bytes > room.available:
+                raise BadInput(
+                    f"budget={text}: {more_bytes >> 20} MiB more, and {room.in_words()}, and leaves "
+                    f"{room.available >> 20}; give less, or raise it"
+                )
         budget.min_frames, budget.max_frames = least, most
         self._keep("min_budget_frames", least)
         self._keep("max_budget_frames", most)

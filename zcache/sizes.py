@@ -5,11 +5,13 @@ Every refusal is one line: the key, what was given, what is wrong with it, and w
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Final
 
-from zcache import meminfo
+from zcache import group_limits, meminfo
 from zcache.entry import PAGE_BYTES
 from zcache.errors import BadInput
+from zcache.group_limits import Room
 
 _SUFFIXES: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE: Final = re.compile(
@@ -44,23 +46,24 @@ def parse_share(text: str) -> float | None:
     return float(text.strip()[:-1]) / 100 if _SHARE.fullmatch(text.strip()) else None
 
 
-def parse_budget(text: str, what: str) -> tuple[int, int]:
+def parse_budget(text: str, what: str, rooms: Iterable[Room] = ()) -> tuple[int, int]:
     """The bounds of a budget: two sizes with `..` between them, or one for both. Each may be a percentage of the
-    machine's RAM."""
+    machine's RAM, or of the least limit of the control groups."""
     least, is_range, most = text.partition(RANGE)
+    ram_bytes = group_limits.ram_bytes(rooms)
     if not is_range:
-        size_bytes = _parse_bound(text, text, what)
+        size_bytes = _parse_bound(text, text, what, ram_bytes)
         return size_bytes, size_bytes
-    bounds = _parse_bound(least, text, what), _parse_bound(most, text, what)
+    bounds = _parse_bound(least, text, what, ram_bytes), _parse_bound(most, text, what, ram_bytes)
     if bounds[0] > bounds[1]:
         raise BadInput(f"budget={text}: ends with less than it begins with; give the smaller one first")
     return bounds
 
 
-def _parse_bound(bound: str, text: str, what: str) -> int:
+def _parse_bound(bound: str, text: str, what: str, ram_bytes: int) -> int:
     if not bound.strip():
         raise BadInput(f"budget={text}: not a number of bytes; give {what}")
-    ram_bytes = meminfo.read_bytes("MemTotal")
+    machine_bytes = meminfo.read_bytes("MemTotal")
     if bound.strip().endswith("%"):
         share = parse_share(bound) or 0.0
         if not 0 < share <= 0.9:
@@ -70,8 +73,8 @@ def _parse_bound(bound: str, text: str, what: str) -> int:
         size_bytes = int(ram_bytes * share) // PAGE_BYTES * PAGE_BYTES
     else:
         size_bytes = parse_size("budget", bound, what)
-    if size_bytes > ram_bytes * 9 // 10:
+    if size_bytes > machine_bytes * 9 // 10:
         raise BadInput(
-            f"budget={text}: more than 90% of this machine's {ram_bytes} bytes of RAM; give less, such as 25%"
+            f"budget={text}: more than 90% of this machine's {machine_bytes} bytes of RAM; give less, such as 25%"
         )
     return size_bytes

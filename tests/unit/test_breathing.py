@@ -3,6 +3,7 @@ breathing.)"""
 
 import itertools
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,32 @@ from zcache import meminfo
 from zcache.breathing import BREATH_SECONDS, HOLD_SECONDS, Breathing
 from zcache.budget import SWEEPS, Budget
 from zcache.check import check
+from zcache.errors import BadInput
+from zcache.group_limits import GroupLimits, Room
 from zcache.pressure import PressureGauge
+from zcache.settings import Settings
 from zcache.tmem import Kind
 
 MIB = 1 << 20
+FRAME = 4096
+#: What a control group must keep.
+RESERVE_FRAMES = 100
+
+
+class FakeGroups(GroupLimits):
+    """What is left of a group's limit, which the budget takes from."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("/nowhere"), Path("/nowhere"))
+        self.limit_bytes: int | None = None
+        self.used_bytes = 0
+        self.budget_bytes: Callable[[], int] = lambda: 0
+
+    def rooms(self) -> tuple[Room, ...]:
+        if self.limit_bytes is None:
+            return ()
+        left = self.limit_bytes - self.used_bytes - self.budget_bytes()
+        return (Room(self.limit_bytes, max(left, 0), "/g/memory.max"),)
 
 
 class Machine:
@@ -34,8 +57,19 @@ class Machine:
         self.store = small_store(most, below, clock=self.clock)
         self.budget = Budget(self.store.frames, self.store.reclaimer, self.store.lock, self.store.statistics, least)
         self.budget.begin(least)
-        gauge = PressureGauge(self.clock, self._psi, self._meminfo)
-        self.breathing = Breathing(self.store, self.budget, gauge, self.clock, self._vmstat)
+        self.groups = FakeGroups()
+        self.groups.budget_bytes = lambda: self.store.frames.budget_frames * self.store.frames.frame_bytes
+        gauge = PressureGauge(self.clock, self._psi, self._meminfo, self.groups)
+        self.said: list[str] = []
+        self.breathing = Breathing(
+            self.store,
+            self.budget,
+            gauge,
+            self.clock,
+            self._vmstat,
+            reserve_bytes=RESERVE_FRAMES * self.store.frames.frame_bytes,
+            report=self.said.append,
+        )
         self.thing = new_object(self.store, 4096)
         self.clean = new_object(self.store, 4096, Kind.EPHEMERAL)
         self.next = 0
@@ -236,3 +270,63 @@ def test_the_machine_itself_can_be_looked_at() -> None:
     assert 0 < pressure.available_bytes < pressure.total_bytes
     assert pressure.stalled_share is None or 0 <= pressure.stalled_share <= 1
     assert meminfo.read_counter("pswpout") >= 0
+
+
+def test_a_group_s_limit_is_never_grown_into(machine: Machine) -> None:
+    """Though the machine has plenty, and pages are swapped out: at the limit the kernel would kill."""
+    machine.groups.limit_bytes, machine.groups.used_bytes = 1000 * FRAME, 300 * FRAME
+    sizes = [machine.breathe(puts=100) for _ in range(30)]
+    assert sizes[-1] == 600 and turns(sizes) == 0
+    assert machine.said == ["/g/memory.max is 3 MiB: the budget grows to 2 MiB there, as things stand, of at most 4"]
+
+
+def test_it_gives_way_to_what_else_grows_in_its_group(machine: Machine) -> None:
+    """Also while the machine swaps to us; but not for a little, and not below what was promised."""
+    machine.groups.limit_bytes, machine.groups.used_bytes = 1000 * FRAME, 300 * FRAME
+    for _ in range(30):
+        machine.breathe(puts=100)
+    machine.groups.used_bytes += 25 * FRAME
+    assert machine.breathe(puts=100) == 600
+    machine.groups.used_bytes += 75 * FRAME
+    assert machine.breathe(puts=100) == 500
+    assert machine.reasons()[-1] == "/g/memory.max is 3 MiB, and nearly reached"
+    machine.groups.used_bytes += 800 * FRAME
+    assert [machine.breathe(puts=100) for _ in range(6)][-1] == 64
+    check(machine.store)
+
+
+def test_a_limit_that_changes_is_looked_at_again_and_told(machine: Machine) -> None:
+    for _ in range(5):
+        machine.breathe(puts=100)
+    assert machine.said == []
+    size = machine.store.frames.budget_frames
+    machine.groups.limit_bytes = (size - 50 + RESERVE_FRAMES) * FRAME
+    assert machine.breathe(puts=100) == size - 50
+    machine.groups.limit_bytes += 400 * FRAME
+    for _ in range(40):
+        machine.breathe(puts=100)
+    assert machine.store.frames.budget_frames == size + 350
+    machine.groups.limit_bytes = None
+    machine.breathe()
+    assert len(machine.said) == 3 and machine.said[-1] == "no control group limits the budget any more"
+
+
+def test_a_budget_that_is_set_and_does_not_fit_the_group_is_not_taken(machine: Machine) -> None:
+    machine.groups.limit_bytes = (64 + RESERVE_FRAMES + 36) * FRAME
+    machine.budget.min_frames = 200
+    assert [machine.breathe() for _ in range(5)] == [100] * 5
+    assert (
+        machine.breathing.trouble == "the budget cannot grow as was set: /g/memory.max is 0 MiB, and leaves too little"
+    )
+    settings = Settings(machine.store, machine.budget, None, machine.groups.rooms)
+    with pytest.raises(BadInput, match=r"/g/memory.max is 0 MiB, and leaves 0; give less, or raise it"):
+        settings.set("budget=900K")
+    machine.groups.limit_bytes += 200 * FRAME
+    settings.set("budget=900K")
+    assert machine.budget.min_frames == 225
+
+
+def test_clean_data_is_not_kept_where_a_group_has_no_plenty(machine: Machine) -> None:
+    assert machine.breathing.pressure.beyond(0.25) == 500 * MIB - 256 * MIB
+    machine.groups.limit_bytes = 400 * FRAME
+    assert machine.breathing._gauge.look().beyond(0.25) == (400 - 64 - 100) * FRAME

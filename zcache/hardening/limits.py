@@ -1,8 +1,9 @@
 """What stands against a process that wants memory, files and threads: limits that it inherits, and strict overcommit.
 
-One table. Each limit is lifted as far as that is allowed, before anything is asked for; what is then still too low for
-what was configured is refused in one line, rather than met later, on the way to a successor. And an error of the
-kernel's (`in_words`) is put down to the limit that it came from, with what to do about it.
+One table, and the control groups that the process is in (`zcache.group_limits`). Each limit is lifted as far as that
+is allowed, before anything is asked for; what is then still too low for what was configured is refused in one line,
+rather than met later, on the way to a successor. And an error of the kernel's (`in_words`) is put down to the limit
+that it came from, with what to do about it.
 
 Strict overcommit (`vm.overcommit_memory=2`): the kernel promises no more memory than `CommitLimit`, whether or not it
 will be used. All private writable memory counts, and again in each copy made by fork(2); shared memory counts where it
@@ -16,7 +17,7 @@ import resource
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from zcache import meminfo
+from zcache import group_limits, meminfo
 from zcache.errors import BadInput, ZcacheError
 
 #: Descriptors of a server beside its clean exports: nbdkit's, ours, and of a few dozen connections.
@@ -105,6 +106,28 @@ def check_promise(needed_bytes: int, advice: str) -> None:
             )
 
 
+def check_groups(parts: dict[str, int], advice: str) -> None:
+    """Raises `BadInput` if a control group does not leave that much memory: so many bytes, by what they are for."""
+    needed_bytes = sum(parts.values())
+    tightest = min(group_limits.rooms(), key=lambda room: room.available, default=None)
+    if tightest and tightest.available < needed_bytes:
+        listed = ", ".join(f"{_mib(size_bytes)} {what}" for what, size_bytes in parts.items())
+        raise BadInput(
+            f"{tightest.in_words()}, and leaves {tightest.available // _MIB} MiB: {_mib(needed_bytes)} are needed, for "
+            f"nothing of it can be swapped out ({listed}); raise it, {advice}"
+        )
+
+
+def check_tasks(needed: int, what: str) -> None:
+    """Raises `BadInput` if a control group does not leave so many processes and threads."""
+    tightest = group_limits.least_tasks()
+    if tightest and tightest.available < needed:
+        raise BadInput(
+            f"{tightest.name} is {tightest.limit}, and leaves {tightest.available}: {needed} more threads and "
+            f"processes are needed {what}; raise it to {tightest.limit - tightest.available + needed} or more"
+        )
+
+
 def in_words(error: BaseException) -> str:
     """What an error means, and what to do about it, as far as it is one of the kernel's."""
     number = error.errno if isinstance(error, OSError) else None
@@ -115,8 +138,17 @@ def in_words(error: BaseException) -> str:
     if number == errno.EFBIG:
         return f"{_is(FILE_SIZE)}; raise it, or give a file system that holds larger files"
     if number == errno.EAGAIN or (isinstance(error, RuntimeError) and "thread" in str(error)):
-        return f"no thread or process could be started: {_is(PROCESSES)}; {_no_memory()}"
+        return f"no thread or process could be started: {_no_task()}"
     return ""
+
+
+def _no_task() -> str:
+    """Which limit on processes and threads it was, or may have been."""
+    tightest = group_limits.least_tasks()
+    of_group = f"{tightest.name} is {tightest.limit}, and leaves {tightest.available}; raise it" if tightest else ""
+    if tightest and not tightest.available:
+        return of_group
+    return f"{_is(PROCESSES)}; {_no_memory()}{f'; or {of_group}' if of_group else ''}"
 
 
 def _no_memory() -> str:
@@ -136,13 +168,23 @@ def _no_memory() -> str:
     if not words:
         with contextlib.suppress(OSError):
             available_bytes = meminfo.read_bytes("MemAvailable")
-            words.append(f"no memory: {_mib(available_bytes)} can be had; free some, or give a smaller budget")
+            least = min(group_limits.rooms(), key=lambda room: room.available, default=None)
+            if least and least.available < available_bytes:
+                where, available_bytes = f" ({least.in_words()})", least.available
+            else:
+                where = ""
+            words.append(f"no memory: {_mib(available_bytes)} can be had{where}; free some, or give a smaller budget")
     return ", or ".join(words) or "no memory; free some, or give a smaller budget"
 
 
 def _is(limit: Limit) -> str:
     soft = limit.soft()
     return f"the limit on {limit.what} (ulimit {limit.option}) is {'none' if soft is None else _amount(limit, soft)}"
+
+
+def private_bytes() -> int:
+    """What this process has in memory that is nobody else's, nor a file's."""
+    return _of_status("RssAnon")
 
 
 def _of_status(name: str) -> int:

@@ -74,6 +74,26 @@ class OwnThread:
                 self._running.release()
 
 
+def try_threads(count: int) -> None:
+    """Start so many, all there at once, which end again: raises `EnvironmentProblem` if there cannot be so many."""
+    before = _tasks()
+    gate = _thread.allocate_lock()
+
+    def wait() -> None:
+        with gate:
+            pass
+
+    started = [OwnThread("zcache-trial", wait) for _ in range(count)]
+    with gate:
+        for thread in started:
+            thread.start()
+    for thread in started:
+        thread.join()
+    deadline_seconds = time.monotonic() + BEGIN_SECONDS
+    while _tasks() - before and time.monotonic() < deadline_seconds:  # what comes next wants to be the only thread
+        time.sleep(0.001)
+
+
 def _tasks() -> set[str]:
     """The threads that there are; none if that cannot be read now."""
     try:
