@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from zcache import standard_streams
-from zcache.bench import ablation, peers, shards, soak, store
+from zcache.bench import ablation, groups, peers, shards, soak, store
 from zcache.bench.breathing import __main__ as breathing
 from zcache.bench.clean import __main__ as clean
 from zcache.bench.report import Report
@@ -28,6 +28,7 @@ BENCHMARKS = {
     "breathing": breathing.main,
     "ablation": ablation.main,
     "soak": soak.main,
+    "groups": groups.main,
 }
 
 
