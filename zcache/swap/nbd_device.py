@@ -49,6 +49,21 @@ def has_driver(devices: Path = Path("/proc/devices")) -> bool:
     return any(line.split()[1:] == ["nbd"] for line in block_devices.splitlines())
 
 
+#: Its netlink family, by which alone a device is attached, is there in the first network namespace only.
+OUT_OF_REACH = (
+    "this network namespace is not the machine's first one, from which alone the kernel's nbd driver can be reached: "
+    "run it outside (nsenter --net=/proc/1/ns/net …; a unit without PrivateNetwork=)"
+)
+
+
+def is_in_another_network(proc: Path = Path("/proc")) -> bool:
+    """Whether this process's network is not that of PID 1. False where that cannot be seen."""
+    try:
+        return not os.path.samestat(*((proc / pid / "ns/net").stat() for pid in ("self", "1")))
+    except OSError:
+        return False
+
+
 class NbdDevice:
     def __init__(self, path: str, sysfs: Path = Path("/sys/block")) -> None:
         self.path = path

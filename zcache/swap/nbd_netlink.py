@@ -16,6 +16,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
 from zcache.swap.error import SwapError
+from zcache.swap.nbd_device import OUT_OF_REACH, has_driver
 
 NBD_CMD_CONNECT, NBD_CMD_DISCONNECT, NBD_CMD_RECONFIGURE = 1, 2, 3
 _VERSION = 1
@@ -137,5 +138,7 @@ def _call(command: int, attributes: list[tuple[str, Any]]) -> Sequence[Any]:
             return replies
     except NetlinkError as error:
         if error.code == errno.ENOENT:
+            if has_driver():  # PID 1 is in this network namespace, too: a container
+                raise SwapError(OUT_OF_REACH) from error
             raise SwapError("the kernel has no nbd driver: modprobe nbd must succeed first") from error
         raise SwapError(f"the kernel's nbd driver refused: {os.strerror(error.code)} (see dmesg)") from error

@@ -62,6 +62,8 @@ class Buildup:
 
     def load_driver(self) -> None:
         """The driver may be built in, and there no module of it, nor a folder of modules: modprobe fails then."""
+        if nbd_device.is_in_another_network():
+            raise SwapError(nbd_device.OUT_OF_REACH)
         if nbd_device.has_driver():
             return
         try:
