@@ -98,7 +98,8 @@ def _ask_and_print(arguments: argparse.Namespace) -> int:
         print(f"zcache: {error}{hint}", file=sys.stderr)
         return 2
     if arguments.command == "status":
-        troubles = outside.troubles(StateFolder(arguments.control.parent), answer["pid"])
+        is_exempt = answer.get("hardening", {}).get("oom_score", False)
+        troubles = outside.troubles(StateFolder(arguments.control.parent), answer["pid"], is_exempt=is_exempt)
         answer |= {"state": "degraded", "reasons": [*answer["reasons"], *troubles]} if troubles else {}
         answer |= {**_neighbours(), "backing_goes_with_swap": _backing_goes(arguments.control)}
     if arguments.json:

@@ -470,3 +470,28 @@ def test_the_limit_of_its_group_is_put_back(looked: Looked, monkeypatch: pytest.
     lines = [line for line in looked.said if "cannot be put back: Device or resource busy" in line]
     assert len(lines) == 1 and group.looks == 4
     assert looked.replaces_a_server_that_dies()
+
+
+def test_what_others_change_is_put_back_while_the_kernel_swaps_to_a_server(
+    looked: Looked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, asked = looked.keeper, []
+
+    def put_back(pids: list[int]) -> list[str]:
+        asked.append(pids)
+        return ["it was changed: put back"]
+
+    monkeypatch.setattr(keeper._watched, "put_back", put_back)
+    looked.turns(2)
+    assert asked == []  # there is no swap
+    monkeypatch.setattr(keeper, "_is_swapping", lambda: True)
+    looked.turns(1)
+    assert asked == [[looked.first.pid, looked.standby.pid]]
+    looked.turns(2)
+    assert len(asked) == 1  # once a second
+    keeper._next_watch_seconds = 0
+    monkeypatch.setattr(keeper, "_is_served", lambda: False)
+    looked.turns(1)
+    assert len(asked) == 1  # not while nobody serves
+    monkeypatch.undo()
+    assert looked.said.count("it was changed: put back") == 1

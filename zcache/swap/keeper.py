@@ -42,6 +42,7 @@ from zcache.swap.reconnection import Reconnection, ServerNotThereError
 from zcache.swap.reserve import OOM_SECONDS, Reserve
 from zcache.swap.server_process import ServerProcess, listen
 from zcache.swap.state import StateFolder
+from zcache.swap.watched import Watched
 
 #: What it needs of what the server needs: it serves no requests, so its heap and code may fault.
 PROTECTIONS: Final = ("io_flusher", "real_time", "small_pages", "memory_lock", "oom_score", "stderr", "shutdown")
@@ -53,7 +54,7 @@ REPLACE_SIGNAL: Final = signal.SIGUSR1
 
 #: How often the server, and what has been populated of the image, is looked at.
 LOOK_SECONDS: Final = 0.1
-#: How often the limit of the control group is.
+#: How often the limit of the control group is, and what else others may change.
 GROUP_SECONDS: Final = 1.0
 #: Between two standbys, when one has ended by itself: doubled each time, until one is ready.
 FIRST_REST_SECONDS: Final = 0.5
@@ -109,7 +110,8 @@ class Keeper:
         self._next_standby_seconds = 0.0
         self._files: list[int] = []  # as the first server has opened them
         self._group = cgroup.SwaplessGroup() if cgroup.is_swapless() else None
-        self._next_group_seconds = 0.0
+        self._watched = Watched(self._reserve, self._group.path if self._group else None)
+        self._next_group_seconds = self._next_watch_seconds = 0.0
         self._wakeup, self._signalled = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._server = self._start()
         self._server.begin([])
@@ -185,6 +187,7 @@ class Keeper:
             self._replace_on_request,
             self._lend_reserve,
             self._keep_swapless,
+            self._put_back,
             self._thaw_forgotten,
         ):
             try:
@@ -262,6 +265,17 @@ class Keeper:
             self._complain(f"WARNING: {lost}, and it cannot be put back: {error.strerror}")
         else:
             _say(f"{self._group.path} had lost {cgroup.LIMIT}=0, which keeps a new server out of swap: put back")
+
+    def _put_back(self) -> None:
+        """What else keeps the swap safe, and others have changed. Not while nobody serves, as above."""
+        if time.monotonic() < self._next_watch_seconds or not (self._has_seen_swap and self._is_served()):
+            return
+        self._next_watch_seconds = time.monotonic() + GROUP_SECONDS
+        if self._is_swapping():
+            servers = (self._server, self._standby, self._replacement, self._old_standby)
+            pids = [server.pid for server in servers if server and not server.has_ended()]
+            for line in self._watched.put_back(pids):
+                self._complain(line)
 
     def _watch_starts(self) -> None:
         """Each step of the server's start has its deadline; what swap-up waits for is passed on to it. What starts

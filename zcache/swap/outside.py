@@ -13,8 +13,11 @@ NO_LIMIT: Final = "WARNING: a server that starts when memory is short may be swa
 _PROC: Final = Path("/proc")
 
 
-def troubles(folder: StateFolder, server_pid: int, root: Path = cgroup.ROOT, proc: Path = _PROC) -> list[str]:
-    """What is not as swap-up left it, a line each; none for a server that is not swap-up's."""
+def troubles(
+    folder: StateFolder, server_pid: int, root: Path = cgroup.ROOT, proc: Path = _PROC, *, is_exempt: bool = False
+) -> list[str]:
+    """What is not as swap-up left it, a line each; none for a server that is not swap-up's. `is_exempt`: the server
+    could have itself spared by the OOM killer at its start."""
     try:
         state = folder.load()
     except (SwapError, OSError):
@@ -22,6 +25,8 @@ def troubles(folder: StateFolder, server_pid: int, root: Path = cgroup.ROOT, pro
     if state is None or not process.is_running(state.keeper, proc):
         return []
     found = sysctls.changed(folder.state)
+    if is_exempt:
+        found += [line for pid in (state.keeper.pid, server_pid) if (line := _of_score(pid, proc))]
     exposed = [
         f"{name} (pid {pid})"
         for name, pid in (("keeper", state.keeper.pid), ("server", server_pid))
@@ -35,6 +40,19 @@ def troubles(folder: StateFolder, server_pid: int, root: Path = cgroup.ROOT, pro
         "be swapped out to the swap that it is to serve, and hang. The keeper sets it again within a second. If this "
         f"line stays, it could not ({folder.log} says why), or is of an older version: run swap-down, then swap-up",
     ]
+
+
+def _of_score(pid: int, proc: Path) -> str:
+    try:
+        score = (proc / str(pid) / "oom_score_adj").read_text().strip()
+    except OSError:  # it has just ended
+        return ""
+    if score == "-1000":
+        return ""
+    return (
+        f"the OOM score of process {pid} is {score}, and has to be -1000 while the swap is on. The keeper sets it "
+        f"again within a second. If this line stays: echo -1000 > /proc/{pid}/oom_score_adj"
+    )
 
 
 def _had_no_limit(folder: StateFolder) -> bool:

@@ -105,6 +105,13 @@ class Reserve:
             self._follow(self._usual_kib)
             self._is_lent = self._now_kib() != self._usual_kib
 
+    def raise_again(self) -> int:
+        """If it is not lent, and was lowered since it was remembered: as it was, in KiB; else 0."""
+        if not self._can_lend or self._is_lent or self._now_kib() >= self._usual_kib:
+            return 0
+        self._write(self._usual_kib)
+        return self._usual_kib
+
     def put_back(self) -> None:
         """At once: there is no swap any more."""
         if self._is_lent:

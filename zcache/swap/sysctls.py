@@ -101,8 +101,8 @@ def changed(holder: Path, root: Path = PROC, record: Path = RECORD) -> list[str]
     if str(holder) not in held.holders:
         return []
     return [
-        f"{name.replace('/', '.')} is {value}, and has to be {held.ours[name]} while the swap is on: "
-        f"sysctl {name.replace('/', '.')}={held.ours[name]}"
+        f"{name.replace('/', '.')} is {value}, and has to be {held.ours[name]} while the swap is on. The keeper sets "
+        f"it again within a second. If this line stays: sysctl {name.replace('/', '.')}={held.ours[name]}"
         for name, value in now.items()
         if value != held.ours[name] and not (name == MIN_FREE and int(value) > int(held.ours[name]))
     ]

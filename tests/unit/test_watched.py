@@ -1,0 +1,130 @@
+"""What is set outside of keeper and servers, and put back when others have changed it: files here."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_swap_reserve import USUAL_KIB, Machine
+from zcache.swap import outside, sysctls, watched
+from zcache.swap import reserve as reserve_module
+from zcache.swap.cgroup import SPARED
+from zcache.swap.process import identify
+from zcache.swap.reserve import Reserve
+from zcache.swap.state import StateFolder, SwapState
+from zcache.swap.watched import Watched
+
+SERVER = 4711
+
+
+@pytest.fixture
+def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With a keeper (this process), a server, and what swap-up has set."""
+    monkeypatch.setattr(reserve_module, "_is_real_time", lambda: True)
+    Machine(tmp_path)
+    (tmp_path / "sys/vm/watermark_boost_factor").write_text("0\n")
+    for pid in (os.getpid(), SERVER):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / f"{pid}/oom_score_adj").write_text("-1000\n")
+    return tmp_path
+
+
+def watch(proc: Path, group: Path | None = None) -> Watched:
+    reserve = Reserve(proc)
+    reserve.remember()
+    return Watched(reserve, group, proc)
+
+
+def test_what_is_as_it_should_be_is_left_alone(proc: Path) -> None:
+    (proc / "sys/vm/min_free_kbytes").write_text(f"{USUAL_KIB}\n")
+    kept = watch(proc)
+    (proc / "sys/vm/min_free_kbytes").write_text(f"{2 * USUAL_KIB}\n")  # more is no harm
+    assert kept.put_back([SERVER]) == []
+    assert (proc / "sys/vm/min_free_kbytes").read_text() == f"{2 * USUAL_KIB}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "held"),
+    [
+        ("sys/vm/watermark_boost_factor", "15000", "0"),
+        ("sys/vm/min_free_kbytes", "2000", str(USUAL_KIB)),
+        (f"{os.getpid()}/oom_score_adj", "0", "-1000"),
+        (f"{SERVER}/oom_score_adj", "-500", "-1000"),
+    ],
+)
+def test_what_another_has_changed_is_put_back_and_told(proc: Path, name: str, changed: str, held: str) -> None:
+    kept = watch(proc)
+    (proc / name).write_text(f"{changed}\n")
+    [line] = kept.put_back([SERVER])
+    assert f"has to be {held} while the swap is on: put back" in line
+    (proc / name).write_text((proc / name).read_text()[: len(held)] + "\n")  # a file of the kernel's is written whole
+    assert (proc / name).read_text().strip() == held
+    assert kept.put_back([SERVER]) == []
+
+
+def test_what_cannot_be_put_back_is_told_and_keeps_nothing_else_from_it(
+    proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = watch(proc)
+    (proc / f"{SERVER}/oom_score_adj").write_text("7\n")
+    (proc / "sys/vm/min_free_kbytes").write_text("2000\n")
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    said = kept.put_back([SERVER + 1, SERVER])  # one has ended
+    assert len(said) == 2 and said[0].startswith("WARNING: ") and "Permission denied" in said[0]
+    assert "min_free_kbytes" in said[1]
+
+
+def test_a_keeper_that_could_not_be_spared_spares_no_servers(proc: Path) -> None:
+    (proc / f"{os.getpid()}/oom_score_adj").write_text("0\n")
+    assert watch(proc).put_back([SERVER]) == []
+
+
+def test_the_marks_of_a_group_that_had_them(proc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = tmp_path / "group"
+    group.mkdir()
+    marks = {SPARED[0]: b"1"}
+
+    def read(_folder: int, mark: str) -> bytes:
+        if mark not in marks:
+            raise OSError(61, "No data available")
+        return marks[mark]
+
+    monkeypatch.setattr(os, "getxattr", read)
+    monkeypatch.setattr(os, "setxattr", lambda _folder, mark, value: marks.update({mark: value}))
+    kept = watch(proc, group)
+    assert kept.put_back([]) == []
+    marks.clear()
+    [line] = kept.put_back([])
+    assert SPARED[0] in line and marks == {SPARED[0]: b"1"}
+
+
+def test_the_reserve_is_not_touched_while_it_is_lent(proc: Path) -> None:
+    reserve = Reserve(proc)
+    reserve.remember()
+    (proc / "sys/vm/min_free_kbytes").write_text("2000\n")
+    reserve._is_lent = True
+    assert reserve.raise_again() == 0
+    reserve._is_lent = False
+    assert reserve.raise_again() == USUAL_KIB
+
+
+def test_it_watches_what_swap_up_sets() -> None:
+    assert watched.BOOST_FACTOR == sysctls.BOOST_FACTOR
+
+
+def test_status_says_whose_score_is_another_one_if_it_could_be_set(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "zcache")
+    folder.create()
+    own = identify(os.getpid())  # the keeper, and the server
+    assert own
+    folder.save(SwapState(own))
+    score = Path("/proc/self/oom_score_adj").read_text().strip()
+    assert outside.troubles(folder, own.pid, tmp_path) == []
+    for line in outside.troubles(folder, own.pid, tmp_path, is_exempt=True):
+        assert line.startswith(f"the OOM score of process {own.pid} is {score}, and has to be -1000 ")
+    assert len(outside.troubles(folder, own.pid, tmp_path, is_exempt=True)) == 2
