@@ -37,6 +37,25 @@ def test_whom_it_tells_to_leave_it_alone() -> None:
     assert {"ManagedOOMPreference=omit", "OOMPolicy=continue", "SurviveFinalKillSignal=yes"} <= set(settings)
 
 
+def test_systemd_has_no_reason_of_its_own_to_stop_it_or_to_end_its_processes() -> None:
+    """By what the unit says, and by what it must not say. (The scope of a swap-up by hand is in test_cgroup.py.)"""
+    lines = [line for line in UNIT.read_text().splitlines() if "=" in line and not line.startswith("#")]
+    settings = dict(line.split("=", 1) for line in lines)
+    assert settings.items() >= {
+        ("KillMode", "process"),
+        ("SendSIGKILL", "no"),
+        ("TasksMax", "infinity"),
+        ("TimeoutStopSec", "infinity"),
+        ("IgnoreOnIsolate", "yes"),
+        ("MemorySwapMax", "0"),
+    }
+    stopping = re.compile(
+        r"Requires|Requisite|BindsTo|PartOf|Conflicts|UpheldBy|StopWhenUnneeded|StopPropagated|JoinsNamespace|Restart$|"
+        r"RuntimeMax|Watchdog|Job.*Timeout|Memory(Max|High|Limit)|Limit(CPU|NPROC|AS)|PrivateNetwork|DynamicUser"
+    )
+    assert [key for key in settings if stopping.match(key)] == []
+
+
 #: As needrestart itself asks its settings: the first pattern that fits says whether a unit is restarted.
 NEEDRESTART = """
 our %nrconf = (override_rc => {qr(^dbus) => 0});

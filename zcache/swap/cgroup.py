@@ -35,6 +35,7 @@ SCOPE: Final = (
     "SendSIGKILL=no",
     "ManagedOOMPreference=omit",
     "OOMPolicy=continue",
+    "TasksMax=infinity",
 )
 
 #: Extended attributes of the group, "1" each. systemd-oomd, which kills whole groups and asks no process for its OOM
