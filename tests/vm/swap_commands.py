@@ -208,6 +208,40 @@ def a_limit_that_is_taken_away(take_away: Callable[[], object]) -> None:
     assert "state: OK" in status()
 
 
+def protections_taken_away(before: list[str]) -> None:
+    """As by a package's `sysctl --system`, and by who sorts processes by name: status says so, and the keeper puts all
+    back."""
+    run("swap-up", "size=64M", "budget=64M")
+    held = settings()
+    state = StateFolder().load()
+    assert state
+    scores = [Path(f"/proc/{pid}/oom_score_adj") for pid in (serving(), state.keeper.pid)]
+    time.sleep(1)  # the keeper has seen that the swap is on
+    os.kill(state.keeper.pid, signal.SIGSTOP)
+    for path, value in [*zip(SETTINGS, ("15000", "2000"), strict=True), *((score, "0") for score in scores)]:
+        path.write_text(value)
+    shown = status()
+    os.kill(state.keeper.pid, signal.SIGCONT)
+    assert "state: DEGRADED" in shown, shown
+    for name in ("vm.watermark_boost_factor is 15000", "vm.min_free_kbytes is 2000", f"process {serving()} is 0"):
+        assert name in shown, shown
+    wait_until(lambda: settings() == held, "the settings are not put back")
+    wait_until(lambda: {score.read_text() for score in scores} == {"-1000\n"}, "the scores are not put back")
+    said = StateFolder().log.read_text()
+    assert said.count("while the swap is on: put back") == 4, said
+    assert "state: OK" in status()
+    run("swap-down")
+    nothing_is_left(before)
+
+
+def another_network(before: list[str]) -> None:
+    """Of a container, or a unit with PrivateNetwork=: nothing is started, and it is said why."""
+    words = ["unshare", "--net", *command("swap-up", "size=64M", "budget=64M")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1 and "nsenter --net=/proc/1/ns/net" in done.stderr, done.stderr
+    nothing_is_left(before)
+
+
 def status() -> str:
     zcache = [sys.executable, "-P", "-m", "zcache.cli"]
     return subprocess.run([*zcache, "status"], capture_output=True, text=True, check=True).stdout
@@ -399,6 +433,8 @@ SCENES = {
         two_areas_at_once,
         beside_other_swap,
         dead_server,
+        protections_taken_away,
+        another_network,
         dead_with_pages_out,
         double_death,
         orphaned_server,

@@ -141,6 +141,7 @@ def shut_down_by_force(by_hand: bool) -> int:
 
 
 def main(words: list[str]) -> int:
+    assert systemctl("list-units", "--no-legend", "--plain", "--state=failed,auto-restart") == "", "the VM's own units"
     install()
     if words:
         return shut_down_by_force("by-hand" in words)
