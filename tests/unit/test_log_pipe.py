@@ -1,11 +1,12 @@
 """The pipe in front of stderr, each time in a process of its own, because it takes file descriptor 2 over."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from zcache.hardening.log_pipe import MAX_FILE_BYTES
+from zcache.hardening.log_pipe import FULL, MAX_FILE_BYTES
 
 LATE_WORDS = """
 import sys
@@ -26,13 +27,68 @@ pipe.start()
 written = 0
 while written < 4 << 20:
     try:
-        written += os.write(2, b"x" * 999 + b"\\n")
+        written += os.write(2, b"nbdkit: debug: " + b"x" * 984 + b"\\n")
     except BlockingIOError:
         if EAGER:
             break
         time.sleep(0.0005)
 print("went on", flush=True)
 os._exit(0)
+"""
+
+NOISE = """
+import os, time
+from zcache.hardening.log_pipe import SAID, LogPipe
+def say(*pieces):
+    for piece in pieces:
+        while True:
+            try:
+                os.write(2, piece.encode())
+                break
+            except BlockingIOError:
+                time.sleep(0.0005)
+pipe = LogPipe()
+pipe.start()
+for number in range(1, 301):
+    say("nbdkit: ", f"python[{number}]: ", "error: ", f"client {number} sent nonsense", "\\n")
+    say("nbdkit: error: plugin.py: pread: error: EIO" + SAID, "\\n")
+    if number == 1:
+        say("nbdkit: error: zcache: a read failed\\n")
+pipe.close()
+"""
+
+DEATH = """
+import os
+from zcache.hardening.log_pipe import LogPipe
+pipe = LogPipe()
+heirs_end, heir_lives = os.pipe()
+if os.fork() == 0:
+    pipe.renew()
+    death, alive = os.pipe()
+    if os.fork() == 0:
+        pipe.renew()
+        os.close(alive)
+        os.read(death, 1)
+        pipe.start()
+        os.write(2, b"late words\\n")
+        pipe.close()
+        os._exit(0)
+    os.write(2, b"last words\\n")
+    os._exit(0)
+os.close(heir_lives)
+os.read(heirs_end, 1)
+"""
+
+ABORT = """
+import ctypes, os
+from zcache import libc
+from zcache.hardening.log_pipe import LogPipe
+libc.forbid_core_dumps()
+pipe = LogPipe()
+pipe.start()
+libc.put_off_abort()
+os.write(2, b"nbdkit: Assertion failed\\n")
+ctypes.CDLL(None).abort()
 """
 
 
@@ -59,4 +115,28 @@ def test_a_reader_that_stands_still_stops_nobody() -> None:
 def test_a_log_file_does_not_grow_for_ever(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
         assert run(TALK.replace("EAGER", "False"), log.fileno()).stdout == "went on\n"
-    assert MAX_FILE_BYTES <= (tmp_path / "log").stat().st_size < MAX_FILE_BYTES + 4096
+    assert MAX_FILE_BYTES <= (tmp_path / "log").stat().st_size < MAX_FILE_BYTES + 2 * 4096
+    assert (tmp_path / "log").read_text().splitlines()[-1] == FULL
+
+
+def test_what_comes_again_is_counted(tmp_path: Path) -> None:
+    """Whoever says it, however it arrives in pieces; what a callback has said already is not passed on at all."""
+    with (tmp_path / "log").open("w") as log:
+        assert run(NOISE, log.fileno()).returncode == 0
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[:2] == ["nbdkit: python[1]: error: client 1 sent nonsense", "zcache: a read failed"]
+    assert len(lines) == 3 and lines[2].startswith("zcache: the same again, 299 times in "), lines
+    assert lines[2].endswith(": nbdkit: python[300]: error: client 300 sent nonsense"), lines
+
+
+def test_an_heir_says_the_last_words_of_whom_it_succeeds(tmp_path: Path) -> None:
+    """And of nobody else: not what the one before that has said."""
+    with (tmp_path / "log").open("w") as log:
+        assert run(DEATH, log.fileno()).returncode == 0
+    assert (tmp_path / "log").read_text().splitlines() == ["last words", "late words"]
+
+
+def test_an_abort_is_put_off_until_it_has_been_said(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as log:
+        assert run(ABORT, log.fileno()).returncode == -signal.SIGABRT
+    assert (tmp_path / "log").read_text() == "nbdkit: Assertion failed\n"

@@ -5,19 +5,26 @@ nbdkit prints to stderr whenever a callback fails, with the GIL held. If that wr
 that is stopped, a tmpfs file whose page is out on the very device that we serve), the server waits with it. So file
 descriptor 2 becomes a non-blocking pipe with room for one page: once its page has been used, the kernel keeps it with
 the pipe, so writing needs no memory. What does not fit is dropped; a message is worth less than the machine. A thread
-passes on what arrives to the original stderr, and may block there as it likes. If that is a regular file, it is let
-grow to a size: a disk that fails all day must not fill memory with complaints, the counters have them.
+passes on what arrives to the original stderr, and may block there as it likes: line by line, and what comes again is
+counted instead (`repeats.py`). If that is a regular file, it is let grow to a size: a disk that fails all day must not
+fill memory with complaints, the counters have them.
+
+When a server aborts, its last words (of a failed assertion, say) are in the pipe. Its heir has the other end, too, and
+says them when it takes over. Where there is no keeper, `libc.put_off_abort` gives the thread the time.
 """
 
 import contextlib
 import fcntl
 import os
+import select
 import stat
 import sys
 from typing import Final
 
+from zcache.backoff import Clock
 from zcache.hardening.limits import explain
 from zcache.hardening.own_thread import OwnThread
+from zcache.hardening.repeats import Repeats
 from zcache.kernel_page import KERNEL_PAGE_BYTES
 from zcache.steps import Steps
 
@@ -26,19 +33,34 @@ PIPE_BYTES: Final = KERNEL_PAGE_BYTES
 MAX_FILE_BYTES: Final = 1 << 20
 
 
+#: How a line ends that is not passed on: nbdkit prints one for each callback that fails, which has said why itself.
+SAID: Final = " (zcache says why)"
+#: What comes before a line of ours that nbdkit prints for us is left out.
+_BY_NBDKIT: Final = ": error: zcache: "
+#: nbdkit's own, with -v, are for whoever wants each.
+_DEBUG: Final = ": debug: "
+
+FULL: Final = "zcache: this log is full, and nothing more goes into it; `zcache status --json` has counters of all failures"
+
+
 class LogPipe:
     """Takes file descriptor 2 over; `close` gives it back after passing on what is left."""
 
     def __init__(self, max_file_bytes: int = MAX_FILE_BYTES) -> None:
         self._max_file_bytes = max_file_bytes
+        self._is_full = False
+        self._repeats = Repeats(Clock())
         self._original = os.dup(2)
+        self._before = -1  # whose heir we are, its pipe
         self._reader = _divert()
         self._thread = OwnThread("zcache-log", self._pass_on)
 
     def renew(self) -> None:
         """In a copy made by fork(2), before `start`: a pipe of our own. The other is full when the original has died
-        with much to say, and nobody else would empty it."""
-        os.close(self._reader)
+        with much to say, and is emptied once it has."""
+        if self._before >= 0:
+            os.close(self._before)
+        self._before = self._reader
         self._reader = _divert()
 
     def start(self) -> None:
@@ -56,11 +78,53 @@ class LogPipe:
         self._thread.join(timeout=1)
 
     def _pass_on(self) -> None:
-        while message := os.read(self._reader, PIPE_BYTES):
-            with contextlib.suppress(OSError):  # nobody listens: that is theirs to decide
-                output = os.fstat(self._original)
-                if not stat.S_ISREG(output.st_mode) or output.st_size < self._max_file_bytes:
-                    os.write(self._original, message)
+        self._pass_on_before()
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        rest = b""
+        while True:
+            seconds = self._repeats.seconds_until_due()
+            if not poll.poll(None if seconds is None else seconds * 1000 + 1):
+                self._write(self._repeats.due())
+                continue
+            message = os.read(self._reader, PIPE_BYTES)
+            if not message:
+                break
+            *lines, rest = (rest + message).split(b"\n")
+            if len(rest) > PIPE_BYTES:
+                lines, rest = [*lines, rest], b""
+            self._write([*map(self._take, lines), *self._repeats.due()])
+        self._write([self._take(rest), *self._repeats.due(at_the_end=True)])
+
+    def _pass_on_before(self) -> None:
+        """What whose heir we are had no time to: it has ended, whether it was told to or not."""
+        if self._before < 0:
+            return
+        os.set_blocking(self._before, False)
+        with contextlib.suppress(OSError):  # it was all passed on, and a copy of it lives
+            self._write([self._take(line) for line in os.read(self._before, PIPE_BYTES).split(b"\n")])
+        os.close(self._before)
+        self._before = -1
+
+    def _take(self, words: bytes) -> str:
+        """A line as it is to be written now; "" if it is not."""
+        line = words.decode(errors="replace").rstrip()
+        if not line or line.endswith(SAID):
+            return ""
+        if _DEBUG in line:
+            return line
+        _, is_ours, text = line.rpartition(_BY_NBDKIT)
+        return self._repeats.add(f"zcache: {text}" if is_ours else line)
+
+    def _write(self, lines: list[str]) -> None:
+        text = "".join(f"{line}\n" for line in lines if line)
+        if not text or self._is_full:
+            return
+        with contextlib.suppress(OSError):  # nobody listens: that is theirs to decide
+            output = os.fstat(self._original)
+            if stat.S_ISREG(output.st_mode) and output.st_size >= self._max_file_bytes:
+                self._is_full, text = True, f"{FULL}\n"
+            os.write(self._original, text.encode(errors="replace"))
 
 
 def _divert() -> int:
