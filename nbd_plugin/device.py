@@ -8,6 +8,7 @@ page; a trim keeps pages that it covers only in part, as a trim may; a zero writ
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from nbd_plugin.exports import DEVICE_NAME
 from zcache.entry import PAGE_BYTES, PAGE_SHIFT
 from zcache.store import Store
 from zcache.tmem import TmemObject
@@ -19,6 +20,7 @@ _ZEROS: Final = memoryview(bytes(PAGE_BYTES))
 class Device:
     """`size_bytes` (whole pages) of a persistent object; all offsets and lengths are bytes within it."""
 
+    name = DEVICE_NAME
     read_only = False
 
     def __init__(self, store: Store, pages: TmemObject) -> None:

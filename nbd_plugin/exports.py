@@ -16,10 +16,15 @@ DEVICE_NAME: Final = "device"
 #: Names that no clean export may have.
 RESERVED: Final = ("", DEVICE_NAME, DEVICE_EXPORT)
 
+#: Of names in a message: of one that a client made up, and how many there are to choose from.
+_SHOWN_LENGTH: Final = 64
+_SHOWN_NAMES: Final = 10
+
 
 class Disk(Protocol):
     """What an export does. Offsets and lengths are bytes within `size_bytes`."""
 
+    name: str
     size_bytes: int
     read_only: bool
 
@@ -54,7 +59,10 @@ class Exports:
         if name in self.clean:
             return self.clean[name]
         if self.clean and name not in RESERVED:
-            raise BadInput(f"no export is called {name!r}; there are {', '.join([DEVICE_NAME, *self.clean])}")
+            names = [DEVICE_NAME, *self.clean]
+            more = ["…"] * (len(names) > _SHOWN_NAMES)
+            there = ", ".join([*names[:_SHOWN_NAMES], *more])
+            raise BadInput(f"no export is called {name[:_SHOWN_LENGTH]!r}; there are {there}")
         return self.device
 
     def list(self) -> Iterator[tuple[str, str]]:

@@ -3,8 +3,8 @@ else.
 
 Life: `config` and `config_complete` gather parameters; `get_ready` opens everything that can be refused, before a
 socket exists (a server that a keeper starts does so when its turn has come); `after_fork` makes the process safe, waits
-if it is a standby, and starts the server; requests; `cleanup`. On the request path nothing is raised but for a request
-that failed: nbdkit 1.32 leaks each exception, and prints it.
+if it is a standby, and starts the server; requests; `cleanup`. A callback that a client can make fail raises `FAILED`
+and nothing else, in the way that `failures.py` says.
 """
 
 import contextlib
@@ -22,8 +22,11 @@ import nbdkit
 from nbd_plugin.config import parse_config
 from nbd_plugin.ending import end_on_signals, hold_signals
 from nbd_plugin.exports import DEVICE_NAME, Disk
+from nbd_plugin.failures import FAILED, Failures, RequestFailed, print_failures_in_a_line
 from nbd_plugin.scratch import scratch_disks
 from nbd_plugin.server import Server
+from zcache import libc
+from zcache.backoff import Clock
 from zcache.errors import StoreFull
 from zcache.hardening import keep_thread, limits
 from zcache.hardening.log_pipe import say, say_what_nobody_catches
@@ -38,9 +41,11 @@ MAX_EXTENTS = 1024
 _words: list[tuple[str, str]] = []
 _steps = Steps.from_environment()
 _server: Server
+_failures = Failures(nbdkit.set_error, say, Clock())
 
 
 say_what_nobody_catches("zcache", _steps)
+print_failures_in_a_line()
 
 
 @contextlib.contextmanager
@@ -63,7 +68,7 @@ def config_complete() -> None:
     global _server
     with _or_end():
         _steps.begin("reading the configuration")
-        _server = Server(parse_config(_words), _steps)
+        _server = Server(parse_config(_words), _steps, _failures)
 
 
 def thread_model() -> int:
@@ -80,6 +85,8 @@ def after_fork() -> None:
     with _or_end():
         _steps.begin("holding signals")
         hold_signals()
+        if _server.config.standby is None:  # nobody would say its last words
+            libc.put_off_abort()
         _server.make_safe()
         _warm_up_callbacks()
         _server.wait_for_turn()
@@ -112,11 +119,19 @@ class Connection:
 
 
 def open(readonly: bool) -> Connection:  # noqa: ARG001
-    name = str(nbdkit.export_name())
-    connection = Connection(_server.exports.find(name), name == DEVICE_EXPORT)
-    if connection.is_device:
-        _server.count_connection(1)
-    return connection
+    try:
+        name = str(nbdkit.export_name())
+        connection = Connection(_server.exports.find(name), name == DEVICE_EXPORT)
+        if connection.is_device:
+            _server.count_connection(1)
+        return connection
+    except Exception as error:
+        _failures.refuse(error)
+    try:
+        raise FAILED
+    except RequestFailed:
+        FAILED.__traceback__ = None
+        raise
 
 
 def close(connection: Connection) -> None:
@@ -147,85 +162,94 @@ def can_fast_zero(connection: Connection) -> bool:  # noqa: ARG001
 
 
 def pread(connection: Connection, buf: memoryview, offset: int, flags: int) -> None:  # noqa: ARG001
-    keep_thread()
     try:
+        keep_thread()
         connection.disk.read(offset, buf)
         return
     except Exception as error:
-        failure = _explain(error)
-    raise failure
+        _failures.note("read", connection.disk.name, error)
+    try:
+        raise FAILED
+    except RequestFailed:
+        FAILED.__traceback__ = None
+        raise
 
 
 def pwrite(connection: Connection, buf: memoryview, offset: int, flags: int) -> None:  # noqa: ARG001
-    keep_thread()
     try:
+        keep_thread()
         connection.disk.write(offset, buf)
         return
     except Exception as error:
-        failure = _explain(error)
-    raise failure
+        _failures.note("write", connection.disk.name, error)
+    try:
+        raise FAILED
+    except RequestFailed:
+        FAILED.__traceback__ = None
+        raise
 
 
 def flush(connection: Connection, flags: int) -> None:  # noqa: ARG001
-    keep_thread()
     try:
+        keep_thread()
         connection.disk.flush()
         return
     except Exception as error:
-        failure = _explain(error)
-    raise failure
+        _failures.note("flush", connection.disk.name, error)
+    try:
+        raise FAILED
+    except RequestFailed:
+        FAILED.__traceback__ = None
+        raise
 
 
 def trim(connection: Connection, count: int, offset: int, flags: int) -> None:  # noqa: ARG001
-    keep_thread()
     try:
+        keep_thread()
         connection.disk.trim(offset, count)
         return
     except Exception as error:
-        failure = _explain(error)
-    raise failure
+        _failures.note("trim", connection.disk.name, error)
+    try:
+        raise FAILED
+    except RequestFailed:
+        FAILED.__traceback__ = None
+        raise
 
 
 def zero(connection: Connection, count: int, offset: int, flags: int) -> None:
-    keep_thread()
     try:
+        keep_thread()
         if connection.disk.zero(offset, count, bool(flags & nbdkit.FLAG_MAY_TRIM), bool(flags & nbdkit.FLAG_FAST_ZERO)):
             return
-        failure = _explain(OSError(errno.EOPNOTSUPP, "zeros would have to be written"))
+        nbdkit.set_error(errno.EOPNOTSUPP)  # zeros would have to be written: nbdkit takes that for a failure
+        return
     except Exception as error:
-        failure = _explain(error)
-    raise failure
+        _failures.note("zero", connection.disk.name, error)
+    try:
+        raise FAILED
+    except RequestFailed:
+        FAILED.__traceback__ = None
+        raise
 
 
 def extents(connection: Connection, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
-    keep_thread()
     found = []
     hole = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
     try:
+        keep_thread()
         for start, length, zeros in connection.disk.extents(offset, count):
             found.append((start, length, hole if zeros else 0))
             if len(found) == MAX_EXTENTS or flags & nbdkit.FLAG_REQ_ONE:
                 break
         return found
     except Exception as error:
-        failure = _explain(error)
-    raise failure
-
-
-class RequestFailed(Exception):
-    """How nbdkit is told that a request failed.
-
-    nbdkit 1.32 leaks it, and prints its traceback. So it is raised in the callback itself, outside of any handler:
-    what leaks is one small frame, and not the request's pages; and what is read for the traceback is this file, which
-    the warm-up has read.
-    """
-
-
-def _explain(error: Exception) -> RequestFailed:
-    """Say why in the client's terms (errno) and in a line for the log."""
-    number = (error.errno or errno.EIO) if isinstance(error, OSError) else errno.EIO
-    nbdkit.set_error(errno.ENOSPC if isinstance(error, StoreFull) else number)
-    return RequestFailed(f"{type(error).__name__}: {error}")
+        _failures.note("look for holes", connection.disk.name, error)
+    try:
+        raise FAILED
+    except RequestFailed:
+        FAILED.__traceback__ = None
+        raise
 
 
 def _warm_up_callbacks() -> None:
@@ -242,7 +266,11 @@ def _warm_up_callbacks() -> None:
         extents(connection, disk.size_bytes, 0, 0)
         flush(connection, 0)
         trim(connection, 8192, 0, 0)
+    failures = Failures(nbdkit.set_error, lambda _: None, Clock())
+    failures.note("write", DEVICE_NAME, StoreFull("(warming up)"))
+    failures.say_counts(at_the_end=True)
     try:
-        raise _explain(StoreFull("(warming up)"))
+        raise FAILED
     except RequestFailed as failure:
         traceback.format_exception(failure)
+        FAILED.__traceback__ = None

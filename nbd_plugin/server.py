@@ -21,6 +21,7 @@ from nbd_plugin.captive import temporary_folder, turn_clients_away
 from nbd_plugin.config import MAX_CLEAN, Config
 from nbd_plugin.device import Device
 from nbd_plugin.exports import Exports
+from nbd_plugin.failures import Failures
 from nbd_plugin.scratch import scratch_device
 from zcache import group_limits, libc, meminfo
 from zcache.allocators.choice import ALLOCATORS
@@ -101,8 +102,9 @@ class Server:
 
     exports: Exports
 
-    def __init__(self, config: Config, steps: Steps) -> None:
+    def __init__(self, config: Config, steps: Steps, failures: Failures) -> None:
         self.config = config
+        self._failures = failures
         self._steps = steps
         self._is_successor = False
         self._tier: BackingFile | None = None
@@ -305,6 +307,7 @@ class Server:
 
         def breathe() -> None:
             peaks.look()
+            self._failures.say_counts()
             breathing.breathe()
 
         self._upkeep.append(Upkeep("zcache-breath", breathe, BREATH_SECONDS))
@@ -479,12 +482,14 @@ class Server:
 
     def leave(self) -> None:
         """End at once, with everything in the image, whose keeper has a successor."""
+        self._failures.say_counts(at_the_end=True)
         if self._hardening:
             self._hardening.close()
         os._exit(0)
 
     def stop(self) -> None:
         """Let flights land and close everything. nbdkit has ended all connections."""
+        self._failures.say_counts(at_the_end=True)
         if self._control:
             self._control.close()
         for upkeep in self._upkeep:

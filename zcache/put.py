@@ -237,7 +237,8 @@ class Putter:
                             self._statistics.ignored_puts += count - len(placed)
                             return True
                         self._statistics.failed_puts += count - len(placed)
-                        raise StoreFull(f"no frame for {count - len(placed)} of {count} pages")
+                        why = self._reclaimer.why_full()
+                        raise StoreFull(f"no room for {count - len(placed)} of {count} pages: {why}")
                     table.touch(start, stop - 1)  # again: a flush of the whole block may have come meanwhile
                     old = table.entries[start:stop].tolist()
                     fill(table.entries, start, stop, LOST_RUN)

@@ -121,6 +121,13 @@ class Reclaimer:
             with self._lock:
                 self._waiting_puts -= 1
 
+    def why_full(self) -> str:
+        """Under the lock: why there is no room, in words."""
+        writing = self._health.writing
+        if writing.failures:
+            return f"the backing cannot be written ({writing.last_error})"
+        return "RAM and the backing are full" if self._tier else "RAM is full, and there is no backing"
+
     def _make_room(self, queue: int) -> bool:
         writing = self._health.writing
         while True:

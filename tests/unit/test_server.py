@@ -13,12 +13,16 @@ from pathlib import Path
 import pytest
 
 from nbd_plugin.config import parse_config
+from nbd_plugin.failures import Failures
 from nbd_plugin.server import PROMISED_BYTES, Server, check_limits, geometry_of
+from zcache.backoff import Clock
 from zcache.errors import EnvironmentProblem
 from zcache.hardening import limits
 from zcache.image import new_descriptor
 from zcache.steps import Steps
 from zcache.tiers.backing_file import BackingFile
+
+FAILURES = Failures(lambda _: None, lambda _: None, Clock())
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +41,7 @@ def test_a_disk_that_does_not_give_back_what_was_written_is_refused(
 ) -> None:
     path = tmp_path / "backing"
     words = {"size": "32M", "budget": "16M", "backing": str(path), "encrypt": encrypt, "hardening": "off"}
-    server = Server(parse_config(words.items()), Steps())
+    server = Server(parse_config(words.items()), Steps(), FAILURES)
     server.get_ready()
     read = BackingFile.read
 
@@ -60,7 +64,7 @@ def test_a_standby_that_cannot_leave_an_heir_takes_over_all_the_same(
 ) -> None:
     keepers, ours = socket.socketpair()
     words = {"size": "32M", "budget": "16M", "overcommit": "yes", "hardening": "off", "standby": str(ours.detach())}
-    server = Server(parse_config(words.items()), Steps())
+    server = Server(parse_config(words.items()), Steps(), FAILURES)
     keepers.sendall(b"!")
 
     def fork() -> int:

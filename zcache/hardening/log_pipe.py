@@ -40,7 +40,9 @@ _BY_NBDKIT: Final = ": error: zcache: "
 #: nbdkit's own, with -v, are for whoever wants each.
 _DEBUG: Final = ": debug: "
 
-FULL: Final = "zcache: this log is full, and nothing more goes into it; `zcache status --json` has counters of all failures"
+FULL: Final = (
+    "zcache: this log is full, and nothing more goes into it; `zcache status --json` has counters of all failures"
+)
 
 
 class LogPipe:

@@ -79,8 +79,9 @@ class Repeats:
         for name, kind in self._kinds.items():
             if kind.count and (at_the_end or now >= kind.due):
                 seconds = max(now - kind.since, 1)
-                what = ": " if name != _OTHERS else " (or of other kinds), the last: "
-                lines.append(f"{AGAIN}, {_times(kind.count)} in {seconds:.0f} s{what}{kind.last.removeprefix('zcache: ')}")
+                is_other = " (or of other kinds), the last" if name == _OTHERS else ""
+                last = kind.last.removeprefix("zcache: ")
+                lines.append(f"{AGAIN}, {_times(kind.count)} in {seconds:.0f} s{is_other}: {last}")
                 kind.since, kind.count = now, 0
                 kind.rests += 1
         return lines

@@ -1,0 +1,109 @@
+"""What is said of requests that fail, and what nbdkit is given to keep of them."""
+
+import errno
+import gc
+import sys
+import traceback
+
+import pytest
+
+from nbd_plugin.failures import FAILED, Failures, RequestFailed, print_failures_in_a_line
+from tests.support.clock import FakeClock
+from zcache.errors import BadInput, PageDamaged, PageLost, StoreFull
+from zcache.hardening.log_pipe import SAID
+from zcache.hardening.repeats import REST_SECONDS
+
+
+class Told:
+    """`Failures` that keeps what it says, and the errno of the last one."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.lines: list[str] = []
+        self.number = 0
+        self.failures = Failures(self._set, self.lines.append, self.clock)
+
+    def _set(self, number: int) -> None:
+        self.number = number
+
+
+@pytest.mark.parametrize(
+    ("error", "number", "said"),
+    [
+        (StoreFull("no room for 1 of 1 pages: RAM is full"), errno.ENOSPC, ["RAM is full", "give a larger budget"]),
+        (PageLost("page 5"), errno.EIO, ["found no room", "write or trim it"]),
+        (PageDamaged("slot 3: EIO: Input/output error"), errno.EIO, ["slot 3", "look at the disk"]),
+        (OSError(errno.EROFS, "Read-only file system"), errno.EROFS, ["Read-only file system", "look at the disk"]),
+        (OSError("?"), errno.EIO, ["a bug in zcache", "OSError: ?"]),
+        (MemoryError(), errno.ENOMEM, ["no memory", "free memory"]),
+        (KeyError("a\nb" * 1000), errno.EIO, ["a bug in zcache, please report it: KeyError", "test_failures.py:"]),
+    ],
+)
+def test_a_failure_is_one_line_with_errno_and_what_to_do(error: Exception, number: int, said: list[str]) -> None:
+    told = Told()
+    for _ in range(100):
+        try:
+            raise error.with_traceback(None)
+        except Exception as caught:
+            told.failures.note("write", "device", caught)
+    assert told.number == number
+    (line,) = told.lines
+    assert line.startswith(f"zcache: device: a write failed, {errno.errorcode[number]}: ")
+    assert "\n" not in line and len(line) < 1000
+    for part in said:
+        assert part in line
+    told.clock.seconds += REST_SECONDS[0]
+    told.failures.say_counts()
+    assert told.lines[1].startswith("zcache: the same again, 99 times in 10 s: device: a write failed, ")
+
+
+def test_a_client_that_is_refused_is_told_which_exports_there_are() -> None:
+    told = Told()
+    for name in ("a", "it's", 'b"', "'\""):
+        told.failures.refuse(BadInput(f"no export is called {name!r}; there are device"))
+    assert told.lines == ["zcache: a client was refused: no export is called 'a'; there are device"]
+    assert told.number == errno.ENOENT
+    told.failures.refuse(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"))
+    assert told.lines[1] == "zcache: a client was refused: it asked for an export whose name is not UTF-8"
+    told.failures.say_counts(at_the_end=True)
+    assert told.lines[2].startswith("zcache: the same again, 3 times in ")
+
+
+def callback() -> None:
+    """As those of the plugin are."""
+    try:
+        raise FAILED
+    except RequestFailed:
+        FAILED.__traceback__ = None
+        raise
+
+
+def test_nbdkit_is_given_nothing_that_takes_memory() -> None:
+    """What arrives where the callback was called from has no traceback but that place's own, and is the same again."""
+    kept = []
+    for _ in range(3):
+        try:
+            callback()
+        except RequestFailed as failure:
+            assert failure is FAILED and failure.__context__ is None
+            assert failure.__traceback__ and failure.__traceback__.tb_next is None  # this frame, and not the callback's
+            kept.append(failure)
+    assert len(set(map(id, kept))) == 1
+    before = len(gc.get_objects())
+    for _ in range(1000):
+        with pytest.raises(RequestFailed):
+            callback()
+    assert len(gc.get_objects()) < before + 100
+
+
+def test_what_nbdkit_prints_is_left_out_of_the_log_and_other_exceptions_are_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = traceback.format_exception
+    monkeypatch.setattr(traceback, "format_exception", before)
+    print_failures_in_a_line()
+    assert traceback.format_exception(RequestFailed, FAILED)[0].endswith(SAID)
+    try:
+        raise ValueError("something else")
+    except ValueError as error:
+        assert traceback.format_exception(type(error), error, sys.exc_info()[2]) == before(error)
