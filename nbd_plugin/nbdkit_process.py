@@ -7,11 +7,22 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from nbd_plugin.nbdkit_options import arguments_of
+
 
 def has_option(name: str) -> bool:
     """Whether nbdkit was given `name`, or `name=…`."""
-    words = os.fsdecode(Path("/proc/self/cmdline").read_bytes()).split("\0")
-    return any(word == name or word.startswith(f"{name}=") for word in words)
+    return any(word == name or word.startswith(f"{name}=") for word in _words())
+
+
+def psk_file() -> Path | None:
+    """The file of pre-shared keys, if there is one: GnuTLS opens it at each handshake, by the path that it had."""
+    paths = arguments_of(_words(), "--tls-psk")
+    return Path(paths[-1]).resolve() if paths else None
+
+
+def _words() -> list[str]:
+    return os.fsdecode(Path("/proc/self/cmdline").read_bytes()).split("\0")
 
 
 def listeners() -> Iterator[socket.socket]:

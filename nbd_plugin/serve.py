@@ -17,6 +17,7 @@ import sysconfig
 from pathlib import Path
 from typing import Final
 
+from nbd_plugin.nbdkit_options import arguments_of, refuse_what_opens_later, split_words, warnings_of
 from nbd_plugin.start_guard import leave_guard
 from zcache import standard_streams
 from zcache.errors import BadInput
@@ -24,11 +25,11 @@ from zcache.hardening import limits
 from zcache.sockets import remove_if_dead
 from zcache.steps import VARIABLE, Steps
 
-#: For each connection. With a second one, nbdkit aborts when a client goes away while both write to it (1.32.4 to
-#: 1.33.9: commit 9d82aa4f), and refuses a request that one has read with ESHUTDOWN if the other reads the end of the
-#: stream before it is begun. Operations a second with 1, 2, 4 and 16 threads, by fio's nbd engine (256 MiB over a
-#: budget of 64 MiB, two CPUs, medians of 2): 4 KiB writes at depth 32: 47868, 31672, 18551, 22083; 4 KiB reads at depth
-#: 32, most of them cold: 12665, 21780, 20154, 20888; under swap (stress-ng, test VM) all alike.
+#: For each connection. With a second one, nbdkit may abort (`nbdkit_options.py`), and refuses a request that one has
+#: read with ESHUTDOWN if the other reads the end of the stream before it is begun. Operations a second with 1, 2, 4 and
+#: 16 threads, by fio's nbd engine (256 MiB over a budget of 64 MiB, two CPUs, medians of 2): 4 KiB writes at depth 32:
+#: 47868, 31672, 18551, 22083; 4 KiB reads at depth 32, most of them cold: 12665, 21780, 20154, 20888; under swap
+#: (stress-ng, test VM) all alike.
 THREADS: Final = 1
 STACK_BYTES: Final = 512 << 10
 
@@ -38,27 +39,11 @@ NBDKIT_BYTES: Final = 208 << 20
 #: Threads of a server with a device and nothing else (`server.thread_count`), and the process that watches its start.
 LEAST_TASKS: Final = 8
 
-#: nbdkit's options whose argument is a word of its own.
-_WITH_ARGUMENT: Final = frozenset(
-    """-D -e -g -i -p -P -t -U -u --debug --export --export-name --exportname --filter --group --ip-addr --ipaddr
-    --log --mask-handshake --pid-file --pidfile --port --run --selinux-label --threads --tls --tls-certificates
-    --tls-psk --unix --user""".split()  # noqa: SIM905 (a list of 30 would be 30 lines)
-)
-
-
 #: How nbdkit's options begin that say where to listen, or that end it before it does.
 _PLACES: Final = (
     *("-U", "--unix", "-p", "--port", "-i", "--ip", "--vsock", "--single"),
     *("--help", "--version", "--dump-", "--short-options", "--long-options"),
 )
-
-
-def split_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """nbdkit's options, and the parameters after them."""
-    position = 0
-    while position < len(words) and words[position].startswith("-"):
-        position += 2 if words[position] in _WITH_ARGUMENT else 1
-    return words[:position], words[position:]
 
 
 def command_line(words: list[str]) -> list[str]:
@@ -67,18 +52,6 @@ def command_line(words: list[str]) -> list[str]:
     threads = [] if any(word.startswith(("-t", "--threads")) for word in options) else ["-t", str(THREADS)]
     plugin = Path(__file__).resolve().with_name("plugin.py")
     return ["nbdkit", "-f", *threads, *options, "python", str(plugin), *parameters]
-
-
-def arguments_of(options: list[str], *names: str) -> list[str]:
-    """What is given with an option of nbdkit's, under any of its names, each time."""
-    found = []
-    for position, word in enumerate(options):
-        name, equals, argument = word.partition("=")
-        if word in names and position + 1 < len(options):
-            found.append(options[position + 1])
-        elif name in names and equals:
-            found.append(argument)
-    return found
 
 
 def remove_dead_socket(options: list[str]) -> None:
@@ -132,6 +105,12 @@ def main() -> None:
             "zcache: say where to listen: -U PATH (a Unix socket), or -U - with --run; "
             "without it nbdkit opens a port to the network"
         )
+    try:
+        refuse_what_opens_later(options, parameters)
+    except BadInput as refusal:
+        sys.exit(f"zcache: {refusal}")
+    for warning in warnings_of(options):
+        print(f"zcache: WARNING: {warning}", file=sys.stderr, flush=True)
     remove_dead_socket(options)
     root = Path(__file__).resolve().parent.parent
     os.environ["PYTHONPATH"] = os.pathsep.join(

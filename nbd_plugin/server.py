@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nbd_plugin.captive import temporary_folder, turn_clients_away
@@ -22,6 +23,7 @@ from nbd_plugin.config import MAX_CLEAN, Config
 from nbd_plugin.device import Device
 from nbd_plugin.exports import Exports
 from nbd_plugin.failures import Failures
+from nbd_plugin.nbdkit_process import psk_file
 from nbd_plugin.scratch import scratch_device
 from zcache import group_limits, libc, meminfo
 from zcache.allocators.choice import ALLOCATORS
@@ -432,7 +434,10 @@ class Server:
         # A successor does not refuse: the pages are here already.
         if not is_safe and self.config.hardening == "require" and not self._is_successor:
             raise EnvironmentProblem(hardening.refusal())
-        hardening.give_up_privileges(self.config.control, temporary_folder())
+        keys = psk_file()
+        hardening.give_up_privileges(self.config.control, temporary_folder(), keys)
+        if keys:
+            check_readable(keys)
         hardening.start()
         _say(hardening.verdict())
 
@@ -570,6 +575,17 @@ def _frames_below(config: Config, image: int) -> int:
     """How many slots a predecessor had below: as many as the image has frames for beyond the budget's."""
     count: int = read_header(image)["frame_count"] - config.budget_frames
     return count
+
+
+def check_readable(keys: Path) -> None:
+    """Whether GnuTLS will be able to read the keys, now that the process has no privileges; raises `BadInput`."""
+    try:
+        os.close(os.open(keys, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise BadInput(
+            f"--tls-psk={keys}: {error.strerror}, and without its privileges the server reads it for each client; "
+            "give a file that belongs to its user, in folders that do"
+        ) from None
 
 
 def new_budget(store: Store, min_frames: int, changed: Callable[[int], None] | None = None) -> Budget:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nbd_plugin.config import KEYS, parse_config
-from nbd_plugin.serve import THREADS, command_line, names_a_place, split_words
+from nbd_plugin.nbdkit_options import split_words
+from nbd_plugin.serve import THREADS, command_line, names_a_place
 from nbd_plugin.server import check_succession, geometry_of
 from zcache import meminfo
 from zcache.errors import BadInput

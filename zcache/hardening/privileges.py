@@ -25,7 +25,8 @@ _LAST_CAPABILITY: Final = Path("/proc/sys/kernel/cap_last_cap")
 _SETS: Final = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 
 # linux/landlock.h. Accesses to files are numbered from 0 on; how many there are depends on the kernel's version of it.
-_READ: Final = 1 << 2 | 1 << 3  # a file, a folder
+_READ_FILE: Final = 1 << 2
+_READ: Final = _READ_FILE | 1 << 3  # a file, a folder
 _REMOVE_FOLDER: Final = 1 << 4
 _REMOVE_FILE: Final = 1 << 5
 _FILE_ACCESSES: Final = {1: 13, 2: 14, 3: 15, 4: 15}
@@ -34,10 +35,10 @@ _NETWORK: Final = 1 << 0 | 1 << 1  # to bind a TCP port, to connect to one; sinc
 _SCOPE: Final = 1 << 0 | 1 << 1  # abstract sockets and processes of others; since version 6
 
 
-def give_up(control: Path | None, temporary: Path | None = None) -> None:
-    """Keep what serving takes: memory may grow and be locked, the program and /proc may be read, and the control
-    socket and a temporary folder, once it is empty, removed. Raises `OSError` where the kernel has no Landlock; all
-    else has been given up then.
+def give_up(control: Path | None, temporary: Path | None = None, read_later: Path | None = None) -> None:
+    """Keep what serving takes: memory may grow and be locked, the program and /proc may be read, and one file that is
+    read later; and the control socket and a temporary folder, once it is empty, removed. Raises `OSError` where the
+    kernel has no Landlock; all else has been given up then.
     """
     _lift_memlock_limit()
     libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
@@ -50,6 +51,8 @@ def give_up(control: Path | None, temporary: Path | None = None) -> None:
     if temporary:
         rules[temporary] = rules.get(temporary, 0) | _REMOVE_FILE
         rules[temporary.parent] = rules.get(temporary.parent, 0) | _REMOVE_FOLDER
+    if read_later:
+        rules[read_later] = _READ_FILE
     _restrict_files(rules)
 
 
@@ -98,7 +101,7 @@ def _empty_bounding_set() -> None:
 
 
 def _restrict_files(rules: Mapping[Path, int]) -> None:
-    """Of all that can be done to a file by its path, leave what is allowed beneath these folders."""
+    """Of all that can be done to a file by its path, leave what is allowed beneath these folders, or to these files."""
     version = libc.landlock_version()
     accesses = (1 << _FILE_ACCESSES.get(version, _FILE_ACCESSES_SINCE_5)) - 1
     words = [accesses] + [_NETWORK] * (version >= 4) + [_SCOPE] * (version >= 6)
