@@ -37,6 +37,8 @@ MAX_FILE_BYTES: Final = 1 << 20
 SAID: Final = " (zcache says why)"
 #: What comes before a line of ours that nbdkit prints for us is left out.
 _BY_NBDKIT: Final = ": error: zcache: "
+#: nbdkit calls itself by the command line, whose first letter is changed (`protections.py`, "shutdown").
+_MARKED_NAME: Final = "@bdkit: "
 #: nbdkit's own, with -v, are for whoever wants each.
 _DEBUG: Final = ": debug: "
 
@@ -113,6 +115,8 @@ class LogPipe:
         line = words.decode(errors="replace").rstrip()
         if not line or line.endswith(SAID):
             return ""
+        if line.startswith(_MARKED_NAME):
+            line = "n" + line[1:]
         if _DEBUG in line:
             return line
         _, is_ours, text = line.rpartition(_BY_NBDKIT)

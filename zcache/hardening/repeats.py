@@ -1,8 +1,8 @@
 """A line that comes again is counted instead: so a log stays readable, and bounded, whatever fills it.
 
-Lines are of one kind if they differ only in numbers and in what stands in quotes. The first of a kind is to be said at
-once. Those that follow are counted, and the count is due 10 s later, then after a minute, ten minutes, and every hour
-for as long as they come. A kind that has not come for an hour is new again.
+Lines are of one kind if they differ only in words with digits in them and in what stands in quotes. The first of a kind
+is to be said at once. Those that follow are counted, and the count is due 10 s later, then after a minute, ten minutes,
+and every hour for as long as they come. A kind that has not come for an hour is new again.
 
 A client can make up kinds. When as many are known as are remembered, whatever is of none of them is one more kind.
 
@@ -24,7 +24,7 @@ MAX_KINDS: Final = 64
 #: A line is cut behind this many characters. The longest of ours is the self-check's, with some 800 when nothing holds.
 MAX_LINE: Final = 2000
 
-_VARIABLE: Final = re.compile(r"'[^']*'|\"[^\"]*\"|\b0x[0-9a-fA-F]+\b|\d+")
+_VARIABLE: Final = re.compile(r"'[^']*'|\"[^\"]*\"|\w*\d\w*|\b[0-9a-fA-F]{8,}\b")
 _OTHERS: Final = "others"
 
 
