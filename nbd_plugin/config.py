@@ -1,11 +1,15 @@
 """The plugin's parameters: `key=value` words to one frozen `Config`.
 
 Every refusal is one line: the key, what was given, what is wrong with it, and what may be given.
+
+`python -m nbd_plugin.config key=value…` says it, and does nothing else: how swap-up tries parameters before it starts
+anything.
 """
 
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -16,7 +20,7 @@ from zcache.admission import ADMIT
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR, FALLBACK_ALLOCATOR
 from zcache.codec import LZ4, Codec, parse_codec
 from zcache.entry import FRAME_MASK, PAGE_BYTES
-from zcache.errors import BadInput
+from zcache.errors import BadInput, ZcacheError
 from zcache.image import is_image, read_header
 from zcache.pageframes.frames import budget_of
 from zcache.sizes import RANGE, parse_budget, parse_size
@@ -334,3 +338,10 @@ def _parse_control(text: str | None) -> Path | None:
     except OSError as error:
         raise BadInput(f"control={text}: {error.strerror}; give a path in a folder that can be written") from None
     return path
+
+
+if __name__ == "__main__":
+    try:
+        parse_config([(key, value) for key, _, value in (word.partition("=") for word in sys.argv[1:])])
+    except ZcacheError as refusal:
+        sys.exit(str(refusal))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zcache.swap import keeper_process, process
+from zcache.swap import keeper_process, process, up
 from zcache.swap.error import SwapError
 from zcache.swap.keeper_process import KeeperProcess
 from zcache.swap.state import StateFolder
@@ -127,3 +127,26 @@ def test_command(folder: StateFolder) -> None:
 def test_wrong_parameters(parameter: str) -> None:
     with pytest.raises(SwapError, match=parameter.split("=")[0] or "key=value"):
         keeper_process.check_parameters(["size=1G", parameter])
+
+
+def test_the_servers_own_parser_looks_at_parameters_in_a_process_that_ends() -> None:
+    keeper_process.try_parameters(["size=64M", "budget=64M"])
+    for words, said in (
+        (["size=64M", "budget=32M"], "size=64M: larger than budget=32M"),
+        (["size=64M", "budget=64M", "sise=1"], "sise=1: unknown parameter"),
+        (["size=64M", "budget=64M", "backing=\udcff"], "cannot be printed"),
+        ([], "size=: missing"),
+    ):
+        with pytest.raises(SwapError) as refusal:
+            keeper_process.try_parameters(words)
+        assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_swap_up_refuses_a_wrong_parameter_before_it_does_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(up, "bring_up", lambda *_: pytest.fail("it has begun"))
+    assert up.main(["size=64M", "budget=32M", "--state-folder", str(tmp_path / "state")]) == 1
+    assert capsys.readouterr().err.startswith("swap-up: error: size=64M: larger than budget=32M")
+    assert not (tmp_path / "state").exists()

@@ -23,6 +23,7 @@ from zcache.steps import STEP_SECONDS, StepsWatch
 from zcache.swap import process
 from zcache.swap.error import SwapError
 from zcache.swap.process import ProcessIdentity
+from zcache.swap.server_process import TRY_PARAMETERS
 from zcache.swap.state import StateFolder
 
 _ERROR_LINE_COUNT = 8
@@ -39,6 +40,25 @@ def check_parameters(parameters: Sequence[str]) -> None:
             raise SwapError(f"{parameter!r} is not of the form key=value")
         if key == "control":
             raise SwapError("control= is chosen by swap-up: it lies in the state folder")
+
+
+def try_parameters(parameters: Sequence[str]) -> None:
+    """Have the server's own parser look at them, in a process that ends: before a keeper and a server are started,
+    which takes a slow machine half a minute. What only a server can find (memory, a disk in use) it finds later."""
+    try:
+        done = subprocess.run(
+            [*TRY_PARAMETERS, *parameters],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=STEP_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SwapError(f"looking at the parameters stands still for {STEP_SECONDS:.0f} s: {parameters}") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"the parameters could not be looked at ({done.returncode})"]
+        raise SwapError(lines[-1])
 
 
 def error_lines(text: str) -> list[str]:

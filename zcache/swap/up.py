@@ -327,6 +327,7 @@ def check(options: Options) -> None:
 def run(options: Options, report: Report = print, hold: Hold = contextlib.nullcontext) -> SwapState:
     """Check, lock, clean up after an earlier life, and bring up."""
     check(options)
+    keeper_process.try_parameters(options.parameters)
     folder = StateFolder(options.folder)
     folder.create()
     with folder.locked():
