@@ -72,7 +72,7 @@ def test_no_thread_keeps_a_privilege_and_memory_is_locked_all_the_same(serve: Se
 
 
 def test_a_server_without_privileges_ends_cleanly(serve: Serve) -> None:
-    """It removes its control socket; and what it says of a failure shows that it can read its own program."""
+    """It removes its control socket, and has said what failed."""
     server = serve("size=4M", "budget=1M", "overcommit=yes")
     client = server.connect()
     with pytest.raises(Exception, match="pwrite"):

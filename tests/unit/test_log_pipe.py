@@ -50,10 +50,10 @@ def say(*pieces):
 pipe = LogPipe()
 pipe.start()
 for number in range(1, 301):
-    say("nbdkit: ", f"python[{number}]: ", "error: ", f"client {number} sent nonsense", "\\n")
+    say("@bdkit: ", f"python[{number}]: ", "error: ", f"client {number} sent nonsense", "\\n")
     say("nbdkit: error: plugin.py: pread: error: EIO" + SAID, "\\n")
     if number == 1:
-        say("nbdkit: error: zcache: a read failed\\n")
+        say("zcache: a read failed\\n")
 pipe.close()
 """
 

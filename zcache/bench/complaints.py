@@ -16,8 +16,8 @@ import nbd
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 PAGE_BYTES: Final = 4096
-#: Each is some 250 bytes of complaint, and a pipe holds 64 KiB.
-FAILING_WRITES: Final = 1000
+#: Each is some 100 bytes of complaint, and a pipe holds 64 KiB.
+FAILING_WRITES: Final = 2000
 ANSWER_SECONDS: Final = 10
 START_SECONDS: Final = 30
 

@@ -32,19 +32,14 @@ from zcache.steps import Steps
 PIPE_BYTES: Final = KERNEL_PAGE_BYTES
 MAX_FILE_BYTES: Final = 1 << 20
 
-
 #: How a line ends that is not passed on: nbdkit prints one for each callback that fails, which has said why itself.
 SAID: Final = " (zcache says why)"
-#: What comes before a line of ours that nbdkit prints for us is left out.
-_BY_NBDKIT: Final = ": error: zcache: "
 #: nbdkit calls itself by the command line, whose first letter is changed (`protections.py`, "shutdown").
-_MARKED_NAME: Final = "@bdkit: "
+_NAME, _MARKED_NAME = "nbdkit: ", "@bdkit: "
 #: nbdkit's own, with -v, are for whoever wants each.
 _DEBUG: Final = ": debug: "
 
-FULL: Final = (
-    "zcache: this log is full, and nothing more goes into it; `zcache status --json` has counters of all failures"
-)
+FULL: Final = "zcache: this log is full; `zcache status --json` has counters of all failures"
 
 
 class LogPipe:
@@ -88,16 +83,15 @@ class LogPipe:
         rest = b""
         while True:
             seconds = self._repeats.seconds_until_due()
-            if not poll.poll(None if seconds is None else seconds * 1000 + 1):
-                self._write(self._repeats.due())
-                continue
-            message = os.read(self._reader, PIPE_BYTES)
-            if not message:
-                break
-            *lines, rest = (rest + message).split(b"\n")
-            if len(rest) > PIPE_BYTES:
-                lines, rest = [*lines, rest], b""
-            self._write([*map(self._take, lines), *self._repeats.due()])
+            if poll.poll(None if seconds is None else seconds * 1000 + 1):
+                message = os.read(self._reader, PIPE_BYTES)
+                if not message:
+                    break
+                *lines, rest = (rest + message).split(b"\n")
+                if len(rest) > PIPE_BYTES:
+                    lines, rest = [*lines, rest], b""
+                self._write([self._take(line) for line in lines])
+            self._write(self._repeats.due())
         self._write([self._take(rest), *self._repeats.due(at_the_end=True)])
 
     def _pass_on_before(self) -> None:
@@ -116,20 +110,21 @@ class LogPipe:
         if not line or line.endswith(SAID):
             return ""
         if line.startswith(_MARKED_NAME):
-            line = "n" + line[1:]
-        if _DEBUG in line:
+            line = _NAME + line.removeprefix(_MARKED_NAME)
+        if line.startswith(_NAME) and _DEBUG in line:
             return line
-        _, is_ours, text = line.rpartition(_BY_NBDKIT)
-        return self._repeats.add(f"zcache: {text}" if is_ours else line)
+        return self._repeats.add(line)
 
     def _write(self, lines: list[str]) -> None:
         text = "".join(f"{line}\n" for line in lines if line)
-        if not text or self._is_full:
+        if not text:
             return
         with contextlib.suppress(OSError):  # nobody listens: that is theirs to decide
             output = os.fstat(self._original)
-            if stat.S_ISREG(output.st_mode) and output.st_size >= self._max_file_bytes:
-                self._is_full, text = True, f"{FULL}\n"
+            was_full = self._is_full
+            self._is_full = stat.S_ISREG(output.st_mode) and output.st_size >= self._max_file_bytes
+            if self._is_full:
+                text = "" if was_full else f"{FULL}\n"
             os.write(self._original, text.encode(errors="replace"))
 
 
