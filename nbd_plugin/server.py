@@ -434,7 +434,7 @@ class Server:
         # A successor does not refuse: the pages are here already.
         if not is_safe and self.config.hardening == "require" and not self._is_successor:
             raise EnvironmentProblem(hardening.refusal())
-        keys = psk_file()
+        keys = psk_file() if self.config.standby is None else None  # a keeper gives nbdkit no such options
         hardening.give_up_privileges(self.config.control, temporary_folder(), keys)
         if keys:
             check_readable(keys)
