@@ -6,7 +6,7 @@
 - nbdkit's Unix socket is for its owner alone; the mask that makes it so is the plugin's to set, for nbdkit sets its
   own first (`Server.get_ready`). A program that is run with --run inherits it.
 - A small thread stack: nbdkit sets no stack size, so RLIMIT_STACK is what every thread gets.
-- All other limits of the shell are lifted as far as that is allowed (`zcache.hardening.limits`).
+- All else that whoever starts it hands on is put right first (`zcache.inherited`), limits of the shell among them.
 - Without a keeper, a process of ours watches the start from outside (`start_guard`).
 """
 
@@ -19,9 +19,10 @@ from typing import Final
 
 from nbd_plugin.nbdkit_options import arguments_of, refuse_what_opens_later, split_words, warnings_of
 from nbd_plugin.start_guard import leave_guard
-from zcache import standard_streams
 from zcache.errors import BadInput
 from zcache.hardening import limits
+from zcache.hardening.log_pipe import say
+from zcache.inherited.start import put_right
 from zcache.sockets import remove_if_dead
 from zcache.steps import VARIABLE, Steps
 
@@ -69,7 +70,7 @@ def remove_dead_socket(options: list[str]) -> None:
 def guard_start(options: list[str], parameters: list[str]) -> None:
     """Have the start watched, and cleared away if it fails. A server's keeper does that itself."""
     keys = dict(word.partition("=")[::2] for word in parameters)
-    if VARIABLE in os.environ or "standby" in keys:
+    if VARIABLE in os.environ or is_kept(parameters):
         return
     sockets = [*arguments_of(options, "-U", "--unix"), keys.get("control", "")]
     pid_files = arguments_of(options, "-P", "--pidfile", "--pid-file")
@@ -77,6 +78,11 @@ def guard_start(options: list[str], parameters: list[str]) -> None:
         [Path(path).absolute() for path in sockets if path not in ("", "-")],
         Path(pid_files[-1]).absolute() if pid_files else None,
     )
+
+
+def is_kept(parameters: list[str]) -> bool:
+    """Whether a keeper has started it, which has put right, and said, what there was."""
+    return any(word.startswith("standby=") for word in parameters)
 
 
 def is_successor(parameters: list[str]) -> bool:
@@ -95,7 +101,7 @@ def names_a_place(options: list[str]) -> bool:
 
 def main() -> None:
     """Does not return."""
-    standard_streams.open_missing()
+    complaint = put_right(sys.argv[1:])
     options, parameters = split_words(sys.argv[1:])
     for word in parameters:
         if any("\udc80" <= character <= "\udcff" for character in word):  # how Python keeps such bytes in arguments
@@ -110,7 +116,9 @@ def main() -> None:
     except BadInput as refusal:
         sys.exit(f"zcache: {refusal}")
     for warning in warnings_of(options):
-        print(f"zcache: WARNING: {warning}", file=sys.stderr, flush=True)
+        say(f"zcache: WARNING: {warning}")
+    if complaint and not is_kept(parameters):
+        say(f"zcache: WARNING: {complaint}")
     remove_dead_socket(options)
     root = Path(__file__).resolve().parent.parent
     os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -118,13 +126,13 @@ def main() -> None:
     )
     if "LISTEN_FDS" in os.environ:  # sd_listen_fds(3): said to us, meant for what we become
         os.environ["LISTEN_PID"] = str(os.getpid())
+    os.environ["PYTHONNOUSERSITE"] = "1"
     os.environ["PYTHONMALLOC"] = "malloc"  # one heap for all, which can be populated: see zcache.hardening.heap
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     if 0 <= hard < STACK_BYTES:
         sys.exit(f"zcache: the hard limit on stacks (ulimit -Hs) is {hard} bytes; raise it to {STACK_BYTES}")
     resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, hard))
     try:
-        limits.lift()
         if not is_successor(parameters):  # which does not refuse: the pages are here already
             limits.check(mapped_bytes=NBDKIT_BYTES, private_bytes=NBDKIT_BYTES, why="for nbdkit; raise it")
             limits.check_promise(NBDKIT_BYTES, "or end other programs")

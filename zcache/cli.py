@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from zcache import __version__, standard_streams
+from zcache import __version__
 from zcache.control_client import ask
 from zcache.errors import BadInput, ZcacheError
+from zcache.inherited.start import run
 from zcache.swap import neighbours, outside
 from zcache.swap.error import SwapError
 from zcache.swap.proc_swaps import ProcSwaps
@@ -50,7 +51,7 @@ def command() -> int:
     """The `zcache` command: exit status 0; 1 when the books do not balance; 2 when there is no answer, or it cannot be
     printed. `zcache sleep` is run for what it does, and has statuses of its own."""
     is_run_for_output = sys.argv[1:2] != ["sleep"]
-    return standard_streams.run("zcache", main, lost_output=2 if is_run_for_output else None)
+    return run("zcache", main, lost_output=2 if is_run_for_output else None, is_told=False)
 
 
 def main() -> int:

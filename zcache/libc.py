@@ -22,6 +22,10 @@ PR_GET_DUMPABLE: Final = 3
 PR_SET_DUMPABLE: Final = 4
 PR_SET_NAME: Final = 15
 PR_CAPBSET_DROP: Final = 24
+PR_SET_TIMERSLACK: Final = 29
+PR_GET_TIMERSLACK: Final = 30
+PR_MCE_KILL: Final = 33
+PR_MCE_KILL_CLEAR: Final = 0
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_GET_NO_NEW_PRIVS: Final = 39
@@ -29,6 +33,8 @@ PR_SET_THP_DISABLE: Final = 41
 PR_GET_THP_DISABLE: Final = 42
 PR_SET_IO_FLUSHER: Final = 57
 PR_GET_IO_FLUSHER: Final = 58
+PR_SET_MEMORY_MERGE: Final = 67
+PR_GET_MEMORY_MERGE: Final = 68
 CAP_IPC_LOCK: Final = 14
 EHWPOISON: Final = 133  # of which Python does not know
 MAP_FIXED: Final = 16
@@ -48,6 +54,13 @@ _LANDLOCK_ADD_RULE: Final = 445
 _LANDLOCK_RESTRICT_SELF: Final = 446
 _PROCESS_MADVISE: Final = 440  # Linux 5.10
 _MEMFD_SECRET: Final = 447  # Linux 5.14
+# Older ones, whose numbers are not the same (arm64's are asm-generic's): ioprio_get, ioprio_set, get_mempolicy,
+# set_mempolicy. Elsewhere we do without.
+_BY_MACHINE: Final = {"x86_64": (252, 251, 239, 238), "aarch64": (31, 30, 236, 237)}
+_IOPRIO_GET, _IOPRIO_SET, _GET_MEMPOLICY, _SET_MEMPOLICY = _BY_MACHINE.get(os.uname().machine, (-1, -1, -1, -1))
+_IOPRIO_WHO_PROCESS: Final = 1
+_PER_LINUX: Final = 0
+_PERSONALITY_ASK: Final = 0xFFFFFFFF
 FALLOC_FL_KEEP_SIZE: Final = 1
 FALLOC_FL_PUNCH_HOLE: Final = 2
 FALLOC_FL_ZERO_RANGE: Final = 16
@@ -72,6 +85,7 @@ _libc.pthread_getattr_np.argtypes = [ctypes.c_ulong, ctypes.c_void_p]
 _libc.pthread_attr_getstack.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
 _libc.pthread_attr_destroy.argtypes = [ctypes.c_void_p]
 _libc.syscall.restype = ctypes.c_long
+_libc.personality.argtypes = [ctypes.c_ulong]
 _PTHREAD_ATTR_BYTES: Final = 64  # pthread_attr_t is 56 bytes on x86-64, 64 on arm64
 
 
@@ -178,6 +192,40 @@ def memfd_secret() -> int:
     if descriptor < 0:
         _raise_errno()
     return descriptor
+
+
+def ioprio() -> int:
+    """ioprio_get(2) of this thread: class and level, 0 if none was ever set, or it cannot be known."""
+    return max(0, int(_libc.syscall(ctypes.c_long(_IOPRIO_GET), _IOPRIO_WHO_PROCESS, 0)))
+
+
+def reset_ioprio() -> None:
+    """ioprio_set(2): none, which goes by the nice value. Raises `OSError`."""
+    if _libc.syscall(ctypes.c_long(_IOPRIO_SET), _IOPRIO_WHO_PROCESS, 0, 0) < 0:
+        _raise_errno()
+
+
+def memory_policy() -> int:
+    """get_mempolicy(2): this thread's NUMA policy, 0 if it is the default or cannot be known."""
+    mode = ctypes.c_int()
+    words = (ctypes.byref(mode), None, ctypes.c_ulong(0), None, ctypes.c_ulong(0))
+    return 0 if _libc.syscall(ctypes.c_long(_GET_MEMPOLICY), *words) < 0 else mode.value
+
+
+def reset_memory_policy() -> None:
+    """set_mempolicy(2): the default. Raises `OSError`."""
+    if _libc.syscall(ctypes.c_long(_SET_MEMPOLICY), 0, None, ctypes.c_ulong(0)) < 0:
+        _raise_errno()
+
+
+def reset_personality() -> bool:
+    """personality(2): Linux's own, from the next exec(2) on. Whether it was another. Raises `OSError`."""
+    before = _libc.personality(_PERSONALITY_ASK)
+    if before in (_PER_LINUX, -1):
+        return False
+    if _libc.personality(_PER_LINUX) < 0:
+        _raise_errno()
+    return True
 
 
 def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:

@@ -159,7 +159,7 @@ def test_without_systemd_nothing_is_written(tmp_path: Path) -> None:
 
 
 def test_a_path_that_systemd_would_read_otherwise_is_quoted() -> None:
-    assert sleep_units.command("pre", "/a b/100%/$x") == '"/a b/100%%/$$x" -P -m zcache.swap.sleep pre'
+    assert sleep_units.command("pre", "/a b/100%/$x") == '"/a b/100%%/$$x" -I -m zcache.swap.sleep pre'
 
 
 @pytest.mark.parametrize("holders", [["another"], []])

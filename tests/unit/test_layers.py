@@ -17,6 +17,7 @@ LAYERS = [
     ["zcache.sizes"],
     ["zcache.flat_array", "zcache.disk_file"],
     ["zcache.codec", "zcache.seals", "zcache.page_table", "zcache.pageframes", "zcache.tiers", "zcache.hardening"],
+    ["zcache.inherited"],
     ["zcache.ghost"],
     ["zcache.health", "zcache.statistics"],
     ["zcache.allocators", "zcache.tmem", "zcache.admission", "zcache.zpages", "zcache.readahead"],

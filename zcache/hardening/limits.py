@@ -57,11 +57,28 @@ FILE_SIZE: Final = Limit(resource.RLIMIT_FSIZE, "-f", "the size of files")
 OPEN_FILES: Final = Limit(resource.RLIMIT_NOFILE, "-n", "open files")
 PROCESSES: Final = Limit(resource.RLIMIT_NPROC, "-u", "processes and threads")
 LOCKED_MEMORY: Final = Limit(resource.RLIMIT_MEMLOCK, "-l", "locked memory")
-LIMITS: Final = (ADDRESS_SPACE, DATA, FILE_SIZE, OPEN_FILES, PROCESSES, LOCKED_MEMORY)
+PENDING_SIGNALS: Final = Limit(resource.RLIMIT_SIGPENDING, "-i", "pending signals")
+#: Who uses that up is killed; so is his successor.
+CPU_TIME: Final = Limit(resource.RLIMIT_CPU, "-t", "processor time")
+#: What a thread with a real-time policy may run without ever waiting.
+REAL_TIME: Final = Limit(resource.RLIMIT_RTTIME, "-R", "processor time at real-time priority")
+LIMITS: Final = (
+    *(ADDRESS_SPACE, DATA, FILE_SIZE, OPEN_FILES, PROCESSES, LOCKED_MEMORY),
+    *(PENDING_SIGNALS, CPU_TIME, REAL_TIME),
+)
+#: What is allowed at most, and not a need: up to the hard limit, and no further.
+CEILINGS: Final = (
+    Limit(resource.RLIMIT_RTPRIO, "-r", "real-time priority"),
+    Limit(resource.RLIMIT_NICE, "-e", "nice values"),
+)
 
 
 def _amount(limit: Limit, value: int) -> str:
-    return str(value) if limit in (OPEN_FILES, PROCESSES) else _mib(value)
+    if limit is CPU_TIME:
+        return f"{value} s"
+    if limit is REAL_TIME:
+        return f"{value} us"
+    return str(value) if limit in (OPEN_FILES, PROCESSES, PENDING_SIGNALS) else _mib(value)
 
 
 def _mib(size_bytes: int) -> str:
@@ -78,6 +95,10 @@ def lift() -> None:
                 with contextlib.suppress(ValueError, OSError):
                     resource.setrlimit(limit.number, wanted)
                     break
+    for limit in CEILINGS:
+        _, hard = resource.getrlimit(limit.number)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(limit.number, (hard, hard))
 
 
 def check(
@@ -175,6 +196,11 @@ def _no_memory() -> str:
                 where = ""
             words.append(f"no memory: {_mib(available_bytes)} can be had{where}; free some, or give a smaller budget")
     return ", or ".join(words) or "no memory; free some, or give a smaller budget"
+
+
+def deadly() -> list[str]:
+    """Those that end a process that did nothing wrong, and could not be lifted."""
+    return [_is(limit) for limit in (CPU_TIME, REAL_TIME) if limit.soft() is not None]
 
 
 def _is(limit: Limit) -> str:

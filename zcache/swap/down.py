@@ -20,6 +20,7 @@ from pathlib import Path
 
 from zcache import standard_streams
 from zcache.errors import EnvironmentProblem
+from zcache.inherited import start
 from zcache.swap import backing, cgroup, process, room, swapoff, sysctls
 from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.interruption import Interrupted, Interruption
@@ -276,5 +277,10 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
     return 0
 
 
+def command() -> int:
+    """`main`, for the whole of a process."""
+    return start.run("swap-down", main)
+
+
 if __name__ == "__main__":
-    sys.exit(standard_streams.run("swap-down", main))
+    sys.exit(command())

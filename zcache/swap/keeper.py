@@ -32,6 +32,7 @@ from zcache import libc
 from zcache.errors import EnvironmentProblem
 from zcache.hardening import Hardening, limits
 from zcache.hardening.log_pipe import say, say_what_nobody_catches
+from zcache.inherited.start import put_right
 from zcache.steps import Steps
 from zcache.swap import cgroup
 from zcache.swap.error import SwapError
@@ -562,5 +563,14 @@ def _start(folder: StateFolder, parameters: Sequence[str], steps: Steps) -> "tup
     return keeper, hardening
 
 
+def command() -> int:
+    """`main`, for the whole of a process, whoever has started it, and wherever."""
+    complaint = put_right(sys.argv[1:])
+    if complaint:
+        _say(f"WARNING: {complaint}")
+    os.chdir("/")  # no file system is held
+    return main(sys.argv[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command())

@@ -30,7 +30,7 @@ _ERROR_LINE_COUNT = 8
 
 
 def command(folder: StateFolder, parameters: Sequence[str]) -> list[str]:
-    return [sys.executable, "-P", "-m", "zcache.swap.keeper", str(folder.path), *parameters]
+    return [sys.executable, "-I", "-m", "zcache.swap.keeper", str(folder.path), *parameters]
 
 
 def check_parameters(parameters: Sequence[str]) -> None:

@@ -28,9 +28,9 @@ from zcache.steps import STEP_SECONDS, StepsWatch
 from zcache.swap import process
 
 #: What becomes the server. Not scripts/serve: that looks at the set-up first, which takes memory and time.
-SERVE: Final = (sys.executable, "-P", "-m", "nbd_plugin.serve")
+SERVE: Final = (sys.executable, "-I", "-m", "nbd_plugin.serve")
 #: What says whether it would take its parameters.
-TRY_PARAMETERS: Final = (sys.executable, "-P", "-m", "nbd_plugin.config")
+TRY_PARAMETERS: Final = (sys.executable, "-I", "-m", "nbd_plugin.config")
 
 #: The first descriptor after stderr is where sd_listen_fds(3) says that the socket is.
 LISTEN_DESCRIPTOR: Final = 3

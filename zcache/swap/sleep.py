@@ -30,7 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from zcache import meminfo, standard_streams
+from zcache import meminfo
+from zcache.inherited import start
 from zcache.swap import cgroup, control_groups, frozen, swapoff, sysctls, taken_off
 from zcache.swap.apart import apart
 from zcache.swap.bring_in import bring_in
@@ -360,4 +361,4 @@ def command(moment: str, is_hibernation: bool = False) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(standard_streams.run("zcache sleep", main))
+    sys.exit(start.run("zcache sleep", main))

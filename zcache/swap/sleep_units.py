@@ -39,7 +39,7 @@ AllowHybridSleep=no
 def command(moment: str, python: str = sys.executable) -> str:
     """The command line of `zcache sleep`, as a unit spells it."""
     quoted = python.replace("\\", r"\\").replace('"', r"\"").replace("%", "%%").replace("$", "$$")
-    return f'"{quoted}" -P -m zcache.swap.sleep {moment}'
+    return f'"{quoted}" -I -m zcache.swap.sleep {moment}'
 
 
 def unit_drop_in(option: str = "") -> str:

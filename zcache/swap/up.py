@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from zcache import standard_streams
+from zcache.inherited import start
 from zcache.swap import area, backing, cgroup, keeper_process, nbd_device, neighbours, sleep_units, sysctls
 from zcache.swap.apart import apart
 from zcache.swap.down import Report, Teardown, is_live, take_down
@@ -448,4 +449,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(standard_streams.run("swap-up", main))
+    sys.exit(start.run("swap-up", main))

@@ -15,6 +15,7 @@ from typing import Final
 
 from zcache import image, standard_streams
 from zcache.errors import EnvironmentProblem
+from zcache.inherited import start
 from zcache.swap import process, sleep_units
 from zcache.swap.error import SwapError
 from zcache.swap.keeper import REPLACE_SIGNAL
@@ -93,4 +94,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(standard_streams.run("swap-upgrade", main))
+    sys.exit(start.run("swap-upgrade", main))
