@@ -21,6 +21,7 @@ from typing import Any
 import nbd
 import pytest
 
+from tests.support.other_code import python_of
 from zcache import image
 from zcache.bench.complaints import fail_writes
 from zcache.control_client import ask
@@ -47,9 +48,8 @@ class Keeper:
         self._log = (path / "server.log").open("ab")
         command = keeper_process.command(self.folder, words)
         command = [sys.executable, *program, *command[command.index(str(path)) :]] if program else command
+        command = [python_of(code), *command[1:]] if code else command
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-        if code:
-            environment["PYTHONPATH"] = str(code)
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=environment
         )

@@ -1,7 +1,6 @@
 """Limits of the shell that a server inherits: lifted where that is allowed, else refused in one line, before anything
 is made. What could only be met later, on the way to a successor, would be the end of the swap."""
 
-import os
 import resource
 import signal
 import subprocess
@@ -77,7 +76,6 @@ def test_a_soft_limit_is_lifted_by_a_keeper_for_all_its_servers(tmp_path: Path) 
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         )
     try:
         identity = process.identify(keeper.pid)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.support.failing_calls import Call, Failing, FailingCalls
+from tests.support.other_code import python_of
 from zcache import image
 from zcache.swap import keeper_process
 from zcache.swap.process import identify
@@ -137,12 +138,11 @@ def _run(
     log = folder / "log"
     with log.open("wb") as output:
         program = calls.start(
-            command,
+            [sys.executable if code == REPOSITORY else python_of(code), *command[1:]],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             cwd=code,
-            env={**os.environ, "PYTHONPATH": str(code)},
             start_new_session=True,
         )
     prepare(program)
