@@ -5,6 +5,9 @@ and then waits until every client has gone; a client that is idle holds it up fo
 blocked in every thread but one of ours, which waits for them, tells each connection that no more requests will be read,
 and tells nbdkit when none is left. Requests that the client has sent by then are answered first.
 
+Whoever started us with SIGHUP, SIGINT or SIGQUIT ignored (nohup, a shell's `&`) wants us to outlive them. nbdkit takes
+no notice of that, so it is looked at before nbdkit sets its handlers, and those signals stay blocked for good.
+
 A server with a keeper just goes. The kernel takes the end of reading for the end of the connection, and sends
 everything that was not answered again to the next server.
 """
@@ -23,6 +26,9 @@ from zcache.hardening.own_thread import OwnThread
 
 #: The signals by which nbdkit ends.
 SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP})
+
+#: Those that were ignored when the plugin was loaded; nbdkit sets its handlers after that.
+_ignored: Final = frozenset(number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN)
 
 #: A connection that was being accepted when the signal came is found at the next look.
 LOOK_SECONDS: Final = 0.05
@@ -53,7 +59,7 @@ def end_on_signals(end: Callable[[], None], *, at_once: bool) -> None:
 
 
 def _wait_and_end(end: Callable[[], None], at_once: bool) -> None:
-    signal.sigwait(SIGNALS)
+    signal.sigwait(SIGNALS - _ignored)
     blind = 0
     while not at_once and blind < MAX_BLIND_LOOKS:
         try:

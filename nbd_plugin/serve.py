@@ -22,7 +22,7 @@ from nbd_plugin.start_guard import leave_guard
 from zcache.errors import BadInput
 from zcache.hardening import limits
 from zcache.hardening.log_pipe import say
-from zcache.inherited.start import put_right
+from zcache.inherited.start import FOLDER_IS_GONE, is_folder_gone, put_right
 from zcache.sockets import remove_if_dead
 from zcache.steps import VARIABLE, Steps
 
@@ -141,6 +141,8 @@ def main() -> None:
     except BadInput as refusal:
         sys.exit(f"zcache: {refusal}")
     except OSError as error:
+        if is_folder_gone():
+            sys.exit(f"zcache: {FOLDER_IS_GONE}")
         sys.exit(f"zcache: {limits.explain('nobody could be left to watch the start', error)}")
     Steps.from_environment(is_passed_on=True).begin("becoming nbdkit, and loading the plugin")
     try:

@@ -11,6 +11,8 @@ from zcache.inherited import attributes, descriptors, environment
 #: Says that the process of that pid has been run once more.
 _AGAIN_VARIABLE: Final = "ZCACHE_AGAIN"
 
+FOLDER_IS_GONE: Final = "the folder that this was started in is gone; cd to another one, or give absolute paths"
+
 
 def put_right(words: Sequence[str] = ()) -> str:
     """What was inherited, in the process's only thread. `words` are its arguments, which may name descriptors. Returns
@@ -36,6 +38,15 @@ def put_right(words: Sequence[str] = ()) -> str:
     return f"inherited from who started this, and not to be changed without privileges: {', '.join(complaints)}"
 
 
+def is_folder_gone() -> bool:
+    """Whether the working folder was removed: a relative path means nothing then."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def run(name: str, main: Callable[[], int], lost_output: int | None = None, *, is_told: bool = True) -> int:
     """A command, for the whole of a process: `standard_streams.run`, after all was put right."""
     complaint = put_right(sys.argv[1:])
@@ -43,6 +54,12 @@ def run(name: str, main: Callable[[], int], lost_output: int | None = None, *, i
     def told_main() -> int:
         if complaint and is_told:
             print(f"{name}: warning: {complaint}", file=sys.stderr)
-        return main()
+        try:
+            return main()
+        except FileNotFoundError:
+            if not is_folder_gone():
+                raise
+            print(f"{name}: error: {FOLDER_IS_GONE}", file=sys.stderr)
+            return 1
 
     return standard_streams.run(name, told_main, lost_output)
