@@ -7,6 +7,8 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import nbd
 import pytest
 
 from tests.nbd.conftest import RunningServer
@@ -162,19 +165,25 @@ def test_what_only_a_process_itself_can_see_is_put_right(names: tuple[str, ...])
     assert (said, own) == ("", look_at_self())
 
 
-class Started(RunningServer):
-    """scripts/serve, by somebody with settings of his own."""
+def server_by(starter: list[str], folder: Path, *words: str) -> RunningServer:
+    """scripts/serve, by a program that becomes what its arguments say."""
 
-    def __init__(self, folder: Path, names: tuple[str, ...], *words: str) -> None:
-        folder.mkdir()
-        names = tuple(name for name in names if name != "signals pending")  # by which the shell is ended
-        self.program = tuple(command(names, [str(REPOSITORY / "scripts/serve")]))
-        super().__init__(folder, (*WORDS, *words))
+    class Started(RunningServer):
+        program = (*starter, str(REPOSITORY / "scripts/serve"))
+
+    folder.mkdir(exist_ok=True)
+    return Started(folder, (*WORDS, *words))
+
+
+def server_of(names: tuple[str, ...], folder: Path, *words: str) -> RunningServer:
+    """The same, by somebody with settings of his own."""
+    names = tuple(name for name in names if name != "signals pending")  # by which the shell is ended
+    return server_by(command(names, []), folder, *words)
 
 
 @pytest.fixture(scope="module")
 def right_server(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    server = Started(tmp_path_factory.mktemp("right") / "server", ())
+    server = server_of((), tmp_path_factory.mktemp("right"))
     try:
         return seen(server.process.pid)
     finally:
@@ -203,7 +212,7 @@ def is_strange(pid: int, number: int) -> bool:
 def test_a_server_takes_nothing_of_it_and_serves(
     names: tuple[str, ...], tmp_path: Path, right_server: dict[str, object]
 ) -> None:
-    server = Started(tmp_path / "server", names)
+    server = server_of(names, tmp_path)
     try:
         client = server.connect()
         client.pwrite(b"precious" * 512, 4096)
@@ -285,3 +294,211 @@ def test_a_keeper_takes_nothing_of_it_and_ends_on_sigterm(
         assert found == right_keeper
     finally:
         kept.end()
+
+
+def started(names: tuple[str, ...], words: list[str], **options: Any) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command(names, words), capture_output=True, text=True, check=False, timeout=DEADLINE_SECONDS, **options
+    )
+
+
+def test_a_tool_that_fails_is_not_taken_for_done(tmp_path: Path) -> None:
+    """As swap-up runs them; with SIGCHLD ignored, there is no exit status to be had."""
+    program = tmp_path / "program"
+    program.write_text(
+        "import sys; from zcache.inherited import start; from zcache.swap import area\n"
+        "sys.exit(start.run('program', lambda: area.run(['false']) or 0))\n"
+    )
+    done = started(("SIGCHLD ignored",), [sys.executable, "-I", str(program)])
+    assert "SwapError: false failed: exit status 1" in done.stderr
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_server_outlives_a_limit_on_cpu_time(tmp_path: Path) -> None:
+    """That it is killed for where it stays: `limit` is in seconds."""
+    limit = 2
+    lower = f"import os, resource, sys; _, hard = resource.getrlimit(0); resource.setrlimit(0, ({limit}, hard)); "
+    server = server_by([sys.executable, "-c", lower + "os.execv(sys.argv[1], sys.argv[1:])"], tmp_path)
+    try:
+        client = server.connect()
+        data = b"".join(os.urandom(1024) + bytes(3072) for _ in range(256))
+
+        def is_past_the_limit() -> bool:
+            for _ in range(50):
+                client.pwrite(data, 0)
+            return cpu_seconds(server.process.pid) > 1.5 * limit
+
+        until(is_past_the_limit)
+        client.shutdown()
+        server.check()
+    finally:
+        assert server.stop() == 0, server.log.read_text()
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.ISO-8859-1", "nowhere"])
+def test_a_backing_may_be_named_beyond_ascii(tmp_path: Path, locale: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", locale)
+    monkeypatch.setenv("LANG", locale)
+    backing = tmp_path / "bk_ü"
+    server = server_of((), tmp_path / "sörver", f"backing={backing}")
+    try:
+        assert server.status()["backing"] == str(backing)
+        said = subprocess.run(
+            [str(REPOSITORY / "scripts/zcache"), "status", "--control", str(server.control)],
+            capture_output=True,
+            check=True,
+            timeout=DEADLINE_SECONDS,
+        )
+        assert f"backing: {backing}" in said.stdout.decode()
+    finally:
+        assert server.stop() == 0, server.log.read_text()
+    assert backing.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["scripts/serve"], 1, "zcache: say where to listen"),
+        (["scripts/swap-up", "--priority"], 2, "swap-up: error: argument --priority"),
+        (["scripts/swap-down", "/nowhere"], 1, "swap-down: "),
+        (["scripts/swap-upgrade", "/nowhere"], 1, "swap-upgrade: error: "),
+        (["scripts/zcache", "status", "--control", "/nowhere"], 2, "zcache: no server answers at /nowhere"),
+        ([f"{sys.prefix}/bin/zcache", "check", "--control", "/nowhere"], 2, "zcache: no server answers at /nowhere"),
+        (["scripts/vm", "--nonsense"], 2, "error: "),
+        (["scripts/run", "--nonsense"], 2, "error: "),
+        (["scripts/bench", "--nonsense"], 2, "error: "),
+        (["scripts/pressure", "--nonsense"], 2, "error: "),
+    ],
+)
+def test_every_script_starts_in_a_shell_of_conda(words: list[str], status: int, said: str) -> None:
+    done = started(("PYTHONHOME", "PYTHONPATH"), [str(REPOSITORY / words[0]), *words[1:]])
+    assert done.returncode == status and said in done.stderr, done.stderr
+    assert "Python path configuration" not in done.stderr and "Traceback" not in done.stderr
+
+
+#: A process that can lift no limit and go back to no priority, whatever the machine gives.
+UNPRIVILEGED: Final = (
+    "import ctypes, os, resource, sys; libc = ctypes.CDLL(None, use_errno=True);"
+    "[libc.prctl(24, *map(ctypes.c_ulong, (capability, 0, 0, 0))) for capability in (23, 24)];"  # PR_CAPBSET_DROP
+    "resource.setrlimit(resource.RLIMIT_NICE, (0, 0)); os.nice(5); resource.setrlimit(resource.RLIMIT_CPU, (60, 60));"
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+def test_what_cannot_be_put_right_is_said_in_one_line(tmp_path: Path) -> None:
+    server = server_by([sys.executable, "-c", UNPRIVILEGED], tmp_path)
+    assert server.stop() == 0
+    (line,) = [line for line in server.log.read_text().splitlines() if "inherited" in line]
+    assert line.startswith("zcache: WARNING: ")
+    assert "the nice value (" in line and "processor time (ulimit -t) is 60 s" in line
+
+
+def test_of_its_keeper_it_is_said_once(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "state")
+    folder.create()
+    with folder.log.open("ab") as log:
+        keeper = subprocess.Popen(
+            [sys.executable, "-c", UNPRIVILEGED, *keeper_process.command(folder, WORDS)], stdout=log, stderr=log
+        )
+    identity = process.identify(keeper.pid)
+    assert identity
+    folder.save(SwapState(identity))
+    until(lambda: keeper_process.is_answering(folder.control))
+    keeper.terminate()
+    assert keeper.wait(DEADLINE_SECONDS) == 0
+    (line,) = [line for line in folder.log.read_text().splitlines() if "inherited" in line]
+    assert line.startswith("zcache keeper: WARNING: ") and "the nice value (" in line
+
+
+def test_an_older_keeper_starts_a_server_of_this_code(tmp_path: Path) -> None:
+    """By the command line, the variables and the descriptors that it has always given, in the environment that it was
+    itself started in."""
+    program = f"""
+import os, subprocess, sys
+from zcache.swap import server_process
+server_process.SERVE = (sys.executable, "-P", "-m", "nbd_plugin.serve")
+from zcache.swap import keeper
+os.environ |= {{"LD_LIBRARY_PATH": "/opt/conda/lib", "PYTHONWARNINGS": "error", "LC_ALL": "C", "LISTEN_PID": "1"}}
+sys.exit(keeper.main({[str(tmp_path / "stäte"), *WORDS]!r}))
+"""
+    folder = StateFolder(tmp_path / "stäte")
+    folder.create()
+    with folder.log.open("ab") as log:
+        keeper = subprocess.Popen([sys.executable, "-P", "-c", program], stdout=log, stderr=log)
+    try:
+        identity = process.identify(keeper.pid)
+        assert identity
+        folder.save(SwapState(identity))
+        until(
+            lambda: keeper_process.is_answering(folder.control) or keeper.poll() is not None,
+            lambda: folder.log.read_text(),
+        )
+        server = int(ask(folder.control, "status")["pid"])
+        assert not {"LD_LIBRARY_PATH", "PYTHONWARNINGS"} & set(seen(server)["environment"])  # type: ignore[call-overload]
+    finally:
+        keeper.terminate()
+        assert keeper.wait(DEADLINE_SECONDS) == 0, folder.log.read_text()
+    assert "WARNING: inherited" not in folder.log.read_text()
+
+
+#: As systemd starts a program for a socket, and a shell one with `9<>BACKING`.
+GIVING: Final = (
+    "import os, sys; socket, disk = map(int, sys.argv[1:3]); os.dup2(disk, 9); os.dup2(socket, 3);"
+    "os.environ |= {'LISTEN_FDS': '1', 'LISTEN_PID': str(os.getpid())}; os.execv(sys.argv[3], sys.argv[3:])"
+)
+
+
+def test_descriptors_that_somebody_named_are_kept(tmp_path: Path) -> None:
+    path, control = tmp_path / "socket", tmp_path / "control"
+    with (
+        socket.socket(socket.AF_UNIX) as listener,
+        (tmp_path / "backing").open("w+b") as file,
+        (tmp_path / "log").open("wb") as log,
+    ):
+        listener.bind(str(path))
+        listener.listen()
+        file.truncate(64 << 20)
+        given = (listener.fileno(), file.fileno())
+        start = [sys.executable, "-c", GIVING, *map(str, given), str(REPOSITORY / "scripts/serve")]
+        words = ["size=32M", "budget=8M", "backing=/dev/fd/9", f"control={control}"]
+        server = subprocess.Popen([*start, *words], pass_fds=given, stdout=log, stderr=log)
+    try:
+        until(lambda: keeper_process.is_answering(control) or server.poll() is not None)
+        assert server.poll() is None, (tmp_path / "log").read_text()
+        client = nbd.NBD()
+        client.connect_unix(str(path))
+        client.pwrite(b"precious" * 512, 4096)
+        assert client.pread(4096, 4096) == b"precious" * 512
+        client.shutdown()
+    finally:
+        server.terminate()
+        assert server.wait(DEADLINE_SECONDS) == 0, (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT])
+def test_a_server_outlives_what_its_starter_ignored(tmp_path: Path, number: signal.Signals) -> None:
+    """nohup, and `&` in a script. It ends on SIGTERM all the same."""
+    ignore = (
+        f"import os, signal, sys; signal.signal({int(number)}, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    server = server_by([sys.executable, "-c", ignore], tmp_path)
+    server.process.send_signal(number)
+    client = server.connect()
+    client.pwrite(b"precious" * 512, 0)
+    client.shutdown()
+    server.check()
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["scripts/serve", "-U", "socket", *WORDS], ["scripts/swap-up", *WORDS, "backing=b"], ["scripts/swap-down", "f"]],
+)
+def test_a_working_folder_that_is_gone_is_said_in_one_line(words: list[str]) -> None:
+    done = started(("removed folder",), [str(REPOSITORY / words[0]), *words[1:]])
+    lines = [line for line in done.stderr.splitlines() if "getcwd" not in line]  # the shell's own
+    assert done.returncode == 1 and len(lines) == 1 and "is gone" in lines[0], done.stderr

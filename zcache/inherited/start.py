@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 from zcache import standard_streams
@@ -41,7 +42,7 @@ def put_right(words: Sequence[str] = ()) -> str:
 def is_folder_gone() -> bool:
     """Whether the working folder was removed: a relative path means nothing then."""
     try:
-        os.getcwd()
+        Path.cwd()
     except FileNotFoundError:
         return True
     return False

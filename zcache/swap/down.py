@@ -260,11 +260,12 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
     def report(line: str) -> None:
         standard_streams.say(f"swap-down: {line}")
 
+    path = (Path(arguments[0]) if arguments else DEFAULT_FOLDER).resolve()  # as swap-up names it
     try:
         with Interruption():
             if not swapoff.lock_memory():
                 report("warning: memory cannot be locked, so this may be slow when memory is short")
-            folder = StateFolder((Path(arguments[0]) if arguments else DEFAULT_FOLDER).resolve())  # as swap-up names it
+            folder = StateFolder(path)
             if arguments and not folder.path.is_dir():
                 raise SwapError(f"{folder.path} is not the state folder of any swap")
             run(folder, report, interval_seconds=1.0 if sys.stdout.isatty() else 5.0)
