@@ -27,6 +27,7 @@ _PR_SET_TIMERSLACK: Final = 29
 _PR_MCE_KILL: Final = 33
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_MEMORY_MERGE: Final = 67
+_PR_GET_MEMORY_MERGE: Final = 68
 
 #: Seconds that an interval timer gives a program that does not reset it.
 _TIMER_SECONDS: Final = 2.0
@@ -118,10 +119,6 @@ WRONGS: Final[dict[str, tuple[str, Callable[[], object]]]] = {
     "nice": ("nice", lambda: os.nice(7)),
     "idle I/O": ("ioprio", lambda: _libc.syscall(_IOPRIO_SET, 1, 0, _IDLE_CLASS)),
     "one processor": ("Cpus_allowed", lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})),
-    "one memory node": (
-        "numa",
-        lambda: _libc.syscall(_SET_MEMPOLICY, _MPOL_BIND, ctypes.byref(ctypes.c_ulong(1)), ctypes.c_ulong(64)),
-    ),
     "umask": ("Umask", lambda: os.umask(0o077)),
     "open files": ("files", _open_files),
     "another's socket": ("environment", _listen_for_another),
@@ -148,6 +145,16 @@ WRONGS: Final[dict[str, tuple[str, Callable[[], object]]]] = {
     "GLIBC_TUNABLES": ("environment", _variable("GLIBC_TUNABLES", "glibc.malloc.check=3")),
     "steps of another": ("environment", _variable("ZCACHE_STEPS", "1")),
 }
+if Path("/proc/self/numa_maps").exists():
+    WRONGS["one memory node"] = (
+        "numa",
+        lambda: _libc.syscall(_SET_MEMPOLICY, _MPOL_BIND, ctypes.byref(ctypes.c_ulong(1)), ctypes.c_ulong(64)),
+    )
+if _libc.prctl(_PR_GET_MEMORY_MERGE, *map(ctypes.c_ulong, (0, 0, 0, 0))) >= 0:
+    WRONGS["merging of pages"] = (
+        "merging",
+        lambda: _libc.prctl(_PR_SET_MEMORY_MERGE, *map(ctypes.c_ulong, (1, 0, 0, 0))),
+    )
 #: Which nobody can put right without CAP_SYS_NICE.
 PRIVILEGED: Final = frozenset({"idle policy", "nice"})
 #: What would hide others, or cannot be together with them.
@@ -165,6 +172,7 @@ def look(pid: int) -> dict[str, object]:
     folder = Path(f"/proc/{pid}")
     status = dict(line.split(":\t", 1) for line in (folder / "status").read_text().splitlines() if ":\t" in line)
     stat = (folder / "stat").read_text().rpartition(")")[2].split()
+    numa = folder / "numa_maps"
     found: dict[str, object] = {name: status[name] for name in ("SigBlk", "SigIgn", "ShdPnd", "Cpus_allowed", "Umask")}
     found |= {
         "nice": stat[16],
@@ -174,7 +182,7 @@ def look(pid: int) -> dict[str, object]:
         "OOM score": (folder / "oom_score_adj").read_text(),
         "slack": (folder / "timerslack_ns").read_text() if stat[38] == "0" else "of a real-time thread",
         "personality": (folder / "personality").read_text(),
-        "numa": sorted({line.split()[1] for line in (folder / "numa_maps").read_text().splitlines()}),
+        "numa": sorted({line.split()[1] for line in numa.read_text().splitlines()}) if numa.exists() else [],
         "folder": str((folder / "cwd").readlink()),
         "files": sorted(int(entry.name) for entry in (folder / "fd").iterdir()),
         "environment": dict(
@@ -197,6 +205,7 @@ def look_at_self() -> dict[str, object]:
         ],
         "death signal": death_signal,
         "subreaper": word.value,
+        "merging": _libc.prctl(_PR_GET_MEMORY_MERGE, *map(ctypes.c_ulong, (0, 0, 0, 0))),
         "early kill": _libc.prctl(34, *map(ctypes.c_ulong, (0, 0, 0, 0))),
     }
 
