@@ -9,9 +9,8 @@ read only at exec(2) is put right by running the same command once more, if it w
 | signal mask               | SIGTERM does nothing; swap-upgrade waits    | none blocked; pending ones are dropped,    |
 |                           |                                             | but for those that end a program           |
 | ignored signals           | SIGCHLD: commands that failed count as done | default. SIGHUP, SIGINT, SIGQUIT stay      |
-|                           |                                             | ignored (nohup, `&`; the keeper and        |
-|                           |                                             | swap-down: see there); SIGPIPE and SIGXFSZ |
-|                           |                                             | are Python's                               |
+|                           |                                             | ignored (nohup, `&`), but in the keeper;   |
+|                           |                                             | SIGPIPE and SIGXFSZ are Python's           |
 | limits: CPU, RTTIME       | servers are killed, one after the other     | none (hardening/limits.py)                 |
 | limits: memory, files, …  | the start fails, or a successor's           | none, or the hard limit; too low: refused  |
 | limit: STACK              | the size of threads' stacks, from exec on   | 8 MiB; nbdkit 512 KiB                      |
