@@ -123,7 +123,7 @@ WRONGS: Final[dict[str, tuple[str, Callable[[], object]]]] = {
     "open files": ("files", _open_files),
     "another's socket": ("environment", _listen_for_another),
     "removed folder": ("folder", _stand_in_a_removed_folder),
-    "timer slack": ("slack", lambda: _libc.prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(10**9))),
+    "timer slack": ("own slack", lambda: _libc.prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(10**9))),
     "interval timers": ("timers", _have_a_timer),
     "no address randomization": ("personality", lambda: _libc.personality(_ADDR_NO_RANDOMIZE)),
     "parent's death": ("death signal", lambda: _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGUSR1))),
@@ -180,7 +180,7 @@ def look(pid: int) -> dict[str, object]:
         "limits": [resource.prlimit(pid, number) for number in range(16)],
         "ioprio": _libc.syscall(_IOPRIO_GET, 1, pid),
         "OOM score": (folder / "oom_score_adj").read_text(),
-        "slack": (folder / "timerslack_ns").read_text() if stat[38] == "0" else "of a real-time thread",
+        "slack": _slack(folder) if stat[38] == "0" else "of a real-time thread",
         "personality": (folder / "personality").read_text(),
         "numa": sorted({line.split()[1] for line in numa.read_text().splitlines()}) if numa.exists() else [],
         "folder": str((folder / "cwd").readlink()),
@@ -190,6 +190,13 @@ def look(pid: int) -> dict[str, object]:
         ),
     }
     return found
+
+
+def _slack(folder: Path) -> str:
+    try:
+        return (folder / "timerslack_ns").read_text()
+    except PermissionError:  # it takes CAP_SYS_NICE
+        return ""
 
 
 def look_at_self() -> dict[str, object]:
@@ -203,6 +210,7 @@ def look_at_self() -> dict[str, object]:
             bool(any(signal.getitimer(which)))
             for which in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
         ],
+        "own slack": _libc.prctl(30, *map(ctypes.c_ulong, (0, 0, 0, 0))),
         "death signal": death_signal,
         "subreaper": word.value,
         "merging": _libc.prctl(_PR_GET_MEMORY_MERGE, *map(ctypes.c_ulong, (0, 0, 0, 0))),

@@ -28,6 +28,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(REPOSITORY / package, sources / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, sources)
+    (sources / "scripts").mkdir()
+    shutil.copy(REPOSITORY / "scripts/zcache", sources / "scripts")
     environment = folder / "environment"
     venv.create(environment, with_pip=False)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
@@ -73,6 +75,15 @@ def test_with_no_swap_status_is_one_line(installed: Path, tmp_path: Path) -> Non
     assert done.stderr.startswith(
         f"zcache: no server answers at {tmp_path}/control: No such file or directory; swap-up"
     )
+
+
+def test_whoever_calls_it_has_a_python_of_his_own(installed: Path) -> None:
+    """Conda's shell, in which no other Python starts; by a link, from anywhere, with no PATH to speak of."""
+    link = installed.parent / "link"
+    link.symlink_to(installed / "zcache")
+    environment = {"PYTHONHOME": "/opt/conda", "PYTHONPATH": "/opt/conda", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([link, "--version"], capture_output=True, text=True, check=False, cwd="/", env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"zcache {zcache.__version__}\n", "")
 
 
 @pytest.mark.parametrize(
