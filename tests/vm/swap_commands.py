@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.support import wrong_starts
 from zcache import image, libc, meminfo
 from zcache.control_client import ask
 from zcache.swap import hibernation
@@ -54,7 +55,7 @@ print("intact" if all(memory[start:start + len(content)] == content for start, c
 def command(script: str, *words: str) -> list[str]:
     """What the script becomes once it has looked at the set-up, which takes seconds here."""
     module = {"swap-up": "up", "swap-down": "down", "swap-upgrade": "upgrade"}[script]
-    return [sys.executable, "-P", "-m", f"zcache.swap.{module}", *words]
+    return [sys.executable, "-I", "-m", f"zcache.swap.{module}", *words]
 
 
 def run(script: str, *words: str, status: int = 0) -> str:
@@ -108,6 +109,22 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.05)
+
+
+def wrong_starter(before: list[str]) -> None:
+    """Each command by somebody whose settings are all wrong (tests/nbd/test_wrong_starts.py, without a device)."""
+    zcache = [str(REPOSITORY / "scripts/zcache"), "status"]
+    for words in (command("swap-up", "size=64M", "budget=64M"), zcache, command("swap-upgrade"), command("swap-down")):
+        wrongs = [
+            name for name in wrong_starts.ALL if name != "signals pending"
+        ]  # by which the script's shell is ended
+        done = subprocess.run(
+            wrong_starts.command(tuple(wrongs), words), capture_output=True, text=True, timeout=200, check=False
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == 0 and "warning: inherited" not in said, f"{words}: {done.returncode}\n{said}"
+        assert words is not zcache or "state: OK" in said, said
+    nothing_is_left(before)
 
 
 def two_areas_at_once(before: list[str]) -> None:
@@ -430,6 +447,7 @@ def memory_mib() -> int:
 SCENES = {
     scene.__name__: scene
     for scene in (
+        wrong_starter,
         two_areas_at_once,
         beside_other_swap,
         dead_server,
