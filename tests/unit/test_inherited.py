@@ -45,6 +45,7 @@ def test_what_is_for_what_we_start_is_gone(name: str) -> None:
         ("backing=/dev/fd/9", {9}),
         ("clean=data:/proc/self/fd/12:ro", {12}),
         ("--tls-psk=/dev/fd/63", {63}),
+        ("cat <&7 >&12 2>&1", {7, 12}),
         ("image=5", {5}),
         ("standby=6", {6}),
         ("size=64M", set()),

@@ -3,7 +3,7 @@
 Others' files would stay open for as long as the swap is on: a lock that its owner believes to have given back, the end
 of a pipe that somebody reads to its end. Named are: 0 to 2; sockets to listen on (sd_listen_fds(3)); what a keeper
 gives its servers (`image=`, `standby=`); the pipe on which a start tells its steps; and whatever an argument calls
-`/dev/fd/N` or `/proc/self/fd/N`.
+`/dev/fd/N`, `/proc/self/fd/N` or, in a command to run, `<&N`.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Final
 from zcache import steps
 
 _FIRST_LISTENER: Final = 3
-_NAMED: Final = re.compile(r"/fd/(\d+)|\A(?:image|standby)=(\d+)\Z", re.ASCII)
+_NAMED: Final = re.compile(r"(?:/fd/|[<>]&|\A(?:image|standby)=)(\d+)", re.ASCII)
 
 
 def drop_strangers(environment: MutableMapping[str, str], words: Sequence[str]) -> None:
@@ -42,7 +42,7 @@ def named(words: Iterable[str], environment: MutableMapping[str, str]) -> set[in
     """The descriptors that are meant for this process."""
     found = {0, 1, 2}
     for word in words:
-        found.update(int(match[1] or match[2]) for match in _NAMED.finditer(word))
+        found.update(int(match[1]) for match in _NAMED.finditer(word))
     with contextlib.suppress(ValueError):
         found.add(int(environment.get(steps.VARIABLE, "")))
     with contextlib.suppress(ValueError):
