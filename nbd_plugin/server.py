@@ -192,9 +192,15 @@ class Server:
                 force=config.force,
                 max_slots=config.needed_frames + SPARE_BYTES // config.frame_bytes,
                 report=_say,
+                tell=self._tell,
                 go_on=self._steps.go_on,
                 made=self._steps.made,
             )
+
+    def _tell(self, progress: str) -> None:
+        """How far a step has got: in the log, and to whoever watches the start."""
+        _say(progress)
+        self._steps.begin(progress)
 
     def make_safe(self) -> None:
         """All that can be done before there is a store: apply the protections, and run all code once. Raises

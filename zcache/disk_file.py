@@ -8,7 +8,7 @@ Not O_DIRECT, which would ask for aligned requests: file systems write single se
 Under IO_FLUSHER (`zcache.hardening`) writing through the page cache waits for no other writer, as a loop device does.
 
 It is locked for as long as it is open (`flock`; a block device by `O_EXCL`, which the kernel refuses while it is
-mounted), for nobody may write to it behind the cache.
+mounted), for nobody may write to it behind the cache; nor through a loop device (`zcache.beneath`).
 """
 
 import errno
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from zcache import libc
+from zcache.beneath.users import used_otherwise
 from zcache.errors import BadInput
 from zcache.flat_array import anonymous_memory
 from zcache.kernel_page import KERNEL_PAGE_BYTES, page_end, page_start
@@ -59,6 +60,9 @@ class DiskFile:
                 raise BadInput("neither a regular file nor a block device")
             if not is_device:
                 fcntl.flock(descriptor, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            user = used_otherwise(descriptor, read_only)
+            if user:
+                raise BadInput(user)
             return cls(descriptor, os.lseek(descriptor, 0, os.SEEK_END), is_device)
         except BaseException as error:
             os.close(descriptor)

@@ -234,6 +234,12 @@ def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
         _raise_errno()
 
 
+def syncfs(descriptor: int) -> None:
+    """syncfs(2): all of the file system that a file is on."""
+    if _libc.syncfs(descriptor) < 0:
+        _raise_errno()
+
+
 def forbid_core_dumps() -> None:
     """A core dump would take keys, and pages that others have swapped out, to a disk."""
     prctl(PR_SET_DUMPABLE, 0)

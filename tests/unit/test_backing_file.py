@@ -2,16 +2,22 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from zcache import libc
+from zcache.beneath import troubles
+from zcache.beneath.lookup import Mount
 from zcache.errors import BadInput
 from zcache.steps import STEP_SECONDS
-from zcache.tiers import backing_file
-from zcache.tiers.backing_file import HEADER, BackingFile
+from zcache.tiers import allocation, backing_file
+from zcache.tiers.backing_file import BackingFile
+from zcache.tiers.header import HEADER
 
 FRAME_BYTES = 4096
 NEEDED = 32 * FRAME_BYTES
@@ -158,6 +164,61 @@ def test_of_a_large_device_only_what_the_pages_can_need_is_used(tmp_path: Path) 
     backing.close()
 
 
+@pytest.mark.parametrize("first", [FRAME_BYTES, 65536])
+@pytest.mark.parametrize("then", [FRAME_BYTES, 65536])
+@pytest.mark.parametrize("old", [False, True])
+def test_its_own_leftover_is_known_whatever_its_frames_were(tmp_path: Path, first: int, then: int, old: bool) -> None:
+    """With zbud a frame begins at 4 KiB, which was taken for another's where log came after it."""
+    path = tmp_path / "leftover"
+    path.write_bytes(bytes(1 << 20))
+    opened(path, first)
+    with path.open("r+b") as file:
+        if old:  # as an older zcache wrote it
+            file.write(HEADER.ljust(first, b"\0"))
+        file.seek(first)
+        file.write(os.urandom((1 << 20) - first))
+    opened(path, then)
+    opened(path, first)
+
+
+def opened(path: Path, frame_bytes: int) -> None:
+    BackingFile.open(path, needed_bytes=0, new_bytes=0, frame_bytes=frame_bytes, force=False).close()
+
+
+@pytest.mark.parametrize("frame_bytes", [FRAME_BYTES, 65536])
+@pytest.mark.parametrize(
+    ("offset", "magic", "what"),
+    [
+        (4096, "fc4e2ba9", "an array of md's"),
+        (4096 + 24, "c68573f64e1a45ca8265f57f48ba6d81", "a bcache or bcachefs device"),
+        (65536 + 64, "5f42485266535f4d", "a btrfs file system"),
+    ],
+)
+def test_what_another_has_put_behind_our_header_is_refused(
+    tmp_path: Path, frame_bytes: int, offset: int, magic: str, what: str
+) -> None:
+    """Those leave the first 4 KiB, or more, as they found them; mdadm --metadata=1.2 is one."""
+    path = tmp_path / "leftover"
+    path.write_bytes(bytes(1 << 20))
+    opened(path, frame_bytes)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes.fromhex(magic))
+    with pytest.raises(BadInput, match=f"holds {what}"):
+        opened(path, frame_bytes)
+
+
+def test_in_a_header_for_large_frames_nothing_else_may_be(tmp_path: Path) -> None:
+    path = tmp_path / "leftover"
+    path.write_bytes(bytes(1 << 20))
+    opened(path, 65536)
+    with path.open("r+b") as file:
+        file.seek(60000)
+        file.write(b"precious")
+    with pytest.raises(BadInput, match="not zcache's"):
+        opened(path, FRAME_BYTES)
+
+
 def test_an_old_backing_file_that_something_else_was_written_to_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "partitioned"
     path.write_bytes(bytes(64 * FRAME_BYTES))
@@ -209,29 +270,94 @@ def test_where_o_direct_cannot_be_had_a_write_has_arrived_when_it_returns(
 
 
 def test_what_cannot_be_allocated_leaves_a_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(descriptor: int, _offset: int, length: int) -> None:
+    def half(descriptor: int, _mode: int, _offset: int, length: int) -> None:
         os.ftruncate(descriptor, length // 2)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "posix_fallocate", half)
+    monkeypatch.setattr(libc, "fallocate", half)
     path = tmp_path / "empty"
     path.touch()
     assert "no room for" in refusal(path)
     assert path.stat().st_size == 0
 
 
+def slow_fallocate(progress: list[float]) -> Callable[..., None]:
+    def fallocate(_file: int, _mode: int, _offset: int, length: int) -> None:
+        progress.append(progress.pop() + length / 1e7)
+
+    return fallocate
+
+
+def unsupported(*_: object) -> None:
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def slow_writes(progress: list[float]) -> Callable[..., int]:
+    def pwritev(_file: int, parts: Sequence[memoryview], _offset: int, flags: int) -> int:
+        assert flags == os.RWF_DSYNC  # or all of it would be waited for at the end
+        progress.append(progress.pop() + len(parts[0]) / 1e7)
+        return len(parts[0])
+
+    return pwritev
+
+
+@pytest.mark.parametrize("way", ["fallocate", "writing"])
 def test_a_slow_disk_that_has_to_write_it_all_shows_progress_within_a_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """vfat and NFSv3 write what is allocated; a card takes 10 MB/s, and a step has a deadline."""
     since_progress = [0.0]
-    monkeypatch.setattr(
-        os, "posix_fallocate", lambda _file, _offset, length: since_progress.append(since_progress.pop() + length / 1e7)
-    )
+    monkeypatch.setattr(libc, "fallocate", slow_fallocate(since_progress) if way == "fallocate" else unsupported)
+    monkeypatch.setattr(os, "pwritev", slow_writes(since_progress))
     path = tmp_path / "new"
     with path.open("wb") as file:
-        backing_file._allocate(file.fileno(), path, 300 << 20, lambda: since_progress.append(0.0))
+        allocation.allocate(file.fileno(), path, 300 << 20, lambda *_: since_progress.append(0.0))
     assert max(since_progress) < STEP_SECONDS / 4 and len(since_progress) > 4
+    assert round(sum(since_progress) * 1e7) >= 300 << 20
+
+
+def test_where_there_is_no_fallocate_it_is_allocated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each start walked the whole file, also one that had all its blocks."""
+    monkeypatch.setattr(libc, "fallocate", unsupported)
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    written: list[int] = []
+    real = os.pwritev
+
+    def pwritev(descriptor: int, parts: Sequence[memoryview], offset: int, flags: int = 0) -> int:
+        written.append(real(descriptor, parts, offset, flags))
+        return written[-1]
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    path = tmp_path / "new"
+    open_backing(path).close()
+    status = path.stat()
+    assert status.st_size == 33 * FRAME_BYTES <= status.st_blocks * 512
+    assert sum(written) >= status.st_size
+    content = path.read_bytes()
+    written.clear()
+    open_backing(path).close()
+    assert sum(written) <= FRAME_BYTES  # the trial of O_DIRECT
+    assert path.read_bytes() == content
+    os.truncate(path, FRAME_BYTES)  # one that has holes is another matter
+    os.truncate(path, status.st_size)
+    open_backing(path).close()
+    assert path.stat().st_blocks == status.st_blocks
+
+
+def test_it_says_how_far_the_allocation_has_got(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backing_file, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(allocation, "ALLOCATED_BYTES", NEEDED // 4)
+    told: list[str] = []
+    BackingFile.open(
+        tmp_path / "new",
+        needed_bytes=NEEDED,
+        new_bytes=NEEDED,
+        frame_bytes=FRAME_BYTES,
+        force=False,
+        report=pytest.fail,
+        tell=told.append,
+    ).close()
+    assert len(told) == 5 and told[0] == f"backing={tmp_path}/new: 24% allocated" and told[4].endswith("100% allocated")
 
 
 def test_a_mistyped_device_does_not_become_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,9 +368,16 @@ def test_a_mistyped_device_does_not_become_a_file(monkeypatch: pytest.MonkeyPatc
     assert made == []
 
 
-def test_a_device_is_not_in_memory_because_its_name_is() -> None:
-    for name in ("/dev/null", "/dev/zero"):
-        assert backing_file._file_system_of(Path(name).stat()) == ""
+def test_a_device_is_not_in_memory_because_its_name_is(tmp_path: Path) -> None:
+    """What /dev itself is on does not matter."""
+    device = next(path for path in Path("/sys/dev/block").iterdir() if not (path / "loop").exists())
+    major, _, minor = device.name.partition(":")
+    node = tmp_path / "node"
+    try:
+        os.mknod(node, 0o600 | stat.S_IFBLK, os.makedev(int(major), int(minor)))
+    except PermissionError:
+        pytest.skip("only root can make a device")
+    assert not any("devtmpfs" in trouble.reason for trouble in troubles.troubles_at(node))
 
 
 @pytest.mark.parametrize(
@@ -255,9 +388,7 @@ def test_o_direct_is_not_used_over_a_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_system: str, direct: bool
 ) -> None:
     """A killed server does not wait for it, and what it was reading may arrive in its successor's memory."""
-    device = tmp_path.stat().st_dev
-    mount = f"36 35 {os.major(device)}:{os.minor(device)} / /mnt rw,noatime shared:1 - {file_system} server:/ rw\n"
-    monkeypatch.setattr(Path, "read_text", lambda _path: "22 1 0:0 / /proc rw - proc proc rw\n" + mount)
+    monkeypatch.setattr(backing_file, "mount_of", lambda _descriptor: Mount(file_system, None))
     monkeypatch.setattr(backing_file, "_try_direct", lambda *_: True)
     backing = open_backing(tmp_path / "new")
     assert backing.direct is direct
@@ -267,7 +398,7 @@ def test_o_direct_is_not_used_over_a_network(
 
 def test_a_file_in_memory_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(backing_file, "_file_system_of", lambda _status: "tmpfs")
+    monkeypatch.setattr(troubles, "mount_of", lambda _descriptor: Mount("tmpfs", None))
     BackingFile.open(
         tmp_path / "new",
         needed_bytes=NEEDED,

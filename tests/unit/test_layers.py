@@ -14,7 +14,7 @@ LAYERS = [
     ["zcache.kernel_page", "zcache.sockets"],
     ["zcache.backoff", "zcache.errors", "zcache.libc", "zcache.meminfo", "zcache.standard_streams", "zcache.steps"],
     ["zcache.entry", "zcache.group_limits", "zcache.image", "zcache.pressure", "zcache.whole_words"],
-    ["zcache.sizes"],
+    ["zcache.sizes", "zcache.beneath"],
     ["zcache.flat_array", "zcache.disk_file"],
     ["zcache.codec", "zcache.seals", "zcache.page_table", "zcache.pageframes", "zcache.tiers", "zcache.hardening"],
     ["zcache.inherited"],

@@ -15,7 +15,8 @@ from zcache.swap import backing, down, keeper_process, up
 from zcache.swap.process import ProcessIdentity
 from zcache.swap.state import Backing, StateFolder, SwapState
 from zcache.swap.up import Buildup, Options
-from zcache.tiers.backing_file import HEADER, BackingFile
+from zcache.tiers.backing_file import BackingFile
+from zcache.tiers.header import HEADER
 
 
 def serve(path: Path) -> None:

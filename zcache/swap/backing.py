@@ -13,7 +13,27 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from zcache.beneath.troubles import troubles_at
+from zcache.swap.error import SwapError
 from zcache.swap.state import Backing
+
+
+def refuse_unsafe(parameters: Sequence[str]) -> None:
+    """Raise `SwapError` if a program has to write what is below: it waits for a page of its own, that page for the
+    server, and the server for it. With `force=yes` the server only warns, as it does of all else."""
+    for place in _places(parameters):
+        with contextlib.suppress(OSError):  # which the server will say
+            for reason, is_program in troubles_at(Path(place)):
+                if is_program and "force=yes" not in parameters:
+                    raise SwapError(
+                        f"backing={place} {reason}, and the machine would stand still; give a block device, or a file "
+                        "on another file system, or force=yes if that program can never be swapped out"
+                    )
+
+
+def _places(parameters: Sequence[str]) -> list[str]:
+    words = (word.partition("=") for word in parameters)
+    return [value for key, _, value in words if key == "backing" and value]
 
 
 def make(parameters: Sequence[str], is_kept: bool) -> Backing | None:
@@ -21,7 +41,7 @@ def make(parameters: Sequence[str], is_kept: bool) -> Backing | None:
 
     Whatever is wrong with it is for the server to say.
     """
-    places = [value for key, _, value in (word.partition("=") for word in parameters) if key == "backing" and value]
+    places = _places(parameters)
     if len(places) != 1:
         return None
     path = Path(os.path.realpath(places[0]))
@@ -77,7 +97,7 @@ def _opened(path: Path | str, flags: int, folder: int | None = None) -> Iterator
 
 def _is_the_one(backing: Backing, file: int) -> bool:
     """By its number, which a new file may be given when the old one is gone: so by what it holds, too."""
-    from zcache.tiers.backing_file import HEADER  # late: the swap is off by now
+    from zcache.tiers.header import HEADER  # late: the swap is off by now
 
     found = os.fstat(file)
     if not stat.S_ISREG(found.st_mode) or (found.st_dev, found.st_ino) != (backing.device, backing.inode):

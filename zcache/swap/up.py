@@ -323,6 +323,7 @@ def check(options: Options) -> None:
             raise SwapError(f"{name} is {least} to 86400")
     if os.geteuid() != 0:
         raise SwapError("only root can do this")
+    backing.refuse_unsafe(options.parameters)
 
 
 def run(options: Options, report: Report = print, hold: Hold = contextlib.nullcontext) -> SwapState:

@@ -1,8 +1,8 @@
 """The tier that is a regular file or a block device: slot n is the n-th frame-sized block of it.
 
-Block 0 is the header: it says that what follows is zcache's, so that a later start may overwrite it, and nothing
-else. Nothing below outlives the server: swap does not survive a reboot, so writes are never synced and the header
-holds no state.
+Block 0 is the header (`header.py`): it says that what follows is zcache's, so that a later start may overwrite it, and
+nothing else. Nothing below outlives the server: swap does not survive a reboot, so writes are never synced. The blocks
+of a file are its own, and all allocated, before the first page is written (`allocation.py`).
 
 O_DIRECT is used where the file allows it: the page cache would keep a second copy of every frame, in the memory that
 this program is there to save, and would need memory to write. Frames are written straight from their RAM slots
@@ -14,7 +14,7 @@ in a slot that the successor has written anew. Through the page cache neither ca
 
 Safety: a file or device is never overwritten unless it is blank (all zero), holds our header, or `force` was given;
 it is locked (`flock`; a block device by `O_EXCL`, which the kernel refuses while it is mounted or swapped on) for as
-long as we live.
+long as we live, and nobody else has the same blocks through a loop device when it is opened (`zcache.beneath`).
 """
 
 import errno
@@ -27,13 +27,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from zcache.beneath.lookup import mount_of
+from zcache.beneath.troubles import is_remote, troubles
+from zcache.beneath.users import used_otherwise
 from zcache.disk_file import data_extents
 from zcache.errors import BadInput
 from zcache.hardening.limits import in_words
-from zcache.image import ALLOCATED_BYTES
+from zcache.tiers.allocation import Progress, allocate, make_own
+from zcache.tiers.header import header_of, is_ours, other_owner
 from zcache.tiers.slot_map import SlotMap
-
-HEADER: Final = b"zcache backing file, format 1: compressed swap, worthless once its server has ended\n"
 
 #: How much is read at once while looking for foreign content: large enough for a disk's full speed.
 SCAN_BYTES: Final = 1 << 20
@@ -43,12 +45,6 @@ REPORT_SECONDS: Final = 5.0
 
 #: Slot numbers and frame ids are kept in 31 bits; what a larger device has beyond 4 TiB is not used.
 MAX_SLOTS: Final = 1 << 30
-
-#: File systems that are memory.
-_IN_MEMORY: Final = frozenset({"devtmpfs", "ramfs", "tmpfs"})
-#: File systems whose transfers outlive the process that asked for them, and the beginnings of the names of others.
-_REMOTE: Final = frozenset({"9p", "afs", "ceph", "cifs", "coda", "lustre", "orangefs", "smb3", "virtiofs"})
-_REMOTE_BEGINNINGS: Final = ("fuse", "nfs")
 
 #: For a descriptor: each transfer is EBADF.
 _NOWHERE: Final = -1
@@ -84,15 +80,16 @@ class BackingFile(SlotMap):
         force: bool,
         max_slots: int = MAX_SLOTS,
         report: Callable[[str], None] = print,
+        tell: Callable[[str], None] = print,
         go_on: Callable[[], None] = lambda: None,
         made: Callable[[Path], None] = lambda _: None,
     ) -> "BackingFile":
         """Open, lock, check and allocate `path`.
 
         A file that is new or empty is made `new_bytes` large, and its header; one that is not must have `needed_bytes`
-        already (0, with overcommit: any size will do). Of a larger one `max_slots` frames are used. `report` is told
-        how far a long check has got, `go_on` is called whenever there is progress, and `made` is told of a file that
-        was not there. Raises `BadInput` with the whole reason.
+        already (0, with overcommit: any size will do). Of a larger one `max_slots` frames are used. `report` is given
+        warnings, `tell` how far something long has got, `go_on` is called whenever there is progress, and `made` is
+        told of a file that was not there. Raises `BadInput` with the whole reason.
         """
         real = _real_path(path)
         is_new = not real.exists()
@@ -103,8 +100,10 @@ class BackingFile(SlotMap):
             if is_new:
                 made(real)
             size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
-            if size_bytes == 0 and stat.S_ISREG(os.fstat(descriptor).st_mode):
-                size_bytes = _allocate(descriptor, path, max(new_bytes, 16 * frame_bytes) + frame_bytes, go_on)
+            is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            progress = _progress(path, tell, go_on)
+            if size_bytes == 0 and is_file:
+                size_bytes = max(new_bytes, 16 * frame_bytes) + frame_bytes
             elif size_bytes < needed_bytes + frame_bytes or size_bytes < 2 * frame_bytes:
                 wanted = max(needed_bytes, frame_bytes) + frame_bytes
                 raise BadInput(
@@ -112,14 +111,16 @@ class BackingFile(SlotMap):
                     f"are {wanted}. Give a larger one, an empty file, or overcommit=yes"
                 )
             elif not force:
-                _refuse_foreign_content(descriptor, path, size_bytes, frame_bytes, report, go_on)
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                _allocate(descriptor, path, size_bytes, go_on)
-            if not _is_ours(descriptor, frame_bytes):
-                os.pwrite(descriptor, HEADER.ljust(frame_bytes, b"\0"), 0)
-            file_system = _file_system_of(os.fstat(descriptor))
-            is_remote = file_system in _REMOTE or file_system.startswith(_REMOTE_BEGINNINGS)
-            direct = not is_remote and _try_direct(descriptor, frame_bytes)
+                _refuse_foreign_content(descriptor, path, size_bytes, progress)
+            if is_file:
+                make_own(descriptor, path, go_on)
+                allocate(descriptor, path, size_bytes, progress)
+            header = header_of(frame_bytes)
+            if os.pread(descriptor, frame_bytes, 0) != header:
+                os.pwrite(descriptor, header, 0)
+            is_far = is_file and is_remote(mount_of(descriptor).file_system)
+            direct = not is_far and _try_direct(descriptor, frame_bytes)
+            found = [trouble.reason for trouble in troubles(descriptor)]
         except BaseException as error:
             os.close(descriptor)
             if is_new:
@@ -127,8 +128,8 @@ class BackingFile(SlotMap):
             if isinstance(error, OSError):
                 raise BadInput(f"backing={path}: {error.strerror}; {in_words(error) or GIVE}") from None
             raise
-        if file_system in _IN_MEMORY:
-            report(f"WARNING: backing={path} is in memory (tmpfs), which can itself be swapped out; give a disk")
+        if found:
+            report(f"WARNING: backing={path} {', and '.join(found)}; give a disk of this machine's own")
         slot_count = min(size_bytes // frame_bytes - 1, max_slots, MAX_SLOTS)
         return cls(descriptor, path, slot_count, frame_bytes, direct, real if is_new else None)
 
@@ -226,6 +227,10 @@ def _open_locked(path: Path, new: Path | None) -> int:
             if new:
                 new.unlink()
             raise BadInput(f"backing={path}: cannot be locked: {error.strerror}; {GIVE}") from None
+    user = used_otherwise(descriptor)
+    if user:
+        os.close(descriptor)
+        raise BadInput(f"backing={path}: {user}; give each server a backing of its own")
     return descriptor
 
 
@@ -243,62 +248,36 @@ def _why_not_opened(error: OSError) -> str:
             return os.strerror(error.errno or 0)
 
 
-def _allocate(descriptor: int, path: Path, size_bytes: int, go_on: Callable[[], None]) -> int:
-    """Allocate every block now, so that a full file system is an error at the start and not in the middle of a
-    swap-out.
+def _progress(path: Path, tell: Callable[[str], None], go_on: Callable[[], None]) -> Progress:
+    """What says that there is progress, and from time to time how much."""
+    said = time.monotonic()
 
-    What cannot work is not begun: a file system is never filled up just to find out that it is too small.
-    """
-    status = os.fstat(descriptor)
-    file_system = os.fstatvfs(descriptor)
-    missing_bytes = size_bytes - status.st_blocks * 512
-    try:
-        if missing_bytes > file_system.f_bavail * file_system.f_frsize:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        for start in range(0, size_bytes, ALLOCATED_BYTES):
-            os.posix_fallocate(descriptor, start, min(ALLOCATED_BYTES, size_bytes - start))
-            go_on()
-    except OSError as error:
-        os.ftruncate(descriptor, status.st_size)
-        if error.errno == errno.EFBIG:
-            raise BadInput(f"backing={path}: cannot have {size_bytes} bytes: {in_words(error)}") from None
-        raise BadInput(
-            f"backing={path}: no room for {size_bytes} bytes: {os.strerror(error.errno or 0)}; "
-            "give a file system with that much free, or a smaller size="
-        ) from None
-    return size_bytes
+    def progress(what: str, done: int, whole: int) -> None:
+        nonlocal said
+        go_on()
+        if time.monotonic() > said + REPORT_SECONDS:
+            said = time.monotonic()
+            tell(f"backing={path}: {done * 100 // whole}% {what}")
+
+    return progress
 
 
-def _is_ours(descriptor: int, frame_bytes: int) -> bool:
-    return os.pread(descriptor, frame_bytes, 0) == HEADER.ljust(frame_bytes, b"\0")
-
-
-def _refuse_foreign_content(
-    descriptor: int,
-    path: Path,
-    size_bytes: int,
-    frame_bytes: int,
-    report: Callable[[str], None],
-    go_on: Callable[[], None],
-) -> None:
+def _refuse_foreign_content(descriptor: int, path: Path, size_bytes: int, progress: Progress) -> None:
     """Raise `BadInput` if anything that is not ours and not zero is in the file."""
-    if _is_ours(descriptor, frame_bytes):
+    if is_ours(descriptor):
         return
     blank = bytes(SCAN_BYTES)
-    said = time.monotonic()
     for start, stop in data_extents(descriptor, 0, size_bytes):
         for offset in range(start, stop, SCAN_BYTES):
             block = os.pread(descriptor, min(SCAN_BYTES, stop - offset), offset)
             if block != blank[: len(block)]:
+                what = other_owner(descriptor) or "something that is not zcache's"
                 inside = len(block) - len(block.lstrip(b"\0"))
                 raise BadInput(
-                    f"backing={path}: holds something that is not zcache's (at byte {offset + inside}); "
+                    f"backing={path}: holds {what} (at byte {offset + inside}); "
                     "give another, or force=yes to overwrite all of it"
                 )
-            go_on()
-            if time.monotonic() > said + REPORT_SECONDS:
-                said = time.monotonic()
-                report(f"backing={path}: {offset * 100 // size_bytes}% looked at, blank so far")
+            progress("looked at, blank so far", offset, size_bytes)
 
 
 def _try_direct(descriptor: int, frame_bytes: int) -> bool:
@@ -314,16 +293,3 @@ def _try_direct(descriptor: int, frame_bytes: int) -> bool:
             return True  # that it fails is another matter: the warm-up sees to it
     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
     return False
-
-
-def _file_system_of(status: os.stat_result) -> str:
-    """The type of the file system that a regular file is on; "" if that is not known, and for a device: what /dev
-    itself is on does not matter."""
-    if not stat.S_ISREG(status.st_mode):
-        return ""
-    number = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        if fields[2] == number:
-            return fields[fields.index("-") + 1]
-    return ""
