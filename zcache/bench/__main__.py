@@ -13,6 +13,7 @@ from zcache import standard_streams
 from zcache.bench import ablation, groups, peers, shards, soak, store
 from zcache.bench.breathing import __main__ as breathing
 from zcache.bench.clean import __main__ as clean
+from zcache.bench.filesystems import __main__ as filesystems
 from zcache.bench.report import Report
 from zcache.bench.swap import __main__ as swap
 from zcache.codec import parse_codec
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "swap": swap.main,
     "clean": clean.main,
     "breathing": breathing.main,
+    "filesystems": filesystems.main,
     "ablation": ablation.main,
     "soak": soak.main,
     "groups": groups.main,
