@@ -41,8 +41,9 @@ def copies_on_write(descriptor: int) -> bool:
 
 def stop_copying(descriptor: int) -> None:
     """Of an empty file on btrfs: have it written in place from now on. Raises `OSError`."""
-    flags = _flags_of(descriptor) & ~_FS_COMPR_FL | _FS_NOCOW_FL
-    fcntl.ioctl(descriptor, _FS_IOC_SETFLAGS, struct.pack("@l", flags))
+    flags = _flags_of(descriptor) & ~_FS_COMPR_FL
+    for wanted in (flags, flags | _FS_NOCOW_FL):  # one after the other, or it is refused where both were to change
+        fcntl.ioctl(descriptor, _FS_IOC_SETFLAGS, struct.pack("@l", wanted))
 
 
 def _flags_of(descriptor: int) -> int:
