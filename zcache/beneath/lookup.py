@@ -123,9 +123,8 @@ def targets_of(number: int) -> set[str]:
         return set()
     request = bytearray(16384)
     encoded = (os.minor(number) & 0xFF) | os.major(number) << 8 | (os.minor(number) & ~0xFF) << 12
-    _DM_HEADER.pack_into(
-        request, 0, 4, 0, 0, len(request), _DM_HEADER.size, 0, 0, 0, _DM_STATUS_TABLE, 0, 0, encoded, b"", b""
-    )
+    version, sizes, flags = (4, 0, 0), (len(request), _DM_HEADER.size), _DM_STATUS_TABLE
+    _DM_HEADER.pack_into(request, 0, *version, *sizes, 0, 0, flags, 0, 0, encoded, b"", b"")
     try:
         control = os.open("/dev/mapper/control", os.O_RDWR | os.O_CLOEXEC)
     except OSError:

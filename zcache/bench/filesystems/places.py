@@ -1,7 +1,8 @@
 """Places for a backing, made from images in a folder, with real tools: each is gone when its `ExitStack` is closed.
 
-An image is allocated in full, and stays so (nothing is discarded, or zeroed later), and is reached by a loop device that
-goes past the page cache, or zcache would warn of that in every row. Raises `EnvironmentProblem` where a tool or the kernel lacks something.
+An image is allocated in full, and stays so (nothing is discarded, or zeroed later), and is reached by a loop device
+that goes past the page cache, or zcache would warn of that in every row. Raises `EnvironmentProblem` where a tool or
+the kernel lacks something.
 """
 
 import contextlib
@@ -109,7 +110,7 @@ class Bench:
         folder.mkdir()
         self._undo.callback(folder.rmdir)
         self.run("mount", "-t", kind, *(["-o", options] if options else []), device, folder)
-        self.undo("umount", folder)
+        self.undo("umount", "--lazy", folder)  # a test that has failed may hold it
         return folder
 
     def made(self, kind: str, make: tuple[str, ...], options: str = "") -> Path:
@@ -233,7 +234,7 @@ def fuse(bench: Bench) -> Place:
     folder = bench.folder / "fuse"
     folder.mkdir(exist_ok=True)
     bench.run("fuse2fs", disk, folder, "-o", "fakeroot")
-    bench.undo("umount", folder)
+    bench.undo("umount", "--lazy", folder)
     return on(folder)
 
 
