@@ -1,6 +1,7 @@
 """Starting a server and hearing what it says, with small shell scripts for servers."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,38 @@ def test_the_step_is_named_when_patience_is_at_its_end(folder: StateFolder, star
         assert process.is_running(each.identity)
     with pytest.raises(SwapError, match="at this step: the server: locking memory"):
         each.wait_until_ready(folder, timeout_seconds=0.2)
+
+
+def test_progress_moves_the_deadline_and_is_told(
+    folder: StateFolder, started: list[KeeperProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backing that had to be written to be allocated was given up after 120 s, whatever it said."""
+    monkeypatch.setattr(keeper_process, "TELL_SECONDS", 0.0)
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    real_sleep = time.sleep
+
+    def sleep(_seconds: float) -> None:
+        real_sleep(0.01)
+        now[0] += 0.001  # of its deadline: a machine that is busy is no matter
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    script = (
+        'for i in 1 2 3; do echo "step $$ 100.0 allocating, ${i}0%" > /proc/self/fd/$ZCACHE_STEPS; read -r _ < fifo; done;'
+        + GOOD
+    )
+    os.mkfifo(folder.path / "fifo")
+    told: list[str] = []
+
+    def tell(line: str) -> None:
+        if "allocating" in line:
+            told.append(line)
+            (folder.path / "fifo").write_text("go on\n")
+            now[0] += 9
+
+    each = start(started, folder, f"cd {folder.path}; {script}")
+    each.wait_until_ready(folder, timeout_seconds=15, tell=tell)
+    assert told == [f"starting: allocating, {percent}%" for percent in (10, 20, 30)]
 
 
 def test_a_step_that_stands_still_is_not_waited_for_to_the_end(

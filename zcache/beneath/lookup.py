@@ -139,6 +139,6 @@ def targets_of(number: int) -> set[str]:
     kinds, at = set(), start
     for _ in range(count):
         _, _, _, following, kind = _DM_TARGET.unpack_from(request, at)
-        kinds.add(kind.rstrip(b"\0").decode(errors="replace"))
+        kinds.add(kind.partition(b"\0")[0].decode(errors="replace"))
         at = start + following
     return kinds

@@ -28,6 +28,9 @@ from zcache.swap.state import StateFolder
 
 _ERROR_LINE_COUNT = 8
 
+#: A start that takes longer says at which step it is.
+TELL_SECONDS = 10.0
+
 
 def command(folder: StateFolder, parameters: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-m", "zcache.swap.keeper", str(folder.path), *parameters]
@@ -104,16 +107,27 @@ class KeeperProcess:
         """What it has said so far."""
         return self._log.read_text(errors="replace")
 
-    def wait_until_ready(self, folder: StateFolder, timeout_seconds: float) -> None:
+    def wait_until_ready(
+        self, folder: StateFolder, timeout_seconds: float, tell: Callable[[str], None] = lambda _line: None
+    ) -> None:
         """Its server answers at its control socket last of all, when it has locked and tried everything.
 
-        nbdkit listens long before that. One that ends instead says why itself.
+        nbdkit listens long before that. One that ends instead says why itself. Progress moves the deadline: a disk that
+        is read once, or a file that has to be written to be allocated, takes as long as it takes. `tell` is told now
+        and then where a long start is.
         """
         deadline_seconds = time.monotonic() + timeout_seconds
+        tell_seconds = time.monotonic() + TELL_SECONDS
+        said, told = self._steps.saying, ""
         while True:
             self.check_running()
             if is_answering(folder.control):
                 return
+            if self._steps.saying != said:
+                said, deadline_seconds = self._steps.saying, time.monotonic() + timeout_seconds
+            if time.monotonic() > tell_seconds and self._steps.step != told:
+                told, tell_seconds = self._steps.step, time.monotonic() + TELL_SECONDS
+                tell(f"starting: {told}")
             if time.monotonic() > deadline_seconds:
                 raise SwapError(
                     f"the server is not ready after {timeout_seconds:.0f} s (--start-seconds); "

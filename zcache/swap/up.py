@@ -115,7 +115,7 @@ class Buildup:
 
     def wait_for_server(self) -> None:
         assert self._keeper is not None
-        self._keeper.wait_until_ready(self._folder, self._options.start_seconds)
+        self._keeper.wait_until_ready(self._folder, self._options.start_seconds, self._report)
 
     def stop_server(self) -> None:
         assert self._keeper is not None
