@@ -105,8 +105,8 @@ def test_progress_moves_the_deadline_and_is_told(
 
     monkeypatch.setattr(time, "sleep", sleep)
     script = (
-        'for i in 1 2 3; do echo "step $$ 100.0 allocating, ${i}0%" > /proc/self/fd/$ZCACHE_STEPS; read -r _ < fifo; done;'
-        + GOOD
+        "for i in 1 2 3; do"
+        ' echo "step $$ 100.0 allocating, ${i}0%" >/proc/self/fd/$ZCACHE_STEPS; read -r _ <fifo; done; ' + GOOD
     )
     os.mkfifo(folder.path / "fifo")
     told: list[str] = []

@@ -10,8 +10,11 @@ import pytest
 from tests.support.stores import new_object, small_store
 from tests.unit.test_swap_up_down import DOWN_STEPS, FakeMachine
 from zcache import cli
+from zcache.beneath import troubles
+from zcache.beneath.lookup import Mount
 from zcache.status import gather_status
 from zcache.swap import backing, down, keeper_process, up
+from zcache.swap.error import SwapError
 from zcache.swap.process import ProcessIdentity
 from zcache.swap.state import Backing, StateFolder, SwapState
 from zcache.swap.up import Buildup, Options
@@ -136,6 +139,22 @@ def test_what_the_server_will_refuse_is_not_made(words: list[str]) -> None:
 def test_none_or_two() -> None:
     assert backing.make(["size=1G"], False) is None
     assert backing.make(["backing=/a", "backing=/b"], False) is None
+
+
+def test_what_a_program_has_to_write_is_refused_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine stood still: the server waited in the file system for a program that waited for its own page."""
+    monkeypatch.setattr(troubles, "mount_of", lambda _descriptor: Mount("fuseblk", None))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    words = ("size=1G", "budget=64M", f"backing={tmp_path}/swap")
+    with pytest.raises(SwapError, match=r"is on FUSE \(fuseblk\).*force=yes") as caught:
+        up.check(Options(words))
+    assert "\n" not in str(caught.value) and not (tmp_path / "swap").exists()
+    up.check(Options((*words, "force=yes")))
+    monkeypatch.setattr(troubles, "mount_of", lambda _descriptor: Mount("nfs4", None))
+    up.check(Options(words))
+    up.check(Options((*words[:2], "backing=/not/there/at/all")))  # which the server will refuse
 
 
 class Machine(FakeMachine):

@@ -22,7 +22,7 @@ MIB: Final = 1 << 20
 IMAGE_MIB: Final = 320
 SECONDS: Final = 120
 
-#: The Debian package of each tool that setup does not install.
+#: The Debian package of each tool.
 PACKAGES: Final = {
     "mkfs.btrfs": "btrfs-progs",
     "mkfs.xfs": "xfsprogs",
