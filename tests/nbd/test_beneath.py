@@ -14,8 +14,9 @@ import pytest
 
 from tests.nbd.conftest import RunningServer, Serve
 from tests.nbd.test_bad_input import refusal
+from zcache import libc
 from zcache.bench.filesystems.overwrite import BLOCK_BYTES
-from zcache.bench.filesystems.places import MIB, PLACES, Bench, neighbour
+from zcache.bench.filesystems.places import IMAGE_MIB, MIB, PLACES, Bench, neighbour
 from zcache.beneath.own_blocks import copies_on_write, writes_to_new_blocks
 from zcache.control_client import ask
 from zcache.errors import BadInput, EnvironmentProblem
@@ -87,6 +88,38 @@ def test_an_empty_file_is_made_one_that_is_written_in_place(bench: Bench) -> Non
         BackingFile.open(path, needed_bytes=MIB, new_bytes=MIB, frame_bytes=65536, force=False).close()
         assert not writes_to_new_blocks(file.fileno())
         assert path.stat().st_blocks * 512 >= path.stat().st_size > MIB
+
+
+def test_in_a_container_it_is_not_seen_what_is_below_and_yet_written_in_place(bench: Bench) -> None:
+    try:
+        place = PLACES["overlay on btrfs"](bench)
+    except EnvironmentProblem as problem:
+        pytest.skip(str(problem))
+    upper = next(bench.folder.glob("mount*/upper"))
+    hidden = upper.rename(upper.with_name("hidden"))
+    BackingFile.open(place.backing, needed_bytes=MIB, new_bytes=MIB, frame_bytes=65536, force=False).close()
+    with (hidden / "swap").open() as file:
+        assert not copies_on_write(file.fileno())
+
+
+def test_what_is_made_anew_fits_where_it_was(bench: Bench) -> None:
+    """Its old blocks are free by then."""
+    try:
+        path = PLACES["btrfs, copied on write"](bench).backing
+    except EnvironmentProblem as problem:
+        pytest.skip(str(problem))
+    with path.open("r+b") as file:
+        size_bytes = file.seek(0, os.SEEK_END)
+        while size_bytes < IMAGE_MIB * MIB * 6 // 10:
+            size_bytes += file.write(os.urandom(MIB))
+        file.flush()
+        libc.syncfs(file.fileno())
+        free = os.statvfs(path)
+        assert free.f_bavail * free.f_frsize < size_bytes
+        assert copies_on_write(file.fileno())
+        BackingFile.open(path, needed_bytes=MIB, new_bytes=MIB, frame_bytes=65536, force=False).close()
+        assert not copies_on_write(file.fileno())
+    assert path.stat().st_blocks * 512 >= path.stat().st_size == size_bytes
 
 
 def test_what_is_another_s_on_btrfs_is_refused_and_kept(bench: Bench) -> None:

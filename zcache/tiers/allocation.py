@@ -8,6 +8,7 @@ worthless, or its caller would have refused it.
 Where there is no fallocate(2) (ext2, exFAT, NFSv3), zeros are written, once: not where the file has all its blocks.
 """
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from zcache import libc
-from zcache.beneath.lookup import SECTOR_BYTES
+from zcache.beneath.lookup import SECTOR_BYTES, mount_of
 from zcache.beneath.own_blocks import copies_on_write, stop_copying, writes_to_new_blocks
 from zcache.errors import BadInput
 from zcache.flat_array import anonymous_memory
@@ -36,7 +37,12 @@ def make_own(descriptor: int, path: Path, go_on: Callable[[], None]) -> None:
         os.ftruncate(descriptor, 0)
         libc.syncfs(descriptor)  # until then its blocks are not free
         go_on()
-    if os.fstat(descriptor).st_size or not copies_on_write(descriptor):
+    if os.fstat(descriptor).st_size:
+        return
+    if mount_of(descriptor).file_system == "overlay":  # over what cannot be seen from here (a container); may be btrfs
+        with contextlib.suppress(OSError):
+            stop_copying(descriptor)
+    if not copies_on_write(descriptor):
         return
     try:
         stop_copying(descriptor)
