@@ -90,7 +90,7 @@ def _try(make: Callable[[Bench], Place], images: Path, arguments: argparse.Names
         try:
             place = make(bench)
         except (EnvironmentProblem, OSError, subprocess.SubprocessError) as problem:
-            return _row("(not tried)", why=str(problem))
+            return _row("(not tried)", why=str(problem).replace(str(folder), "…"))
         refusal = ""
         parameters = [f"size={arguments.size}M", f"budget={BUDGET_MIB}M", f"backing={place.backing}"]
         try:
