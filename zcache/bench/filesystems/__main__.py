@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -70,8 +71,9 @@ def measure(report: Report, arguments: argparse.Namespace) -> list[dict[str, Fig
             disk.run("mke2fs", "-q", "-F", "-t", "ext4", arguments.disk)
             folder = disk.mounted(arguments.disk, "ext4")
         for name in arguments.names or PLACES:
-            with report.console.status(name):
-                rows.append({"place": name, **_try(PLACES[name], folder, arguments)})
+            begin = time.monotonic()
+            rows.append({"place": name, **_try(PLACES[name], folder, arguments)})
+            print(f"{name}: {rows[-1]['zcache says']} ({time.monotonic() - begin:.0f} s)", file=sys.stderr, flush=True)
     title = (
         f"{arguments.size} MiB overwritten {arguments.rounds} times beside a full file system, {BUDGET_MIB} MiB of RAM"
     )
