@@ -5,7 +5,8 @@ As root, on images in a folder. For each: a server with a backing there ("works"
 times with pages that do not compress. What a tool or the kernel lacks is said in its row. In the test VM, whose kernel
 has them all:
 
-    scripts/vm --disk 2G --timeout 3000 -- .venv/bin/python -P -m zcache.bench filesystems --disk /dev/vda
+    scripts/vm --memory 700M --disk 2G --timeout 3600 -- .venv/bin/python -P -m zcache.bench filesystems \\
+        --disk /dev/disk/by-id/virtio-vmdisk0 --folder /tmp/table
 """
 
 import argparse
