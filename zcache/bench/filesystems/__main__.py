@@ -95,7 +95,7 @@ def _try(make: Callable[[Bench], Place], images: Path, arguments: argparse.Names
         except (EnvironmentProblem, OSError, subprocess.SubprocessError) as problem:
             return _row("(not tried)", why=str(problem).replace(str(folder), "…"))
         refusal = ""
-        parameters = [f"size={arguments.size}M", f"budget={BUDGET_MIB}M", f"backing={place.backing}"]
+        parameters = [f"size={arguments.size}M", f"budget={BUDGET_MIB}M", f"backing={place.backing}", *place.words]
         try:
             refuse_unsafe(parameters)
         except SwapError as error:

@@ -37,10 +37,11 @@ PACKAGES: Final = {
 
 
 class Place(NamedTuple):
-    """A backing that is there or can be made, and what fills the room beside it."""
+    """A backing that is there or can be made, what fills the room beside it, and what the server has to be told."""
 
     backing: Path
     fill: Callable[[], None] = lambda: None
+    words: tuple[str, ...] = ()
 
 
 class Bench:
@@ -324,7 +325,7 @@ def luks(bench: Bench) -> Place:
     bench.run("cryptsetup", "luksFormat", "-q", "--type", "luks2", *fast, "--key-file", key, disk)
     bench.run("cryptsetup", "open", "--key-file", key, disk, "zcache-luks")
     bench.undo("cryptsetup", "close", "zcache-luks")
-    return Place(Path("/dev/mapper/zcache-luks"))
+    return Place(Path("/dev/mapper/zcache-luks"), words=("force=yes",))  # it is not blank: zeros, deciphered, are noise
 
 
 def lvm(bench: Bench) -> Place:
