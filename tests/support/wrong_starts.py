@@ -67,7 +67,8 @@ def _variable(name: str, value: str) -> Callable[[], None]:
 
 
 def _shadow_modules() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="zcache-shadow"))
+    folder = Path(tempfile.gettempdir()) / f"zcache-shadow-{os.geteuid()}"  # one, for nobody is left to remove it
+    folder.mkdir(mode=0o700, exist_ok=True)
     for name in ("resource", "lz4", "struct", "argparse"):
         (folder / f"{name}.py").write_text("raise SystemExit('a stranger runs')\n")
     os.environ["PYTHONPATH"] = str(folder)
