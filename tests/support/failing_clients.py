@@ -94,8 +94,12 @@ def _connection(path: Path) -> Iterator[_Connection]:
 def _served(path: Path) -> Iterator[_Connection]:
     """Past the handshake."""
     with _connection(path) as connection:
-        connection.greet()
-        assert connection.go()
+        try:
+            connection.greet()
+            is_served = connection.go()
+        except ConnectionError as error:
+            raise AssertionError("the server has hung up in the handshake") from error
+        assert is_served
         yield connection
 
 

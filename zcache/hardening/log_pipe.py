@@ -5,9 +5,10 @@ nbdkit prints to stderr whenever a callback fails, with the GIL held. If that wr
 that is stopped, a tmpfs file whose page is out on the very device that we serve), the server waits with it. So file
 descriptor 2 becomes a non-blocking pipe with room for one page: once its page has been used, the kernel keeps it with
 the pipe, so writing needs no memory. What does not fit is dropped; a message is worth less than the machine. A thread
-passes on what arrives to the original stderr, and may block there as it likes: line by line, and what comes again is
-counted instead (`repeats.py`). If that is a regular file, it is let grow to a size: a disk that fails all day must not
-fill memory with complaints, the counters have them.
+passes on what arrives to the original stderr, and may block there as it likes: line by line. What others (nbdkit, its
+libraries) say again is counted instead (`repeats.py`); our own lines are counted where they come from, or each is news.
+If that stderr is a regular file, it is let grow to a size: a disk that fails all day must not fill memory with
+complaints, the counters have them.
 
 When a server aborts, its last words (of a failed assertion, say) are in the pipe. Its heir has the other end, too, and
 says them when it takes over. Where there is no keeper, `libc.put_off_abort` gives the thread the time.
@@ -36,6 +37,8 @@ MAX_FILE_BYTES: Final = 1 << 20
 SAID: Final = " (zcache says why)"
 #: nbdkit calls itself by the command line, whose first letter is changed (`protections.py`, "shutdown").
 _NAME, _MARKED_NAME = "nbdkit: ", "@bdkit: "
+#: How our own lines begin.
+_OURS: Final = ("zcache: ", "zcache keeper: ")
 #: nbdkit's own, with -v, are for whoever wants each.
 _DEBUG: Final = ": debug: "
 
@@ -111,7 +114,7 @@ class LogPipe:
             return ""
         if line.startswith(_MARKED_NAME):
             line = _NAME + line.removeprefix(_MARKED_NAME)
-        if line.startswith(_NAME) and _DEBUG in line:
+        if line.startswith(_OURS) or (line.startswith(_NAME) and _DEBUG in line):
             return line
         return self._repeats.add(line)
 
