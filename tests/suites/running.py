@@ -161,6 +161,7 @@ class Runner:
                 status = _wait(process)
             finally:
                 end_descendants()
+                process.wait()
         for left in folder.glob("backing-*"):
             left.unlink()
         return Run(status, log, folder)

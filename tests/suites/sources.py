@@ -22,17 +22,24 @@ _SECONDS: Final = 600
 def unpacked(package: str, members: Sequence[str] = ()) -> Path:
     """The folder of a source package's upstream tree, fetched if need be; of a large one only `members`."""
     own = _own_codename()
+    codenames = (own, *(name for name in RELEASES.values() if name != own))
+    kept = [name for name in codenames if _tree(name, package).exists()]
     reasons = []
-    for codename in (own, *(name for name in RELEASES.values() if name != own)):
+    for codename in kept or codenames:
         try:
-            tree = _unpacked_from(codename, package, members)
+            if not kept:
+                _fetch(codename, package, members)
         except EnvironmentProblem as error:
             reasons.append(str(error))
             continue
         if codename != own:
             print(f"suites: {package}: {own}'s source is not to be had; this is {codename}'s", file=sys.stderr)
-        return tree
+        return _tree(codename, package)
     raise EnvironmentProblem("; ".join(reasons))
+
+
+def _tree(codename: str, package: str) -> Path:
+    return roots_folder() / "suites" / codename / package / "tree"
 
 
 def _own_codename() -> str:
@@ -43,18 +50,11 @@ def _own_codename() -> str:
     return RELEASES[version]
 
 
-def _unpacked_from(codename: str, package: str, members: Sequence[str]) -> Path:
-    folder = roots_folder() / "suites" / codename / package
-    if not (folder / "tree").exists():
-        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
-        folder.mkdir(parents=True)
-        print(f"suites: fetching the source of {package} ({codename})", file=sys.stderr)
-        _fetch(codename, package, folder)
-        _unpack(package, folder, members)
-    return folder / "tree"
-
-
-def _fetch(codename: str, package: str, folder: Path) -> None:
+def _fetch(codename: str, package: str, members: Sequence[str]) -> None:
+    folder = _tree(codename, package).parent
+    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
+    folder.mkdir(parents=True)
+    print(f"suites: fetching the source of {package} ({codename})", file=sys.stderr)
     state = folder.parent / "apt"
     for part in ("state/lists/partial", "cache/archives/partial"):
         (state / part).mkdir(parents=True, exist_ok=True)
@@ -73,12 +73,19 @@ def _fetch(codename: str, package: str, folder: Path) -> None:
     apt = ["apt-get", "-q", *(word for key, value in options.items() for word in ("-o", f"{key}={value}"))]
     for command in ([*apt, "update"], [*apt, "source", "--download-only", package]):
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=False, stdin=-3, timeout=_SECONDS
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_SECONDS,
         )
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if line.startswith("E: ")]
             reason = errors[0] if errors else f"exit status {done.returncode}"
             raise EnvironmentProblem(f"{package} of {codename} cannot be fetched (is there a network?): {reason}")
+    _unpack(package, folder, members)
 
 
 def _unpack(package: str, folder: Path, members: Sequence[str]) -> None:
