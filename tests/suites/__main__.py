@@ -8,6 +8,7 @@ import argparse
 import ctypes
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -100,7 +101,7 @@ def main(words: Sequence[str] | None = None) -> int:
             wanted = {suite.CONTROL, *arguments.only} if arguments.only else None
             cases = (case for case in suite.prepare(runner) if wanted is None or case.name in wanted)
             summaries.append(run(name, runner, cases, suite.EXCLUDED, suite.CONTROL))
-    except ZcacheError as error:
+    except (ZcacheError, OSError, subprocess.SubprocessError) as error:
         print(f"suites: {error}", file=sys.stderr)
         return 125
     except KeyboardInterrupt:
