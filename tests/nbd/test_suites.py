@@ -26,8 +26,14 @@ def test_a_copy_through_zcache_passes_and_a_wrong_byte_is_found(tmp_path: Path, 
     assert runner.can_fail(case)
 
 
-def test_what_is_not_for_zcache_reaches_the_real_nbdkit(tmp_path: Path) -> None:
+def test_a_disk_of_no_whole_pages_is_cut_to_its_size(tmp_path: Path) -> None:
     case = Case("size", ("sh", "-c", "nbdkit -U - memory 1000 --run 'test $(nbdinfo --size $uri) = 1000'"), tmp_path)
     run = Runner(tmp_path / "work").run(case, serving.ZCACHE)
-    assert run.status == 0 and not serving.served(run.folder)
-    assert serving.remarks(run.folder) == ["a disk of 1000 bytes, which are not whole pages"]
+    assert run.status == 0 and serving.served(run.folder), run.output
+
+
+def test_what_is_not_for_zcache_reaches_the_real_nbdkit(tmp_path: Path) -> None:
+    script = "nbdkit -U - memory 1M allocator=malloc --run 'nbdinfo $uri'"
+    run = Runner(tmp_path / "work").run(Case("info", ("sh", "-c", script), tmp_path), serving.ZCACHE)
+    assert run.status == 0 and not serving.served(run.folder), run.output
+    assert serving.remarks(run.folder) == ["the memory plugin's allocators"]

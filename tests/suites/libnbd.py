@@ -19,9 +19,15 @@ CONTROL: Final = "copy/copy-nbd-to-nbd.sh"
 EXCLUDED: Final[Mapping[str, str]] = {}
 
 _FOLDERS: Final = ("copy", "dump", "fuse", "info", "tests")
-#: Scripts that run a client of the same name.
-_CLIENTS: Final = ("aio-parallel", "aio-parallel-load", "synch-parallel", "aio-parallel-tls", "aio-parallel-load-tls")
-_SOURCES: Final = {"aio-parallel-tls": "aio-parallel", "aio-parallel-load-tls": "aio-parallel-load"}
+#: The client that a script of the same name runs, and its source.
+_CLIENTS: Final = {
+    "aio-parallel": "aio-parallel",
+    "aio-parallel-tls": "aio-parallel",
+    "aio-parallel-load": "aio-parallel-load",
+    "aio-parallel-load-tls": "aio-parallel-load",
+    "synch-parallel": "synch-parallel",
+    "synch-parallel-tls": "synch-parallel",
+}
 _USES: Final = re.compile(r"^[^#\n]*\b(?:memory|pattern) (?:size=)?[$0-9]", re.MULTILINE)
 
 
@@ -32,11 +38,10 @@ def prepare(runner: Runner) -> Iterator[Case]:  # noqa: ARG001
     configure(tree / "tests/functions.sh.in", tree / "tests/functions.sh", abs_top_srcdir=str(tree))
     (tree / "config.h").touch()
     make(tree / "tests", tree / "tests/keys.psk", ("psktool", "-u", "alice", "-p", "keys.psk"))
-    for name in _CLIENTS:
-        tls = ("-DTLS=1",) if name in _SOURCES else ()
-        source = f"tests/{_SOURCES.get(name, name)}.c"
+    for name, source in _CLIENTS.items():
+        tls = ("-DTLS=1",) if name != source else ()
         flags = (*tls, "-I.", "-Icommon/include", "-lnbd", "-lpthread")
-        make(tree, tree / "tests" / name, ("gcc", "-O1", "-o", f"tests/{name}", source, *flags))
+        make(tree, tree / "tests" / name, ("gcc", "-O1", "-o", f"tests/{name}", f"tests/{source}.c", *flags))
     environment = {"srcdir": ".", "PSKTOOL": "psktool", "QEMU_NBD": "/usr/bin/qemu-nbd"}
     for folder in _FOLDERS:
         for script in sorted((tree / folder).glob("*.sh")):

@@ -38,16 +38,21 @@ _MAX_BUDGET_BYTES: Final = 64 << 20
 
 def refusal(size_bytes: int) -> str | None:
     """Why zcache does not serve a disk of that size, if so."""
-    if not size_bytes or size_bytes % PAGE_BYTES:
-        return f"a disk of {size_bytes} bytes, which are not whole pages"
+    if not size_bytes:
+        return "a disk of no bytes"
     if size_bytes > MAX_SIZE_BYTES:
         return f"a disk of {size_bytes} bytes, more than zcache can number"
     return None
 
 
 def command(options: list[str], size_bytes: int, parameters: list[str]) -> list[str]:
-    """What serves a disk of that size, as nbdkit, with nbdkit's options and its filters' parameters."""
+    """What serves a disk of that size, as nbdkit, with nbdkit's options and its filters' parameters. A filter
+    cuts off what is more than the test asks for, if those are not whole pages."""
     note(f"{_SERVED} {size_bytes}")
+    if size_bytes % PAGE_BYTES:
+        options = [*options, "--filter=truncate"]  # the innermost
+        parameters = [*parameters, f"truncate={size_bytes}"]
+        size_bytes += -size_bytes % PAGE_BYTES
     if os.environ[SERVER] == LYING:
         plugin = Path(__file__).with_name("lying_disk.py")
         return [real("nbdkit"), *options, "python", str(plugin), f"size={size_bytes}", *parameters]

@@ -70,6 +70,8 @@ def main() -> None:
     if not wanted or any(word.startswith(_TELLS) or word == "-V" for word in options):
         serving.become_the_real("nbdkit", sys.argv[1:])
     disk = disk_of(parameters)
+    if "--filter=truncate" in options:
+        disk = "a size that the truncate filter makes"
     if isinstance(disk, str):
         serving.note(disk)
         serving.become_the_real("nbdkit", sys.argv[1:])

@@ -79,6 +79,7 @@ def test_nbdkit_words_in_any_order() -> None:
     assert options == ["-U", "-", "--filter=cow", "--run", "true"] and plugin == "memory"
     assert disk_of(parameters) == (1 << 20, ["cow-x=1"])
     assert disk_of(["size=10M"]) == (10 << 20, [])
-    assert "not whole pages" in disk_of(["130000"])
+    assert disk_of(["130000"]) == (130000, [])
+    assert "more than zcache can number" in disk_of(["9223372036854775807"])
     assert disk_of(["16M", "allocator=malloc"]) == "the memory plugin's allocators"
     assert [parse_size(text) for text in ("1", "8s", "1k", "2G", "x")] == [1, 4096, 1024, 2 << 30, None]
