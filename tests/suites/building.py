@@ -24,6 +24,12 @@ def make(folder: Path, product: Path, *commands: tuple[str, ...]) -> None:
 
 
 def configure(template: Path, made: Path, **values: str) -> None:
-    """One file of a tree, as its configure would make it from a template. A word that is not given becomes empty."""
-    text = re.sub("@([A-Za-z_]+)@", lambda found: values.get(found[1], ""), template.read_text())
-    made.write_text(text)
+    """One file of a tree, as its configure would make it from a template. What is in capitals and not given is a
+    program, by its own name; the rest becomes empty."""
+    values = {"PYTHON": "python3", "SOEXT": "so", "EXEEXT": "", **values}
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1]
+        return values.get(name, name.lower().replace("_", "-") if name.isupper() else "")
+
+    made.write_text(re.sub("@([A-Za-z_]+)@", value, template.read_text()))

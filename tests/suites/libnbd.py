@@ -42,7 +42,13 @@ def prepare(runner: Runner) -> Iterator[Case]:  # noqa: ARG001
         tls = ("-DTLS=1",) if name != source else ()
         flags = (*tls, "-I.", "-Icommon/include", "-lnbd", "-lpthread")
         make(tree, tree / "tests" / name, ("gcc", "-O1", "-o", f"tests/{name}", f"tests/{source}.c", *flags))
-    environment = {"srcdir": ".", "PSKTOOL": "psktool", "QEMU_NBD": "/usr/bin/qemu-nbd"}
+    environment = {
+        "srcdir": ".",
+        "NBDKIT": "nbdkit",
+        "PSKTOOL": "psktool",
+        "CERTTOOL": "certtool",
+        "QEMU_NBD": "/usr/bin/qemu-nbd",
+    }
     for folder in _FOLDERS:
         for script in sorted((tree / folder).glob("*.sh")):
             if _USES.search(script.read_text()):

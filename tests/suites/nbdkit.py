@@ -21,7 +21,6 @@ EXCLUDED: Final[Mapping[str, str]] = {
     "test-nbdkit-backend-debug.sh": "looks for what the memory plugin itself logs",
 }
 
-_TOOLS: Final = {"PYTHON": "python3", "CUT": "cut", "SED": "sed", "STAT": "stat", "TRUNCATE": "truncate", "SOEXT": "so"}
 _USES_MEMORY: Final = re.compile(r"nbdkit\b(?:[^#\n]|\\\n)*\bmemory\b|^\s+memory\b", re.MULTILINE)
 
 
@@ -30,7 +29,7 @@ def prepare(runner: Runner) -> Iterator[Case]:  # noqa: ARG001
     require({"psktool": "gnutls-bin", "nbdsh": "python3-libnbd", "qemu-img": "qemu-utils"})
     tree = sources.unpacked(NAME)
     tests = tree / "tests"
-    configure(tests / "functions.sh.in", tests / "functions.sh", abs_top_srcdir=str(tree), **_TOOLS)
+    configure(tests / "functions.sh.in", tests / "functions.sh", abs_top_srcdir=str(tree))
     make(tests, tests / "keys.psk", ("psktool", "-u", "qemu", "-p", "keys.psk"))
     for script in sorted(tests.glob("test-*.sh")):
         if _USES_MEMORY.search(script.read_text(errors="replace")):
