@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from nbd_plugin.serve import arguments_of, names_a_place, split_words
+from nbd_plugin.nbdkit_options import arguments_of, split_words
+from nbd_plugin.serve import names_a_place
 from tests.suites import serving
 
 _SIZE: Final = re.compile(r"([0-9]+)([bskmgtpe]?)", re.IGNORECASE)
