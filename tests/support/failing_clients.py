@@ -33,7 +33,11 @@ class _Connection:
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(_SECONDS)
-        self.socket.connect(str(path))
+        try:
+            self.socket.connect(str(path))
+        except OSError:
+            self.socket.close()
+            raise
 
     def take(self, count: int) -> bytes:
         """So many bytes, or as many as came before the end."""

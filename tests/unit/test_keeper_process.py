@@ -106,15 +106,16 @@ def test_progress_moves_the_deadline_and_is_told(
     monkeypatch.setattr(time, "sleep", sleep)
     script = (
         "for i in 1 2 3; do"
-        ' echo "step $$ 100.0 allocating, ${i}0%" >/proc/self/fd/$ZCACHE_STEPS; read -r _ <fifo; done; ' + GOOD
+        ' echo "step $$ 100.0 allocating, ${i}0%" >/proc/self/fd/$ZCACHE_STEPS; read -r _ <fifo$i; done; ' + GOOD
     )
-    os.mkfifo(folder.path / "fifo")
+    for number in (1, 2, 3):  # one each: the reader of the next could meet the last one's writer, and its end
+        os.mkfifo(folder.path / f"fifo{number}")
     told: list[str] = []
 
     def tell(line: str) -> None:
         if "allocating" in line:
             told.append(line)
-            (folder.path / "fifo").write_text("go on\n")
+            (folder.path / f"fifo{len(told)}").write_text("go on\n")
             now[0] += 9
 
     each = start(started, folder, f"cd {folder.path}; {script}")

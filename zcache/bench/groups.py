@@ -24,6 +24,7 @@ from rich.console import Console
 
 from zcache.bench.report import Figure, Report
 from zcache.bench.served import REPOSITORY, START_SECONDS, Served
+from zcache.breathing import BREATH_SECONDS
 from zcache.control_client import ask
 from zcache.errors import EnvironmentProblem
 
@@ -32,6 +33,9 @@ ROOT: Final = Path("/sys/fs/cgroup")
 GROUPS_MIB: Final = (64, 128, 200)
 #: For each of them; the second never fits, nor does all that the last may become.
 BUDGETS: Final = ("15%", "85%", "8M..25%", "8M..90%")
+
+#: Of writing, for a budget that grows by it.
+MOST_ROUNDS: Final = 20
 
 #: Reads a file over and over, but not ahead: the kernel cannot take back what it is reading (8 MiB on some hosts).
 READING: Final = """
@@ -197,14 +201,18 @@ def _block(number: int) -> bytes:
 
 
 def _fill(served: Served, device_bytes: int) -> tuple[int, int]:
-    """Write all of the device, twice; how many blocks could not be, and the most that the budget was."""
+    """Write all of the device, twice, and again for as long as the budget grows by that; how many pieces could not be
+    written, and the most that the budget was."""
     client, failed, most_bytes = served.connect(), 0, 0
-    for _round in range(2):
+    for round_number in range(MOST_ROUNDS):
+        before_bytes = most_bytes
         for number in range(device_bytes // MIB):
             block = _block(number)
             for offset in range(0, MIB, 128 << 10):  # as the kernel swaps
                 failed += not _is_written(client, block[offset : offset + (128 << 10)], number * MIB + offset)
             most_bytes = max(most_bytes, _budget(served))
+        if round_number and most_bytes == before_bytes:
+            break
     client.shutdown()
     return failed, most_bytes
 
@@ -224,7 +232,17 @@ def _give_way(cage: Group, served: Served, growing_mib: int, most_bytes: int) ->
     with _busy(cage, [sys.executable, "-ISc", GROWING, str(growing_mib)]) as process:
         assert process.stdout
         process.stdout.readline()
-        return most_bytes - _budget(served)
+        return most_bytes - _settled_budget(served)
+
+
+def _settled_budget(served: Served) -> int:
+    """The budget when it has rested for some breaths; as it is, if it does not come to rest."""
+    now_bytes, rested_seconds, deadline_seconds = _budget(served), time.monotonic(), time.monotonic() + START_SECONDS
+    while time.monotonic() < min(rested_seconds + 6 * BREATH_SECONDS, deadline_seconds):
+        time.sleep(BREATH_SECONDS / 2)
+        if _budget(served) != now_bytes:
+            now_bytes, rested_seconds = _budget(served), time.monotonic()
+    return now_bytes
 
 
 def _wrong_pages(served: Served, device_bytes: int) -> int:

@@ -35,6 +35,8 @@ MAX_FILE_BYTES: Final = 1 << 20
 
 #: How a line ends that is not passed on: nbdkit prints one for each callback that fails, which has said why itself.
 SAID: Final = " (zcache says why)"
+#: nbdkit writes such a line in pieces. Of one whose end found no room in the pipe, this is the end.
+_TORN: Final = ": error:"
 #: nbdkit calls itself by the command line, whose first letter is changed (`protections.py`, "shutdown").
 _NAME, _MARKED_NAME = "nbdkit: ", "@bdkit: "
 #: How our own lines begin.
@@ -110,7 +112,7 @@ class LogPipe:
     def _take(self, words: bytes) -> str:
         """A line as it is to be written now; "" if it is not."""
         line = words.decode(errors="replace").rstrip()
-        if not line or line.endswith(SAID):
+        if not line or line.endswith((SAID, _TORN)):
             return ""
         if line.startswith(_MARKED_NAME):
             line = _NAME + line.removeprefix(_MARKED_NAME)
