@@ -21,7 +21,7 @@ from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR, FALLBACK_ALL
 from zcache.codec import LZ4, Codec, parse_codec
 from zcache.entry import FRAME_MASK, PAGE_BYTES
 from zcache.errors import BadInput, ZcacheError
-from zcache.image import is_image, read_header
+from zcache.image import Signs, is_image, read_header
 from zcache.pageframes.frames import budget_of
 from zcache.sizes import RANGE, parse_budget, parse_size
 
@@ -143,7 +143,10 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
     image = _parse_descriptor("image", given.get("image"), is_image)
     before = read_header(image) if image is not None and os.fstat(image).st_size else None
     # The machine's RAM may have changed since the image was made (a balloon, hot plugging), and with it what 25% are.
-    least_bytes, budget_bytes = _budget_of(before, given["budget"]) if before else _parse_budget(given["budget"])
+    if before and image is not None:
+        least_bytes, budget_bytes = _budget_of(before, given["budget"], Signs(image).is_served())
+    else:
+        least_bytes, budget_bytes = _parse_budget(given["budget"])
     backing = _absolute("backing", given["backing"]) if given.get("backing") else None
     overcommit = _parse_choice("overcommit", given.get("overcommit", "no"), ("yes", "no")) == "yes"
     if size_bytes > MAX_SIZE_BYTES:
@@ -198,14 +201,16 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
 
 
 def _parse_budget(text: str) -> tuple[int, int]:
-    return parse_budget(text, KEYS["budget"], group_limits.rooms())
+    return parse_budget(text, KEYS["budget"], group_limits.rooms() if "%" in text else ())
 
 
-def _budget_of(header: dict[str, Any], text: str) -> tuple[int, int]:
-    """The most is what an image was made with; the least what was said, as far as that goes."""
+def _budget_of(header: dict[str, Any], text: str, is_served: bool) -> tuple[int, int]:
+    """The most is what an image was made with; the least what was said, as far as that goes, and can be found out."""
     most_bytes = budget_of(header["slot_count"]) * int(header["frame_bytes"])
     if RANGE not in text:
         return most_bytes, most_bytes
+    if "%" in text and not is_served:  # of what, control groups say: not looked at while nobody serves (Server)
+        return 0, most_bytes
     try:
         least_bytes = min(_parse_budget(text)[0], most_bytes)
     except BadInput:  # it was once accepted, and RAM has become less: what size= was promised decides

@@ -98,7 +98,7 @@ def _why(error: Exception) -> str:
     """In plain words, with what to do."""
     match error:
         case StoreFull():
-            return f"{error}; what Linux cannot swap out stays in its RAM; give a larger budget or backing"
+            return f"{error}; what Linux cannot swap out stays in its RAM"
         case PageLost():
             return "its last write found no room, so there is nothing to read; write or trim it"
         case PageDamaged():

@@ -31,6 +31,9 @@ _LATE_PARAMETERS: Final = (
     "rate-file=",
 )
 
+#: A variable that tells the plugin to have last words said, because this nbdkit may abort.
+LAST_WORDS: Final = "ZCACHE_LAST_WORDS"
+
 #: nbdkit aborts when a client goes away while two threads of its connection write to it: from commit bf8653b3 (1.32.4;
 #: daef505e in 1.33) to 9d82aa4f (1.33.10).
 _ABORTS_SINCE: Final = (1, 32, 4)

@@ -23,6 +23,7 @@ from nbd_plugin.config import parse_config
 from nbd_plugin.ending import end_on_signals, hold_signals
 from nbd_plugin.exports import DEVICE_NAME, Disk
 from nbd_plugin.failures import FAILED, Failures, RequestFailed, print_failures_in_a_line
+from nbd_plugin.nbdkit_options import LAST_WORDS
 from nbd_plugin.scratch import scratch_disks
 from nbd_plugin.server import Server
 from zcache import libc
@@ -85,7 +86,7 @@ def after_fork() -> None:
     with _or_end():
         _steps.begin("holding signals")
         hold_signals()
-        if _server.config.standby is None:  # nobody would say its last words
+        if os.environ.pop(LAST_WORDS, ""):
             libc.put_off_abort()
         _server.make_safe()
         _warm_up_callbacks()

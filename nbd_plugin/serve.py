@@ -17,7 +17,7 @@ import sysconfig
 from pathlib import Path
 from typing import Final
 
-from nbd_plugin.nbdkit_options import arguments_of, refuse_what_opens_later, split_words, warnings_of
+from nbd_plugin.nbdkit_options import LAST_WORDS, arguments_of, refuse_what_opens_later, split_words, warnings_of
 from nbd_plugin.start_guard import leave_guard
 from zcache.errors import BadInput
 from zcache.hardening import limits
@@ -117,6 +117,8 @@ def main() -> None:
         sys.exit(f"zcache: {refusal}")
     for warning in warnings_of(options):
         say(f"zcache: WARNING: {warning}")
+        if warning.startswith("-t"):
+            os.environ[LAST_WORDS] = "1"
     if complaint and not is_kept(parameters):
         say(f"zcache: WARNING: {complaint}")
     remove_dead_socket(options)

@@ -131,10 +131,24 @@ class Server:
         os.umask(0o177)
         with contextlib.suppress(OSError):  # it costs address space, and promises, and nothing else
             release_unused_bss()
+        self._groups = self._look_at_groups()
         if self.config.standby is None:
             self._open()
         else:
             check_succession(self.config)
+
+    def _look_at_groups(self) -> group_limits.GroupLimits | None:
+        """The limits of control groups, before the file system is given up; what is open, an heir has, too.
+
+        None for a successor that starts while nobody serves: to look at mounts and groups takes locks of the kernel's,
+        which may be held by somebody who waits for memory, and that for us.
+        """
+        if not self.config.is_succession:
+            return group_limits.GroupLimits()
+        with contextlib.suppress(Exception):  # a successor goes on without
+            if Signs(self.config.image or 0).is_served():
+                return group_limits.GroupLimits()
+        return None
 
     def _open(self) -> None:
         config = self.config
@@ -149,7 +163,6 @@ class Server:
                 f"budget={config.min_budget_bytes}: {available_bytes} bytes of RAM can be had now, and all of that "
                 "is locked at the start; give less, or free memory"
             )
-        self._groups = group_limits.GroupLimits()  # before the file system is given up
         self._steps.begin("opening the backing and the disks")
         self._open_files()
         self._steps.begin("making the control socket")
@@ -257,7 +270,7 @@ class Server:
                     socket.send_fds(keeper, [str(pid).encode()], [keepers.fileno()])
             except (OSError, MemoryError) as error:
                 with contextlib.suppress(MemoryError):  # the keeper starts one, when there is a server again
-                    _say(limits.explain("no heir", error))
+                    _say(f"no heir: {error}")
                 pid = -1
             if pid:
                 for end in ends:
@@ -416,6 +429,9 @@ class Server:
         settings = Settings(store, budget, signs, self._rooms)
         settings.take_over()
         budget.begin(signs.budget_frames if signs else 0)
+        if self._groups is None and budget.min_frames < budget.max_frames:
+            budget.max_frames = max(budget.min_frames, store.frames.budget_frames)
+            _say("the budget does not grow now: the limits of control groups are not known; swap-upgrade looks at them")
         clock = Clock()
         gauge = PressureGauge(clock, groups=self._groups)
         return Breathing(store, budget, gauge, clock, reserve_bytes=kept_free(config), report=_say), settings

@@ -34,6 +34,8 @@ from zcache.pressure import Pressure, PressureGauge
 from zcache.store import Store
 
 BREATH_SECONDS: Final = 0.5
+#: Between two lines about limits that others change.
+REPORT_SECONDS: Final = 60.0
 #: After a change one way, before the first the other way.
 HOLD_SECONDS: Final = 5.0
 #: Without more than a few requests, before a store is at rest: the original's inertia was three rounds.
@@ -109,6 +111,7 @@ class Breathing:
         self._reserve_bytes = reserve_bytes
         self._report = report
         self._reported: list[tuple[str, int]] = []  # the limits, as they were said last
+        self._next_report_seconds = 0.0
         self._seen = self._look()
         self._rested = False  # since the last look
         self._busy_seconds = self._swapping_seconds = clock.now()  # when there were requests, or swapping to us, last
@@ -235,9 +238,9 @@ class Breathing:
     def report_limit(self) -> None:
         """Say what limits the groups set, if any do: at the start, and when that has changed."""
         limits = [(room.name, room.limit) for room in self.pressure.groups]
-        if limits == self._reported:
+        if limits == self._reported or self._clock.now() < self._next_report_seconds:
             return
-        self._reported = limits
+        self._reported, self._next_report_seconds = limits, self._clock.now() + REPORT_SECONDS
         tightest = self.pressure.tightest()
         if not tightest:
             self._report("no control group limits the budget any more")

@@ -141,7 +141,8 @@ def least_tasks(own: Path = OWN, mounts: Path = MOUNTS) -> Room | None:
 def _groups(controller: str, own: Path, mounts: Path) -> Iterator[tuple[int, Path]]:
     """The versions and folders of the groups that this process is in, its own first, as far up as they can be seen."""
     try:
-        lines, mounted = own.read_text().splitlines(), mounts.read_text().splitlines()
+        # A path may be of any bytes, and somebody may mount there at any time.
+        lines, mounted = (file.read_text(errors="surrogateescape").splitlines() for file in (own, mounts))
     except OSError:
         return
     for line in lines:
@@ -157,19 +158,20 @@ def _groups(controller: str, own: Path, mounts: Path) -> Iterator[tuple[int, Pat
 
 
 def _place(version: int, controller: str, path: str, mounted: list[str]) -> tuple[Path | None, Path | None]:
-    """Where the hierarchy is mounted, and the group in it. A group that lies outside of what is mounted (a container
+    """Where the hierarchy is mounted, and the group in it. One that lies outside of all that is mounted (a container
     that shows its own group as the root) is taken to be that root."""
+    path = path.removesuffix(" (deleted)")
+    outside: Path | None = None
     for line in mounted:
         before, _, after = line.partition(" - ")
         root, point = (_unescaped(field) for field in before.split(" ")[3:5])
         kind, _source, options = after.split(" ", 2)
         if kind == "cgroup2" if version == 2 else kind == "cgroup" and controller in options.split(","):
             top = Path(point)
-            path = path.removesuffix(" (deleted)")
-            if ".." in Path(path).parts or not Path(path).is_relative_to(root):
-                return top, top
-            return top, top / Path(path).relative_to(root)
-    return None, None
+            if ".." not in Path(path).parts and Path(path).is_relative_to(root):
+                return top, top / Path(path).relative_to(root)
+            outside = outside or top
+    return outside, outside
 
 
 def _unescaped(field: str) -> str:

@@ -260,6 +260,17 @@ class Signs:
         """From the server: it is ready for requests."""
         self._words[self._SERVES] = self._words[self._EPOCH]
 
+    def is_served(self) -> bool:
+        """Whether the server that began last serves, and is there."""
+        pid = self.pid
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return bool(pid) and self.serves
+
     def begin_upgrade(self) -> None:
         """From the keeper: the next epoch is that of an upgrade."""
         self._words[self._UPGRADED] = self._words[self._EPOCH] + 1

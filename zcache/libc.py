@@ -143,7 +143,8 @@ def put_off_abort() -> None:
     """Let a process that aborts end 6 s later: its other threads pass on what was said of it meanwhile.
 
     The handler is sleep(3) itself, which a handler may call (signal-safety(7)), and which takes the signal's number, 6,
-    for seconds. abort(3) ends the process when it returns.
+    for seconds. abort(3) ends the process when it returns. For a process that is known to abort while its memory is
+    whole: its other threads go on working for those 6 s.
     """
     _libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     _libc.signal.restype = ctypes.c_void_p

@@ -122,11 +122,12 @@ class Reclaimer:
                 self._waiting_puts -= 1
 
     def why_full(self) -> str:
-        """Under the lock: why there is no room, in words."""
+        """Under the lock: why there is no room, and what to do, in words."""
         writing = self._health.writing
         if writing.failures:
-            return f"the backing cannot be written ({writing.last_error})"
-        return "RAM and the backing are full" if self._tier else "RAM is full, and there is no backing"
+            return f"the backing cannot be written ({writing.last_error}); look at the disk (`zcache status`, dmesg)"
+        where = "RAM and the backing are full" if self._tier else "RAM is full, and there is no backing"
+        return f"{where}; give a larger budget or backing"
 
     def _make_room(self, queue: int) -> bool:
         writing = self._health.writing

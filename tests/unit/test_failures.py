@@ -30,7 +30,7 @@ class Told:
 @pytest.mark.parametrize(
     ("error", "number", "said"),
     [
-        (StoreFull("no room for 1 of 1 pages: RAM is full"), errno.ENOSPC, ["RAM is full", "give a larger budget"]),
+        (StoreFull("no room for 1 of 1 pages: RAM is full"), errno.ENOSPC, ["RAM is full", "stays in its RAM"]),
         (PageLost("page 5"), errno.EIO, ["found no room", "write or trim it"]),
         (PageDamaged("slot 3: EIO: Input/output error"), errno.EIO, ["slot 3", "look at the disk"]),
         (OSError(errno.EROFS, "Read-only file system"), errno.EROFS, ["Read-only file system", "look at the disk"]),

@@ -116,6 +116,24 @@ def test_a_container_whose_own_group_is_all_that_is_mounted(tree: Tree, own: str
     assert tree.rooms() == {"with blank/memory.max": (100, 0)}
 
 
+def test_a_mount_point_may_be_of_any_bytes(tree: Tree) -> None:
+    """Somebody mounts there while the swap is on: the next server is not to fail for it."""
+    tree.mounts.write_bytes(b"29 22 8:1 / /mnt/caf\xe9 rw - ext4 /dev/sda1 rw\n")
+    tree.mount("cgroup2", ".", "rw")
+    tree.own.write_bytes(b"0::/box\n")
+    tree.version_2("box", 100 * MIB, 30 * MIB)
+    assert tree.rooms() == {"box/memory.max": (100, 70)}
+
+
+def test_another_groups_folder_that_is_mounted_somewhere_is_not_ours(tree: Tree) -> None:
+    tree.mount("cgroup2", "other", "rw", "/other")
+    tree.mount("cgroup2", "all", "rw")
+    tree.own.write_text("0::/box\n")
+    tree.version_2("other", 10 * MIB, 1 * MIB)
+    tree.version_2("all/box", 100 * MIB, 30 * MIB)
+    assert tree.rooms() == {"all/box/memory.max": (100, 70)}
+
+
 def test_both_versions_at_once(tree: Tree) -> None:
     """Version 2 without a memory controller, as systemd has it beside version 1."""
     tree.mount("cgroup2", "unified", "rw")

@@ -4,6 +4,8 @@ What the kernel hands on is looked at in real processes: tests/nbd/test_wrong_st
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,24 @@ def test_steps_go_to_a_pipe_alone(tmp_path: Path) -> None:
         assert bool(found) is is_told
     for number in (reader, writer, file):
         os.close(number)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="real time takes privileges")
+@pytest.mark.parametrize(
+    ("words", "policy"), [(["size=16M", "standby=9"], os.SCHED_RR), (["size=16M"], os.SCHED_OTHER)]
+)
+def test_a_keepers_server_is_real_time_from_its_start(words: list[str], policy: int) -> None:
+    """Nobody else gets the memory that the keeper lends it, when there is no other server."""
+    code = (
+        "import os, sys\n"
+        "from zcache.inherited.start import put_right\n"
+        "os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))\n"
+        "put_right(sys.argv[1:])\n"
+        "print(os.sched_getscheduler(0))"
+    )
+    # What takes another exec is right by then: the outer one starts the inner one with all of it.
+    outer = "import subprocess, sys; from zcache.inherited.start import put_right; put_right(); "
+    outer += "sys.exit(subprocess.run([sys.executable, '-I', '-c', *sys.argv[1:]]).returncode)"
+    command = [sys.executable, "-I", "-c", outer, code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == policy

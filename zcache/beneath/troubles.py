@@ -22,8 +22,8 @@ from zcache.beneath.lookup import (
 )
 from zcache.beneath.own_blocks import writes_to_new_blocks
 
-#: File systems and devices that are memory; devices of programs, and of networks.
-IN_MEMORY: Final = frozenset({"devtmpfs", "ramfs", "tmpfs"})
+#: File systems that are memory.
+_IN_MEMORY: Final = frozenset({"devtmpfs", "ramfs", "tmpfs"})
 #: File systems whose transfers outlive the process that asked for them, and the beginnings of the names of others.
 _REMOTE: Final = frozenset({"9p", "afs", "ceph", "cifs", "coda", "lustre", "orangefs", "smb3", "virtiofs"})
 #: That write to new blocks, and cannot be told not to.
@@ -81,7 +81,7 @@ def _of_file(descriptor: int, depth: int) -> Iterator[Trouble]:
         yield Trouble(f"is on FUSE ({file_system}): a program has to write it, whose own pages may be in it", True)
     elif is_remote(file_system):
         yield Trouble(f"is on {file_system}: it takes a network, or another machine, to be written")
-    elif file_system in IN_MEMORY:
+    elif file_system in _IN_MEMORY:
         yield Trouble(f"is in memory ({file_system}), which can itself be swapped out")
     elif file_system in _WRITES_ANEW:
         yield Trouble(f"is on {file_system}, which writes to new blocks, and fails when there are none")

@@ -17,7 +17,8 @@ read only at exec(2) is put right by running the same command once more, if it w
 |                           |                                             | (nbd_plugin/serve.py)                      |
 | limits: RTPRIO, NICE      | no real time, no nice value of 0            | the hard limit: more is not needed         |
 | limits: CORE, MSGQUEUE, … | nothing: who holds pages dumps no core      | left                                       |
-| scheduling policy, nice   | page-ins wait for all other work            | SCHED_OTHER, 0; then hardening: real time  |
+| scheduling policy, nice   | page-ins wait for all other work            | SCHED_OTHER, 0; then hardening: real time, |
+|                           |                                             | which a keeper's server has from its start |
 | I/O class                 | page-ins wait for all other I/O (BFQ)       | none: it goes by the nice value            |
 | CPU affinity              | all threads on one processor                | all that the cpuset allows                 |
 | NUMA policy               | memory of one node, and killed when it is   | the default                                |

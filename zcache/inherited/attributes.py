@@ -1,7 +1,7 @@
 """What the kernel keeps for each process and hands on, as a table: what it is, and how it is put right.
 
-Each row asks first whether anything is wrong, so that a sandbox that refuses the call refuses nothing that is needed.
-A row raises `OSError` when that cannot be put right.
+Most rows ask first whether anything is wrong, so that a sandbox that refuses the call refuses nothing that is needed. A
+row raises `OSError` when that cannot be put right.
 """
 
 import contextlib
@@ -39,11 +39,17 @@ class Attribute(NamedTuple):
     put_right: Callable[[], bool | None]
 
 
-def put_right() -> tuple[bool, list[str]]:
-    """Whether the program has to be run once more, and what could not be put right. In the only thread."""
+def put_right(*, is_kept: bool = False) -> tuple[bool, list[str]]:
+    """Whether the program has to be run once more, and what could not be put right. In the only thread.
+
+    A keeper's server (`is_kept`) keeps the keeper's real-time policy from its first instruction on: where server and
+    standby died at once, nobody else gets any of the memory that the keeper lends the next one (swap/reserve.py).
+    """
     is_once_more = False
     complaints = []
     for attribute in ATTRIBUTES:
+        if is_kept and attribute.put_right is _reset_policy:
+            continue
         try:
             is_once_more |= bool(attribute.put_right())
         except OSError as error:

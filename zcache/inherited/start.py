@@ -25,7 +25,7 @@ def put_right(words: Sequence[str] = ()) -> str:
     has_been_again = os.environ.pop(_AGAIN_VARIABLE, "") == str(os.getpid())
     descriptors.drop_strangers(os.environ, words)
     descriptors.close_unnamed(descriptors.named(words, os.environ))
-    is_once_more, complaints = attributes.put_right()
+    is_once_more, complaints = attributes.put_right(is_kept=any(word.startswith("standby=") for word in words))
     is_once_more |= environment.clean(os.environ)
     if is_once_more and not has_been_again:
         os.environ[_AGAIN_VARIABLE] = str(os.getpid())

@@ -111,7 +111,7 @@ class Keeper:
         self._next_standby_seconds = 0.0
         self._files: list[int] = []  # as the first server has opened them
         self._group = cgroup.SwaplessGroup() if cgroup.is_swapless() else None
-        self._watched = Watched(self._reserve, self._group.path if self._group else None)
+        self._watched = Watched(self._reserve)
         self._next_group_seconds = self._next_watch_seconds = 0.0
         self._wakeup, self._signalled = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._server = self._start()

@@ -61,6 +61,7 @@ class Reserve:
         self._zones = _zones(proc / "zoneinfo")
         self._can_lend = None not in (self._min_free, self._buddyinfo) and bool(self._zones) and _is_real_time()
         self._usual_kib = 0  # what the watermark is otherwise
+        self._lowered_kib = 0  # that it was less at the last look
         self._is_lent = False
         self._lent_seconds = self._enough_seconds = 0.0  # the last look, and the last one with more than the least
         self._programs = 0  # that were ended
@@ -106,8 +107,18 @@ class Reserve:
             self._is_lent = self._now_kib() != self._usual_kib
 
     def raise_again(self) -> int:
-        """If it is not lent, and was lowered since it was remembered: as it was, in KiB; else 0."""
-        if not self._can_lend or self._is_lent or self._now_kib() >= self._usual_kib:
+        """If it is not lent, and was lowered since it was remembered: as it was, in KiB; else 0.
+
+        Lowered to the same at two looks: the keeper of another area whose server has died moves it all the time.
+        """
+        if not self._can_lend or self._is_lent:
+            return 0
+        before, self._lowered_kib = self._lowered_kib, 0
+        now = self._now_kib()
+        if now >= self._usual_kib:
+            return 0
+        if now != before:
+            self._lowered_kib = now
             return 0
         self._write(self._usual_kib)
         return self._usual_kib
