@@ -1,11 +1,14 @@
 """The stand-ins of `tests.suites`, with real servers: the runner finds a wrong byte."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.suites import serving
 from tests.suites.running import Case, Runner, Verdict
+from zcache import libc
 
 COPY = """rm -f pid socket
 head -c 4194304 /dev/urandom >image
@@ -15,6 +18,16 @@ nbdcopy image "nbd+unix:///?socket=$PWD/socket" && nbdcopy "nbd+unix:///?socket=
 RUN = """head -c 4194304 /dev/urandom >image
 nbdkit -U - --filter=offset memory 5M offset=1M --run 'nbdcopy image "$uri" && nbdcopy "$uri" back && cmp image back'
 """
+
+
+@pytest.fixture(autouse=True)
+def _reaper() -> Iterator[None]:
+    """As the command is: what a script leaves running comes to this process, and is ended with the case."""
+    libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
+    yield
+    left = psutil.Process().children(recursive=True)
+    libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 0)
+    assert left == []
 
 
 @pytest.mark.parametrize("script", [COPY.format("-P pid -U socket", ""), RUN], ids=["background", "run"])
