@@ -75,7 +75,7 @@ def test_a_share_is_of_the_group_and_not_of_the_machine(memory: Group, disk: Pat
 
 #: As a container has it: its own group is all that there is, and read-only; and no privileges.
 CONTAINER = """
-mount --bind "$1" "$2" && mount -o remount,bind,ro "$2" && shift 2 &&
+mount --make-private "$2" && mount --bind "$1" "$2" && mount -o remount,bind,ro "$2" && shift 2 &&
     exec setpriv --bounding-set=-all --inh-caps=-all "$@"
 """
 
@@ -83,7 +83,8 @@ mount --bind "$1" "$2" && mount -o remount,bind,ro "$2" && shift 2 &&
 def test_in_a_container_the_limit_is_seen_and_what_is_lacking_is_one_line(memory: Group, disk: Path) -> None:
     memory.set_limit(64 * MIB)
     top = memory.path.parent
-    cage = memory._replace(around=("unshare", "--mount", "sh", "-c", CONTAINER, "sh", str(memory.path), str(top)))
+    apart = ("unshare", "--mount", "--propagation", "unchanged")  # the root need not be a mount: a chroot
+    cage = memory._replace(around=(*apart, "sh", "-c", CONTAINER, "sh", str(memory.path), str(top)))
     refused = try_budget(cage, disk, "40M", 64 * MIB)
     assert refused.is_refused and refused.said.startswith(f"zcache: {top}/memory."), refused
     served = try_budget(cage, disk, "8M", 16 * MIB)

@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.suites import serving
-from tests.suites.running import Case, Runner, Verdict
+from tests.suites.running import Case, Runner, Verdict, descendants
 from zcache import libc
 
 COPY = """rm -f pid socket
@@ -23,11 +22,12 @@ nbdkit -U - --filter=offset memory 5M offset=1M --run 'nbdcopy image "$uri" && n
 @pytest.fixture(autouse=True)
 def _reaper() -> Iterator[None]:
     """As the command is: what a script leaves running comes to this process, and is ended with the case."""
+    before = descendants()
     libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
     yield
-    left = psutil.Process().children(recursive=True)
+    left = descendants()
     libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 0)
-    assert left == []
+    assert left == before
 
 
 @pytest.mark.parametrize("script", [COPY.format("-P pid -U socket", ""), RUN], ids=["background", "run"])

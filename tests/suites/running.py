@@ -155,6 +155,7 @@ class Runner:
             serving.SERVER: server,
             serving.FOLDER: str(folder),
         }
+        others = descendants()
         with log.open("wb") as output:
             process = subprocess.Popen(
                 case.command, cwd=case.folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
@@ -162,7 +163,7 @@ class Runner:
             try:
                 status = _wait(process)
             finally:
-                end_descendants()
+                end_all_but(others)
                 process.wait()
         for left in folder.glob("backing-*"):
             left.unlink()
@@ -187,10 +188,15 @@ def _wait(process: subprocess.Popen[bytes]) -> int | None:
     return process.returncode
 
 
-def end_descendants() -> None:
+def descendants() -> set[psutil.Process]:
     """Everything that this process has started, and what that has (it is the reaper of all of them)."""
+    return set(psutil.Process().children(recursive=True))
+
+
+def end_all_but(others: set[psutil.Process]) -> None:
+    """All descendants that are not these."""
     for end in (psutil.Process.terminate, psutil.Process.kill):
-        left = psutil.Process().children(recursive=True)
+        left = descendants() - others
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 end(process)
