@@ -528,7 +528,6 @@ def main(words: Sequence[str]) -> int:
 
 
 def _start(folder: StateFolder, parameters: Sequence[str], steps: Steps) -> "tuple[Keeper, Hardening]":
-    limits.lift()
     own_socket = listen(folder.socket)
     steps.begin("the keeper enters its control group")
     problem = cgroup.enter_swapless(folder.cgroup)
