@@ -21,6 +21,7 @@ from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR, FALLBACK_ALL
 from zcache.codec import LZ4, Codec, parse_codec
 from zcache.entry import FRAME_MASK, PAGE_BYTES
 from zcache.errors import BadInput, ZcacheError
+from zcache.group_limits import Room
 from zcache.image import Signs, is_image, read_header
 from zcache.pageframes.frames import budget_of
 from zcache.sizes import RANGE, parse_budget, parse_size
@@ -119,8 +120,12 @@ class Config(NamedTuple):
         return max(self.needed_frames - self.min_budget_frames, 0) * self.frame_bytes
 
 
-def parse_config(words: Iterable[tuple[str, str]]) -> Config:
-    """Raises `BadInput` for the first thing that is wrong; `EnvironmentProblem` for an image that cannot be read."""
+def parse_config(
+    words: Iterable[tuple[str, str]], rooms: Callable[[], Iterable[Room]] = lambda: group_limits.rooms()
+) -> Config:
+    """Raises `BadInput` for the first thing that is wrong; `EnvironmentProblem` for an image that cannot be read.
+
+    `rooms` is asked what control groups leave, where that matters: for a share of RAM."""
     given: dict[str, str] = {}
     clean: list[CleanExport] = []
     for key, value in words:
@@ -144,9 +149,9 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
     before = read_header(image) if image is not None and os.fstat(image).st_size else None
     # The machine's RAM may have changed since the image was made (a balloon, hot plugging), and with it what 25% are.
     if before and image is not None:
-        least_bytes, budget_bytes = _budget_of(before, given["budget"], Signs(image).is_served())
+        least_bytes, budget_bytes = _budget_of(before, given["budget"], Signs(image).is_served(), rooms)
     else:
-        least_bytes, budget_bytes = _parse_budget(given["budget"])
+        least_bytes, budget_bytes = _parse_budget(given["budget"], rooms)
     backing = _absolute("backing", given["backing"]) if given.get("backing") else None
     overcommit = _parse_choice("overcommit", given.get("overcommit", "no"), ("yes", "no")) == "yes"
     if size_bytes > MAX_SIZE_BYTES:
@@ -200,11 +205,13 @@ def parse_config(words: Iterable[tuple[str, str]]) -> Config:
     )
 
 
-def _parse_budget(text: str) -> tuple[int, int]:
-    return parse_budget(text, KEYS["budget"], group_limits.rooms() if "%" in text else ())
+def _parse_budget(text: str, rooms: Callable[[], Iterable[Room]]) -> tuple[int, int]:
+    return parse_budget(text, KEYS["budget"], rooms() if "%" in text else ())
 
 
-def _budget_of(header: dict[str, Any], text: str, is_served: bool) -> tuple[int, int]:
+def _budget_of(
+    header: dict[str, Any], text: str, is_served: bool, rooms: Callable[[], Iterable[Room]]
+) -> tuple[int, int]:
     """The most is what an image was made with; the least what was said, as far as that goes, and can be found out."""
     most_bytes = budget_of(header["slot_count"]) * int(header["frame_bytes"])
     if RANGE not in text:
@@ -212,7 +219,7 @@ def _budget_of(header: dict[str, Any], text: str, is_served: bool) -> tuple[int,
     if "%" in text and not is_served:  # of what, control groups say: not looked at while nobody serves (Server)
         return 0, most_bytes
     try:
-        least_bytes = min(_parse_budget(text)[0], most_bytes)
+        least_bytes = min(_parse_budget(text, rooms)[0], most_bytes)
     except BadInput:  # it was once accepted, and RAM has become less: what size= was promised decides
         least_bytes = 0
     return least_bytes, most_bytes
@@ -345,8 +352,14 @@ def _parse_control(text: str | None) -> Path | None:
     return path
 
 
-if __name__ == "__main__":
+def refusal(words: Iterable[str]) -> str:
+    """What is wrong with them, "" if nothing is, for a server in whatever groups: swap-up's own say nothing of it."""
     try:
-        parse_config([(key, value) for key, _, value in (word.partition("=") for word in sys.argv[1:])])
-    except ZcacheError as refusal:
-        sys.exit(str(refusal))
+        parse_config([(key, value) for key, _, value in (word.partition("=") for word in words)], rooms=tuple)
+    except ZcacheError as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(refusal(sys.argv[1:]) or 0)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from nbd_plugin.config import parse_config, refusal
 from zcache import group_limits, meminfo
 from zcache.errors import BadInput
 from zcache.group_limits import GroupLimits, Room, least_tasks
@@ -183,6 +184,15 @@ def test_a_share_is_of_the_least_limit() -> None:
     rooms = [Room(300 * MIB, 1, "a"), Room(200 * MIB, 150 * MIB, "b")]
     assert parse_budget("16M..25%", "", rooms) == (16 * MIB, 50 * MIB)
     assert parse_budget("50%", "", [Room(1 << 61, 1, "larger than the machine")])[0] <= meminfo.read_bytes("MemTotal")
+
+
+def test_parameters_are_tried_for_a_server_that_gets_a_group_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_limits, "rooms", lambda: (Room(64 * MIB, 64 * MIB, "/session/memory.max"),))
+    words = {"size": "64M", "budget": "50%"}
+    with pytest.raises(BadInput, match="larger than budget=50%"):
+        parse_config(words.items())
+    assert refusal(f"{key}={value}" for key, value in words.items()) == ""
+    assert "larger than budget=32M" in refusal(["size=64M", "budget=32M"])
 
 
 def test_what_does_not_fit_is_said_with_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
