@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from nbd_plugin.exports import RESERVED
-from zcache import group_limits
-from zcache.admission import ADMIT
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR, FALLBACK_ALLOCATOR
-from zcache.codec import LZ4, Codec, parse_codec
-from zcache.entry import FRAME_MASK, PAGE_BYTES
 from zcache.errors import BadInput, ZcacheError
-from zcache.group_limits import Room
-from zcache.image import Signs, is_image, read_header
+from zcache.image.image import Signs, is_image, read_header
+from zcache.linux import group_limits
+from zcache.linux.group_limits import Room
 from zcache.pageframes.frames import budget_of
+from zcache.pages.codec import LZ4, Codec, parse_codec
+from zcache.pages.entry import FRAME_MASK, PAGE_BYTES
 from zcache.sizes import RANGE, parse_budget, parse_size
+from zcache.store.admission import ADMIT
 
 HARDENING: Final = ("require", "warn", "off")
 

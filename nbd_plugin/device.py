@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from nbd_plugin.exports import DEVICE_NAME
-from zcache.entry import PAGE_BYTES, PAGE_SHIFT
-from zcache.store import Store
-from zcache.tmem import TmemObject
+from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
+from zcache.pages.tmem import TmemObject
+from zcache.store.store import Store
 
 _PAGE_MASK: Final = PAGE_BYTES - 1
 _ZEROS: Final = memoryview(bytes(PAGE_BYTES))

@@ -21,8 +21,8 @@ from collections.abc import Callable
 from typing import Final
 
 from nbd_plugin.nbdkit_process import connections, has_option
-from zcache import libc
 from zcache.hardening.own_thread import OwnThread
+from zcache.linux import libc
 
 #: The signals by which nbdkit ends.
 SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP})

@@ -1,7 +1,7 @@
 """What a client can connect to, by name: the swap device, and clean exports.
 
 The device has the names `device`, which is also what a client gets that asks for none, and `swap`, under which the
-kernel's own connection is known and counted (`zcache.image.DEVICE_EXPORT`). Where there are no clean exports, any
+kernel's own connection is known and counted (`zcache.image.image.DEVICE_EXPORT`). Where there are no clean exports, any
 other name means the device as well; where there are, it is an error: a slip of the pen must not lead to swap.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, Protocol
 
 from zcache.errors import BadInput
-from zcache.image import DEVICE_EXPORT
+from zcache.image.image import DEVICE_EXPORT
 
 DEVICE_NAME: Final = "device"
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from nbd_plugin.device import Device
 from nbd_plugin.exports import Disk
 from zcache.allocators.choice import ALLOCATORS
-from zcache.codec import parse_codec
-from zcache.disk_file import DiskFile
-from zcache.entry import PAGE_BYTES
-from zcache.store import Store
-from zcache.tmem import Kind
+from zcache.clean.disk_file import DiskFile
+from zcache.pages.codec import parse_codec
+from zcache.pages.entry import PAGE_BYTES
+from zcache.pages.tmem import Kind
+from zcache.store.store import Store
 
 
 def scratch_device(allocator: str) -> Device:
@@ -27,7 +27,7 @@ def scratch_disks(allocator: str, with_clean: bool) -> Iterator[Disk]:
     yield device
     if not with_clean:
         return
-    from zcache.clean_disk import CleanDisk  # locked in memory, where there are any
+    from zcache.clean.clean_disk import CleanDisk  # locked in memory, where there are any
 
     descriptor = os.memfd_create("zcache-warm-up", os.MFD_CLOEXEC)
     os.ftruncate(descriptor, 16 * PAGE_BYTES)

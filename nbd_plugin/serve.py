@@ -23,7 +23,7 @@ from zcache.errors import BadInput
 from zcache.hardening import limits
 from zcache.hardening.log_pipe import say
 from zcache.inherited.start import FOLDER_IS_GONE, is_folder_gone, put_right
-from zcache.sockets import remove_if_dead
+from zcache.linux.sockets import remove_if_dead
 from zcache.steps import VARIABLE, Steps
 
 #: For each connection. With a second one, nbdkit may abort (`nbdkit_options.py`), and refuses a request that one has

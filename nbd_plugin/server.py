@@ -25,39 +25,39 @@ from nbd_plugin.exports import Exports
 from nbd_plugin.failures import Failures
 from nbd_plugin.nbdkit_process import psk_file
 from nbd_plugin.scratch import scratch_device
-from zcache import group_limits, libc, meminfo
 from zcache.allocators.choice import ALLOCATORS
-from zcache.backoff import Clock
-from zcache.breathing import BREATH_SECONDS, Breathing
-from zcache.budget import Budget
-from zcache.control import ControlSocket, rehearse
-from zcache.disk_file import DiskFile
-from zcache.entry import PAGE_BYTES
+from zcache.budget.breathing import BREATH_SECONDS, Breathing
+from zcache.budget.budget import Budget
+from zcache.budget.pressure import PressureGauge
+from zcache.clean.disk_file import DiskFile
+from zcache.control.listener import ControlSocket, rehearse
+from zcache.control.peaks import Peaks
+from zcache.control.settings import Settings
+from zcache.control.status import gather_status
 from zcache.errors import BadInput, EnvironmentProblem, Imbalance, PageDamaged
 from zcache.hardening import Hardening, limits, threads
 from zcache.hardening.log_pipe import say
 from zcache.hardening.own_thread import try_threads
 from zcache.hardening.program import unshare
 from zcache.hardening.unused_memory import release_unused_bss
-from zcache.image import SECRET_BYTES, Geometry, Image, Signs, check_header, read_header
+from zcache.image.image import SECRET_BYTES, Geometry, Image, Signs, check_header, read_header
+from zcache.linux import group_limits, libc, meminfo
 from zcache.pageframes.frames import slots_of
-from zcache.peaks import Peaks
-from zcache.pressure import PressureGauge
-from zcache.rebuild import rebuild
-from zcache.reclaim import flights_frames
+from zcache.pages.entry import PAGE_BYTES
+from zcache.pages.tmem import Kind, TmemObject
+from zcache.reclaim.reclaimer import flights_frames
 from zcache.seals import Seal
 from zcache.seals.crc import CRC
-from zcache.settings import Settings
-from zcache.status import gather_status
+from zcache.server.rebuild import rebuild
+from zcache.server.upkeep import Upkeep
+from zcache.server.warm_up import try_seal, warm_up
 from zcache.steps import Steps
-from zcache.store import Store
+from zcache.store.store import Store
 from zcache.tiers.backing_file import BackingFile
-from zcache.tmem import Kind, TmemObject
-from zcache.upkeep import Upkeep
-from zcache.warm_up import try_seal, warm_up
+from zcache.tiers.backoff import Clock
 
 if TYPE_CHECKING:
-    from zcache.clean_disk import CleanDisk
+    from zcache.clean.clean_disk import CleanDisk
 
 #: Names of protections to leave out, separated by commas: how `scripts/bench ablation` shows what each is for.
 WITHOUT_VARIABLE: Final = "ZCACHE_WITHOUT"
@@ -242,7 +242,7 @@ class Server:
 
     def wait_for_turn(self) -> None:
         """A standby waits here until the keeper says that it is the server; it ends itself when the keeper does. (What
-        is sent: see `zcache.swap.server_process`, which need not be loaded here.)
+        is sent: see `zcache.keeper.server_process`, which need not be loaded here.)
 
         Before it goes on it leaves a copy of itself, its heir, that waits in its place, unless it is told not to.
         Raises as `get_ready` does.
@@ -358,7 +358,7 @@ class Server:
     def _make_clean_disks(self, store: Store) -> None:
         if not self.config.clean:
             return
-        from zcache.clean_disk import CleanDisk  # locked in memory, where there are any
+        from zcache.clean.clean_disk import CleanDisk  # locked in memory, where there are any
 
         pool = store.tmem.new_pool(Kind.EPHEMERAL)
         for export, file in zip(self.config.clean, self._clean_files, strict=True):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from zcache.hardening.log_pipe import say
-from zcache.sockets import remove_if_dead
+from zcache.linux.sockets import remove_if_dead
 from zcache.steps import StepsWatch
 
 #: A server that was killed is gone by then; one in the middle of a transfer to a disk that hangs may not be.

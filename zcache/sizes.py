@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from zcache import group_limits, meminfo
-from zcache.entry import PAGE_BYTES
 from zcache.errors import BadInput
-from zcache.group_limits import Room
+from zcache.linux import group_limits, meminfo
+from zcache.linux.group_limits import Room
+from zcache.pages.entry import PAGE_BYTES
 
 _SUFFIXES: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE: Final = re.compile(

@@ -7,8 +7,8 @@ that a snapshot taken under the lock balances.
 from collections.abc import Iterable
 from typing import Final
 
-from zcache.codec import WORD
-from zcache.entry import CODEC_MASK, CODEC_SHIFT, LENGTH_MASK, LENGTH_SHIFT, LOST, PAGE_BYTES, SAME_FILLED
+from zcache.pages.codec import WORD
+from zcache.pages.entry import CODEC_MASK, CODEC_SHIFT, LENGTH_MASK, LENGTH_SHIFT, LOST, PAGE_BYTES, SAME_FILLED
 
 HELD_NOW: Final = (
     "stored_pages",
@@ -22,7 +22,7 @@ HELD_NOW: Final = (
 
 
 class Statistics:
-    """What the store counts; figures that other objects hold are added by `zcache.status.gather_status`."""
+    """What the store counts; figures that other objects hold are added by `zcache.control.status.gather_status`."""
 
     def __init__(self) -> None:
         # held now

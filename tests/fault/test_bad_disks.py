@@ -17,20 +17,20 @@ from tests.support.clock import FakeClock
 from tests.support.pages import any_page, raw_page
 from tests.support.stores import PAGE_BYTES, get, new_object, once, put, small_store, wait_for_a_waiter
 from tests.support.tiers import FaultyTier, MemoryTier
-from zcache.backoff import LAST_REST_SECONDS, PATIENCE_SECONDS
-from zcache.check import check
-from zcache.codec import parse_codec
-from zcache.entry import LOST, SAME_FILLED, decode_zpage
+from zcache.control.check import check
+from zcache.control.status import gather_status
 from zcache.errors import PageDamaged, PageLost, StoreFull
-from zcache.fetch import RETRY_PAUSES_SECONDS
-from zcache.health import SLOW_MEMORY_SECONDS
+from zcache.fetch.fetch import RETRY_PAUSES_SECONDS
 from zcache.pageframes import State
+from zcache.pages.codec import parse_codec
+from zcache.pages.entry import LOST, SAME_FILLED, decode_zpage
+from zcache.pages.tmem import TmemObject
 from zcache.seals.crc import CRC
-from zcache.status import gather_status
-from zcache.store import Store
+from zcache.server.warm_up import warm_up
+from zcache.store.store import Store
 from zcache.tiers.backing_file import BackingFile
-from zcache.tmem import TmemObject
-from zcache.warm_up import warm_up
+from zcache.tiers.backoff import LAST_REST_SECONDS, PATIENCE_SECONDS
+from zcache.tiers.health import SLOW_MEMORY_SECONDS
 
 ALWAYS = 1 << 30
 BUDGET = 4

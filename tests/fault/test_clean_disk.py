@@ -9,7 +9,7 @@ import pytest
 from tests.support.disks import clean_disk, read
 from tests.support.pages import any_page, page_with_zpage_of
 from tests.support.stores import new_object, put, small_store
-from zcache.check import check
+from zcache.control.check import check
 
 PAGES = 64
 

@@ -11,13 +11,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.stores import get, new_object, put, small_store, store_with_image
 from tests.support.tiers import MemoryTier
-from zcache.check import check
-from zcache.entry import decode_zpage
+from zcache.control.check import check
 from zcache.errors import EnvironmentProblem, PageDamaged
-from zcache.image import EPOCH_SHIFT, HEADER_BYTES, MAX_EPOCH, new_descriptor
+from zcache.image.image import EPOCH_SHIFT, HEADER_BYTES, MAX_EPOCH, new_descriptor
 from zcache.pageframes import State
-from zcache.store import Store
-from zcache.tmem import TmemObject
+from zcache.pages.entry import decode_zpage
+from zcache.pages.tmem import TmemObject
+from zcache.store.store import Store
 
 PAGES = 8
 

@@ -11,10 +11,10 @@ from lz4.block import decompress as lz4_decompress
 
 from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.stores import drop_clean_frames, frame_of, get, make_cold, once, put, store_with_tier
-from zcache.check import check
-from zcache.fetch import RETRY_PAUSES_SECONDS
+from zcache.control.check import check
+from zcache.control.status import gather_status
+from zcache.fetch.fetch import RETRY_PAUSES_SECONDS
 from zcache.pageframes import State
-from zcache.status import gather_status
 
 ALWAYS = 1 << 30
 
@@ -226,7 +226,7 @@ def test_reclaim_drops_the_frame_that_a_get_is_decoding(rng: random.Random, monk
         return lz4_decompress(*arguments)  # type: ignore[no-any-return]
 
     meanwhile = once(drop)
-    monkeypatch.setattr("zcache.get.lz4_decompress", decode)
+    monkeypatch.setattr("zcache.store.get.lz4_decompress", decode)
     assert get(store, thing, 0) == page and get(store, thing, 8) == other
     check(store)
 

@@ -19,14 +19,14 @@ from tests.support.stores import (
 )
 from tests.support.tiers import MemoryTier
 from zcache.allocators.log import WORST_WEIGHT, Log
-from zcache.check import check
-from zcache.codec import LZ4, Codec
-from zcache.entry import decode_zpage
+from zcache.control.check import check
 from zcache.errors import PageDamaged, PageLost
 from zcache.pageframes import State
 from zcache.pageframes.queues import Queue
-from zcache.store import Store
-from zcache.tmem import Kind, TmemObject
+from zcache.pages.codec import LZ4, Codec
+from zcache.pages.entry import decode_zpage
+from zcache.pages.tmem import Kind, TmemObject
+from zcache.store.store import Store
 
 #: Of a frame of 50, those that stay alive in it.
 ALIVE = (3, 20, 41)
@@ -317,7 +317,7 @@ def test_an_error_that_nobody_foresaw_does_not_end_background_reclaim(
 ) -> None:
     store = small_store(16, 32, allocator="log")
     thing = new_object(store, 400)
-    monkeypatch.setattr("zcache.reclaim.LAST_REST_SECONDS", 0.001)
+    monkeypatch.setattr("zcache.reclaim.reclaimer.LAST_REST_SECONDS", 0.001)
     assert store.compactor
     with monkeypatch.context() as patch:
         patch.setattr(store.compactor, "pack_ram", fail)

@@ -19,10 +19,10 @@ from tests.support.stores import (
     store_with_tier,
     wait_for_a_waiter,
 )
-from zcache.check import check
-from zcache.codec import Codec
+from zcache.control.check import check
 from zcache.errors import PageLost, StoreFull
-from zcache.tmem import Kind
+from zcache.pages.codec import Codec
+from zcache.pages.tmem import Kind
 
 # -- puts that wait, and puts that fail -------------------------------------------------------------------------------
 

@@ -20,9 +20,9 @@ from tests.support.stores import (
     wait_for_a_waiter,
 )
 from tests.support.tiers import MemoryTier
-from zcache.check import check
+from zcache.control.check import check
 from zcache.errors import StoreFull
-from zcache.image import new_descriptor
+from zcache.image.image import new_descriptor
 from zcache.pageframes import State
 
 # -- a frame in flight ------------------------------------------------------------------------------------------------

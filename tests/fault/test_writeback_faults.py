@@ -20,11 +20,11 @@ from tests.support.stores import (
     small_store,
     store_with_tier,
 )
-from zcache.backoff import FIRST_REST_SECONDS, LAST_REST_SECONDS
-from zcache.check import check
-from zcache.codec import Codec
+from zcache.control.check import check
 from zcache.errors import PageDamaged, PageLost, StoreFull
-from zcache.store import Store
+from zcache.pages.codec import Codec
+from zcache.store.store import Store
+from zcache.tiers.backoff import FIRST_REST_SECONDS, LAST_REST_SECONDS
 
 
 def test_a_failed_writeback_keeps_the_frames_oldest_first(rng: random.Random) -> None:

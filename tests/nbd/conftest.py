@@ -10,7 +10,7 @@ from typing import Any
 import nbd
 import pytest
 
-from zcache.control_client import ask
+from zcache.control.ask import ask
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_DEADLINE_SECONDS = 30

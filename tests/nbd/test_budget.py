@@ -12,7 +12,7 @@ from tests.nbd.conftest import RunningServer, Serve
 from tests.nbd.test_clean_exports import connect, pages
 from tests.nbd.test_keeper import Keeper
 from tests.support.pages import raw_page
-from zcache.control_client import ask
+from zcache.control.ask import ask
 
 ZCACHE = str(Path(sys.executable).with_name("zcache"))
 MIB = 1 << 20

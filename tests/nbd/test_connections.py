@@ -14,8 +14,8 @@ import nbd
 
 from tests.nbd.conftest import REPOSITORY, START_DEADLINE_SECONDS, RunningServer, Serve
 from zcache.bench.complaints import FAILING_WRITES, complain
-from zcache.control_client import ask
-from zcache.swap import keeper_process
+from zcache.control.ask import ask
+from zcache.keeper import launch as keeper_process
 
 PAGES = 200
 

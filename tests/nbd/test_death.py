@@ -14,7 +14,7 @@ import pytest
 
 from tests.nbd.conftest import RunningServer, Serve
 from tests.support.pages import any_page
-from zcache.image import new_descriptor
+from zcache.image.image import new_descriptor
 
 PAGES = 4096
 

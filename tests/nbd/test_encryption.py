@@ -11,7 +11,7 @@ import pytest
 
 from tests.nbd.conftest import Serve
 from zcache.allocators.choice import ALLOCATORS
-from zcache.image import new_descriptor
+from zcache.image.image import new_descriptor
 from zcache.testvm.figures import page_faults
 
 PAGES = 2048

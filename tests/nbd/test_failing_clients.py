@@ -24,9 +24,9 @@ from cryptography.x509.oid import NameOID
 
 from tests.nbd.conftest import REPOSITORY, START_DEADLINE_SECONDS, RunningServer
 from tests.support.failing_clients import PLAIN, TLS, Client
-from zcache.control_client import ask
+from zcache.control.ask import ask
 from zcache.hardening.repeats import AGAIN, REST_SECONDS
-from zcache.swap import keeper_process
+from zcache.keeper import launch as keeper_process
 
 ROUNDS = 4
 CROWD = 64

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.failing_calls import Call
 from tests.support.failing_start import REPOSITORY, Outcome, start_alone, start_kept
-from zcache.libc import PR_SET_IO_FLUSHER
+from zcache.linux.libc import PR_SET_IO_FLUSHER
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="knows the numbers of x86-64's system calls")
 
@@ -78,7 +78,7 @@ def strict(tmp_path: Path) -> Path:
     """That takes the kernel for one with strict overcommit, which the machine's may well be: its limits are."""
     rule = tmp_path / "overcommit_memory"
     rule.write_text("2\n")
-    return changed_code(tmp_path, "zcache/meminfo.py", "/proc/sys/vm/overcommit_memory", str(rule))
+    return changed_code(tmp_path, "zcache/linux/meminfo.py", "/proc/sys/vm/overcommit_memory", str(rule))
 
 
 @pytest.mark.parametrize("start", [start_alone, start_kept])

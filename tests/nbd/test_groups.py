@@ -15,7 +15,7 @@ from nbd_plugin.server import CLIENT_THREADS
 from zcache.bench import groups
 from zcache.bench.groups import Group, try_budget
 from zcache.errors import EnvironmentProblem
-from zcache.swap.keeper_process import is_answering
+from zcache.keeper.launch import is_answering
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MIB = 1 << 20

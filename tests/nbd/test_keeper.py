@@ -22,13 +22,14 @@ import nbd
 import pytest
 
 from tests.support.other_code import python_of
-from zcache import image
 from zcache.bench.complaints import fail_writes
-from zcache.control_client import ask
-from zcache.swap import keeper_process, process
+from zcache.control.ask import ask
+from zcache.image import image
+from zcache.keeper import launch as keeper_process
+from zcache.keeper.state import StateFolder, SwapState
+from zcache.linux import process
 from zcache.swap import upgrade as upgrade_module
 from zcache.swap.error import SwapError
-from zcache.swap.state import StateFolder, SwapState
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = ("size=64M", "budget=16M", "overcommit=yes")

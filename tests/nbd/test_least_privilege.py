@@ -12,7 +12,7 @@ import pytest
 from tests.nbd.conftest import RunningServer, Serve
 from tests.support.control_clients import RudeClients
 from tests.support.pages import any_page
-from zcache.libc import CAP_IPC_LOCK
+from zcache.linux.libc import CAP_IPC_LOCK
 
 MIB = 1 << 20
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from zcache.swap import keeper_process, process
-from zcache.swap.state import StateFolder, SwapState
+from zcache.keeper import launch as keeper_process
+from zcache.keeper.state import StateFolder, SwapState
+from zcache.linux import process
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 60

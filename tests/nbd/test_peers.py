@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from zcache.bench import peers
+from zcache.bench.nbd import peers
 
 
 def test_all_peers_are_measured(

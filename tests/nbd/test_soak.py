@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from zcache.bench import soak
-from zcache.bench.traffic import Traffic
+from zcache.bench.soak import __main__ as soak
+from zcache.bench.soak.traffic import Traffic
 
 
 def test_a_short_soak_verifies_measures_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.suites import serving
 from tests.suites.running import Case, Runner, Verdict, descendants
-from zcache import libc
+from zcache.linux import libc
 
 COPY = """rm -f pid socket
 head -c 4194304 /dev/urandom >image

@@ -21,9 +21,10 @@ import pytest
 
 from tests.nbd.conftest import RunningServer
 from tests.support.wrong_starts import ALL, PRIVILEGED, WRONGS, command, look, look_at_self
-from zcache.control_client import ask
-from zcache.swap import keeper_process, process
-from zcache.swap.state import StateFolder, SwapState
+from zcache.control.ask import ask
+from zcache.keeper import launch as keeper_process
+from zcache.keeper.state import StateFolder, SwapState
+from zcache.linux import process
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS: Final = 60.0

@@ -16,13 +16,13 @@ from typing import Final
 from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.stores import PAGE_BYTES
 from tests.support.tiers import FaultyTier
-from zcache.backoff import PATIENCE_SECONDS
-from zcache.entry import FRAME_MASK, LOST, SAME_FILLED
 from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.pageframes import State
 from zcache.pageframes.frames import FETCH_SLOTS
-from zcache.store import Store
-from zcache.tmem import Kind, TmemObject
+from zcache.pages.entry import FRAME_MASK, LOST, SAME_FILLED
+from zcache.pages.tmem import Kind, TmemObject
+from zcache.store.store import Store
+from zcache.tiers.backoff import PATIENCE_SECONDS
 
 ZEROS: Final = bytes(PAGE_BYTES)
 

@@ -11,9 +11,9 @@ from typing import Final
 
 from tests.support.disks import FaultyDiskFile
 from tests.support.pages import any_page
-from zcache.clean_disk import CleanDisk
-from zcache.store import Store
-from zcache.tmem import Pool
+from zcache.clean.clean_disk import CleanDisk
+from zcache.pages.tmem import Pool
+from zcache.store.store import Store
 
 MAX_BYTES: Final = 40 * 4096
 

@@ -21,12 +21,12 @@ from tests.support.pages import any_page
 from tests.support.stores import PAGE_BYTES, get, put, store_with_image
 from tests.support.tiers import MemoryTier
 from zcache.allocators.choice import ALLOCATORS
-from zcache.check import check
+from zcache.control.check import check
 from zcache.errors import PageLost
-from zcache.image import new_descriptor
+from zcache.image.image import new_descriptor
 from zcache.pageframes.queues import Queue
-from zcache.store import Store
-from zcache.tmem import TmemObject
+from zcache.pages.tmem import TmemObject
+from zcache.store.store import Store
 
 PAGES = 40
 PACKAGE = str(Path(zcache.__file__).parent)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tests.support.control_clients import RudeClients
 from tests.support.stores import new_object, put, settings_of, small_store
-from zcache.control import MAX_CONNECTIONS, ControlSocket
-from zcache.control_client import ask
+from zcache.control.ask import ask
+from zcache.control.listener import MAX_CONNECTIONS, ControlSocket
 from zcache.hardening.protections import resident_and_locked_bytes
 
 CLIENTS = 100_000

@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.support.pages import any_page
 from tests.support.stores import PAGE_BYTES, get, new_object, small_store
 from tests.support.tiers import MemoryTier
-from zcache.check import check
+from zcache.control.check import check
 from zcache.errors import PageDamaged, PageLost, StoreFull
-from zcache.tmem import Kind
+from zcache.pages.tmem import Kind
 
 PAGES = 40
 EPHEMERAL_PAGES = 12

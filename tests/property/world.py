@@ -23,12 +23,12 @@ from tests.support.clock import FakeClock
 from tests.support.stores import drop_clean_frames, new_object, small_store, store_with_image
 from tests.support.tiers import FaultyTier
 from zcache.allocators.choice import ALLOCATORS
-from zcache.backoff import LAST_REST_SECONDS
-from zcache.budget import Budget
-from zcache.check import check
-from zcache.image import new_descriptor
-from zcache.store import Store
-from zcache.tmem import Kind, TmemObject
+from zcache.budget.budget import Budget
+from zcache.control.check import check
+from zcache.image.image import new_descriptor
+from zcache.pages.tmem import Kind, TmemObject
+from zcache.store.store import Store
+from zcache.tiers.backoff import LAST_REST_SECONDS
 
 CODECS: Final = ["lz4", "lz4", "lz4", "lz4:8", "zstd:1", "zstd:-5", "zstd:3"]
 

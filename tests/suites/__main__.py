@@ -22,8 +22,8 @@ from rich.table import Table
 
 from tests.suites import libnbd, nbd, nbdkit, qemu
 from tests.suites.running import Case, Result, Runner, Verdict
-from zcache import standard_streams
 from zcache.errors import ZcacheError
+from zcache.linux import standard_streams
 from zcache.testvm.signals import end_in_order
 
 SUITES: Final[dict[str, ModuleType]] = {suite.NAME: suite for suite in (nbd, libnbd, nbdkit, qemu)}

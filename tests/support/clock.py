@@ -2,7 +2,7 @@
 
 import threading
 
-from zcache.backoff import Clock
+from zcache.tiers.backoff import Clock
 
 
 class FakeClock(Clock):

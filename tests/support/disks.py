@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.stores import small_store
-from zcache.clean_disk import CleanDisk
-from zcache.disk_file import DiskFile
-from zcache.store import Store
-from zcache.tmem import Kind
+from zcache.clean.clean_disk import CleanDisk
+from zcache.clean.disk_file import DiskFile
+from zcache.pages.tmem import Kind
+from zcache.store.store import Store
 
 
 def error() -> OSError:

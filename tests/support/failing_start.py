@@ -20,10 +20,10 @@ from typing import Any, Final
 
 from tests.support.failing_calls import Call, Failing, FailingCalls
 from tests.support.other_code import python_of
-from zcache import image
-from zcache.swap import keeper_process
-from zcache.swap.process import identify
-from zcache.swap.state import StateFolder, SwapState
+from zcache.image import image
+from zcache.keeper import launch as keeper_process
+from zcache.keeper.state import StateFolder, SwapState
+from zcache.linux.process import identify
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 #: Any start has come to its end by then, on a busy machine, too; a hang never has. Below the deadline of a step.

@@ -12,17 +12,17 @@ from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.seals import new_seal
 from tests.support.tiers import MemoryTier
 from zcache.allocators.choice import ALLOCATORS
-from zcache.budget import Budget
-from zcache.codec import parse_codec
-from zcache.entry import decode_zpage
-from zcache.image import Geometry, Image
-from zcache.kernel_page import KERNEL_PAGE_BYTES
+from zcache.budget.budget import Budget
+from zcache.control.settings import Settings
+from zcache.image.image import Geometry, Image
+from zcache.linux.kernel_page import KERNEL_PAGE_BYTES
 from zcache.pageframes import State
 from zcache.pageframes.frames import slots_of
-from zcache.rebuild import rebuild
-from zcache.settings import Settings
-from zcache.store import Store
-from zcache.tmem import Kind, TmemObject
+from zcache.pages.codec import parse_codec
+from zcache.pages.entry import decode_zpage
+from zcache.pages.tmem import Kind, TmemObject
+from zcache.server.rebuild import rebuild
+from zcache.store.store import Store
 
 PAGE_BYTES = 4096
 

@@ -61,7 +61,7 @@ def test_the_version(installed: Path) -> None:
     """One, of what is installed and of what lies here."""
     said = subprocess.run([installed / "zcache", "--version"], capture_output=True, text=True, check=True, cwd="/")
     assert said.stdout == f"zcache {zcache.__version__}\n"
-    in_place = [sys.executable, "-m", "zcache.cli", "--version"]
+    in_place = [sys.executable, "-m", "zcache.client.command", "--version"]
     said = subprocess.run(in_place, capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert said.stdout == f"zcache {zcache.__version__}\n"
     (found,) = metadata.distributions(name="zcache", path=list(map(str, installed.parent.glob("lib/*/site-packages"))))
@@ -94,7 +94,7 @@ def test_it_is_whole(installed: Path, module: str) -> None:
     subprocess.run([installed / "python", "-P", "-c", f"import {module}"], check=True, cwd="/")
 
 
-@pytest.mark.parametrize("module", ["nbd_plugin.server", "zcache.swap.keeper", "zcache.swap.down"])
+@pytest.mark.parametrize("module", ["nbd_plugin.server", "zcache.keeper.keeper", "zcache.swap.down"])
 def test_what_is_locked_in_memory_loads_none_of_the_commands_packages(module: str) -> None:
     ask = f"import sys, {module}; print([name for name in ('rich', 'pyroute2', 'argparse') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=REPOSITORY)

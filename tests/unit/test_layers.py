@@ -11,26 +11,52 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 #: From the bottom up. A module may import from its own row and from rows above it in this list, never from below it.
 LAYERS = [
-    ["zcache.kernel_page", "zcache.sockets"],
-    ["zcache.backoff", "zcache.errors", "zcache.libc", "zcache.meminfo", "zcache.standard_streams", "zcache.steps"],
-    ["zcache.entry", "zcache.group_limits", "zcache.image", "zcache.pressure", "zcache.whole_words"],
+    ["zcache.linux.kernel_page", "zcache.linux.sockets"],
+    [
+        "zcache.tiers.backoff",
+        "zcache.errors",
+        "zcache.linux.libc",
+        "zcache.linux.meminfo",
+        "zcache.linux.standard_streams",
+        "zcache.steps",
+    ],
+    [
+        "zcache.pages.entry",
+        "zcache.linux.group_limits",
+        "zcache.image.image",
+        "zcache.budget.pressure",
+        "zcache.image.whole_words",
+    ],
     ["zcache.sizes", "zcache.beneath"],
-    ["zcache.flat_array", "zcache.disk_file"],
-    ["zcache.codec", "zcache.seals", "zcache.page_table", "zcache.pageframes", "zcache.tiers", "zcache.hardening"],
+    ["zcache.image.flat_array", "zcache.clean.disk_file"],
+    [
+        "zcache.pages.codec",
+        "zcache.seals",
+        "zcache.pages.page_table",
+        "zcache.pageframes",
+        "zcache.tiers",
+        "zcache.hardening",
+    ],
     ["zcache.inherited"],
-    ["zcache.ghost"],
-    ["zcache.health", "zcache.statistics"],
-    ["zcache.allocators", "zcache.tmem", "zcache.admission", "zcache.zpages", "zcache.readahead"],
-    ["zcache.fetch", "zcache.partial_write"],
-    ["zcache.compaction", "zcache.recompression", "zcache.spare_time"],
-    ["zcache.reclaim"],
-    ["zcache.budget"],
-    ["zcache.put", "zcache.get"],
-    ["zcache.store"],
-    ["zcache.snapshot", "zcache.clean_disk", "zcache.breathing", "zcache.peaks"],
-    ["zcache.check", "zcache.status", "zcache.rebuild", "zcache.settings"],
-    ["zcache.control", "zcache.control_client", "zcache.warm_up", "zcache.upkeep"],
-    ["zcache.cli", "zcache.swap", "zcache.testvm", "zcache.bench", "nbd_plugin"],
+    ["zcache.store.ghost"],
+    ["zcache.tiers.health", "zcache.statistics"],
+    [
+        "zcache.allocators",
+        "zcache.pages.tmem",
+        "zcache.store.admission",
+        "zcache.pages.zpages",
+        "zcache.fetch.readahead",
+    ],
+    ["zcache.fetch.fetch", "zcache.store.partial_write"],
+    ["zcache.reclaim.compaction", "zcache.reclaim.recompression", "zcache.reclaim.spare_time"],
+    ["zcache.reclaim.reclaimer"],
+    ["zcache.budget.budget"],
+    ["zcache.store.put", "zcache.store.get"],
+    ["zcache.store.store"],
+    ["zcache.control.snapshot", "zcache.clean.clean_disk", "zcache.budget.breathing", "zcache.control.peaks"],
+    ["zcache.control.check", "zcache.control.status", "zcache.server.rebuild", "zcache.control.settings"],
+    ["zcache.control.listener", "zcache.control.ask", "zcache.server.warm_up", "zcache.server.upkeep"],
+    ["zcache.client.command", "zcache.swap", "zcache.testvm", "zcache.bench", "nbd_plugin"],
 ]
 
 
@@ -83,7 +109,7 @@ def test_zcache_never_imports_nbdkit_or_the_plugin() -> None:
             assert not heads & {"nbdkit", "nbd_plugin"}, name
 
 
-@pytest.mark.parametrize("program", ["zcache.swap.keeper", "nbd_plugin.server"])
+@pytest.mark.parametrize("program", ["zcache.keeper.keeper", "nbd_plugin.server"])
 def test_what_is_locked_in_memory_loads_no_inspect(program: str) -> None:
     """1 MiB in each of server, standby and keeper, with what it loads; `dataclasses` would. (NamedTuple does not.)"""
     code = f"import sys, {program}; print('inspect' in sys.modules)"

@@ -1,7 +1,7 @@
 """Real swap on arm64, with kernel pages of 4 or 16 KiB: `python -m tests.vm.arm64 --pages 16`.
 
 QEMU emulates the machine, on any Debian (packages: qemu-system-arm, cpio, e2fsprogs; scripts/setup does not install the
-first). Debian 13's own kernels and programs run in it (`arm64_root.py`): `zcache.testvm.swap_run` turns the swap on,
+first). Debian 13's own kernels and programs run in it (`arm64_root.py`): `zcache.bench.run.guest` turns the swap on,
 runs a load that verifies what it has in memory, checks the books, and takes the swap off. Exit status 0 only if all of
 that, and the kernel's log, are well.
 """
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.vm.arm64_root import KERNELS, TREE, Arm64Root, cache_folder
+from zcache.bench.run.__main__ import kernel_troubles, losses
+from zcache.bench.run.disturbance import parse as parse_disturbance
 from zcache.errors import EnvironmentProblem
 from zcache.testvm import say
-from zcache.testvm.disturbance import parse as parse_disturbance
-from zcache.testvm.run import kernel_troubles, losses
 
 MEMORY_MIB: Final = 700
 PARAMETERS: Final = ("size=512M", "budget=64M", "backing=/dev/vdb", "hardening=require")
@@ -52,7 +52,7 @@ busybox poweroff -f
 
 def heap_load(seconds: int, mib: int = HEAP_MIB) -> list[str]:
     """A heap larger than RAM, filled, then touched at random for so long, and verified at each touch."""
-    return ["python3", "zcache/testvm/pressure/heap.py", str(mib), "1", str(seconds), "0"]
+    return ["python3", "zcache/bench/pressure/heap.py", str(mib), "1", str(seconds), "0"]
 
 
 def run(page_kib: int, parameters: tuple[str, ...], load: list[str], disturb: str | None = None) -> list[str]:
@@ -60,7 +60,7 @@ def run(page_kib: int, parameters: tuple[str, ...], load: list[str], disturb: st
     root = Arm64Root(cache_folder())
     root.make()
     words = [*([disturb] if disturb else []), *parameters, "--", *load]
-    command = " ".join(["python3 -m zcache.testvm.swap_run /tmp/report.json", *words])
+    command = " ".join(["python3 -m zcache.bench.run.guest /tmp/report.json", *words])
     with tempfile.TemporaryDirectory(prefix="zcache-arm64-") as name:
         folder = Path(name)
         backing, report_path, log = folder / "backing", folder / "report", folder / "kernel.log"

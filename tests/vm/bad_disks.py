@@ -27,13 +27,13 @@ from pathlib import Path
 import nbd
 
 from tests.nbd.conftest import RunningServer
-from zcache.backoff import LAST_REST_SECONDS, PATIENCE_SECONDS
-from zcache.cli import TROUBLES
-from zcache.control_client import ask
-from zcache.image import new_descriptor
+from zcache.client.command import TROUBLES
+from zcache.control.ask import ask
+from zcache.image.image import new_descriptor
+from zcache.keeper.state import StateFolder
 from zcache.swap.nbd_device import RESEND_SECONDS, attach
-from zcache.swap.state import StateFolder
 from zcache.swap.up import Options, swap_area
+from zcache.tiers.backoff import LAST_REST_SECONDS, PATIENCE_SECONDS
 
 PAGE = 4096
 PAGES = 384
@@ -223,7 +223,7 @@ def write_errors() -> None:
         assert f"{len(client.lost())} pages lost" in reasons, reasons
         status = client.server.status()
         assert status["writeback_errors"] and status["writeback_kept_frames"] and status["failed_puts"]
-        said = run(sys.executable, "-P", "-m", "zcache.cli", "status", "--control", client.server.control)
+        said = run(sys.executable, "-P", "-m", "zcache.client.command", "status", "--control", client.server.control)
         assert "state: DEGRADED" in said and "EIO: Input/output error" in said and "pages lost" in said, said
         tries, begin = client.server.status()["writeback_errors"], time.monotonic()
         time.sleep(2 * LAST_REST_SECONDS + 1)

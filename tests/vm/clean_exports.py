@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from zcache.control_client import ask
+from zcache.control.ask import ask
+from zcache.keeper.state import StateFolder
 from zcache.swap import nbd_device
-from zcache.swap.state import StateFolder
 from zcache.swap.up import Options, swap_area
 from zcache.testvm.figures import read_vmstat
 

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from tests.vm.swap_commands import servers, serving, swap_areas
 from tests.vm.systemd_unit import ENVIRONMENT, UNITS, install, systemctl
-from zcache.control_client import ask
-from zcache.swap import process
-from zcache.swap.process import ProcessIdentity
-from zcache.swap.state import StateFolder
+from zcache.control.ask import ask
+from zcache.keeper.state import StateFolder
+from zcache.linux import process
+from zcache.linux.process import ProcessIdentity
 
 DAEMONS = ("systemd-oomd", "earlyoom", "nohang", "needrestart")
 #: What needrestart takes.

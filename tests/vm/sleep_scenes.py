@@ -16,10 +16,11 @@ from pathlib import Path
 
 from tests.vm.swap_commands import command, swap_areas
 from tests.vm.systemd_unit import systemctl
-from zcache import libc
-from zcache.control_client import ask
-from zcache.swap import control_groups, frozen, hibernation, sleep, sleep_units, sysctls
-from zcache.swap.state import StateFolder
+from zcache.control.ask import ask
+from zcache.keeper import frozen
+from zcache.keeper.state import StateFolder
+from zcache.linux import libc
+from zcache.swap import control_groups, hibernation, sleep, sleep_units, sysctls
 from zcache.testvm.figures import read_vmstat
 
 POWER = Path("/sys/power")
@@ -95,7 +96,7 @@ def suspends() -> tuple[int, int]:
 
 def asleep(*words: str) -> str:
     """`zcache sleep`, as by hand; what it said."""
-    command_line = [sys.executable, "-P", "-m", "zcache.cli", "sleep", *words]
+    command_line = [sys.executable, "-P", "-m", "zcache.client.command", "sleep", *words]
     done = subprocess.run(command_line, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0 and not done.stderr, (words, done.returncode, done.stdout, done.stderr)
     return done.stdout.strip()

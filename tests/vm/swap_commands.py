@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.support import wrong_starts
-from zcache import image, libc, meminfo
-from zcache.control_client import ask
+from zcache.control.ask import ask
+from zcache.image import image
+from zcache.keeper.launch import is_answering
+from zcache.keeper.state import StateFolder
+from zcache.linux import libc, meminfo
+from zcache.linux.proc_swaps import ProcSwaps
+from zcache.linux.process import identify
 from zcache.swap import hibernation
-from zcache.swap.keeper_process import is_answering
-from zcache.swap.proc_swaps import ProcSwaps
-from zcache.swap.process import identify
-from zcache.swap.state import StateFolder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = [Path("/proc/sys/vm/watermark_boost_factor"), Path("/proc/sys/vm/min_free_kbytes")]
@@ -260,7 +261,7 @@ def another_network(before: list[str]) -> None:
 
 
 def status() -> str:
-    zcache = [sys.executable, "-P", "-m", "zcache.cli"]
+    zcache = [sys.executable, "-P", "-m", "zcache.client.command"]
     return subprocess.run([*zcache, "status"], capture_output=True, text=True, check=True).stdout
 
 

@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 
 from tests.vm.swap_commands import HOG, REPOSITORY, a_limit_that_is_taken_away, command, serving, swap_areas
-from zcache.control_client import ask
+from zcache.control.ask import ask
 from zcache.errors import EnvironmentProblem
+from zcache.keeper.state import StateFolder
+from zcache.linux.cgroup import SPARED
 from zcache.swap import area
-from zcache.swap.cgroup import SPARED
-from zcache.swap.state import StateFolder
 from zcache.testvm.figures import read_meminfo_kib, read_vmstat
 
 UNITS = Path("/run/systemd/system")

@@ -4,8 +4,8 @@ import io
 import sys
 from pathlib import Path
 
+from zcache.bench.run.__main__ import kernel_troubles
 from zcache.testvm import VmConfig
-from zcache.testvm.run import kernel_troubles
 from zcache.testvm.vm import run_in_vm
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.debian_packages import unpack
 from tests.vm.other_daemons import DAEMONS, PERL
+from zcache.bench.run.__main__ import kernel_troubles
 from zcache.testvm import VmConfig
-from zcache.testvm.run import kernel_troubles
 from zcache.testvm.vm import run_in_vm
 
 pytestmark = pytest.mark.thorough

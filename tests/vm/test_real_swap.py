@@ -4,8 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+from zcache.bench.run.__main__ import judge, kernel_troubles
 from zcache.testvm import VmConfig
-from zcache.testvm.run import judge, kernel_troubles
 from zcache.testvm.vm import run_in_vm
 
 KEEPER_AND_STANDBY_KIB = 30 << 10
@@ -24,7 +24,7 @@ def test_the_guest_swaps_to_a_server_inside_it(tmp_path: Path) -> None:
         timeout_seconds=480,
         hung_task_panic=True,
     )
-    command = [sys.executable, "-m", "zcache.testvm.swap_run", str(report_path), "size=512M", "budget=48M"]
+    command = [sys.executable, "-m", "zcache.bench.run.guest", str(report_path), "size=512M", "budget=48M"]
     command += ["backing=/dev/disk/by-id/virtio-vmdisk0", "hardening=require", "--", "stress-ng", "--vm", "2"]
     # Filling takes the first half of the time, less where nothing else runs; pages come in after that.
     command += ["--vm-bytes", "520M", "--timeout", "60s"]

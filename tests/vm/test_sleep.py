@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.vm.sleep_scenes import DEVICES_PASSED
+from zcache.bench.run.__main__ import kernel_troubles
 from zcache.testvm import VmConfig, VmResult
-from zcache.testvm.run import kernel_troubles
 from zcache.testvm.vm import run_in_vm
 
 #: Secret memory, by which newer kernels can be kept from hibernating, is off in Debian 12's by default.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from zcache.bench.run.__main__ import kernel_troubles
 from zcache.testvm import VmConfig
-from zcache.testvm.run import kernel_troubles
 from zcache.testvm.vm import run_in_vm
 
 pytestmark = pytest.mark.thorough

@@ -4,7 +4,7 @@ What it is: the log-structured memory of RAMCloud ("Log-structured Memory for DR
 Ousterhout, FAST 2014), which is a log-structured file system's. A put costs one copy for each frame that it reaches,
 whatever its zpages' sizes; no space is searched for, and none is lost but at the end of a frame, where the next zpage
 does not fit: the density of the codec. What dies leaves a hole, so frames have to be *packed*: what is still alive in
-the emptiest is copied together into fewer (`collect`, `append`; `zcache.compaction` says which, and when).
+the emptiest is copied together into fewer (`collect`, `append`; `zcache.reclaim.compaction` says which, and when).
 
 A frame, from both ends:
 
@@ -35,8 +35,11 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from zcache.allocators import EntriesOf, Found, ReleaseBelow
-from zcache.codec import LZ4
-from zcache.entry import (
+from zcache.errors import Imbalance
+from zcache.image.flat_array import count_bytes
+from zcache.pageframes import PageFrames, State
+from zcache.pages.codec import LZ4
+from zcache.pages.entry import (
     CODEC_MASK,
     CODEC_SHIFT,
     FRAME_MASK,
@@ -48,9 +51,6 @@ from zcache.entry import (
     PAGE_BYTES,
     SAME_FILLED,
 )
-from zcache.errors import Imbalance
-from zcache.flat_array import count_bytes
-from zcache.pageframes import PageFrames, State
 
 FRAME_SHIFT: Final = 16
 FRAME_BYTES: Final = 1 << FRAME_SHIFT

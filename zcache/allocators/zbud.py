@@ -23,11 +23,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from zcache.allocators import EntriesOf, Found, ReleaseBelow
-from zcache.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFFSET_SHIFT, PAGE_BYTES
 from zcache.errors import Imbalance
-from zcache.flat_array import FlatArray, count_bytes
+from zcache.image.flat_array import FlatArray, count_bytes
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.inheritance import beating
+from zcache.pages.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFFSET_SHIFT, PAGE_BYTES
 
 CHUNK_SHIFT: Final = 6
 CHUNKS: Final = PAGE_BYTES >> CHUNK_SHIFT  # 64

@@ -9,15 +9,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from zcache import standard_streams
-from zcache.bench import ablation, groups, peers, shards, soak, store
+from zcache.bench import ablation, groups
 from zcache.bench.breathing import __main__ as breathing
 from zcache.bench.clean import __main__ as clean
 from zcache.bench.filesystems import __main__ as filesystems
+from zcache.bench.nbd import peers, shards
 from zcache.bench.report import Report
+from zcache.bench.soak import __main__ as soak
+from zcache.bench.store import __main__ as store
 from zcache.bench.swap import __main__ as swap
-from zcache.codec import parse_codec
 from zcache.errors import ZcacheError
+from zcache.linux import standard_streams
+from zcache.pages.codec import parse_codec
 from zcache.testvm.signals import end_in_order
 
 BENCHMARKS = {

@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from zcache.bench.complaints import complain
+from zcache.bench.run.__main__ import kernel_troubles
 from zcache.testvm import VmConfig, VmResult
 from zcache.testvm.arguments import whole_number
-from zcache.testvm.run import kernel_troubles
 from zcache.testvm.vm import run_in_vm
 
 PROTECTIONS: Final = (
@@ -159,7 +159,7 @@ def _run(title: str, without: str, load: str, arguments: argparse.Namespace, fol
     stress += ["--verify", "--timeout", f"{arguments.seconds}s"]
     left_out = "" if without in ("all", "off") else without.replace("+", ",")
     command = ["env", f"ZCACHE_WITHOUT={left_out}", sys.executable]
-    command += ["-m", "zcache.testvm.swap_run", str(share / "report.json"), *parameters, "--"]
+    command += ["-m", "zcache.bench.run.guest", str(share / "report.json"), *parameters, "--"]
     command += stress if load == "stress-ng" else ["sh", "-c", OUT_OF_MEMORY]
     with (share / "output").open("wb") as output:
         result = run_in_vm(config, command, stdout=output, stderr=output)

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from zcache.codec import parse_codec
 from zcache.errors import EnvironmentProblem
+from zcache.pages.codec import parse_codec
 
 PAGE_BYTES: Final = 4096
 START_SECONDS: Final = 30

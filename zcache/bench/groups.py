@@ -24,8 +24,8 @@ from rich.console import Console
 
 from zcache.bench.report import Figure, Report
 from zcache.bench.served import REPOSITORY, START_SECONDS, Served
-from zcache.breathing import BREATH_SECONDS
-from zcache.control_client import ask
+from zcache.budget.breathing import BREATH_SECONDS
+from zcache.control.ask import ask
 from zcache.errors import EnvironmentProblem
 
 MIB: Final = 1 << 20

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import nbd
 
-from zcache.control_client import ask
+from zcache.control.ask import ask
 from zcache.errors import EnvironmentProblem
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]

@@ -11,8 +11,8 @@ end.
 
 from typing import Final
 
-from zcache import libc
-from zcache.kernel_page import page_end, page_start
+from zcache.linux import libc
+from zcache.linux.kernel_page import page_end, page_start
 
 #: Room for requests of 128 KiB: nbdkit's buffers and our copies, of a few connections; measured use is below 2 MiB.
 HEAP_BYTES: Final = 4 << 20

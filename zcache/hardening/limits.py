@@ -1,6 +1,6 @@
 """What stands against a process that wants memory, files and threads: limits that it inherits, and strict overcommit.
 
-One table, and the control groups that the process is in (`zcache.group_limits`). Each limit is lifted as far as that
+One table, and the control groups that the process is in (`zcache.linux.group_limits`). Each limit is lifted as far as that
 is allowed, before anything is asked for; what is then still too low for what was configured is refused in one line,
 rather than met later, on the way to a successor. And an error of the kernel's (`in_words`) is put down to the limit
 that it came from, with what to do about it.
@@ -17,8 +17,8 @@ import resource
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from zcache import group_limits, meminfo
 from zcache.errors import BadInput, ZcacheError
+from zcache.linux import group_limits, meminfo
 
 #: Descriptors of a server beside its clean exports: nbdkit's, ours, and of a few dozen connections.
 DESCRIPTORS: Final = 128

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from zcache import libc
+from zcache.linux import libc
 
 _STATUS: Final = Path("/proc/thread-self/status")
 _LAST_CAPABILITY: Final = Path("/proc/sys/kernel/cap_last_cap")

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from zcache import libc
-from zcache.kernel_page import page_end, page_start
+from zcache.linux import libc
+from zcache.linux.kernel_page import page_end, page_start
 
 #: Objects by the start of their file's name.
 OBJECTS: Final = (

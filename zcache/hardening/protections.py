@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from zcache import libc
 from zcache.errors import EnvironmentProblem
 from zcache.hardening import heap, log_pipe, privileges, program
 from zcache.hardening.threads import REAL_TIME_PRIORITY
+from zcache.linux import libc
 
 OOM_SCORE_ADJ: Final = Path("/proc/self/oom_score_adj")
 MIN_OOM_SCORE_ADJ: Final = -1000

@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Final
 
-from zcache import libc
+from zcache.linux import libc
 
 #: All of a thread stack as scripts/serve sets it; where stacks are larger (8 MiB by default), the part that is used.
 STACK_BYTES: Final = 512 << 10

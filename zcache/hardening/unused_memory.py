@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from zcache import libc
 from zcache.hardening.program import end_of_object
-from zcache.kernel_page import KERNEL_PAGE_BYTES
+from zcache.linux import libc
+from zcache.linux.kernel_page import KERNEL_PAGE_BYTES
 
 #: Smaller stretches are left alone: a mapping each.
 LEAST_BYTES: Final = 1 << 20

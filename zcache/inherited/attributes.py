@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from zcache import libc
 from zcache.hardening import limits
+from zcache.linux import libc
 
 #: The kernel's own default (init_task), as the shell's first process has it; 0 would mean: as it was inherited.
 TIMER_SLACK_NS: Final = 50_000

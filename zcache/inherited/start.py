@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from zcache import standard_streams
 from zcache.inherited import attributes, descriptors, environment
+from zcache.linux import standard_streams
 
 #: Says that the process of that pid has been run once more.
 _AGAIN_VARIABLE: Final = "ZCACHE_AGAIN"

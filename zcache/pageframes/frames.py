@@ -23,13 +23,13 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from zcache.entry import PAGE_BYTES
 from zcache.errors import BadInput
-from zcache.flat_array import FlatArray, Typecode
-from zcache.image import EPOCH_SHIFT, Image
+from zcache.image.flat_array import FlatArray, Typecode
+from zcache.image.image import EPOCH_SHIFT, Image
 from zcache.pageframes.queues import Queue, Queues
 from zcache.pageframes.ram import Ram
 from zcache.pageframes.states import ALLOWED, State
+from zcache.pages.entry import PAGE_BYTES
 
 #: RAM slots beside the budget that cold frames are read into: as many as reads of cold frames that can run at once.
 FETCH_SLOTS: Final = 32

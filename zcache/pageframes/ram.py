@@ -11,10 +11,10 @@ import mmap
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from zcache import libc, meminfo
-from zcache.flat_array import anonymous_memory, sparse_section
-from zcache.image import Section
-from zcache.kernel_page import KERNEL_PAGE_BYTES, page_end, page_start
+from zcache.image.flat_array import anonymous_memory, sparse_section
+from zcache.image.image import Section
+from zcache.linux import libc, meminfo
+from zcache.linux.kernel_page import KERNEL_PAGE_BYTES, page_end, page_start
 
 #: RAM that is populated between two signs of life: some 10 ms.
 POPULATED_RUN_BYTES: Final = 64 << 20

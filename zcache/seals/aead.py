@@ -27,9 +27,9 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from zcache import libc
-from zcache.flat_array import anonymous_memory
-from zcache.image import SEAL_BYTES
+from zcache.image.flat_array import anonymous_memory
+from zcache.image.image import SEAL_BYTES
+from zcache.linux import libc
 
 TAG_BYTES: Final = SEAL_BYTES["yes"]
 NONCE_BYTES: Final = 12

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
-from zcache.image import SEAL_BYTES
+from zcache.image.image import SEAL_BYTES
 
 _HEAD: Final = struct.Struct("<QI")
 

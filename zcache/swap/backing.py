@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from zcache.beneath.troubles import troubles_at
+from zcache.keeper.state import Backing
 from zcache.swap.error import SwapError
-from zcache.swap.state import Backing
 
 
 def refuse_unsafe(parameters: Sequence[str]) -> None:

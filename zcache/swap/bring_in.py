@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from zcache import libc
+from zcache.linux import libc
 
 PROC: Final = Path("/proc")
 PAGE_BYTES: Final = mmap.PAGESIZE

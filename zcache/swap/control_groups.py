@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from zcache.swap.cgroup import ROOT
+from zcache.linux.cgroup import ROOT
 
 PROC: Final = Path("/proc")
 #: Of the programs that must go on; the kernel's names, of 15 bytes at most.

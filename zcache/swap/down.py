@@ -18,16 +18,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from zcache import standard_streams
 from zcache.errors import EnvironmentProblem
 from zcache.inherited import start
-from zcache.swap import backing, cgroup, process, room, swapoff, sysctls
+from zcache.keeper.netlink_message import NetlinkSocket
+from zcache.keeper.state import DEFAULT_FOLDER, Backing, StateFolder, SwapState
+from zcache.linux import cgroup, process, standard_streams
+from zcache.linux.proc_swaps import ProcSwaps
+from zcache.swap import backing, room, swapoff, sysctls
 from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.interruption import Interrupted, Interruption
 from zcache.swap.nbd_device import NbdDevice
-from zcache.swap.netlink_message import NetlinkSocket
-from zcache.swap.proc_swaps import ProcSwaps
-from zcache.swap.state import DEFAULT_FOLDER, Backing, StateFolder, SwapState
 from zcache.swap.survivors import Survivors
 
 # The server may have a whole pool to unlock and unmap.
@@ -74,7 +74,8 @@ class Teardown:
 
     def thaw(self, folder: StateFolder) -> None:
         """What was frozen for a suspend, and not thawed since."""
-        from zcache.swap import control_groups, frozen  # late: hardly ever needed
+        from zcache.keeper import frozen  # late: hardly ever needed
+        from zcache.swap import control_groups  # late: hardly ever needed
 
         found = frozen.read(folder.frozen)
         if found:
@@ -106,7 +107,7 @@ class Teardown:
 
     def is_connected(self, server: process.ProcessIdentity) -> bool:
         """Whether the device is, as the image says. One that has none any more has ended: that will be seen."""
-        from zcache import image  # late: hardly ever needed
+        from zcache.image import image  # late: hardly ever needed
 
         try:
             descriptor = image.of_process(server.pid)
@@ -119,7 +120,7 @@ class Teardown:
 
     def reconnect(self, keeper: process.ProcessIdentity, folder: StateFolder) -> None:
         """Do what the keeper was about to do."""
-        from zcache.swap.reconnection import Reconnection  # late: it loads libnbd
+        from zcache.keeper.reconnection import Reconnection  # late: it loads libnbd
 
         def is_worth_waiting() -> bool:
             return self.server_of(keeper, folder) is not None

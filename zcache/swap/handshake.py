@@ -13,8 +13,8 @@ from pathlib import Path
 
 import nbd
 
-from zcache.image import DEVICE_EXPORT
-from zcache.kernel_page import KERNEL_PAGE_BYTES
+from zcache.image.image import DEVICE_EXPORT
+from zcache.linux.kernel_page import KERNEL_PAGE_BYTES
 from zcache.swap.error import SwapError
 
 # linux/nbd.h; the flags of the NBD protocol's transmission phase, of which the kernel uses these.

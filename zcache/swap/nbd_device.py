@@ -28,8 +28,8 @@ import os
 import time
 from pathlib import Path
 
-from zcache.entry import PAGE_BYTES
-from zcache.image import DEVICE_EXPORT
+from zcache.image.image import DEVICE_EXPORT
+from zcache.pages.entry import PAGE_BYTES
 from zcache.swap.error import SwapError
 
 # The device's page, whatever the kernel's is: a kernel with larger pages sends larger requests.

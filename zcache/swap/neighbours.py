@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from zcache.swap.proc_swaps import SwapEntry
+from zcache.linux.proc_swaps import SwapEntry
 
 ZSWAP: Final = Path("/sys/module/zswap/parameters/enabled")
 #: Of swapon(2).

@@ -4,9 +4,10 @@ the status. (The keeper looks, too, and puts back what it can.)"""
 from pathlib import Path
 from typing import Final
 
-from zcache.swap import cgroup, process, sysctls
+from zcache.keeper.state import StateFolder
+from zcache.linux import cgroup, process
+from zcache.swap import sysctls
 from zcache.swap.error import SwapError
-from zcache.swap.state import StateFolder
 
 #: In what the keeper says at its start when it could not enter a group with a limit (keeper.py).
 NO_LIMIT: Final = "WARNING: a server that starts when memory is short may be swapped out, to itself: "

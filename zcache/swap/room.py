@@ -8,8 +8,8 @@ server for memory to answer with.
 
 from pathlib import Path
 
-from zcache import meminfo
-from zcache.swap.proc_swaps import SwapEntry
+from zcache.linux import meminfo
+from zcache.linux.proc_swaps import SwapEntry
 
 # For everybody else while it runs, and for an estimate that is one: a share of all memory, up to a limit. MemAvailable
 # leaves out what is below the high watermarks; so this is on top of those.

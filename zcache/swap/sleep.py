@@ -30,16 +30,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from zcache import meminfo
 from zcache.inherited import start
-from zcache.swap import cgroup, control_groups, frozen, swapoff, sysctls, taken_off
+from zcache.keeper import frozen
+from zcache.keeper.state import StateFolder
+from zcache.linux import cgroup, meminfo
+from zcache.linux.proc_swaps import parse_swaps
+from zcache.swap import control_groups, swapoff, sysctls, taken_off
 from zcache.swap.apart import apart
 from zcache.swap.bring_in import bring_in
 from zcache.swap.control_groups import PARKED, ControlGroups, Process
 from zcache.swap.error import SwapError
 from zcache.swap.interruption import Interrupted, Interruption
-from zcache.swap.proc_swaps import parse_swaps
-from zcache.swap.state import StateFolder
 from zcache.swap.taken_off import TakenOff
 
 #: A task under load waits for its page first, and then freezes: 4 s were seen in an emulated guest that thrashes.

@@ -19,9 +19,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from zcache.swap import cgroup, hibernation, sysctls
+from zcache.keeper.state import StateFolder
+from zcache.linux import cgroup
+from zcache.swap import hibernation, sysctls
 from zcache.swap.error import SwapError
-from zcache.swap.state import StateFolder
 
 UNITS: Final = ("suspend", "hibernate", "hybrid-sleep", "suspend-then-hibernate")
 #: Late in the order of names, for the last one counts.

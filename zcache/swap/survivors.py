@@ -11,9 +11,9 @@ Either may die at any time, and swapoff take long: so this is looked at again an
 from collections.abc import Callable
 from typing import Protocol
 
+from zcache.keeper.state import StateFolder, SwapState
+from zcache.linux.process import ProcessIdentity
 from zcache.swap.error import SwapError
-from zcache.swap.process import ProcessIdentity
-from zcache.swap.state import StateFolder, SwapState
 
 
 class Machine(Protocol):

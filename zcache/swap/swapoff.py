@@ -18,7 +18,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from zcache.swap import process
+from zcache.linux import process
 from zcache.swap.error import StillSwappingError
 from zcache.swap.interruption import SIGNALS, is_ignored
 

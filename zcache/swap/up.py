@@ -17,18 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from zcache import standard_streams
 from zcache.inherited import start
-from zcache.swap import area, backing, cgroup, keeper_process, nbd_device, neighbours, sleep_units, sysctls
+from zcache.keeper import launch as keeper_process
+from zcache.keeper.launch import KeeperProcess
+from zcache.keeper.state import DEFAULT_FOLDER, Backing, StateFolder, SwapState
+from zcache.linux import cgroup, standard_streams
+from zcache.linux.proc_swaps import ProcSwaps
+from zcache.linux.process import ProcessIdentity
+from zcache.swap import area, backing, nbd_device, neighbours, sleep_units, sysctls
 from zcache.swap.apart import apart
 from zcache.swap.down import Report, Teardown, is_live, take_down
 from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.interruption import Hold, Interrupted, Interruption
-from zcache.swap.keeper_process import KeeperProcess
 from zcache.swap.nbd_device import NbdDevice
-from zcache.swap.proc_swaps import ProcSwaps
-from zcache.swap.process import ProcessIdentity
-from zcache.swap.state import DEFAULT_FOLDER, Backing, StateFolder, SwapState
 
 #: For systemd to forget the scope of a swap that has ended; the next one has another name then.
 SCOPE_SECONDS: Final = 5.0
@@ -159,7 +160,8 @@ class Buildup:
         keeper = self._keeper.identity
 
         def prepare() -> None:
-            from zcache.swap import nbd_netlink, reconnection  # late: what they load goes with this process
+            from zcache.keeper import reconnection  # late: what they load goes with this process
+            from zcache.swap import nbd_netlink  # late: what they load goes with this process
 
             index = NbdDevice(device).index
             messages = (

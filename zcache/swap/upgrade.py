@@ -13,14 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from zcache import image, standard_streams
 from zcache.errors import EnvironmentProblem
+from zcache.image import image
 from zcache.inherited import start
-from zcache.swap import process, sleep_units
+from zcache.keeper.keeper import REPLACE_SIGNAL
+from zcache.keeper.launch import error_lines
+from zcache.keeper.state import DEFAULT_FOLDER, StateFolder
+from zcache.linux import process, standard_streams
+from zcache.swap import sleep_units
 from zcache.swap.error import SwapError
-from zcache.swap.keeper import REPLACE_SIGNAL
-from zcache.swap.keeper_process import error_lines
-from zcache.swap.state import DEFAULT_FOLDER, StateFolder
 
 KEEPER_GONE: Final = "run swap-down soon, while the server lives, and then swap-up"
 

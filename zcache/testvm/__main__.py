@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from zcache import standard_streams
 from zcache.errors import ZcacheError
+from zcache.linux import standard_streams
 from zcache.testvm import VmConfig, VmResult
 from zcache.testvm.arguments import whole_number
 from zcache.testvm.signals import end_in_order

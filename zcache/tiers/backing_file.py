@@ -30,7 +30,7 @@ from typing import Final
 from zcache.beneath.lookup import mount_of
 from zcache.beneath.troubles import is_remote, troubles
 from zcache.beneath.users import used_otherwise
-from zcache.disk_file import data_extents
+from zcache.clean.disk_file import data_extents
 from zcache.errors import BadInput
 from zcache.hardening.limits import in_words
 from zcache.tiers.allocation import Progress, allocate, make_own

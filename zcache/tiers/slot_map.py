@@ -9,10 +9,10 @@ whole. Cost: a byte for each slot up to some way beyond the highest that was use
 
 from typing import Final
 
-from zcache import libc
 from zcache.errors import Imbalance
-from zcache.flat_array import anonymous_memory
-from zcache.kernel_page import page_start
+from zcache.image.flat_array import anonymous_memory
+from zcache.linux import libc
+from zcache.linux.kernel_page import page_start
 
 #: Slots looked at before shorter runs are tried: 1 GiB of zbud frames; a scan takes some 50 us.
 WINDOW_SLOTS: Final = 1 << 18

@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from zcache import image, libc
 from zcache.bench.swap.areas import DISK, PAGES
-from zcache.control_client import ask
-from zcache.pressure import PSI
-from zcache.swap.state import StateFolder
+from zcache.budget.pressure import PSI
+from zcache.control.ask import ask
+from zcache.image import image
+from zcache.keeper.state import StateFolder
+from zcache.linux import libc
 from zcache.swap.up import Options, swap_area
 from zcache.testvm.figures import read_meminfo_kib, read_vmstat
 

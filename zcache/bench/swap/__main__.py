@@ -24,7 +24,7 @@ from rich.console import Console
 from zcache.bench import corpus
 from zcache.bench.report import Figure, Report
 from zcache.bench.served import running, speaks_nbd
-from zcache.control_client import ask
+from zcache.control.ask import ask
 from zcache.testvm import VmConfig
 from zcache.testvm.arguments import whole_number
 from zcache.testvm.figures import status_kib

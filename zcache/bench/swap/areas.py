@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from zcache.bench.served import running
-from zcache.control_client import ask
+from zcache.control.ask import ask
+from zcache.keeper.state import StateFolder
 from zcache.swap import area, nbd_device
 from zcache.swap.error import SwapError
-from zcache.swap.state import StateFolder
 from zcache.swap.up import Options, swap_area
 from zcache.testvm.guest import swap_on
 

@@ -1,0 +1,1 @@
+"""Speed by NBD: beside nbdkit's own plugins, by threads, by fio."""

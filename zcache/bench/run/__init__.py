@@ -1,0 +1,1 @@
+"""`scripts/run`: real swap in the test VM."""

@@ -1,0 +1,95 @@
+"""The guest's half of scripts/run: real swap on /dev/nbdN, served from inside, under a load; the outcome as JSON.
+
+Called as `python -m zcache.bench.run.guest REPORT [KIND:TIMES:SECONDS] KEY=VALUE… -- COMMAND`, the second being what is
+done to the server meanwhile (disturbance.py). Measures what the kernel says (/proc/vmstat,
+the server's page faults) and what the server says, checks the store's books while the pages are still out, then takes
+the swap off.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from zcache.bench.run.device_probe import DeviceProbe
+from zcache.bench.run.disturbance import Disturbance
+from zcache.bench.run.disturbance import parse as parse_disturbance
+from zcache.control.ask import ask
+from zcache.errors import ZcacheError
+from zcache.keeper.state import StateFolder
+from zcache.swap.error import SwapError
+from zcache.swap.up import Options, swap_area
+from zcache.testvm.figures import others_in_group, own_kib, page_faults, read_vmstat
+
+PROGRESS_SECONDS: Final = 10.0
+
+
+def main(words: list[str]) -> int:
+    """Exit status 0 if the load's was and the books balance; the report says the rest."""
+    report_path = Path(words[0])
+    split = words.index("--")
+    disturbance = words.pop(1) if "=" not in words[1] else None
+    split -= disturbance is not None
+    try:
+        report = run_load(tuple(words[1:split]), words[split + 1 :], disturbance)
+    except (SwapError, ZcacheError) as error:
+        print(f"swap_run: {error}", file=sys.stderr)
+        return 1
+    report_path.write_text(json.dumps(report, indent=2))
+    return 0 if report["load_exit_status"] == 0 and report["check"]["balanced"] else 1
+
+
+def run_load(parameters: tuple[str, ...], load: list[str], disturbance: str | None = None) -> dict[str, Any]:
+    """Swap on, run the load, look at everything, swap off."""
+    report: dict[str, Any] = {"parameters": parameters, "load": load}
+    with swap_area(Options(parameters=parameters)) as state:
+        control = StateFolder().control
+        before = read_vmstat()
+        server_pid = ask(control, "status")["pid"]
+        faults_before = page_faults(server_pid)
+        report["keeper_kib"] = own_kib(state.keeper.pid)
+        report["standby_kib"] = sum(own_kib(pid) for pid in others_in_group(state.keeper.pid) if pid != server_pid)
+        probe = DeviceProbe(state.device or "")
+        trouble = Disturbance(*parse_disturbance(disturbance), StateFolder()) if disturbance else None
+        begin = time.monotonic()
+        probe.start()
+        if trouble:
+            trouble.start()
+        report["load_exit_status"], report["load_output"] = _watch(load, before)
+        report["load_seconds"] = round(time.monotonic() - begin, 1)
+        if trouble:
+            report["disturbed"], report["disturbance_failure"] = trouble.stop(), trouble.failure
+        report["longest_stall_seconds"] = round(probe.stop(), 2)
+        after = read_vmstat()
+        # Of the server that we began with.
+        report["server_page_faults"] = 0 if trouble else page_faults(server_pid) - faults_before
+        report["pages_out"] = after["pswpout"] - before["pswpout"]
+        report["pages_in"] = after["pswpin"] - before["pswpin"]
+        report["status"] = ask(control, "status")
+        report["check"] = ask(control, "check")
+        report["server_log"] = StateFolder().log.read_text(errors="replace")
+        begin = time.monotonic()
+    report["swap_off_seconds"] = round(time.monotonic() - begin, 1)
+    return report
+
+
+def _watch(load: list[str], before: dict[str, int]) -> tuple[int, str]:
+    """Run the load and say now and then how far swapping has got."""
+    output_path = Path("/tmp/load.log")
+    begin = time.monotonic()
+    with output_path.open("wb") as output, subprocess.Popen(load, stdout=output, stderr=output) as child:
+        while True:
+            try:
+                status = child.wait(PROGRESS_SECONDS)
+            except subprocess.TimeoutExpired:
+                now = read_vmstat()
+                out, back = (now[name] - before[name] for name in ("pswpout", "pswpin"))
+                print(f"  {time.monotonic() - begin:4.0f} s: {out} pages out, {back} in", flush=True)
+            else:
+                return status, output_path.read_text(errors="replace")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

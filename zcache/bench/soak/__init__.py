@@ -1,0 +1,1 @@
+"""`scripts/bench soak`: hours of traffic, checked."""

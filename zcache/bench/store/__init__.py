@@ -1,0 +1,1 @@
+"""`scripts/bench store`: the store alone, in this process."""

@@ -1,0 +1,1 @@
+"""How many pageframes there may be, and how that number moves."""

@@ -1,0 +1,1 @@
+"""Clean pages: a cache in front of a disk that has them all."""

@@ -1,0 +1,1 @@
+"""The `zcache` command, which asks a server by its control socket."""

@@ -1,0 +1,1 @@
+"""The control socket: status, settings and checks of a live server."""

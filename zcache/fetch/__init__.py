@@ -1,0 +1,1 @@
+"""Frames come back from below."""

@@ -1,0 +1,1 @@
+"""The keeper: holds the image, starts servers, and replaces one that dies."""

@@ -1,0 +1,153 @@
+"""Codecs: a 4096-byte page to fewer bytes and back.
+
+An id is part of every page-table entry, so it never changes its meaning. Whatever codec puts are made with,
+`decoders` can read all of them: an entry says by itself how to read it.
+
+Guarantee: `compress` never asks the caller to hold a lock and may be called from several threads at once (the lz4 and
+zstandard packages release the GIL while they work). `decompress` either returns exactly one page or raises
+`PageDamaged`.
+"""
+
+import re
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Final
+
+from lz4 import block as lz4_block
+
+from zcache.errors import BadInput, PageDamaged
+from zcache.pages.entry import LENGTH_SHIFT, PAGE_BYTES, zpage_tag
+
+RAW: Final = 0
+WORD: Final = 1  # the page repeats one 64-bit word, and the zpage is that word
+LZ4: Final = 2
+ZSTD: Final = 3
+
+NAMES: Final = {RAW: "raw", WORD: "word", LZ4: "lz4", ZSTD: "zstd"}
+CHOICES: Final = "lz4, lz4:ACCELERATION (1 to 65537) or zstd:LEVEL (-7 to 19)"
+
+#: zstd contexts made ahead: a context must not be used by two threads at once, and each connection has
+#: one. `list.pop` and `append` are atomic, so a list is all the locking that they need.
+ZSTD_CONTEXTS: Final = 4
+_idle_decompressors: Final[list[Any]] = []
+
+#: What decompressing may raise; zstd's own comes with it.
+_errors: tuple[type[Exception], ...] = (lz4_block.LZ4BlockError, IndexError)
+
+Compress = Callable[[memoryview], bytes]
+Decompress = Callable[[bytes], bytes]
+
+
+class Codec:
+    """What puts are made with: `id`, `name`, and `compress(page) -> bytes`. A zpage of n bytes has the tag
+    `tag_base + (n << LENGTH_SHIFT)`."""
+
+    def __init__(self, codec_id: int, name: str, compress: Compress) -> None:
+        self.id = codec_id
+        self.name = name
+        self.compress = compress
+        self.tag_base = zpage_tag(codec_id, 1) - (1 << LENGTH_SHIFT)
+
+
+def parse_codec(text: str) -> Codec:
+    """`lz4`, `lz4:4`, `zstd`, `zstd:3` -> a codec; raises `BadInput`."""
+    name, colon, argument = text.partition(":")
+    try:
+        number = int(argument) if colon else 1
+        if colon and not re.fullmatch("-?[0-9]{1,5}", argument):
+            raise ValueError
+    except ValueError:
+        raise BadInput(f"codec={text}: {argument!r} is not a number; give {CHOICES}") from None
+    if name == "lz4" and 1 <= number <= 65537:
+        return Codec(LZ4, f"lz4:{number}" if number > 1 else "lz4", _lz4_compress(number))
+    if name == "zstd" and -7 <= number <= 19 and number != 0:
+        return Codec(ZSTD, f"zstd:{number}", _zstd_compress(number))
+    raise BadInput(f"codec={text}: no such codec; give {CHOICES}")
+
+
+def _lz4_compress(acceleration: int) -> Compress:
+    block_compress = lz4_block.compress
+
+    def compress(page: memoryview) -> bytes:
+        # Positional: mode, store_size, acceleration.
+        return block_compress(page, "fast", False, acceleration)  # type: ignore[no-any-return]
+
+    return compress
+
+
+def _load_zstandard() -> ModuleType:
+    """Where zstd is to be used, and not before: it would be locked in the memory of a server that has no use for it."""
+    global _errors
+    import zstandard
+
+    if zstandard.ZstdError not in _errors:
+        _errors += (zstandard.ZstdError,)
+    return zstandard
+
+
+def _zstd_compress(level: int) -> Compress:
+    zstandard = _load_zstandard()
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level,
+        source_size=PAGE_BYTES,
+        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        write_content_size=False,
+        write_checksum=False,
+        write_dict_id=False,
+    )
+    idle = [zstandard.ZstdCompressor(compression_params=parameters) for _ in range(ZSTD_CONTEXTS)]
+
+    def compress(page: memoryview) -> bytes:
+        try:
+            context = idle.pop()
+        except IndexError:
+            context = zstandard.ZstdCompressor(compression_params=parameters)
+        body: bytes = context.compress(page)
+        idle.append(context)
+        return body
+
+    # A context takes its memory at its first use (72 KiB at level 1): now, and not when two puts meet.
+    page = memoryview(bytes(range(256)) * (PAGE_BYTES // 256))
+    for context in idle:
+        body = context.compress(page)
+        _idle_decompressors.append(zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS))
+        _idle_decompressors[-1].decompress(body, PAGE_BYTES)
+    return compress
+
+
+def _zstd_decompress(body: bytes) -> bytes:
+    try:
+        context = _idle_decompressors.pop()
+    except IndexError:
+        zstandard = _load_zstandard()
+        context = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+    page: bytes = context.decompress(body, PAGE_BYTES)
+    _idle_decompressors.append(context)
+    return page
+
+
+def _lz4_decompress(body: bytes) -> bytes:
+    return lz4_block.decompress(body, PAGE_BYTES)  # type: ignore[no-any-return]
+
+
+def _word_decompress(body: bytes) -> bytes:
+    return body * (PAGE_BYTES // 8)
+
+
+def _raw_decompress(body: bytes) -> bytes:
+    return body
+
+
+#: Indexed by codec id. Errors are the packages' own; `decompress` translates them.
+decoders: Final[tuple[Decompress, ...]] = (_raw_decompress, _word_decompress, _lz4_decompress, _zstd_decompress)
+
+
+def decompress(codec_id: int, body: bytes) -> bytes:
+    """One page of 4096 bytes, or `PageDamaged`."""
+    try:
+        page = decoders[codec_id](body)
+    except _errors as error:
+        raise PageDamaged(f"{NAMES.get(codec_id, codec_id)}: {error}") from None
+    if len(page) != PAGE_BYTES:
+        raise PageDamaged(f"{NAMES[codec_id]}: {len(page)} bytes instead of a page")
+    return page

@@ -1,0 +1,97 @@
+"""Pages to zpages and back: the part of a put and of a get that needs no lock.
+
+All pages of a request are compressed, in one flat loop with everything bound to locals, and only then are those looked
+at whose zpages are not of an ordinary length: a page that repeats a word compresses to next to nothing (which costs
+0.6 us; a look at every page before costs 0.1 us each), and one that does not compress is kept raw.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from lz4.block import decompress as lz4_decompress
+
+from zcache.errors import PageDamaged
+from zcache.pages.codec import LZ4, RAW, WORD, Codec, decoders, decompress
+from zcache.pages.entry import CODEC_SHIFT, PAGE_BYTES, SAME_FILLED, zpage_tag
+from zcache.pages.page_table import MAX_RUN_PAGES
+
+_ZERO_PAGE: Final = bytes(PAGE_BYTES)
+
+#: Where the pages of a run are in its buffer: made once, a slice costs a page 0.06 us.
+PAGE_SLICES: Final = tuple(slice(n * PAGE_BYTES, (n + 1) * PAGE_BYTES) for n in range(MAX_RUN_PAGES))
+
+#: An entry from the first to before the second is an lz4 zpage's.
+FIRST_LZ4: Final = zpage_tag(LZ4, 1)
+END_LZ4: Final = FIRST_LZ4 + (1 << CODEC_SHIFT)
+
+_RAW_TAG: Final = zpage_tag(RAW, PAGE_BYTES)
+_WORD_TAG: Final = zpage_tag(WORD, 8)
+
+
+#: For each page the zpage's bytes, none where the entry says it all; the entry without its place; and of all pages,
+#: how many are same-filled, how many raw, and the bytes of their zpages. (A plain tuple: 0.2 us a request less.)
+Encoded = tuple[list[bytes], list[int], int, int, int]
+
+#: A page that repeats a word has no longer zpage: of either codec, some 35 bytes.
+SUSPECT_BYTES: Final = 64
+
+
+def encode(codec: Codec, max_zpage_bytes: int, data: memoryview) -> Encoded:
+    """`data` is at most `MAX_RUN_PAGES` whole pages (format B). A zpage longer than the limit is not worth it: such a
+    page stays raw."""
+    compress, tag_base = codec.compress, codec.tag_base
+    bodies = [compress(data[piece]) for piece in PAGE_SLICES[: len(data) >> 12]]
+    lengths = [*map(len, bodies)]
+    tags = [tag_base + (length << 47) for length in lengths]
+    if min(lengths) >= SUSPECT_BYTES and max(lengths) <= max_zpage_bytes:
+        return bodies, tags, 0, 0, sum(lengths)
+    return _with_special(max_zpage_bytes, data, bodies, tags)
+
+
+def _with_special(max_zpage_bytes: int, data: memoryview, bodies: list[bytes], tags: list[int]) -> Encoded:
+    """The same, with pages among them that repeat a word, or that do not compress."""
+    same_filled = raw = 0
+    for index, (piece, body) in enumerate(zip(PAGE_SLICES, bodies, strict=False)):
+        length = len(body)
+        if length < SUSPECT_BYTES:
+            page = bytes(data[piece])
+            pattern = page[:8]
+            if page == pattern * 512:
+                same_filled += 1
+                if pattern[:4] == pattern[4:]:
+                    bodies[index] = b""
+                    tags[index] = SAME_FILLED | int.from_bytes(pattern[:4], "little")
+                else:
+                    bodies[index] = pattern
+                    tags[index] = _WORD_TAG
+        elif length > max_zpage_bytes:
+            raw += 1
+            bodies[index] = bytes(data[piece])
+            tags[index] = _RAW_TAG
+    return bodies, tags, same_filled, raw, sum(map(len, bodies))
+
+
+def decode_lz4(bodies: Sequence[bytes], out: memoryview) -> None:
+    """Fill `out` with the pages of lz4 zpages; raises `PageDamaged`."""
+    try:
+        for piece, body in zip(PAGE_SLICES, bodies, strict=False):
+            out[piece] = lz4_decompress(body, 4096)
+    except Exception:
+        for body in bodies:
+            decompress(LZ4, body)  # says what is wrong with it
+        raise PageDamaged("a zpage's bytes are damaged") from None
+
+
+def decode(entries: Sequence[int], bodies: Sequence[bytes], out: memoryview) -> None:
+    """Fill `out` with the pages of these entries, none of which is LOST; raises `PageDamaged`."""
+    for piece, entry, body in zip(PAGE_SLICES, entries, bodies, strict=False):
+        if body:
+            try:
+                out[piece] = decoders[entry >> 59 & 7](body)
+            except Exception:
+                decompress(entry >> 59 & 7, body)  # says what is wrong with it
+                raise PageDamaged("a zpage's bytes are damaged") from None
+        elif entry:
+            out[piece] = (entry & 0xFFFFFFFF).to_bytes(4, "little") * 1024
+        else:
+            out[piece] = _ZERO_PAGE

@@ -1,0 +1,1 @@
+"""Frames leave RAM: written back, dropped, packed, compressed again."""

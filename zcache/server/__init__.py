@@ -1,0 +1,1 @@
+"""A server: the pieces put together, for any front end."""

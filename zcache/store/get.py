@@ -1,0 +1,175 @@
+"""Get: from entries to pages.
+
+A get copies its zpages out of their frames under the lock, once, and decompresses them without it; what is below only
+is fetched in between, also without it.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+
+from lz4.block import decompress as lz4_decompress
+
+from zcache.errors import PageDamaged
+from zcache.fetch.fetch import Fetcher
+from zcache.pageframes import PageFrames
+from zcache.pages.entry import LOST, PAGE_BYTES, SAME_FILLED
+from zcache.pages.page_table import MAX_RUN_PAGES
+from zcache.pages.tmem import TmemObject
+from zcache.pages.zpages import END_LZ4, FIRST_LZ4, decode, decode_lz4
+from zcache.statistics import Statistics
+
+
+class Getter:
+    """The gets of a store, by any number of threads, without its lock. `wait_for_lost` is the putter's."""
+
+    def __init__(
+        self,
+        frames: PageFrames,
+        fetcher: Fetcher | None,
+        lock: threading.Lock,
+        statistics: Statistics,
+        wait_for_lost: Callable[[TmemObject, int, int], None],
+    ) -> None:
+        self._frames = frames
+        self._fetcher = fetcher
+        self._lock = lock
+        self._statistics = statistics
+        self._wait_for_lost = wait_for_lost
+
+    def get(self, thing: TmemObject, first: int, out: memoryview) -> int:
+        """Fill `out` (format B, a multiple of 4096 bytes) with pages `first` and following; returns how many were
+        misses.
+
+        A miss reads as zeros. Raises `PageLost` or `PageDamaged` if any page cannot be had; `out` is then undefined.
+        """
+        size_bytes = len(out)
+        if size_bytes == PAGE_BYTES and self._get_page(thing, first, out):
+            return 0
+        if size_bytes <= MAX_RUN_PAGES * PAGE_BYTES:
+            return len(self._get_run(thing, first, out))
+        misses = 0
+        for start in range(0, size_bytes, MAX_RUN_PAGES * PAGE_BYTES):
+            run = out[start : start + MAX_RUN_PAGES * PAGE_BYTES]
+            misses += len(self._get_run(thing, first + (start >> 12), run))
+        return misses
+
+    def find(self, thing: TmemObject, first: int, out: memoryview) -> list[int]:
+        """The same, of an ephemeral pool; returns which pages are misses, ascending: they read as zeros, and are to be
+        had elsewhere."""
+        missing: list[int] = []
+        if len(out) == PAGE_BYTES and self._get_page(thing, first, out):
+            with self._lock:
+                self._statistics.ephemeral_gets += 1
+            return missing
+        for start in range(0, len(out), MAX_RUN_PAGES * PAGE_BYTES):
+            run = out[start : start + MAX_RUN_PAGES * PAGE_BYTES]
+            page = first + (start >> 12)
+            missing += [page + index for index in self._get_run(thing, page, run)]
+        with self._lock:
+            self._statistics.ephemeral_gets += len(out) >> 12
+            self._statistics.ephemeral_misses += len(missing)
+        return missing
+
+    def _get_page(self, thing: TmemObject, first: int, out: memoryview) -> bool:
+        """Fast path: one page, if it is an lz4 zpage in RAM. False: nothing has been done."""
+        frames = self._frames
+        lock = self._lock
+        lock.acquire()
+        try:
+            entry = thing.table.entries[first]
+            if not FIRST_LZ4 <= entry < END_LZ4:
+                return False
+            slot = frames.home[entry & 0x7FFFFFFF]
+            if not slot:
+                return False
+            start = (slot << frames.frame_shift) + (entry >> 31 & 0xFFFF)
+            body = frames.ram[start : start + (entry >> 47 & 0xFFF) + 1]
+            frames.referenced[slot] = 1
+            self._statistics.gets += 1
+        finally:
+            lock.release()
+        try:
+            out[:] = lz4_decompress(body, 4096)
+        except Exception:  # the slow path will say it
+            with lock:
+                self._statistics.gets -= 1
+            return False
+        return True
+
+    def _get_run(self, thing: TmemObject, first: int, out: memoryview) -> Sequence[int]:
+        """One run; which of its pages are misses. Pages that are lost only while their put waits for room are waited
+        for."""
+        while (misses := self._try_get_run(thing, first, out)) is None:
+            self._wait_for_lost(thing, first, len(out) >> 12)
+        return misses
+
+    def _try_get_run(self, thing: TmemObject, first: int, out: memoryview) -> Sequence[int] | None:
+        """One run; None, and `out` undefined, if a page in it is lost."""
+        frames = self._frames
+        count = len(out) >> 12
+        bodies: list[bytes] = []
+        misses: Sequence[int] = ()
+        self._lock.acquire()
+        try:
+            self._statistics.gets += count
+            entries = thing.table.entries[first : first + count].tolist()
+            if min(entries) >= FIRST_LZ4 and max(entries) < END_LZ4:
+                home = frames.home
+                slots = [home[entry & 0x7FFFFFFF] for entry in entries]
+                if all(slots):  # fast path: all are lz4 zpages in RAM
+                    ram, referenced, frame_shift = frames.ram, frames.referenced, frames.frame_shift
+                    bodies = [
+                        ram[
+                            (start := (slot << frame_shift) + (entry >> 31 & 0xFFFF)) : start
+                            + (entry >> 47 & 0xFFF)
+                            + 1
+                        ]
+                        for slot, entry in zip(slots, entries, strict=False)
+                    ]
+                    for slot in set(slots):
+                        referenced[slot] = 1
+            is_fast = len(bodies) > 0
+            if not is_fast:
+                cold, bodies = self._collect(entries)
+                if 0 in entries:
+                    misses = [index for index, entry in enumerate(entries) if not entry]
+                    self._statistics.get_misses += len(misses)
+        finally:
+            self._lock.release()
+        if not is_fast:
+            if max(entries) >= LOST:
+                return None
+            if cold:
+                assert self._fetcher
+                self._fetcher.fetch(thing.table.entries, first, cold, entries, bodies)
+                if max(entries) >= LOST:
+                    return None
+        try:
+            if is_fast:
+                decode_lz4(bodies, out)
+            else:
+                decode(entries, bodies, out)
+        except PageDamaged:
+            with self._lock:
+                self._statistics.decode_errors += 1
+            raise
+        return misses
+
+    def _collect(self, entries: list[int]) -> tuple[list[int], list[bytes]]:
+        """Under the lock: which of the zpages are in no frame in RAM; and the bytes of all, empty where there are none,
+        or not yet."""
+        frames = self._frames
+        ram, home, referenced, frame_shift = frames.ram, frames.home, frames.referenced, frames.frame_shift
+        cold: list[int] = []
+        bodies: list[bytes] = []
+        for entry in entries:
+            if 0 < entry < SAME_FILLED:
+                slot = home[entry & 0x7FFFFFFF]
+                if slot:
+                    start = (slot << frame_shift) + (entry >> 31 & 0xFFFF)
+                    bodies.append(ram[start : start + (entry >> 47 & 0xFFF) + 1])
+                    referenced[slot] = 1
+                    continue
+                cold.append(len(bodies))
+            bodies.append(b"")
+        return cold, bodies

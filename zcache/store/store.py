@@ -1,0 +1,205 @@
+"""The store: put, get and flush of pages of tmem objects, over all that they take.
+
+A request is the unit of work: `put` (put.py) and `get` (get.py) say how its pages become zpages and come back. Here is
+what the store is made of, and what happens to pages otherwise.
+
+Locking: `lock` protects the page tables, frames, allocator, tier bookkeeping and statistics. It is the only lock of
+the store; conditions (`Reclaimer.landed`, the fetcher's) are built on it. Nothing under it waits, does I/O, or calls
+out: no codec, and not the tier. `PartialWrite.turn` and `CleanDisk._lock` come before it.
+
+Pages are 4096 bytes; indexes count pages of an object.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+
+from zcache.allocators import Allocator
+from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
+from zcache.allocators.log import Log
+from zcache.errors import PageDamaged
+from zcache.fetch.fetch import Fetcher
+from zcache.image.image import Image
+from zcache.pageframes import PageFrames
+from zcache.pages.codec import Codec
+from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
+from zcache.pages.tmem import Kind, Pool, Tmem, TmemObject
+from zcache.reclaim.compaction import Compactor
+from zcache.reclaim.reclaimer import Reclaimer
+from zcache.reclaim.recompression import Recompressor
+from zcache.seals import Seal
+from zcache.seals.crc import CRC
+from zcache.statistics import Statistics
+from zcache.store.admission import Admission
+from zcache.store.get import Getter
+from zcache.store.put import Putter
+from zcache.tiers import Tier
+from zcache.tiers.backoff import Clock
+from zcache.tiers.health import Health
+
+
+class Store:
+    """Compressed pages in at most `budget_bytes` of pageframes, and below them in `tier`."""
+
+    def __init__(
+        self,
+        *,
+        budget_bytes: int,
+        codec: Codec,
+        allocator: str = DEFAULT_ALLOCATOR,
+        recompress: Codec | None = None,
+        admit: str = "always",
+        tier: Tier | None = None,
+        seal: Seal = CRC,
+        image: Image | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.tier = tier
+        self.seal = seal
+        self.lock = threading.Lock()
+        self.statistics = Statistics()
+        self.tmem = Tmem()
+        chosen = ALLOCATORS[allocator]
+        self.frames = PageFrames(
+            budget_bytes // chosen.frame_bytes,
+            tier.slot_count if tier else 0,
+            chosen.frame_bytes,
+            seal.seal_bytes,
+            image,
+            chosen.reserve_frames,
+        )
+        self.allocator: Allocator = chosen(self.frames, self._release_below, self.tmem.entries_of)
+        self.health = Health(clock or Clock())
+        books = (self.lock, self.statistics, self.health)
+        self._fetcher = Fetcher(self.frames, tier, seal, *books, self._eat_ephemeral) if tier else None
+        self.compactor = self.recompressor = None
+        if isinstance(self.allocator, Log):
+            self.compactor = Compactor(self.frames, self.allocator, self._fetcher, *books)
+            if recompress:
+                clock = self.health.clock
+                self.recompressor = Recompressor(
+                    self.frames, self.allocator, recompress, self.lock, self.statistics, clock
+                )
+        self.reclaimer = Reclaimer(
+            self.frames, self.allocator, tier, seal, *books, self._forget, self.compactor, self.recompressor
+        )
+        self.admission = Admission(admit, budget_bytes, self.statistics)
+        self.putter = Putter(
+            codec, self.frames, self.allocator, self.reclaimer, self.admission, self.lock, self.statistics
+        )
+        self.getter = Getter(self.frames, self._fetcher, self.lock, self.statistics, self.putter.wait_for_lost)
+        #: `put(thing, first, data)` and `get(thing, first, out)`: see there.
+        self.put, self.get = self.putter.put, self.getter.get
+
+    def find(self, thing: TmemObject, first: int, out: memoryview) -> list[int]:
+        """Fill `out` with pages of an ephemeral pool; returns which are misses, and have to be had elsewhere. Pages
+        that are damaged are: they are flushed, with those beside them."""
+        try:
+            return self.getter.find(thing, first, out)
+        except PageDamaged:
+            count = len(out) >> PAGE_SHIFT
+            self.flush(thing, first, count)
+            return [*range(first, first + count)]
+
+    # -- flush ------------------------------------------------------------------------------------------------------
+
+    def flush(self, thing: TmemObject, first: int, count: int) -> None:
+        """Drop pages: gets of them are misses from now on. Costs nothing for what was never written.
+
+        The lock is given up after each block of 512 pages.
+        """
+        flushed = 0
+        for start, stop in thing.table.touched_runs(first, first + count):
+            with self.lock:
+                flushed += self.putter.clear(thing, start, stop)
+        with self.lock:
+            self.statistics.flush_requests += 1
+            self.statistics.flushes += flushed
+
+    def flush_object(self, thing: TmemObject) -> None:
+        """Drop all pages of an object, and the object."""
+        self.flush(thing, 0, thing.page_count)
+        with self.lock:
+            self.statistics.object_flushes += 1
+            self.tmem.drop_object(thing)
+
+    def flush_pool(self, pool: Pool) -> None:
+        """Drop all objects of a pool, and the pool."""
+        for thing in list(pool.objects.values()):
+            self.flush_object(thing)
+        with self.lock:
+            self.tmem.drop_pool(pool)
+
+    # -- parts of pages ---------------------------------------------------------------------------------------------
+
+    def modify(self, thing: TmemObject, index: int, offset: int, data: memoryview) -> None:
+        """Change `len(data)` bytes from `offset` in one page, and no others, whoever else writes the page meanwhile.
+
+        Reads, changes and puts the page; if somebody put or flushed it in between, that is done again with what they
+        left.
+        """
+        partial = self.putter.partial_write
+        page = bytearray(PAGE_BYTES)
+        with partial.turn, memoryview(page) as view:
+            while True:
+                with self.lock:
+                    partial.begin(thing, index)
+                try:
+                    self.get(thing, index, view)
+                    view[offset : offset + len(data)] = data
+                    is_done = self.putter.put_run(thing, index, view, modifier=True)
+                finally:
+                    with self.lock:
+                        partial.end()
+                if is_done:
+                    with self.lock:
+                        self.statistics.partial_writes += 1
+                    return
+
+    # -- what is where ----------------------------------------------------------------------------------------------
+
+    def extents(self, thing: TmemObject, first: int, count: int) -> Iterator[tuple[int, int, bool]]:
+        """Runs of pages from `first` as (first, count, reads as zeros), merged, in order, without gaps."""
+        return thing.table.extents(first, count, self.lock)
+
+    @property
+    def readahead_window(self) -> int:
+        """Frames that are read along with one from below, at most, as things stand."""
+        return self._fetcher.readahead.window if self._fetcher else 0
+
+    def fault_ahead(self) -> None:
+        """Keep all tables populated beyond what is in use. Not for the I/O path."""
+        self.frames.fault_ahead()
+        for thing in self.tmem.objects():
+            thing.table.fault_ahead()
+        if self.tier:
+            self.tier.fault_ahead()
+
+    def populate(self, beat: Callable[[], None] = lambda: None) -> None:
+        """Fault in everything that puts and gets touch: the RAM slots, and the tables as far as `fault_ahead` goes.
+        `beat` is called now and then."""
+        self.frames.memory.populate(beat)
+        self.seal.populate()
+        if any(thing.kind for thing in self.tmem.objects()):
+            self.admission.populate()
+            self.allocator.populate_for_ephemeral()
+        self.fault_ahead()
+
+    def is_populated(self) -> bool:
+        """Whether all RAM slots are in memory, asked of the kernel."""
+        return self.frames.memory.is_populated()
+
+    def close(self) -> None:
+        """End background reclaim and let go of the tier."""
+        self.reclaimer.stop()
+        if self.tier:
+            self.tier.close()
+
+    def _release_below(self, slot: int) -> None:
+        self.reclaimer.release_below(slot)
+
+    def _eat_ephemeral(self) -> bool:
+        return self.reclaimer.eat_ephemeral()
+
+    def _forget(self, owner: int) -> None:
+        """Under the lock: an ephemeral page went with its frame."""
+        self.statistics.account([self.tmem.forget(owner)], Kind.EPHEMERAL, -1)
