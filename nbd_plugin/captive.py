@@ -1,7 +1,9 @@
-"""A captive server (nbdkit --run COMMAND): nbdkit is then the child, and its parent runs the command and waits.
+"""A captive server (nbdkit --run COMMAND): nbdkit is then the child, and its parent runs the
+command and waits.
 
-Both have the listening socket, so a server that ends before it serves leaves a command that connects, and waits for an
-answer for ever. And with `-U -` nbdkit removes the socket and its folder at the end, for which it needs leave.
+Both have the listening socket, so a server that ends before it serves leaves a command that
+connects, and waits for an answer for ever. And with `-U -` nbdkit removes the socket and its folder
+at the end, for which it needs leave.
 """
 
 import contextlib
@@ -17,7 +19,8 @@ _SOCKET_NAME: Final = "socket"
 
 
 def turn_clients_away() -> None:
-    """Whoever has connected sees the end, and whoever comes is refused, in all processes that have the socket."""
+    """Whoever has connected sees the end, and whoever comes is refused, in all processes that have
+    the socket."""
     for listener in listeners() if has_option("--run") else ():
         listener.setblocking(False)
         with contextlib.suppress(OSError):

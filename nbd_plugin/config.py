@@ -2,8 +2,8 @@
 
 Every refusal is one line: the key, what was given, what is wrong with it, and what may be given.
 
-`python -m nbd_plugin.config key=value…` says it, and does nothing else: how swap-up tries parameters before it starts
-anything.
+`python -m nbd_plugin.config key=value…` says it, and does nothing else: how swap-up tries
+parameters before it starts anything.
 """
 
 import os
@@ -123,7 +123,8 @@ class Config(NamedTuple):
 def parse_config(
     words: Iterable[tuple[str, str]], rooms: Callable[[], Iterable[Room]] = lambda: group_limits.rooms()
 ) -> Config:
-    """Raises `BadInput` for the first thing that is wrong; `EnvironmentProblem` for an image that cannot be read.
+    """Raises `BadInput` for the first thing that is wrong; `EnvironmentProblem` for an image that
+    cannot be read.
 
     `rooms` is asked what control groups leave, where that matters: for a share of RAM."""
     given: dict[str, str] = {}
@@ -147,7 +148,8 @@ def parse_config(
     size_bytes = parse_size("size", given["size"], KEYS["size"])
     image = _parse_descriptor("image", given.get("image"), is_image)
     before = read_header(image) if image is not None and os.fstat(image).st_size else None
-    # The machine's RAM may have changed since the image was made (a balloon, hot plugging), and with it what 25% are.
+    # The machine's RAM may have changed since the image was made (a balloon, hot plugging), and
+    # with it what 25% are.
     if before and image is not None:
         least_bytes, budget_bytes = _budget_of(before, given["budget"], Signs(image).is_served(), rooms)
     else:
@@ -212,7 +214,8 @@ def _parse_budget(text: str, rooms: Callable[[], Iterable[Room]]) -> tuple[int, 
 def _budget_of(
     header: dict[str, Any], text: str, is_served: bool, rooms: Callable[[], Iterable[Room]]
 ) -> tuple[int, int]:
-    """The most is what an image was made with; the least what was said, as far as that goes, and can be found out."""
+    """The most is what an image was made with; the least what was said, as far as that goes, and
+    can be found out."""
     most_bytes = budget_of(header["slot_count"]) * int(header["frame_bytes"])
     if RANGE not in text:
         return most_bytes, most_bytes
@@ -226,14 +229,16 @@ def _budget_of(
 
 
 def _budget_range(allocator: str, size_bytes: int) -> tuple[int, int]:
-    """The least budget that an allocator works with, and the most that it can need for a device of that size."""
+    """The least budget that an allocator works with, and the most that it can need for a device of
+    that size."""
     chosen = ALLOCATORS[allocator]
     needed_frames = chosen.frames_for(size_bytes // PAGE_BYTES)
     return chosen.min_budget_frames * chosen.frame_bytes, needed_frames * chosen.frame_bytes
 
 
 def _lacking_for_the_default(size_bytes: int, budget_bytes: int, backing: Path | None, overcommit: bool) -> str:
-    """What the default allocator lacks to keep its promise with what was given; "" if it can keep it."""
+    """What the default allocator lacks to keep its promise with what was given; "" if it can keep
+    it."""
     chosen = ALLOCATORS[DEFAULT_ALLOCATOR]
     frame_bytes = chosen.frame_bytes
     least_bytes = chosen.min_budget_frames * frame_bytes
@@ -252,7 +257,8 @@ def _lacking_for_the_default(size_bytes: int, budget_bytes: int, backing: Path |
 
 
 def _room_below(backing: Path) -> int:
-    """Bytes of a device, or of a file that holds something; for a file that does not, as much as there is for it."""
+    """Bytes of a device, or of a file that holds something; for a file that does not, as much as
+    there is for it."""
     try:
         if not backing.exists() or not (backing.is_block_device() or backing.stat().st_size):
             file_system = os.statvfs(backing.parent)
@@ -353,7 +359,8 @@ def _parse_control(text: str | None) -> Path | None:
 
 
 def refusal(words: Iterable[str]) -> str:
-    """What is wrong with them, "" if nothing is, for a server in whatever groups: swap-up's own say nothing of it."""
+    """What is wrong with them, "" if nothing is, for a server in whatever groups: swap-up's own say
+    nothing of it."""
     try:
         parse_config([(key, value) for key, _, value in (word.partition("=") for word in words)], rooms=tuple)
     except ZcacheError as error:

@@ -1,8 +1,9 @@
-"""The block device: byte ranges of the export to pages of a tmem object. NBD's rules about ranges live here and
-nowhere else.
+"""The block device: byte ranges of the export to pages of a tmem object. NBD's rules about ranges
+live here and nowhere else.
 
-Whole pages go straight through. The unaligned ends of a write are read, modified and written, atomically for each
-page; a trim keeps pages that it covers only in part, as a trim may; a zero writes zeros there, as it must.
+Whole pages go straight through. The unaligned ends of a write are read, modified and written,
+atomically for each page; a trim keeps pages that it covers only in part, as a trim may; a zero
+writes zeros there, as it must.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ _ZEROS: Final = memoryview(bytes(PAGE_BYTES))
 
 
 class Device:
-    """`size_bytes` (whole pages) of a persistent object; all offsets and lengths are bytes within it."""
+    """`size_bytes` (whole pages) of a persistent object; all offsets and lengths are bytes within
+    it."""
 
     name = DEVICE_NAME
     read_only = False
@@ -63,7 +65,8 @@ class Device:
             self.store.flush(self.pages, (offset + head) >> PAGE_SHIFT, body >> PAGE_SHIFT)
 
     def flush(self) -> None:
-        """Swap does not outlive the server, so there is nothing to make durable: what was written can be read."""
+        """Swap does not outlive the server, so there is nothing to make durable: what was written
+        can be read."""
 
     def zero(self, offset: int, length: int, may_trim: bool = True, is_fast: bool = False) -> bool:  # noqa: ARG002
         """Make a range read as zeros; that is always fast."""
@@ -77,7 +80,8 @@ class Device:
         return True
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
-        """Runs (offset, length, reads as zeros) that cover the range, page by page; the first may begin before it."""
+        """Runs (offset, length, reads as zeros) that cover the range, page by page; the first may
+        begin before it."""
         first = offset >> PAGE_SHIFT
         count = ((offset + length + _PAGE_MASK) >> PAGE_SHIFT) - first
         for start, pages, zero in self.store.extents(self.pages, first, count):
@@ -95,8 +99,8 @@ class Device:
 
 
 def _do_all(*parts: Callable[[], None]) -> None:
-    """The parts of one request, whatever becomes of those before: a page of a write that fails must not keep what it
-    had. Raises the first failure."""
+    """The parts of one request, whatever becomes of those before: a page of a write that fails must
+    not keep what it had. Raises the first failure."""
     failure: Exception | None = None
     for part in parts:
         try:
@@ -108,6 +112,7 @@ def _do_all(*parts: Callable[[], None]) -> None:
 
 
 def _split(offset: int, length: int) -> tuple[int, int]:
-    """The bytes before the first page boundary in a range, and those of the whole pages that follow."""
+    """The bytes before the first page boundary in a range, and those of the whole pages that
+    follow."""
     head = min(-offset & _PAGE_MASK, length)
     return head, (length - head) & ~_PAGE_MASK

@@ -1,15 +1,17 @@
 """Ending on a signal, with clients connected.
 
-nbdkit 1.32 answers requests with ESHUTDOWN once it has been told to end (to a kernel that swaps that is an I/O error),
-and then waits until every client has gone; a client that is idle holds it up for ever. So its termination signals are
-blocked in every thread but one of ours, which waits for them, tells each connection that no more requests will be read,
-and tells nbdkit when none is left. Requests that the client has sent by then are answered first.
+nbdkit 1.32 answers requests with ESHUTDOWN once it has been told to end (to a kernel that swaps
+that is an I/O error), and then waits until every client has gone; a client that is idle holds it up
+for ever. So its termination signals are blocked in every thread but one of ours, which waits for
+them, tells each connection that no more requests will be read, and tells nbdkit when none is left.
+Requests that the client has sent by then are answered first.
 
-Whoever started us with SIGHUP, SIGINT or SIGQUIT ignored (nohup, a shell's `&`) wants us to outlive them. nbdkit takes
-no notice of that, so it is looked at before nbdkit sets its handlers, and those signals stay blocked for good.
+Whoever started us with SIGHUP, SIGINT or SIGQUIT ignored (nohup, a shell's `&`) wants us to outlive
+them. nbdkit takes no notice of that, so it is looked at before nbdkit sets its handlers, and those
+signals stay blocked for good.
 
-A server with a keeper just goes. The kernel takes the end of reading for the end of the connection, and sends
-everything that was not answered again to the next server.
+A server with a keeper just goes. The kernel takes the end of reading for the end of the connection,
+and sends everything that was not answered again to the next server.
 """
 
 import contextlib
@@ -32,18 +34,21 @@ _ignored: Final = frozenset(number for number in SIGNALS if signal.getsignal(num
 
 #: A connection that was being accepted when the signal came is found at the next look.
 LOOK_SECONDS: Final = 0.05
-#: A server that cannot see its connections, for want of descriptors, ends all the same: after some 5 s.
+#: A server that cannot see its connections, for want of descriptors, ends all the same: after some
+#: 5 s.
 MAX_BLIND_LOOKS: Final = 100
 
-#: Of which standard error may be a socket: the journal's. (With `-s`, nbdkit has moved the connection elsewhere.)
+#: Of which standard error may be a socket: the journal's. (With `-s`, nbdkit has moved the
+#: connection elsewhere.)
 _standard_streams: Final[set[tuple[int, int]]] = set()
 
 
 def hold_signals() -> None:
     """Call in the process's only thread: threads made later inherit the blocked signals.
 
-    nbdkit 1.32 asks for a SIGTERM when its parent ends, whether or not it was given --exit-with-parent. A swap server
-    whose shell was closed would take the machine with it, so that is taken back unless it was asked for.
+    nbdkit 1.32 asks for a SIGTERM when its parent ends, whether or not it was given
+    --exit-with-parent. A swap server whose shell was closed would take the machine with it, so that
+    is taken back unless it was asked for.
     """
     if not has_option("--exit-with-parent"):
         libc.prctl(libc.PR_SET_PDEATHSIG, 0)
@@ -54,7 +59,8 @@ def hold_signals() -> None:
 
 
 def end_on_signals(end: Callable[[], None], *, at_once: bool) -> None:
-    """Call `end` when one comes, or came since `hold_signals`: `at_once`, or when all connections have ended."""
+    """Call `end` when one comes, or came since `hold_signals`: `at_once`, or when all connections
+    have ended."""
     OwnThread("zcache-end", lambda: _wait_and_end(end, at_once)).start()
 
 

@@ -1,8 +1,9 @@
 """What a client can connect to, by name: the swap device, and clean exports.
 
-The device has the names `device`, which is also what a client gets that asks for none, and `swap`, under which the
-kernel's own connection is known and counted (`zcache.image.image.DEVICE_EXPORT`). Where there are no clean exports, any
-other name means the device as well; where there are, it is an error: a slip of the pen must not lead to swap.
+The device has the names `device`, which is also what a client gets that asks for none, and `swap`,
+under which the kernel's own connection is known and counted (`zcache.image.image.DEVICE_EXPORT`).
+Where there are no clean exports, any other name means the device as well; where there are, it is an
+error: a slip of the pen must not lead to swap.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,13 +39,15 @@ class Disk(Protocol):
         """What is there is of no use any more."""
 
     def zero(self, offset: int, length: int, may_trim: bool, is_fast: bool) -> bool:
-        """Make a range read as zeros. False, and nothing has changed, if it must be fast and cannot be."""
+        """Make a range read as zeros. False, and nothing has changed, if it must be fast and cannot
+        be."""
 
     def flush(self) -> None:
         """Return when everything that was written is as durable as it will be."""
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
-        """Runs (offset, length, reads as zeros) that cover the range; the first may begin before it."""
+        """Runs (offset, length, reads as zeros) that cover the range; the first may begin before
+        it."""
 
 
 class Exports:

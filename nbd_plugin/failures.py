@@ -1,10 +1,12 @@
-"""What becomes of a request that fails, and of a client that is refused: an errno for the client, and for the log one
-line in plain words that says what to do. The same again is counted (`zcache.hardening.repeats`).
+"""What becomes of a request that fails, and of a client that is refused: an errno for the client,
+and for the log one line in plain words that says what to do. The same again is counted
+(`zcache.hardening.repeats`).
 
-nbdkit is told of a failure by an exception, and in no other way. It keeps what it is told, and prints what
-`traceback.format_exception` makes of it (plugins/python/errors.c, the same in 1.32 and 1.42): with an exception for
-each failure, 1 KiB and five lines. So there is one exception for all of them, `FAILED`. Each callback lets go of it
-itself, like this, and not by a function, whose frame would be kept:
+nbdkit is told of a failure by an exception, and in no other way. It keeps what it is told, and
+prints what `traceback.format_exception` makes of it (plugins/python/errors.c, the same in 1.32 and
+1.42): with an exception for each failure, 1 KiB and five lines. So there is one exception for all
+of them, `FAILED`. Each callback lets go of it itself, like this, and not by a function, whose frame
+would be kept:
 
     try:
         raise FAILED
@@ -12,11 +14,11 @@ itself, like this, and not by a function, whose frame would be kept:
         FAILED.__traceback__ = None
         raise
 
-A `raise` with nothing behind it adds no traceback, so nbdkit is given none, and what it keeps is a reference. What it
-prints of `FAILED` is a line that the log pipe leaves out.
+A `raise` with nothing behind it adds no traceback, so nbdkit is given none, and what it keeps is a
+reference. What it prints of `FAILED` is a line that the log pipe leaves out.
 
-A bug in zcache is a line, too, with the places that the exception came from; their source is not read, for that may
-have to wait for a disk.
+A bug in zcache is a line, too, with the places that the exception came from; their source is not
+read, for that may have to wait for a disk.
 """
 
 import contextlib
@@ -127,7 +129,8 @@ def _places(error: Exception) -> str:
 
 
 def print_failures_in_a_line() -> None:
-    """From here on, nbdkit prints nothing of `FAILED` that is worth reading. All other exceptions are as they were."""
+    """From here on, nbdkit prints nothing of `FAILED` that is worth reading. All other exceptions
+    are as they were."""
     traceback.format_exception = _Format(traceback.format_exception)
 
 

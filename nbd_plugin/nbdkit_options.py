@@ -1,10 +1,11 @@
-"""nbdkit's own options, as they are given to scripts/serve: where they end, what is given with each, and those that do
-not go with this server, or with this nbdkit.
+"""nbdkit's own options, as they are given to scripts/serve: where they end, what is given with
+each, and those that do not go with this server, or with this nbdkit.
 
-A server gives up the file system and all programs before its first client comes (`zcache.hardening.privileges`). What
-nbdkit opens later would be accepted at the start, and then fail for each client. The file of --tls-psk stays readable
-(`Server`); certificates are read at the start (both tried). Of the filters of nbdkit 1.32 and 1.42, those below were
-found by reading their sources.
+A server gives up the file system and all programs before its first client comes
+(`zcache.hardening.privileges`). What nbdkit opens later would be accepted at the start, and then
+fail for each client. The file of --tls-psk stays readable (`Server`); certificates are read at the
+start (both tried). Of the filters of nbdkit 1.32 and 1.42, those below were found by reading their
+sources.
 """
 
 import re
@@ -34,8 +35,8 @@ _LATE_PARAMETERS: Final = (
 #: A variable that tells the plugin to have last words said, because this nbdkit may abort.
 LAST_WORDS: Final = "ZCACHE_LAST_WORDS"
 
-#: nbdkit aborts when a client goes away while two threads of its connection write to it: from commit bf8653b3 (1.32.4;
-#: daef505e in 1.33) to 9d82aa4f (1.33.10).
+#: nbdkit aborts when a client goes away while two threads of its connection write to it: from
+#: commit bf8653b3 (1.32.4; daef505e in 1.33) to 9d82aa4f (1.33.10).
 _ABORTS_SINCE: Final = (1, 32, 4)
 _ABORTS_UNTIL: Final = (1, 33, 10)
 _VERSION_SECONDS: Final = 30

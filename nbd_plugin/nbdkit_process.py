@@ -1,4 +1,5 @@
-"""What nbdkit does not tell its plugins of the process that they share: its options, and its sockets."""
+"""What nbdkit does not tell its plugins of the process that they share: its options, and its
+sockets."""
 
 import contextlib
 import os
@@ -16,7 +17,8 @@ def has_option(name: str) -> bool:
 
 
 def psk_file() -> Path | None:
-    """The file of pre-shared keys, if there is one: GnuTLS opens it at each handshake, by the path that it had."""
+    """The file of pre-shared keys, if there is one: GnuTLS opens it at each handshake, by the path
+    that it had."""
     paths = arguments_of(_words(), "--tls-psk")
     return Path(paths[-1]).resolve() if paths else None
 

@@ -1,10 +1,11 @@
-"""The nbdkit callbacks (Python plugin API version 2): what nbdkit runs as `script=`. They translate, and do nothing
-else.
+"""The nbdkit callbacks (Python plugin API version 2): what nbdkit runs as `script=`. They
+translate, and do nothing else.
 
-Life: `config` and `config_complete` gather parameters; `get_ready` opens everything that can be refused, before a
-socket exists (a server that a keeper starts does so when its turn has come); `after_fork` makes the process safe, waits
-if it is a standby, and starts the server; requests; `cleanup`. A callback that a client can make fail raises `FAILED`
-and nothing else, in the way that `failures.py` says.
+Life: `config` and `config_complete` gather parameters; `get_ready` opens everything that can be
+refused, before a socket exists (a server that a keeper starts does so when its turn has come);
+`after_fork` makes the process safe, waits if it is a standby, and starts the server; requests;
+`cleanup`. A callback that a client can make fail raises `FAILED` and nothing else, in the way that
+`failures.py` says.
 """
 
 import contextlib
@@ -36,7 +37,8 @@ from zcache.tiers.backoff import Clock
 
 API_VERSION = 2
 
-#: More extents than this are not gathered for one request; the client asks again from where they end.
+#: More extents than this are not gathered for one request; the client asks again from where they
+#: end.
 MAX_EXTENTS = 1024
 
 _words: list[tuple[str, str]] = []
@@ -51,7 +53,8 @@ print_failures_in_a_line()
 
 @contextlib.contextmanager
 def _or_end() -> Iterator[None]:
-    """Part of the start: whatever fails in it ends nbdkit with one line, and as if nothing had been begun."""
+    """Part of the start: whatever fails in it ends nbdkit with one line, and as if nothing had been
+    begun."""
     try:
         yield
     except BaseException as error:  # no memory in the middle of an import has many names
@@ -146,7 +149,8 @@ def get_size(connection: Connection) -> int:
 
 
 def block_size(connection: Connection) -> tuple[int, int, int]:  # noqa: ARG001
-    """Any size works (QEMU and blkid send 512 bytes whatever is said here); whole pages are what we are made for."""
+    """Any size works (QEMU and blkid send 512 bytes whatever is said here); whole pages are what we
+    are made for."""
     return 1, 4096, 32 << 20
 
 
@@ -254,8 +258,8 @@ def extents(connection: Connection, count: int, offset: int, flags: int) -> list
 
 
 def _warm_up_callbacks() -> None:
-    """Run each request callback once, on disks of no consequence, so that none of its code is read from a disk when
-    memory is short."""
+    """Run each request callback once, on disks of no consequence, so that none of its code is read
+    from a disk when memory is short."""
     page = memoryview(bytearray(b"zcache" * 683)[:4096])
     for disk in scratch_disks(_server.config.allocator, bool(_server.config.clean)):
         connection = Connection(disk, False)

@@ -1,4 +1,5 @@
-"""Disks of no consequence, over stores of their own: what is rehearsed on before there are others."""
+"""Disks of no consequence, over stores of their own: what is rehearsed on before there are
+others."""
 
 import os
 from collections.abc import Iterator

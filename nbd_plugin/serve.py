@@ -1,12 +1,14 @@
-"""scripts/serve: becomes nbdkit in the foreground, with the plugin, in the environment that both need.
+"""scripts/serve: becomes nbdkit in the foreground, with the plugin, in the environment that both
+need.
 
-- nbdkit's options come first, then `key=value` parameters. `-f` is given (a daemon logs to syslog, whose reader may
-  be swapped out).
+- nbdkit's options come first, then `key=value` parameters. `-f` is given (a daemon logs to syslog,
+  whose reader may be swapped out).
 - One thread a connection: it answers one request after the other, and so all that it has read.
-- nbdkit's Unix socket is for its owner alone; the mask that makes it so is the plugin's to set, for nbdkit sets its
-  own first (`Server.get_ready`). A program that is run with --run inherits it.
+- nbdkit's Unix socket is for its owner alone; the mask that makes it so is the plugin's to set, for
+  nbdkit sets its own first (`Server.get_ready`). A program that is run with --run inherits it.
 - A small thread stack: nbdkit sets no stack size, so RLIMIT_STACK is what every thread gets.
-- All else that whoever starts it hands on is put right first (`zcache.inherited`), limits of the shell among them.
+- All else that whoever starts it hands on is put right first (`zcache.inherited`), limits of the
+  shell among them.
 - Without a keeper, a process of ours watches the start from outside (`start_guard`).
 """
 
@@ -26,18 +28,21 @@ from zcache.inherited.start import FOLDER_IS_GONE, is_folder_gone, put_right
 from zcache.linux.sockets import remove_if_dead
 from zcache.steps import VARIABLE, Steps
 
-#: For each connection. With a second one, nbdkit may abort (`nbdkit_options.py`), and refuses a request that one has
-#: read with ESHUTDOWN if the other reads the end of the stream before it is begun. Operations a second with 1, 2, 4 and
-#: 16 threads, by fio's nbd engine (256 MiB over a budget of 64 MiB, two CPUs, medians of 2): 4 KiB writes at depth 32:
-#: 47868, 31672, 18551, 22083; 4 KiB reads at depth 32, most of them cold: 12665, 21780, 20154, 20888; under swap
-#: (stress-ng, test VM) all alike.
+#: For each connection. With a second one, nbdkit may abort (`nbdkit_options.py`), and refuses a
+#: request that one has read with ESHUTDOWN if the other reads the end of the stream before it is
+#: begun. Operations a second with 1, 2, 4 and 16 threads, by fio's nbd engine (256 MiB over a
+#: budget of 64 MiB, two CPUs, medians of 2): 4 KiB writes at depth 32: 47868, 31672, 18551, 22083;
+#: 4 KiB reads at depth 32, most of them cold: 12665, 21780, 20154, 20888; under swap (stress-ng,
+#: test VM) all alike.
 THREADS: Final = 1
 STACK_BYTES: Final = 512 << 10
 
-#: What nbdkit asks for before it has read a word: 192 MiB of memory that it never uses, libraries, and Python.
+#: What nbdkit asks for before it has read a word: 192 MiB of memory that it never uses, libraries,
+#: and Python.
 NBDKIT_BYTES: Final = 208 << 20
 
-#: Threads of a server with a device and nothing else (`server.thread_count`), and the process that watches its start.
+#: Threads of a server with a device and nothing else (`server.thread_count`), and the process that
+#: watches its start.
 LEAST_TASKS: Final = 8
 
 #: How nbdkit's options begin that say where to listen, or that end it before it does.
@@ -56,8 +61,8 @@ def command_line(words: list[str]) -> list[str]:
 
 
 def remove_dead_socket(options: list[str]) -> None:
-    """nbdkit leaves its Unix socket behind when it ends, and then refuses to start on it. Removed if nobody answers
-    there."""
+    """nbdkit leaves its Unix socket behind when it ends, and then refuses to start on it. Removed
+    if nobody answers there."""
     for path in arguments_of(options, "-U", "--unix"):
         try:
             remove_if_dead(Path(path))
@@ -86,7 +91,8 @@ def is_kept(parameters: list[str]) -> bool:
 
 
 def is_successor(parameters: list[str]) -> bool:
-    """Whether there was a server before, whose pages are to be taken over (`Config.is_succession`)."""
+    """Whether there was a server before, whose pages are to be taken over
+    (`Config.is_succession`)."""
     keys = dict(word.partition("=")[::2] for word in parameters)
     try:
         return os.fstat(int(keys["image"])).st_size > 0
@@ -95,7 +101,8 @@ def is_successor(parameters: list[str]) -> bool:
 
 
 def names_a_place(options: list[str]) -> bool:
-    """Whether nbdkit's options say where to listen, or that it shall not; or it is given a socket to listen on."""
+    """Whether nbdkit's options say where to listen, or that it shall not; or it is given a socket
+    to listen on."""
     return "LISTEN_FDS" in os.environ or any(word.startswith(_PLACES) or word in ("-s", "-V") for word in options)
 
 

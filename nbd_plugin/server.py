@@ -1,9 +1,10 @@
 """The server: puts the pieces together for one `Config`, in the order that safety asks for.
 
-`get_ready` (before nbdkit has a socket, in the process that may still fork): everything that can be refused. Then, in
-the process that stays, with one thread: `make_safe`, the protections and the warm-up; `wait_for_turn`, where a standby
-is ready for the death of the server that it will succeed, and then opens what `get_ready` left to it; `start`, the
-store, and only then threads. `stop`: the reverse.
+`get_ready` (before nbdkit has a socket, in the process that may still fork): everything that can be
+refused. Then, in the process that stays, with one thread: `make_safe`, the protections and the
+warm-up; `wait_for_turn`, where a standby is ready for the death of the server that it will succeed,
+and then opens what `get_ready` left to it; `start`, the store, and only then threads. `stop`: the
+reverse.
 """
 
 import contextlib
@@ -59,7 +60,8 @@ from zcache.tiers.backoff import Clock
 if TYPE_CHECKING:
     from zcache.clean.clean_disk import CleanDisk
 
-#: Names of protections to leave out, separated by commas: how `scripts/bench ablation` shows what each is for.
+#: Names of protections to leave out, separated by commas: how `scripts/bench ablation` shows what
+#: each is for.
 WITHOUT_VARIABLE: Final = "ZCACHE_WITHOUT"
 
 #: That a successor is given: the backing, and those of clean exports.
@@ -68,27 +70,31 @@ MAX_FILES: Final = MAX_CLEAN + 1
 #: What the server locks beside its budget.
 OWN_BYTES: Final = 40 << 20
 
-#: What a keeper's standby locks, of its own: the more that there must be for one, beside the server or to upgrade it.
+#: What a keeper's standby locks, of its own: the more that there must be for one, beside the server
+#: or to upgrade it.
 STANDBY_BYTES: Final = 20 << 20
 
-#: What it locks beside its budget and tables, exactly: for a control group, which may be small. Measured on 2026-11-29:
-#: 18.7 MiB of its own, 7.8 of programs, and 1.3 of the kernel's.
+#: What it locks beside its budget and tables, exactly: for a control group, which may be small.
+#: Measured on 2026-11-29: 18.7 MiB of its own, 7.8 of programs, and 1.3 of the kernel's.
 EXACT_OWN_BYTES: Final = 28 << 20
 
-#: What a control group must have left, but for file cache: for socket buffers, the heap, and file cache that is being
-#: read, which the kernel cannot take back just then. (With 10 MiB left a server was killed as it sent a reply, beside a
-#: program that read a file, 8 MiB ahead.) A budget that breathes gives way when a quarter of it is used.
+#: What a control group must have left, but for file cache: for socket buffers, the heap, and file
+#: cache that is being read, which the kernel cannot take back just then. (With 10 MiB left a server
+#: was killed as it sent a reply, beside a program that read a file, 8 MiB ahead.) A budget that
+#: breathes gives way when a quarter of it is used.
 SERVING_BYTES: Final = 16 << 20
 
 #: Threads for clients that are tried, and counted, at the start; each connection takes one.
 CLIENT_THREADS: Final = 2
 
-#: What one server counts for under strict overcommit, beside its image and budget: asked for once, for its heir or what
-#: replaces it. It is counted itself by then, but for 4 to 9 MiB. Measured on the host (2026-11-29): 18.2 MiB at the
-#: check and 21.9 when it serves, an heir 18.2; without a keeper 12.6 and 20.8.
+#: What one server counts for under strict overcommit, beside its image and budget: asked for once,
+#: for its heir or what replaces it. It is counted itself by then, but for 4 to 9 MiB. Measured on
+#: the host (2026-11-29): 18.2 MiB at the check and 21.9 when it serves, an heir 18.2; without a
+#: keeper 12.6 and 20.8.
 PROMISED_BYTES: Final = 25 << 20
 
-#: No more frames than pages need are alive, whatever the size of the backing device; this is for what dies in flight.
+#: No more frames than pages need are alive, whatever the size of the backing device; this is for
+#: what dies in flight.
 SPARE_BYTES: Final = 4 << 20
 
 #: How the kernel says that memory cannot be populated: for want of it, or of a promise of it.
@@ -124,9 +130,9 @@ class Server:
     def get_ready(self) -> None:
         """Open and check what was configured; raises `BadInput` or `EnvironmentProblem`.
 
-        A standby opens nothing: it would meet the server that is there. But it says now if it could not go on with the
-        image. What is made from here on, nbdkit's Unix socket and pid file too, is for its owner alone: nbdkit has set
-        the mask to 022.
+        A standby opens nothing: it would meet the server that is there. But it says now if it could
+        not go on with the image. What is made from here on, nbdkit's Unix socket and pid file too,
+        is for its owner alone: nbdkit has set the mask to 022.
         """
         os.umask(0o177)
         with contextlib.suppress(OSError):  # it costs address space, and promises, and nothing else
@@ -138,10 +144,11 @@ class Server:
             check_succession(self.config)
 
     def _look_at_groups(self) -> group_limits.GroupLimits | None:
-        """The limits of control groups, before the file system is given up; what is open, an heir has, too.
+        """The limits of control groups, before the file system is given up; what is open, an heir
+        has, too.
 
-        None for a successor that starts while nobody serves: to look at mounts and groups takes locks of the kernel's,
-        which may be held by somebody who waits for memory, and that for us.
+        None for a successor that starts while nobody serves: to look at mounts and groups takes
+        locks of the kernel's, which may be held by somebody who waits for memory, and that for us.
         """
         if not self.config.is_succession:
             return group_limits.GroupLimits()
@@ -177,8 +184,8 @@ class Server:
                 _say(f"WARNING: {error}")
 
     def _open_files(self) -> None:
-        """The backing, and those of clean exports; or, after another server of the same keeper, what that had opened,
-        in the same order, whatever has become of their names."""
+        """The backing, and those of clean exports; or, after another server of the same keeper,
+        what that had opened, in the same order, whatever has become of their names."""
         config = self.config
         if config.image is not None and config.standby is not None and self._is_successor:
             given: Iterator[int | None] = itertools.chain(self._files, itertools.repeat(None))
@@ -216,8 +223,8 @@ class Server:
         self._steps.begin(progress)
 
     def make_safe(self) -> None:
-        """All that can be done before there is a store: apply the protections, and run all code once. Raises
-        `EnvironmentProblem`."""
+        """All that can be done before there is a store: apply the protections, and run all code
+        once. Raises `EnvironmentProblem`."""
         self._steps.begin("trying the seal")
         libc.forbid_core_dumps()
         libc.load_libgcc()
@@ -241,11 +248,12 @@ class Server:
             gc.collect()  # the scratch stores are in cycles: their memory is given back now
 
     def wait_for_turn(self) -> None:
-        """A standby waits here until the keeper says that it is the server; it ends itself when the keeper does. (What
-        is sent: see `zcache.keeper.server_process`, which need not be loaded here.)
+        """A standby waits here until the keeper says that it is the server; it ends itself when the
+        keeper does. (What is sent: see `zcache.keeper.server_process`, which need not be loaded
+        here.)
 
-        Before it goes on it leaves a copy of itself, its heir, that waits in its place, unless it is told not to.
-        Raises as `get_ready` does.
+        Before it goes on it leaves a copy of itself, its heir, that waits in its place, unless it
+        is told not to. Raises as `get_ready` does.
         """
         if self.config.standby is None:
             return
@@ -303,8 +311,8 @@ class Server:
                 self._warm_up(self._new_seal(os.urandom(SECRET_BYTES)))
 
     def start(self) -> None:
-        """Be ready for requests; raises `BadInput`, and `EnvironmentProblem` with `hardening=require` when the process
-        is not safe."""
+        """Be ready for requests; raises `BadInput`, and `EnvironmentProblem` with
+        `hardening=require` when the process is not safe."""
         self._steps.begin("making the store")
         store, pages = self._make_store()
         self._make_clean_disks(store)
@@ -383,7 +391,8 @@ class Server:
         self._store.fault_ahead()
 
     def _make_store(self) -> tuple[Store, TmemObject]:
-        """A store and the object whose pages are the device's: empty, or as a predecessor left them."""
+        """A store and the object whose pages are the device's: empty, or as a predecessor left
+        them."""
         config, tier = self.config, self._tier
         page_count = config.size_bytes // PAGE_BYTES
         image = None
@@ -464,7 +473,8 @@ class Server:
         _say(hardening.verdict())
 
     def _populate(self, store: Store) -> None:
-        """A budget that there is no memory for is none; but a successor goes on with what it has."""
+        """A budget that there is no memory for is none; but a successor goes on with what it
+        has."""
         try:
             store.populate(self._beat)
         except OSError as error:
@@ -494,7 +504,8 @@ class Server:
             self._signs.count_connection(change)
 
     def abandon(self) -> None:
-        """After a refusal: as if nothing had been begun. Whatever threads there are end with the process."""
+        """After a refusal: as if nothing had been begun. Whatever threads there are end with the
+        process."""
         undo: list[Callable[[], None]] = [turn_clients_away]
         if self._hardening:
             undo.append(self._hardening.close)  # gives stderr back, where the reason has to go
@@ -542,8 +553,8 @@ def geometry_of(config: Config, frames_below: int) -> Geometry:
 
 
 def check_limits(config: Config, is_successor: bool) -> None:
-    """Whether what the process inherited leaves room for what is configured; raises `BadInput`. A successor does not
-    refuse: the pages are here already."""
+    """Whether what the process inherited leaves room for what is configured; raises `BadInput`. A
+    successor does not refuse: the pages are here already."""
     if is_successor:
         return
     sections = geometry_of(config, config.below_bytes // config.frame_bytes).sections()
@@ -574,33 +585,37 @@ def check_limits(config: Config, is_successor: bool) -> None:
 
 
 def thread_count(config: Config) -> int:
-    """How many threads the server will have beside its first: log, reclaim, end, upkeep, breath; what is only there if
-    it is asked for; and those of clients."""
+    """How many threads the server will have beside its first: log, reclaim, end, upkeep, breath;
+    what is only there if it is asked for; and those of clients."""
     optional = config.allocator == "log", config.control is not None, config.image is not None
     return 5 + sum(optional) + CLIENT_THREADS
 
 
 def kept_free(config: Config) -> int:
-    """Of each control group's limit, in bytes: what else the server may need, and is not to give to its budget."""
+    """Of each control group's limit, in bytes: what else the server may need, and is not to give to
+    its budget."""
     sections = geometry_of(config, config.below_bytes // config.frame_bytes).sections()
     tables_bytes = sum(sections.values()) - sections["ram"]
     return SERVING_BYTES + tables_bytes + (STANDBY_BYTES if config.image is not None else 0)
 
 
 def check_succession(config: Config) -> None:
-    """Whether this version can go on with the image that there is, if any; raises `EnvironmentProblem`."""
+    """Whether this version can go on with the image that there is, if any; raises
+    `EnvironmentProblem`."""
     if config.image is not None and config.is_succession:
         check_header(read_header(config.image), geometry_of(config, _frames_below(config, config.image)))
 
 
 def _frames_below(config: Config, image: int) -> int:
-    """How many slots a predecessor had below: as many as the image has frames for beyond the budget's."""
+    """How many slots a predecessor had below: as many as the image has frames for beyond the
+    budget's."""
     count: int = read_header(image)["frame_count"] - config.budget_frames
     return count
 
 
 def check_readable(keys: Path) -> None:
-    """Whether GnuTLS will be able to read the keys, now that the process has no privileges; raises `BadInput`."""
+    """Whether GnuTLS will be able to read the keys, now that the process has no privileges; raises
+    `BadInput`."""
     try:
         os.close(os.open(keys, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:

@@ -1,11 +1,13 @@
-"""Watches the start of a server that has no keeper, from outside, and clears away what a failed one leaves.
+"""Watches the start of a server that has no keeper, from outside, and clears away what a failed one
+leaves.
 
-`scripts/serve` leaves this process behind when it becomes nbdkit. It ends when the server has started. A step that
-takes too long (`zcache.steps`) is named in one line, and the server is ended. Whatever a server that ends at its start
-has no time, or no leave, to remove is removed here: nbdkit's socket and pid file, the control socket, a backing that it
-made.
+`scripts/serve` leaves this process behind when it becomes nbdkit. It ends when the server has
+started. A step that takes too long (`zcache.steps`) is named in one line, and the server is ended.
+Whatever a server that ends at its start has no time, or no leave, to remove is removed here:
+nbdkit's socket and pid file, the control socket, a backing that it made.
 
-It is nobody's child (nbdkit would not wait for it), and holds nothing of the server's but standard error.
+It is nobody's child (nbdkit would not wait for it), and holds nothing of the server's but standard
+error.
 """
 
 import contextlib
@@ -20,7 +22,8 @@ from zcache.hardening.log_pipe import say
 from zcache.linux.sockets import remove_if_dead
 from zcache.steps import StepsWatch
 
-#: A server that was killed is gone by then; one in the middle of a transfer to a disk that hangs may not be.
+#: A server that was killed is gone by then; one in the middle of a transfer to a disk that hangs
+#: may not be.
 KILL_SECONDS: Final = 10.0
 
 #: Not for it: it has to see the end of the server that they are for.
@@ -28,8 +31,9 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def leave_guard(sockets: Sequence[Path], pid_file: Path | None) -> None:
-    """Fork one for the program that the calling process is about to become. The sockets go with a failed start if
-    nobody listens on them, and the pid file if it names that server. Raises `OSError`."""
+    """Fork one for the program that the calling process is about to become. The sockets go with a
+    failed start if nobody listens on them, and the pid file if it names that server. Raises
+    `OSError`."""
     own = os.getpid()
     watch = StepsWatch()
     between = os.fork()

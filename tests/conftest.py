@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# Random tests are seeded anew at each run; a failing example is printed with the blob that replays it.
+# Random tests are seeded anew at each run; a failing example is printed with the blob that replays
+# it.
 settings.register_profile("zcache", deadline=None, print_blob=True)
 settings.load_profile("zcache")
 

@@ -1,8 +1,9 @@
 """The three kinds of error, split by blame.
 
-`BadInput` is the caller's: one line that names the key, what was given and what may be given. `PageLost`, `PageDamaged`
-and `StoreFull` are answers to one request and end as an errno at the client. `EnvironmentProblem` is the machine's:
-it says what to do about it. Our own bugs are assertions and `Imbalance`.
+`BadInput` is the caller's: one line that names the key, what was given and what may be given.
+`PageLost`, `PageDamaged` and `StoreFull` are answers to one request and end as an errno at the
+client. `EnvironmentProblem` is the machine's: it says what to do about it. Our own bugs are
+assertions and `Imbalance`.
 """
 
 
@@ -19,7 +20,8 @@ class EnvironmentProblem(ZcacheError):
 
 
 class PageLost(ZcacheError):
-    """The page's last put failed: its data exists nowhere. Writing or trimming it ends this state. (EIO)"""
+    """The page's last put failed: its data exists nowhere. Writing or trimming it ends this state.
+    (EIO)"""
 
 
 class PageDamaged(ZcacheError):
@@ -31,4 +33,5 @@ class StoreFull(ZcacheError):
 
 
 class Imbalance(ZcacheError):
-    """`check()` found that the store's books do not balance, or `rebuild()` that an image contradicts itself."""
+    """`check()` found that the store's books do not balance, or `rebuild()` that an image
+    contradicts itself."""

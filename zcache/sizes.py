@@ -1,4 +1,5 @@
-"""Sizes as people write them: `512M`, `1.5G`, `64GiB`, `25%`, `64M..256M`. All are bytes, in whole pages.
+"""Sizes as people write them: `512M`, `1.5G`, `64GiB`, `25%`, `64M..256M`. All are bytes, in whole
+pages.
 
 Every refusal is one line: the key, what was given, what is wrong with it, and what may be given.
 """
@@ -47,8 +48,8 @@ def parse_share(text: str) -> float | None:
 
 
 def parse_budget(text: str, what: str, rooms: Iterable[Room] = ()) -> tuple[int, int]:
-    """The bounds of a budget: two sizes with `..` between them, or one for both. Each may be a percentage of the
-    machine's RAM, or of the least limit of the control groups."""
+    """The bounds of a budget: two sizes with `..` between them, or one for both. Each may be a
+    percentage of the machine's RAM, or of the least limit of the control groups."""
     least, is_range, most = text.partition(RANGE)
     ram_bytes = group_limits.ram_bytes(rooms)
     if not is_range:

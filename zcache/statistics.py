@@ -1,7 +1,7 @@
 """Counters: one surface for everything that the store counts.
 
-The first group is amounts held now; all others only grow. They are plain integers changed under the store's lock, so
-that a snapshot taken under the lock balances.
+The first group is amounts held now; all others only grow. They are plain integers changed under the
+store's lock, so that a snapshot taken under the lock balances.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,8 @@ HELD_NOW: Final = (
 
 
 class Statistics:
-    """What the store counts; figures that other objects hold are added by `zcache.control.status.gather_status`."""
+    """What the store counts; figures that other objects hold are added by
+    `zcache.control.status.gather_status`."""
 
     def __init__(self) -> None:
         # held now
@@ -90,7 +91,8 @@ class Statistics:
         self.slow_reads = 0
 
     def account(self, entries: Iterable[int], ephemeral: int, sign: int) -> None:
-        """Add (`sign` 1) or take away (-1) pages by their page-table entries; `ephemeral` is their pool's kind."""
+        """Add (`sign` 1) or take away (-1) pages by their page-table entries; `ephemeral` is their
+        pool's kind."""
         same_filled = raw = lost = size_bytes = held = 0
         for entry in entries:
             if entry < SAME_FILLED:

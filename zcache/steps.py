@@ -1,13 +1,15 @@
 """The steps of a start, told to whoever watches it from outside.
 
-What stands still cannot say so: it may wait in the kernel, or for a lock that nobody gives back, with the
-interpreter's own lock held. So each step is announced on a pipe before it begins, with the time that it may take, and
-whoever has the other end ends the process that does not keep to it, and names the step: the keeper its servers,
-swap-up the keeper, `nbd_plugin.start_guard` a server without a keeper. Progress moves the deadline, so a start that is
-slow (a large budget to populate, a disk to look at) is left alone.
+What stands still cannot say so: it may wait in the kernel, or for a lock that nobody gives back,
+with the interpreter's own lock held. So each step is announced on a pipe before it begins, with the
+time that it may take, and whoever has the other end ends the process that does not keep to it, and
+names the step: the keeper its servers, swap-up the keeper, `nbd_plugin.start_guard` a server
+without a keeper. Progress moves the deadline, so a start that is slow (a large budget to populate,
+a disk to look at) is left alone.
 
-A message is a line: `step PID SECONDS NAME` (0.0: it has no deadline), `made PATH` (a file that has to go if the start
-fails) or `end`. What does not fit into the pipe is dropped: nothing waits for who watches.
+A message is a line: `step PID SECONDS NAME` (0.0: it has no deadline), `made PATH` (a file that has
+to go if the start fails) or `end`. What does not fit into the pipe is dropped: nothing waits for
+who watches.
 """
 
 import contextlib
@@ -22,8 +24,9 @@ VARIABLE: Final = "ZCACHE_STEPS"
 #: And under this how long a step may take, if that is longer than usual.
 SECONDS_VARIABLE: Final = "ZCACHE_STEP_SECONDS"
 
-#: For a step that is not said to take longer: as long as a keeper waits for a sign of life. On the host (2026-11-29,
-#: two CPUs at a load of 8) all steps of a start took 1.4 to 2.5 s together, and the longest, to become nbdkit, 1.4 s.
+#: For a step that is not said to take longer: as long as a keeper waits for a sign of life. On the
+#: host (2026-11-29, two CPUs at a load of 8) all steps of a start took 1.4 to 2.5 s together, and
+#: the longest, to become nbdkit, 1.4 s.
 STEP_SECONDS: Final = 60.0
 
 #: Progress is told no more often than this.
@@ -36,7 +39,8 @@ class Steps:
     """The process that starts; with no descriptor, nobody watches."""
 
     def __init__(self, descriptor: int | None = None, step_seconds: float = STEP_SECONDS) -> None:
-        """`step_seconds` is what a step may take without progress, unless it is said to take longer."""
+        """`step_seconds` is what a step may take without progress, unless it is said to take
+        longer."""
         self.name = "starting"
         self.have_ended = False
         self.step_seconds = step_seconds
@@ -50,8 +54,8 @@ class Steps:
 
     @classmethod
     def from_environment(cls, *, is_passed_on: bool = False) -> "Steps":
-        """As whoever started this process has it. Programs that it starts are not watched for it, unless it becomes one
-        of them, which goes on."""
+        """As whoever started this process has it. Programs that it starts are not watched for it,
+        unless it becomes one of them, which goes on."""
         number = os.environ.get(VARIABLE, "")
         try:
             step_seconds = max(STEP_SECONDS, float(os.environ.get(SECONDS_VARIABLE, STEP_SECONDS)))
@@ -66,7 +70,8 @@ class Steps:
         return steps
 
     def begin(self, name: str, seconds: float | None = None) -> None:
-        """The next step, and how long it may take without progress (`step_seconds`, if that is not given)."""
+        """The next step, and how long it may take without progress (`step_seconds`, if that is not
+        given)."""
         self.name, self._seconds = name, self.step_seconds if seconds is None else seconds
         self._tell()
 
@@ -81,7 +86,8 @@ class Steps:
             self._tell()
 
     def repeat(self, who: str, watch: "StepsWatch") -> None:
-        """What another process says of its start, to whoever watches this one, which ends it in time."""
+        """What another process says of its start, to whoever watches this one, which ends it in
+        time."""
         if (who, watch.saying) != self._repeated:
             self._repeated = who, watch.saying
             name = f"{who}: {watch.step}"
@@ -110,8 +116,8 @@ class Steps:
 
 
 class StepsWatch:
-    """The other end. `look` takes what was said; then `step` is where the start is, `pid` who said so, and `seconds`
-    what it may take; None: as long as it likes."""
+    """The other end. `look` takes what was said; then `step` is where the start is, `pid` who said
+    so, and `seconds` what it may take; None: as long as it likes."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, step_seconds: float = STEP_SECONDS) -> None:
         """`step_seconds` is for each step that is not said to take longer."""
@@ -148,8 +154,8 @@ class StepsWatch:
             os.close(self._reader)
 
     def begin_anew(self, step: str) -> None:
-        """The process was told to go on with its start, or another goes on with its channel. Nothing changes for one
-        that has never said anything: it does not know of steps."""
+        """The process was told to go on with its start, or another goes on with its channel.
+        Nothing changes for one that has never said anything: it does not know of steps."""
         self.look()
         if self.saying:
             self.step, self.seconds = step, self._step_seconds
@@ -185,7 +191,8 @@ class StepsWatch:
             self.saying += 1
 
     def rest_seconds(self) -> float | None:
-        """Until the step has taken too long, 0 or less if it has; None: it may take as long as it likes."""
+        """Until the step has taken too long, 0 or less if it has; None: it may take as long as it
+        likes."""
         if self.has_ended or self.seconds is None:
             return None
         return self._since_seconds + self.seconds - self._clock()

@@ -1,4 +1,5 @@
-"""What a bad disk does to the store, fault by fault, and then all faults together in a random order.
+"""What a bad disk does to the store, fault by fault, and then all faults together in a random
+order.
 
 Time is the test's own: nothing sleeps, and a disk that takes thirty seconds takes none.
 """
@@ -55,7 +56,8 @@ class Bench:
             put(self.store, self.thing, index, self.model[index])
 
     def make_cold(self, count: int) -> None:
-        """Pages 0 to `count` - 1 are below only, in neighbouring slots; the RAM is full of others."""
+        """Pages 0 to `count` - 1 are below only, in neighbouring slots; the RAM is full of
+        others."""
         self.put(0, count)
         for _ in range(2):
             self.store.reclaimer.clean_some()
@@ -125,7 +127,8 @@ def bench(rng: random.Random) -> Bench:
     return Bench(rng)
 
 
-# -- writes -------------------------------------------------------------------------------------------------------
+# -- writes
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_background_reclaim_does_not_spin_on_a_dead_disk(bench: Bench) -> None:
@@ -165,7 +168,8 @@ def test_a_disk_that_healed_is_noticed_after_one_rest(bench: Bench) -> None:
 
 
 def test_background_reclaim_goes_on_until_a_write_arrives_even_when_room_was_made_otherwise(bench: Bench) -> None:
-    """Trims made room while the disk was bad: without another try, nobody would learn that it is well again."""
+    """Trims made room while the disk was bad: without another try, nobody would learn that it is
+    well again."""
     bench.put(0, BUDGET)
     bench.tier.failing_writes = 1
     bench.store.reclaimer.clean_some()
@@ -177,8 +181,8 @@ def test_background_reclaim_goes_on_until_a_write_arrives_even_when_room_was_mad
 
 
 def test_a_trouble_is_forgotten_when_all_that_could_not_be_written_was_trimmed(bench: Bench) -> None:
-    """No write can show any more that the disk is well. Who meets the first flight after that waits for it, as on any
-    disk that has not failed yet."""
+    """No write can show any more that the disk is well. Who meets the first flight after that waits
+    for it, as on any disk that has not failed yet."""
     bench.put(0, BUDGET)
     bench.tier.failing_writes = 1
     bench.store.reclaimer.clean_some()
@@ -203,7 +207,8 @@ def test_a_trouble_is_forgotten_when_all_that_could_not_be_written_was_trimmed(b
 
 
 def test_background_reclaim_goes_on_in_a_trouble_although_there_is_no_room_below_for_now(bench: Bench) -> None:
-    """It looks again after a rest, and is not woken for that: the trouble ends when there is room."""
+    """It looks again after a rest, and is not woken for that: the trouble ends when there is
+    room."""
     bench.put(0, BUDGET)
     bench.tier.failing_writes = 1
     bench.store.reclaimer.clean_some()
@@ -302,7 +307,8 @@ def test_a_write_that_takes_seconds_is_waited_for_counted_and_told(bench: Bench)
     check(bench.store)
 
 
-# -- reads --------------------------------------------------------------------------------------------------------
+# -- reads
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3, 4])
@@ -335,8 +341,8 @@ def test_a_read_error_that_stays_is_an_error_told_and_over_when_the_read_succeed
 
 @pytest.mark.parametrize("bad", [{2}, {0, 1}, {0, 1, 3}])
 def test_a_bad_frame_in_a_run_does_not_spoil_its_neighbours(bench: Bench, bad: set[int]) -> None:
-    """Frames are read in runs: those beside the bad ones are not given up with them, and nobody waits longer for
-    several than for one."""
+    """Frames are read in runs: those beside the bad ones are not given up with them, and nobody
+    waits longer for several than for one."""
     bench.make_cold(5)
     bench.tier.bad_slots = {bench.slot(index) for index in bad}
     with pytest.raises(PageDamaged):
@@ -393,8 +399,8 @@ def test_a_disk_that_is_slow_and_sound_may_fail_once_at_the_end(bench: Bench) ->
 
 @pytest.mark.parametrize("fault", ["unreadable", "flipped"])
 def test_what_is_scattered_on_a_dying_disk_holds_a_request_up_once(bench: Bench, fault: str) -> None:
-    """Six reads of half a minute each, all in vain: after the first one the answer is known. Nothing is said of the
-    frames that were not asked for."""
+    """Six reads of half a minute each, all in vain: after the first one the answer is known.
+    Nothing is said of the frames that were not asked for."""
     bench.make_cold_apart(6)
     slots = [bench.slot(index) for index in range(6)]
     if fault == "unreadable":
@@ -487,7 +493,8 @@ def test_a_trial_that_fails_leaves_no_slot_behind() -> None:
     assert tier.used_slots == 0
 
 
-# -- a real file --------------------------------------------------------------------------------------------------
+# -- a real file
+# --------------------------------------------------------------------------------------------------
 
 
 def store_over_file(path: Path) -> tuple[Store, TmemObject]:
@@ -570,7 +577,8 @@ def test_after_a_short_write_the_rest_is_asked_for_and_says_why(
     store.close()
 
 
-# -- all of them --------------------------------------------------------------------------------------------------
+# -- all of them
+# --------------------------------------------------------------------------------------------------
 
 PAGES = 60
 OPERATIONS = 20_000
@@ -580,8 +588,9 @@ REGIME_OPERATIONS = 60
 
 @pytest.mark.parametrize("below_frames", [PAGES, 24], ids=["fits", "overcommitted"])
 def test_a_long_life_on_a_disk_that_has_every_fault(rng: random.Random, below_frames: int) -> None:
-    """Every page is what was last written, or an error that is counted and has a reason: its put failed, or what was
-    below is spoiled or cannot be read now. When the faults end, all that is not lost is there, and writeback goes on.
+    """Every page is what was last written, or an error that is counted and has a reason: its put
+    failed, or what was below is spoiled or cannot be read now. When the faults end, all that is not
+    lost is there, and writeback goes on.
     """
     clock = FakeClock()
     tier = FaultyTier(below_frames, clock, rng)

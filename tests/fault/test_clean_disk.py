@@ -1,4 +1,5 @@
-"""A clean disk never shows what is not in its file, whatever fails, and whoever reads and writes at once."""
+"""A clean disk never shows what is not in its file, whatever fails, and whoever reads and writes at
+once."""
 
 import random
 import threading
@@ -184,8 +185,8 @@ def test_a_disk_that_goes_takes_its_pages_along(tmp_path: Path, content: bytes, 
 
 @pytest.mark.parametrize("admit", ["always", "reused"])
 def test_random_requests_of_many_threads(tmp_path: Path, rng: random.Random, admit: str) -> None:
-    """Each thread owns a part of the disk and knows what is in it, but pages are shared at the seams; all share a
-    budget of a few frames with swap. Reads and writes fail now and then."""
+    """Each thread owns a part of the disk and knows what is in it, but pages are shared at the
+    seams; all share a budget of a few frames with swap. Reads and writes fail now and then."""
     store = small_store(24, 200, admit=admit)
     swap = new_object(store, 64)
     size = 4096 * 48 - 1700

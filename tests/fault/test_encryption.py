@@ -1,4 +1,5 @@
-"""What an attacker who owns the disk can do to encrypted frames: nothing but make reads fail, of those frames."""
+"""What an attacker who owns the disk can do to encrypted frames: nothing but make reads fail, of
+those frames."""
 
 import os
 import random
@@ -94,7 +95,8 @@ def test_swapped_frames(rng: random.Random) -> None:
 
 
 def test_swapped_frames_with_their_seals(rng: random.Random) -> None:
-    """Even if the seal and the nonce went with the bytes: the frame's number is under the tag, too."""
+    """Even if the seal and the nonce went with the bytes: the frame's number is under the tag,
+    too."""
     cold = ColdPages(rng)
     frames = cold.store.frames
     one, other = cold.frame(0), cold.frame(2)
@@ -165,7 +167,8 @@ class NotingCipher:
 
 
 def test_no_nonce_comes_twice_under_one_key(rng: random.Random, image: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not over overwrites, flights that fail and are tried again, or servers that die and are replaced."""
+    """Not over overwrites, flights that fail and are tried again, or servers that die and are
+    replaced."""
     monkeypatch.setattr("zcache.seals.aead.AESGCM", NotingCipher)
     used = NotingCipher.used
     used.clear()

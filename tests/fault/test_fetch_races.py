@@ -1,5 +1,5 @@
-"""Pages that change, and frames that move, while a get reads them from below. Each race is made to happen, not waited
-for."""
+"""Pages that change, and frames that move, while a get reads them from below. Each race is made to
+happen, not waited for."""
 
 import random
 import threading
@@ -39,8 +39,8 @@ def test_a_page_trimmed_while_it_is_fetched_reads_as_zeros(rng: random.Random) -
 
 
 def test_a_slot_reused_while_it_is_read_is_not_believed(rng: random.Random) -> None:
-    """The page dies, its slot below is given to another frame and overwritten, and the page is put again: all during
-    one read."""
+    """The page dies, its slot below is given to another frame and overwritten, and the page is put
+    again: all during one read."""
     store, tier, thing = store_with_tier(budget_frames=4, below_frames=2)
     make_cold(store, thing, rng)
     new = page_with_zpage_of(rng, 1000)
@@ -61,8 +61,9 @@ def test_a_slot_reused_while_it_is_read_is_not_believed(rng: random.Random) -> N
 def test_a_frame_reborn_under_its_old_id_while_it_is_read_is_not_believed(
     rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The page is overwritten, and its new frame gets the old one's id and goes below, too: its entry is what it was,
-    and only the frame's birth tells that the bytes read are the old page's."""
+    """The page is overwritten, and its new frame gets the old one's id and goes below, too: its
+    entry is what it was, and only the frame's birth tells that the bytes read are the old
+    page's."""
     store, tier, thing = store_with_tier(budget_frames=2, below_frames=16)
     new = raw_page(rng)
     put(store, thing, 0, raw_page(rng))
@@ -90,8 +91,8 @@ def test_a_frame_reborn_under_its_old_id_while_it_is_read_is_not_believed(
 def test_what_a_get_saw_before_it_waited_for_a_fetch_slot_is_not_believed(
     rng: random.Random, monkeypatch: pytest.MonkeyPatch, trimmed: bool
 ) -> None:
-    """Of two cold pages the first comes back into RAM, is seen there, and dies while the get waits for a slot to read
-    the second into."""
+    """Of two cold pages the first comes back into RAM, is seen there, and dies while the get waits
+    for a slot to read the second into."""
     store, tier, thing = store_with_tier(budget_frames=4, below_frames=16)
     pages = [raw_page(rng), raw_page(rng)]
     for index, page in enumerate(pages):
@@ -175,7 +176,8 @@ def test_a_get_that_fails_where_another_succeeds_takes_the_page_from_ram(rng: ra
 
 
 def test_a_frame_that_came_back_and_left_again_while_it_is_read_is_believed(rng: random.Random) -> None:
-    """Another get brings it back, reclaim drops it, its slot is another frame's: what is below is still the page."""
+    """Another get brings it back, reclaim drops it, its slot is another frame's: what is below is
+    still the page."""
     store, tier, thing = store_with_tier()
     page = make_cold(store, thing, rng)
     store.flush(thing, 8, 1)
@@ -197,7 +199,8 @@ def test_a_frame_that_came_back_and_left_again_while_it_is_read_is_believed(rng:
 
 
 def test_one_buddy_overwritten_while_the_frame_is_read(rng: random.Random) -> None:
-    """The frame lives on by the other: the get of both has the new page, and the one that was read."""
+    """The frame lives on by the other: the get of both has the new page, and the one that was
+    read."""
     store, tier, thing = store_with_tier()
     old, kept, new = (page_with_zpage_of(rng, 1000) for _ in range(3))
     put(store, thing, 0, old, kept)
@@ -209,7 +212,8 @@ def test_one_buddy_overwritten_while_the_frame_is_read(rng: random.Random) -> No
 
 
 def test_reclaim_drops_the_frame_that_a_get_is_decoding(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The get has copied its zpage out; its frame goes, and another takes its slot, before a byte is decoded."""
+    """The get has copied its zpage out; its frame goes, and another takes its slot, before a byte
+    is decoded."""
     store, _, thing = store_with_tier(budget_frames=2)
     page, other = page_with_zpage_of(rng, 1000), raw_page(rng)
     put(store, thing, 0, page)
@@ -234,7 +238,8 @@ def test_reclaim_drops_the_frame_that_a_get_is_decoding(rng: random.Random, monk
 def test_reclaim_drops_a_frame_between_the_look_and_the_read(
     rng: random.Random,
 ) -> None:
-    """A get of two pages has seen the first in RAM, and reads the second; the first's frame is dropped meanwhile."""
+    """A get of two pages has seen the first in RAM, and reads the second; the first's frame is
+    dropped meanwhile."""
     store, tier, thing = store_with_tier()
     cold = make_cold(store, thing, rng)
     store.flush(thing, 9, 3)

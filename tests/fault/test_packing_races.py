@@ -1,5 +1,5 @@
-"""Packing and recompression copy zpages out, work without the lock, and put them somewhere else: whatever else happens
-to the pages meanwhile, nobody sees anything but what was last put."""
+"""Packing and recompression copy zpages out, work without the lock, and put them somewhere else:
+whatever else happens to the pages meanwhile, nobody sees anything but what was last put."""
 
 import random
 import time
@@ -138,7 +138,8 @@ def test_bytes_that_are_not_what_was_sealed_go_nowhere(world: World) -> None:
     are_right(store, thing, pages)
 
 
-# -- recompression ----------------------------------------------------------------------------------------------------
+# -- recompression
+# ----------------------------------------------------------------------------------------------------
 
 
 def text_page(rng: random.Random) -> bytes:
@@ -235,12 +236,14 @@ def test_a_zpage_that_has_changed_in_ram_stays_as_it_is(rng: random.Random) -> N
     here.are_right()
 
 
-# -- several at once --------------------------------------------------------------------------------------------------
+# -- several at once
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("moment", ["before_read", "after_read"])
 def test_background_reclaim_packs_what_a_put_is_reading_to_pack(rng: random.Random, moment: str) -> None:
-    """There is room, by somebody else's doing: the put does not fail, and no frame is taken for damaged."""
+    """There is room, by somebody else's doing: the put does not fail, and no frame is taken for
+    damaged."""
     pages = 600
     tier = MemoryTier(Log.frames_for(pages) - 16, 1 << 16)
     store = small_store(16, tier=tier, allocator="log")
@@ -279,7 +282,8 @@ def test_a_slot_is_another_frame_s_by_the_time_it_is_read(world: World) -> None:
     are_right(store, thing, pages | dict.fromkeys(ALIVE, bytes(4096)))
 
 
-# -- what nobody foresaw ----------------------------------------------------------------------------------------------
+# -- what nobody foresaw
+# ----------------------------------------------------------------------------------------------
 
 
 def fail(*_: object) -> None:

@@ -1,5 +1,5 @@
-"""Several puts at once, and puts that wait for room: what comes of their pages, and who waits with them. Each race is
-made to happen, not waited for."""
+"""Several puts at once, and puts that wait for room: what comes of their pages, and who waits with
+them. Each race is made to happen, not waited for."""
 
 import random
 import threading
@@ -24,13 +24,15 @@ from zcache.errors import PageLost, StoreFull
 from zcache.pages.codec import Codec
 from zcache.pages.tmem import Kind
 
-# -- puts that wait, and puts that fail -------------------------------------------------------------------------------
+# -- puts that wait, and puts that fail
+# -------------------------------------------------------------------------------
 
 
 def test_a_rejected_overwrite_then_eviction_of_the_old_copy(
     rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The old zpage's frame lives on by its buddy, goes below and comes back: the old page does not."""
+    """The old zpage's frame lives on by its buddy, goes below and comes back: the old page does
+    not."""
     store, tier, thing = store_with_tier()
     buddy = page_with_zpage_of(rng, 500)
     put(store, thing, 0, page_with_zpage_of(rng, 500), buddy)
@@ -53,7 +55,8 @@ def test_a_rejected_overwrite_then_eviction_of_the_old_copy(
 
 
 def test_a_rejected_ephemeral_overwrite_then_eviction_of_the_old_copy(rng: random.Random) -> None:
-    """The overwrite is not admitted, so the page is gone at once; when its old frame is eaten, only the buddy goes."""
+    """The overwrite is not admitted, so the page is gone at once; when its old frame is eaten, only
+    the buddy goes."""
     store = small_store(budget_frames=2)
     clean, device = new_object(store, 4, Kind.EPHEMERAL), new_object(store, 4)
     put(store, clean, 0, page_with_zpage_of(rng, 500), page_with_zpage_of(rng, 500))
@@ -68,7 +71,8 @@ def test_a_rejected_ephemeral_overwrite_then_eviction_of_the_old_copy(rng: rando
 
 
 def test_two_puts_to_one_page_at_once(rng: random.Random) -> None:
-    """The second comes from another connection while the first still compresses: the one that is placed last stays."""
+    """The second comes from another connection while the first still compresses: the one that is
+    placed last stays."""
     store, _, thing = store_with_tier()
     first, second = page_with_zpage_of(rng, 1000), page_with_zpage_of(rng, 2000)
     put(store, thing, 0, raw_page(rng))
@@ -88,8 +92,8 @@ def test_two_puts_to_one_page_at_once(rng: random.Random) -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_put_to_a_page_whose_put_waits_for_room(rng: random.Random, fails: bool) -> None:
-    """The first put finds no frame; the second, which needs none, is done meanwhile. Then the first goes on and is the
-    last, or it fails, and has no say in what came after it."""
+    """The first put finds no frame; the second, which needs none, is done meanwhile. Then the first
+    goes on and is the last, or it fails, and has no say in what came after it."""
     store, tier, thing = store_with_tier(budget_frames=2)
     put(store, thing, 0, raw_page(rng), raw_page(rng))
     first, second = raw_page(rng), bytes(4096)
@@ -111,7 +115,8 @@ def test_a_put_to_a_page_whose_put_waits_for_room(rng: random.Random, fails: boo
 
 
 def test_two_puts_of_the_same_pages_that_both_wait(rng: random.Random) -> None:
-    """Neither finds a frame; whichever is done last has all pages, and nothing of the other is left."""
+    """Neither finds a frame; whichever is done last has all pages, and nothing of the other is
+    left."""
     store, tier, thing = store_with_tier(budget_frames=2, below_frames=14)
     put(store, thing, 0, raw_page(rng), raw_page(rng))
     sets = [[raw_page(rng) for _ in range(4)] for _ in range(2)]
@@ -133,8 +138,8 @@ def test_two_puts_of_the_same_pages_that_both_wait(rng: random.Random) -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_put_waits_for_a_flight_of_others(rng: random.Random, fails: bool) -> None:
-    """All frames are in flight, so that it has nothing to write itself; it goes on when they have landed, or, if they
-    come back, writes them."""
+    """All frames are in flight, so that it has nothing to write itself; it goes on when they have
+    landed, or, if they come back, writes them."""
     store, tier, thing = store_with_tier(budget_frames=2)
     old, page = [raw_page(rng), raw_page(rng)], raw_page(rng)
     put(store, thing, 0, *old)
@@ -156,7 +161,8 @@ def test_a_put_waits_for_a_flight_of_others(rng: random.Random, fails: bool) -> 
 def test_a_get_of_a_lost_page_does_not_wait_for_the_puts_of_others(
     rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is lost for good: while a put of another page waits for a slow disk, the answer is there already."""
+    """It is lost for good: while a put of another page waits for a slow disk, the answer is there
+    already."""
     store, tier, thing = store_with_tier(budget_frames=2)
     put(store, thing, 0, raw_page(rng), raw_page(rng))
     with monkeypatch.context() as patch, pytest.raises(StoreFull):
@@ -182,7 +188,8 @@ def test_a_get_of_a_lost_page_does_not_wait_for_the_puts_of_others(
 
 
 def test_a_rejected_overwrite_then_reclaim_of_the_old_copy(rng: random.Random) -> None:
-    """The put over page 0 fails; whatever becomes of the frame with its old zpage, the old data never comes back."""
+    """The put over page 0 fails; whatever becomes of the frame with its old zpage, the old data
+    never comes back."""
     store, _, thing = store_with_tier(budget_frames=2, below_frames=2)
     put(store, thing, 0, page_with_zpage_of(rng, 500), page_with_zpage_of(rng, 500))
     for index in range(2, 5):
@@ -217,7 +224,8 @@ def test_a_get_of_a_page_whose_put_waits_for_room_waits_with_it(rng: random.Rand
 
 
 def test_a_trim_of_the_whole_block_while_a_put_waits_for_room_hides_nothing(rng: random.Random) -> None:
-    """The trim forgets that the block was ever written; the put that finishes after it must say so again."""
+    """The trim forgets that the block was ever written; the put that finishes after it must say so
+    again."""
     store, tier, _ = store_with_tier(budget_frames=2, below_frames=8)
     thing = new_object(store, 512)
     put(store, thing, 0, raw_page(rng), raw_page(rng))
@@ -256,7 +264,8 @@ def test_a_get_that_waits_for_a_put_is_told_when_it_fails(rng: random.Random, mo
     check(store)
 
 
-# -- partial writes ---------------------------------------------------------------------------------------------------
+# -- partial writes
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_a_partial_write_that_meets_a_whole_one_starts_again(
@@ -281,7 +290,8 @@ def test_a_partial_write_that_meets_a_whole_one_starts_again(
 
 
 def test_a_partial_write_that_waits_for_room_meets_a_whole_one(rng: random.Random) -> None:
-    """The page that it read, and is about to put, was overwritten while it waited: it starts again with the new one."""
+    """The page that it read, and is about to put, was overwritten while it waited: it starts again
+    with the new one."""
     store, tier, thing = store_with_tier(budget_frames=2)
     put(store, thing, 0, raw_page(rng), raw_page(rng))
     other = same_filled_page(1 << 31)

@@ -1,5 +1,5 @@
-"""Puts, trims and the end of the server, while frames are on their way below. Each race is made to happen, not waited
-for."""
+"""Puts, trims and the end of the server, while frames are on their way below. Each race is made to
+happen, not waited for."""
 
 import os
 import random
@@ -25,16 +25,19 @@ from zcache.errors import StoreFull
 from zcache.image.image import new_descriptor
 from zcache.pageframes import State
 
-# -- a frame in flight ------------------------------------------------------------------------------------------------
+# -- a frame in flight
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
 def default_encrypt() -> None:
-    """Without: a flight inside another, in one thread, would wait for ever for the other's buffer."""
+    """Without: a flight inside another, in one thread, would wait for ever for the other's
+    buffer."""
 
 
 def test_overwrite_while_the_frame_is_in_flight(rng: random.Random) -> None:
-    """The old zpage lands with its frame, and stays dead; its buddy comes back from below as it was."""
+    """The old zpage lands with its frame, and stays dead; its buddy comes back from below as it
+    was."""
     store, tier, thing = store_with_tier()
     old, new = page_with_zpage_of(rng, 1000), page_with_zpage_of(rng, 1000)
     buddy = page_with_zpage_of(rng, 1000)
@@ -95,7 +98,8 @@ def test_get_while_the_frame_is_in_flight(rng: random.Random) -> None:
 
 
 def test_a_put_while_a_frame_with_room_is_in_flight_stays_out_of_it(rng: random.Random) -> None:
-    """The frame has room for a buddy, and its bytes must not change: they are sealed, and being written."""
+    """The frame has room for a buddy, and its bytes must not change: they are sealed, and being
+    written."""
     store, tier, thing = store_with_tier()
     first, second = page_with_zpage_of(rng, 1000), page_with_zpage_of(rng, 1000)
     put(store, thing, 0, first)
@@ -110,7 +114,8 @@ def test_a_put_while_a_frame_with_room_is_in_flight_stays_out_of_it(rng: random.
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_room_of_a_dead_frame_in_flight_is_not_reused_before_it_lands(rng: random.Random, fails: bool) -> None:
-    """All of a full RAM is in flight and is trimmed: a put finds no frame, though nothing is alive in any of them."""
+    """All of a full RAM is in flight and is trimmed: a put finds no frame, though nothing is alive
+    in any of them."""
     store, tier, thing = store_with_tier(budget_frames=2)
     put(store, thing, 0, raw_page(rng), raw_page(rng))
     page = raw_page(rng)
@@ -159,8 +164,8 @@ def test_reclaim_while_a_flight_is_in_the_air_takes_other_frames(rng: random.Ran
 
 
 def test_death_while_a_flight_is_in_the_air(rng: random.Random) -> None:
-    """The slots below are half written, and nobody's: the next server has the frames in RAM, with room where they
-    had."""
+    """The slots below are half written, and nobody's: the next server has the frames in RAM, with
+    room where they had."""
     tier = MemoryTier(8)
     descriptor = new_descriptor()
     store, thing = store_with_image(descriptor, 16, 4, tier)
@@ -187,13 +192,14 @@ def test_death_while_a_flight_is_in_the_air(rng: random.Random) -> None:
     os.close(descriptor)
 
 
-# -- trims of a full store --------------------------------------------------------------------------------------------
+# -- trims of a full store
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trimmed", ["in RAM", "below", "its own"])
 def test_a_full_store_with_a_trim_while_a_put_waits(rng: random.Random, trimmed: str) -> None:
-    """RAM and the tier are full when the put's write begins, or as good as; the trim makes the room that it needs, in
-    RAM or below, or takes away what it is still to write."""
+    """RAM and the tier are full when the put's write begins, or as good as; the trim makes the room
+    that it needs, in RAM or below, or takes away what it is still to write."""
     store, tier, thing = store_with_tier(budget_frames=2, below_frames=3)
     pages = [raw_page(rng) for _ in range(16)]
     for index in range(4):
@@ -214,7 +220,8 @@ def test_a_full_store_with_a_trim_while_a_put_waits(rng: random.Random, trimmed:
 
 
 def test_trims_end_a_full_store(rng: random.Random) -> None:
-    """Nothing fits any more; each trim of one page makes room for one, at once, wherever the trimmed one was."""
+    """Nothing fits any more; each trim of one page makes room for one, at once, wherever the
+    trimmed one was."""
     store, _, thing = store_with_tier(budget_frames=2, below_frames=2)
     model = {index: raw_page(rng) for index in range(4)}
     for index, page in model.items():
@@ -234,7 +241,8 @@ def test_trims_end_a_full_store(rng: random.Random) -> None:
 
 
 def test_a_trim_in_the_flight_that_was_a_puts_last_hope(rng: random.Random) -> None:
-    """The flight fails, for good; but what was trimmed meanwhile is all the room that the put needs."""
+    """The flight fails, for good; but what was trimmed meanwhile is all the room that the put
+    needs."""
     store, tier, thing = store_with_tier(budget_frames=2)
     kept, page = raw_page(rng), raw_page(rng)
     put(store, thing, 0, kept, raw_page(rng))
@@ -245,12 +253,13 @@ def test_a_trim_in_the_flight_that_was_a_puts_last_hope(rng: random.Random) -> N
     check(store)
 
 
-# -- the end ----------------------------------------------------------------------------------------------------------
+# -- the end
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_shutdown_in_the_middle_of_writeback(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Background reclaim is in the middle of a write: the tier is closed after that has landed, and nothing more is
-    begun."""
+    """Background reclaim is in the middle of a write: the tier is closed after that has landed, and
+    nothing more is begun."""
     store, tier, thing = store_with_tier(budget_frames=4)
     begun, go_on = threading.Event(), threading.Event()
     said: list[str] = []

@@ -48,8 +48,8 @@ def test_a_failed_writeback_keeps_the_frames_oldest_first(rng: random.Random) ->
 
 @pytest.mark.parametrize("buddies", [1, 2])
 def test_a_failed_writeback_offers_what_room_its_frames_have(rng: random.Random, buddies: int) -> None:
-    """A frame with one buddy, or one whose other buddy was trimmed during the flight, takes a zpage as it did before;
-    one that is full does not."""
+    """A frame with one buddy, or one whose other buddy was trimmed during the flight, takes a zpage
+    as it did before; one that is full does not."""
     store, tier, thing = store_with_tier(budget_frames=2)
     pages = [page_with_zpage_of(rng, 1000) for _ in range(3)]
     full = raw_page(rng)
@@ -188,7 +188,8 @@ def test_no_memory_in_the_middle_of_a_put_loses_its_pages_and_no_others(
 def test_no_memory_before_a_put_has_begun_loses_what_was_there(
     rng: random.Random, monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:
-    """The put has failed, so its pages are lost, never old; and what they had is given up, in the books too."""
+    """The put has failed, so its pages are lost, never old; and what they had is given up, in the
+    books too."""
     store, _, thing = store_with_tier(budget_frames=8)
     put(store, thing, 0, *(page_with_zpage_of(rng, 1000) for _ in range(3)))
     with monkeypatch.context() as patch:
@@ -202,8 +203,9 @@ def test_no_memory_before_a_put_has_begun_loses_what_was_there(
 
 
 def test_no_memory_to_compress_loses_the_pages_of_the_run_and_no_others(rng: random.Random) -> None:
-    """The put has failed, so what was there is not to be read any more; the rest of the request is put all the same.
-    A page in a block of the table that was never written is lost as well, and the books say so."""
+    """The put has failed, so what was there is not to be read any more; the rest of the request is
+    put all the same. A page in a block of the table that was never written is lost as well, and the
+    books say so."""
     store = small_store(budget_frames=200)
     thing = new_object(store, 1024)
     old = [page_with_zpage_of(rng, 1000) for _ in range(100)]
@@ -228,7 +230,8 @@ def test_no_memory_to_compress_loses_the_pages_of_the_run_and_no_others(rng: ran
 
 
 def test_no_memory_to_compress_a_page_that_another_has_put_meanwhile_costs_nothing(rng: random.Random) -> None:
-    """Of a partial write that fails, what it changed is lost; but not what came after it had read the page."""
+    """Of a partial write that fails, what it changed is lost; but not what came after it had read
+    the page."""
     store, _, thing = store_with_tier(budget_frames=8)
     page, other = page_with_zpage_of(rng, 1000), page_with_zpage_of(rng, 1000)
     put(store, thing, 0, page)
@@ -265,7 +268,8 @@ def test_an_unaligned_write_goes_on_after_its_head_has_failed(rng: random.Random
 
 @contextlib.contextmanager
 def failing_compression(store: Store, at: int, before: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """The compression of the page number `at` from here fails; `before` is called before it does."""
+    """The compression of the page number `at` from here fails; `before` is called before it
+    does."""
     codec, count = store.putter.codec, itertools.count(1)
 
     def compress(page: memoryview) -> bytes:

@@ -1,4 +1,5 @@
-"""A real nbdkit with the plugin, started for a test and ended with SIGTERM; its books must balance before it goes."""
+"""A real nbdkit with the plugin, started for a test and ended with SIGTERM; its books must balance
+before it goes."""
 
 import signal
 import subprocess
@@ -74,8 +75,8 @@ Serve = Callable[..., RunningServer]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """`serve("size=64M", "budget=16M", …)`; each server ends with the test, by SIGTERM, with status 0 and balanced
-    books."""
+    """`serve("size=64M", "budget=16M", …)`; each server ends with the test, by SIGTERM, with status
+    0 and balanced books."""
     servers: list[RunningServer] = []
 
     def start(*words: str, options: tuple[str, ...] = (), descriptors: tuple[int, ...] = ()) -> RunningServer:

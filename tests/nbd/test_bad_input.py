@@ -1,5 +1,5 @@
-"""Bad input: one line that names the key, what was given and what may be given; no socket, no traceback, nothing
-overwritten."""
+"""Bad input: one line that names the key, what was given and what may be given; no socket, no
+traceback, nothing overwritten."""
 
 import subprocess
 from pathlib import Path
@@ -101,7 +101,8 @@ def test_backing_files_that_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Whatever came before what was wrong is undone: the control socket, a backing file that was made."""
+    """Whatever came before what was wrong is undone: the control socket, a backing file that was
+    made."""
     control, backing = tmp_path / "control", tmp_path / "backing"
     assert "is a directory" in refusal(tmp_path, *with_words(backing="/", control=str(control)))
     assert "something else is there" in refusal(tmp_path, *with_words(backing=str(backing), control="/proc/version"))
@@ -130,7 +131,8 @@ def test_hardening_require_refuses_to_serve_where_a_protection_does_not_hold(tmp
 
 
 def test_a_captive_server_that_refuses_ends_its_command() -> None:
-    """nbdkit has bound the socket and started the command by then, and the command has connected, or is about to."""
+    """nbdkit has bound the socket and started the command by then, and the command has connected,
+    or is about to."""
     command = [
         str(REPOSITORY / "scripts/serve"),
         "-U",

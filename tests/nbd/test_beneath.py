@@ -1,6 +1,8 @@
-"""What lies below the backing: full file systems, copy on write, loop devices, FUSE, and zcache's own leftovers.
+"""What lies below the backing: full file systems, copy on write, loop devices, FUSE, and zcache's
+own leftovers.
 
-On images, as root: a machine without loop devices cannot have these tests, and neither what its kernel cannot mount.
+On images, as root: a machine without loop devices cannot have these tests, and neither what its
+kernel cannot mount.
 """
 
 import os
@@ -134,7 +136,8 @@ def test_what_is_another_s_on_btrfs_is_refused_and_kept(bench: Bench) -> None:
 
 
 def test_who_else_writes_the_same_blocks_is_refused(bench: Bench, serve: Serve, tmp_path: Path) -> None:
-    """Through a loop device, below one, and beside one: some hundreds of blocks were unreadable after that."""
+    """Through a loop device, below one, and beside one: some hundreds of blocks were unreadable
+    after that."""
     image = tmp_path / "image"
     server = serve(*SIZE, f"backing={image}")
     one, two = bench.loop(image), bench.loop(image)
@@ -183,7 +186,8 @@ def test_its_own_leftover_is_accepted_with_either_allocator(bench: Bench, serve:
 
 
 def test_fuse_is_refused_for_swap(bench: Bench, serve: Serve) -> None:
-    """The program that writes it would wait for its own page; the machine stood still after 32 MiB."""
+    """The program that writes it would wait for its own page; the machine stood still after 32
+    MiB."""
     try:
         place = PLACES["FUSE (fuse2fs)"](bench)
     except EnvironmentProblem as problem:

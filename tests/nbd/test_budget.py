@@ -1,4 +1,5 @@
-"""A real server's budget: changed while it serves, shared by swap and clean exports, and kept by its successors."""
+"""A real server's budget: changed while it serves, shared by swap and clean exports, and kept by
+its successors."""
 
 import random
 import subprocess
@@ -91,7 +92,8 @@ def test_memory_really_goes_back(serve: Serve) -> None:
 
 
 def test_swap_pushes_clean_data_out_frame_by_frame(serve: Serve, tmp_path: Path, rng: random.Random) -> None:
-    """One for one, and no put waits for anything but that: nothing is written below while there is clean data."""
+    """One for one, and no put waits for anything but that: nothing is written below while there is
+    clean data."""
     content = pages(rng, 4096)
     (tmp_path / "image").write_bytes(content)
     words = ("size=16M", "budget=2M", f"backing={tmp_path}/b", f"clean=image:{tmp_path}/image", "admit=always")

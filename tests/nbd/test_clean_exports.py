@@ -1,4 +1,5 @@
-"""Clean exports of a real nbdkit: found by name, read from RAM the second time, written through, and never stale."""
+"""Clean exports of a real nbdkit: found by name, read from RAM the second time, written through,
+and never stale."""
 
 import os
 import random
@@ -118,7 +119,8 @@ def test_holes_are_seen_and_made(serve: Serve, tmp_path: Path) -> None:
 def test_any_operation_on_swap_and_clean_exports_at_once(
     serve: Serve, tmp_path: Path, rng: random.Random, admit: str
 ) -> None:
-    """Two connections to each of two disks, and one to the device, under a budget of a quarter of them."""
+    """Two connections to each of two disks, and one to the device, under a budget of a quarter of
+    them."""
     models = {"": bytearray(4 << 20), "one": bytearray(pages(rng, 512)), "two": bytearray(rng.randbytes(1_500_001))}
     for name in ("one", "two"):
         (tmp_path / name).write_bytes(models[name])

@@ -1,5 +1,5 @@
-"""Several connections at once: parallel requests to the same pages, and partial writes that must not undo each
-other."""
+"""Several connections at once: parallel requests to the same pages, and partial writes that must
+not undo each other."""
 
 import random
 import socket
@@ -21,7 +21,8 @@ PAGES = 200
 
 #: One after the other.
 CONNECTIONS = 2500
-#: What a thread's Python state takes at least, beside what hangs on it (`PyThreadState` of CPython 3.11).
+#: What a thread's Python state takes at least, beside what hangs on it (`PyThreadState` of CPython
+#: 3.11).
 STATE_BYTES = 360
 
 
@@ -48,7 +49,8 @@ def in_parallel(server: RunningServer, *workers: Callable[[Any], None]) -> None:
 
 
 def test_two_connections_to_the_same_pages(serve: Serve, seed: int, tmp_path: Path) -> None:
-    """Each page always holds what one of the writers wrote, whole; never a mixture, never zeros, never an error."""
+    """Each page always holds what one of the writers wrote, whole; never a mixture, never zeros,
+    never an error."""
     server = serve("size=1M", "budget=256K", f"backing={tmp_path}/b")
 
     def page_of(writer: int, number: int, rng: random.Random) -> bytes:
@@ -103,8 +105,8 @@ def test_partial_writes_to_one_page_do_not_undo_each_other(serve: Serve) -> None
 
 
 def test_a_partial_write_does_not_undo_a_whole_one(serve: Serve) -> None:
-    """One connection writes a page whole, with two more; another writes a sector of the first. What the whole write put
-    beside that sector is there when it has been answered."""
+    """One connection writes a page whole, with two more; another writes a sector of the first. What
+    the whole write put beside that sector is there when it has been answered."""
     server = serve("size=1M", "budget=256K", "overcommit=yes")
 
     def sectors(client: Any) -> None:
@@ -151,8 +153,8 @@ def test_a_server_whose_messages_go_to_a_socket_ends_when_it_is_told(tmp_path: P
 
 
 def test_threads_that_have_ended_leave_nothing(serve: Serve) -> None:
-    """nbdkit starts a thread, or several, for each connection. Newer CPythons aborted when the state of one that had
-    ended was destroyed by another."""
+    """nbdkit starts a thread, or several, for each connection. Newer CPythons aborted when the
+    state of one that had ended was destroyed by another."""
     for threads in ("1", "4"):
         server = serve("size=16M", "budget=16M", "allocator=zbud", options=("-t", threads))
 

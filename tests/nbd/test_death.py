@@ -1,4 +1,5 @@
-"""A server that is killed, and the next one that goes on with its image: every write that was answered is there."""
+"""A server that is killed, and the next one that goes on with its image: every write that was
+answered is there."""
 
 import os
 import random
@@ -32,7 +33,8 @@ def kill(server: RunningServer) -> None:
 
 
 def test_ten_deaths_under_load(serve: Serve, rng: random.Random, tmp_path: Path, image: int) -> None:
-    """Writes, overwrites, trims and reads go on until the server is killed under them; then all is looked at."""
+    """Writes, overwrites, trims and reads go on until the server is killed under them; then all is
+    looked at."""
     words = ("size=16M", "budget=2M", f"backing={tmp_path}/b", f"image={image}")
     known: dict[int, bytes] = {}  # what the last answered write or trim left
     for life in range(11):
@@ -115,7 +117,8 @@ def test_an_image_that_does_not_fit_is_refused_and_kept(
 
 
 def test_the_budget_is_the_images(serve: Serve, image: int) -> None:
-    """What was given may mean something else by now: a share of RAM, of which there is more, or less."""
+    """What was given may mean something else by now: a share of RAM, of which there is more, or
+    less."""
     words = ("size=16M", "overcommit=yes", f"image={image}")
     server = serve(*words, "budget=8M", descriptors=(image,))
     server.stop()
@@ -124,8 +127,8 @@ def test_the_budget_is_the_images(serve: Serve, image: int) -> None:
 
 
 def test_a_successor_serves_even_where_it_is_not_safe(serve: Serve, image: int) -> None:
-    """`hardening=require` refuses to begin; to refuse to go on would lose every page. (It can fail only where a server
-    is not safe: in a container, or not as root.)"""
+    """`hardening=require` refuses to begin; to refuse to go on would lose every page. (It can fail
+    only where a server is not safe: in a container, or not as root.)"""
     words = ("size=16M", "budget=8M", "overcommit=yes", f"image={image}")
     server = serve(*words, descriptors=(image,))
     client = server.connect()

@@ -88,7 +88,8 @@ def test_the_next_server_reads_what_the_last_one_encrypted_and_the_key_is_nowher
 def test_sealing_opening_and_refusing_take_no_page_faults(
     serve: Serve, rng: random.Random, tmp_path: Path, allocator: str
 ) -> None:
-    """The library's code is not populated whole: what the warm-up runs through has to be all of it."""
+    """The library's code is not populated whole: what the warm-up runs through has to be all of
+    it."""
     backing = tmp_path / "b"
     server = serve("size=32M", "budget=1M", f"backing={backing}", f"allocator={allocator}", options=("-t", "1"))
     client = server.connect()

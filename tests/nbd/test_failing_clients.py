@@ -1,4 +1,5 @@
-"""What clients that get nowhere can cost: nothing that lasts, however many come, and no more than some lines of log.
+"""What clients that get nowhere can cost: nothing that lasts, however many come, and no more than
+some lines of log.
 
 Of each kind `MANY` here, and 20,000 with `-m thorough`.
 """
@@ -35,8 +36,9 @@ VERY_MANY = 20_000
 
 #: Less than an exception takes that nobody gives back, with what hangs on it.
 LEAK_BYTES = sys.getsizeof(Exception())
-#: What GnuTLS keeps for each thread that has ever asked it for random bytes (lib/random.c), and nbdkit has a thread for
-#: each connection: as for every client of an nbdkit with TLS, whether it gets anywhere or not (measured: 230 to 270).
+#: What GnuTLS keeps for each thread that has ever asked it for random bytes (lib/random.c), and
+#: nbdkit has a thread for each connection: as for every client of an nbdkit with TLS, whether it
+#: gets anywhere or not (measured: 230 to 270).
 RANDOM_STATE_BYTES = 320
 #: What a client can bring nbdkit to say, in as many ways.
 WORDS = 4
@@ -87,8 +89,8 @@ def settled_cost_of(server: RunningServer, least: Cost | None = None) -> Cost:
 
 
 def settle(server: RunningServer, clients: Sequence[Client]) -> None:
-    """What stays of threads (glibc keeps stacks) and lies about in malloc's bins comes with the first clients, with as
-    many at once as may ever be, and with whoever asks how much it is."""
+    """What stays of threads (glibc keeps stacks) and lies about in malloc's bins comes with the
+    first clients, with as many at once as may ever be, and with whoever asks how much it is."""
     crowd = [connect(server) for _ in range(CROWD)]
     for client in crowd:
         client.shutdown()
@@ -99,8 +101,8 @@ def settle(server: RunningServer, clients: Sequence[Client]) -> None:
 
 
 def bear(server: RunningServer, client: Client, count: int, each_bytes: int = LEAK_BYTES) -> None:
-    """Have so many clients come, in rounds, and assert that none has cost `each_bytes`. What leaks does so in each
-    round; malloc's own chips do not."""
+    """Have so many clients come, in rounds, and assert that none has cost `each_bytes`. What leaks
+    does so in each round; malloc's own chips do not."""
     first = settled_cost_of(server)
     begin = time.monotonic()
     costs = [first]

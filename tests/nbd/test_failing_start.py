@@ -1,8 +1,9 @@
-"""A start of which one step fails comes to an end: it serves all the same, or says why in one line, and leaves nothing.
+"""A start of which one step fails comes to an end: it serves all the same, or says why in one line,
+and leaves nothing.
 
-Each call of a start that asks the kernel for something is made to fail (`tests.support.failing_calls`). Here a few of
-each kind; all of them, one after the other, with `-m thorough` (half an hour), or by
-`python -m tests.support.failing_start`.
+Each call of a start that asks the kernel for something is made to fail
+(`tests.support.failing_calls`). Here a few of each kind; all of them, one after the other, with `-m
+thorough` (half an hour), or by `python -m tests.support.failing_start`.
 """
 
 import platform
@@ -22,12 +23,14 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="knows th
 #: At a time: most of a start is waiting, for the processor of the machine's other half.
 STARTS = 2
 
-#: Whose stack, or whose interpreter's, cannot be had: a start that waited for the thread then waited for ever.
+#: Whose stack, or whose interpreter's, cannot be had: a start that waited for the thread then
+#: waited for ever.
 FRAME_STACK_BYTES = 0x4000
 
 
 def chosen(calls: Sequence[Call]) -> list[int]:
-    """The last call of each kind, of each program, and all by which threads begin; numbered from 1."""
+    """The last call of each kind, of each program, and all by which threads begin; numbered from
+    1."""
     last: dict[tuple[str, str], int] = {}
     found = set()
     for number, call in enumerate(calls, 1):
@@ -75,7 +78,8 @@ def impatient(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def strict(tmp_path: Path) -> Path:
-    """That takes the kernel for one with strict overcommit, which the machine's may well be: its limits are."""
+    """That takes the kernel for one with strict overcommit, which the machine's may well be: its
+    limits are."""
     rule = tmp_path / "overcommit_memory"
     rule.write_text("2\n")
     return changed_code(tmp_path, "zcache/linux/meminfo.py", "/proc/sys/vm/overcommit_memory", str(rule))

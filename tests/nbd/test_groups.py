@@ -1,5 +1,5 @@
-"""A real server in a real control group, of whichever version the machine has: as root. What does not fit is refused in
-one line; what serves is not killed, and loses nothing."""
+"""A real server in a real control group, of whichever version the machine has: as root. What does
+not fit is refused in one line; what serves is not killed, and loses nothing."""
 
 import subprocess
 import sys

@@ -1,4 +1,5 @@
-"""The keeper with a real server, on a machine without a device: what it holds, whom it replaces, and when it ends.
+"""The keeper with a real server, on a machine without a device: what it holds, whom it replaces,
+and when it ends.
 
 The kernel's half (a device whose requests wait) is tested in the VM (tests/vm).
 """
@@ -34,7 +35,8 @@ from zcache.swap.error import SwapError
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = ("size=64M", "budget=16M", "overcommit=yes")
 DEADLINE_SECONDS = 60
-#: A netlink message to a generic family that no kernel has: it is refused, as by a kernel whose device is gone.
+#: A netlink message to a generic family that no kernel has: it is refused, as by a kernel whose
+#: device is gone.
 REFUSED_MESSAGE = (20).to_bytes(4, "little") + b"\xff\x0f" + b"\x05\x00" + bytes(8) + b"\x03\x01\x00\x00"
 
 
@@ -130,7 +132,8 @@ def copy_of_the_code(folder: Path) -> Path:
 
 
 def upgrade(keeper: Keeper) -> float:
-    """swap-upgrade waits until the new server has a connection: the device's, which is ours here."""
+    """swap-upgrade waits until the new server has a connection: the device's, which is ours
+    here."""
     with ThreadPoolExecutor() as pool:
         seconds = pool.submit(upgrade_module.upgrade, keeper.folder, lambda _line: None)
         while not seconds.done():
@@ -206,7 +209,8 @@ def test_other_clients_do_not_keep_the_device_from_being_connected_again(keeper:
 
 
 def test_the_device_is_given_its_own_server_whoever_has_taken_the_name(keeper: Keeper) -> None:
-    """As when somebody removes the state folder with the swap on, and another swap-up makes it anew."""
+    """As when somebody removes the state folder with the swap on, and another swap-up makes it
+    anew."""
     keeper.connect()
     keeper.arm()
     refused = "the kernel did not take the new connection"
@@ -223,7 +227,8 @@ def test_the_device_is_given_its_own_server_whoever_has_taken_the_name(keeper: K
 
 
 def test_twenty_deaths_in_a_row(keeper: Keeper) -> None:
-    """Each server dies as soon as it has answered: its heir is there before it needs memory, or time, to start."""
+    """Each server dies as soon as it has answered: its heir is there before it needs memory, or
+    time, to start."""
     client = keeper.connect()
     keeper.arm()
     data = os.urandom(4096)
@@ -291,7 +296,8 @@ def test_a_server_that_dies_with_much_to_say_is_replaced(tmp_path: Path) -> None
 
 
 def test_waiting_for_a_standby_costs_nothing(keeper: Keeper) -> None:
-    """Server and standby die together: what the keeper has of the processor is what their successor needs."""
+    """Server and standby die together: what the keeper has of the processor is what their successor
+    needs."""
     keeper.connect().shutdown()
     keeper.arm()
     before = cpu_seconds(keeper.process.pid)
@@ -315,7 +321,8 @@ def test_a_backing_file_that_was_cut_off_keeps_no_successor_from_serving(tmp_pat
 
 
 def test_what_is_under_the_name_of_the_backing_file_by_now_is_somebody_else_s(tmp_path: Path) -> None:
-    """Successors, new code and all, go on with the file that the first server opened, and keep its lock."""
+    """Successors, new code and all, go on with the file that the first server opened, and keep its
+    lock."""
     backing = tmp_path / "backing"
     keeper = Keeper(tmp_path / "state", ("size=32M", "budget=2M", f"backing={backing}"))
     client = keeper.connect()
@@ -361,7 +368,8 @@ def test_whatever_ends_a_program_ends_the_keeper_with_its_server(keeper: Keeper,
 
 
 def test_new_code_that_does_not_last_gives_way_to_the_old(tmp_path: Path) -> None:
-    """It starts, looks at the image, says that it is ready, and dies as it begins. So do its heirs."""
+    """It starts, looks at the image, says that it is ready, and dies as it begins. So do its
+    heirs."""
     code = copy_of_the_code(tmp_path)
     keeper = Keeper(tmp_path / "state", code=code)
     client = keeper.connect()
@@ -449,7 +457,8 @@ def test_upgrade_replaces_the_server(keeper: Keeper) -> None:
 
 
 def test_upgrade_to_code_that_cannot_read_the_image_changes_nothing(keeper: Keeper) -> None:
-    """Here the image becomes one of another version's, which is the same to the code that looks at it."""
+    """Here the image becomes one of another version's, which is the same to the code that looks at
+    it."""
     keeper.connect().shutdown()
     keeper.arm()
     keeper.until(keeper.serves)
@@ -478,7 +487,8 @@ def test_upgrade_to_code_that_cannot_read_the_image_changes_nothing(keeper: Keep
 
 
 def test_an_upgrade_outlives_the_death_of_the_server(tmp_path: Path) -> None:
-    """It dies while the new code starts: its standby takes its place, and then the new code takes that one's."""
+    """It dies while the new code starts: its standby takes its place, and then the new code takes
+    that one's."""
     code, go = copy_of_the_code(tmp_path), tmp_path / "go"
     keeper = Keeper(tmp_path / "state", code=code)
     client = keeper.connect()
@@ -530,7 +540,8 @@ def test_without_a_keeper_there_is_nothing_to_upgrade(tmp_path: Path) -> None:
 
 
 def test_a_clean_export_outlives_its_server_and_its_name(tmp_path: Path) -> None:
-    """Each server goes on with the file that the first one opened; what was in RAM of it is gone, and nothing else."""
+    """Each server goes on with the file that the first one opened; what was in RAM of it is gone,
+    and nothing else."""
     image_file = tmp_path / "image"
     content = b"".join(number.to_bytes(4, "little") * 1024 for number in range(256))
     image_file.write_bytes(content)

@@ -1,4 +1,5 @@
-"""What a server can still do once it serves, asked of the kernel for each of its threads; and who can reach it."""
+"""What a server can still do once it serves, asked of the kernel for each of its threads; and who
+can reach it."""
 
 import os
 import random
@@ -55,7 +56,8 @@ def locked_bytes(server: RunningServer) -> int:
 
 
 def test_no_thread_keeps_a_privilege_and_memory_is_locked_all_the_same(serve: Serve, rng: random.Random) -> None:
-    """Threads of the start, those of connections that come later, and tables that are populated as they are used."""
+    """Threads of the start, those of connections that come later, and tables that are populated as
+    they are used."""
     server = serve("size=256G", "budget=16M", "overcommit=yes")
     status = server.status()
     assert status["hardening"]["least_privilege"]
@@ -89,7 +91,8 @@ def test_a_server_without_privileges_ends_cleanly(serve: Serve) -> None:
 
 @pytest.mark.parametrize("mask", [0, 0o77])
 def test_both_sockets_are_for_their_owner_from_the_moment_they_are_made(tmp_path: Path, mask: int) -> None:
-    """Whatever the mask of who starts it; looked at by a program that nbdkit runs once it has bound its socket."""
+    """Whatever the mask of who starts it; looked at by a program that nbdkit runs once it has bound
+    its socket."""
     serve = Path(__file__).resolve().parents[2] / "scripts/serve"
     look = f"stat -c %a {tmp_path}/nbd {tmp_path}/control"
     words = ["size=4M", "budget=4M", f"control={tmp_path}/control"]

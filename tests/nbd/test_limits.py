@@ -1,5 +1,6 @@
-"""Limits of the shell that a server inherits: lifted where that is allowed, else refused in one line, before anything
-is made. What could only be met later, on the way to a successor, would be the end of the swap."""
+"""Limits of the shell that a server inherits: lifted where that is allowed, else refused in one
+line, before anything is made. What could only be met later, on the way to a successor, would be the
+end of the swap."""
 
 import resource
 import signal
@@ -17,7 +18,8 @@ from zcache.linux import process
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 60
 
-#: A process without CAP_SYS_RESOURCE, whatever the machine gives: what cannot be lifted is lifted nowhere.
+#: A process without CAP_SYS_RESOURCE, whatever the machine gives: what cannot be lifted is lifted
+#: nowhere.
 WITHOUT_CAPABILITY = (
     "import ctypes, os, resource, sys;"
     "libc = ctypes.CDLL(None, use_errno=True);"

@@ -52,7 +52,8 @@ def test_thousands_of_failed_writes_are_a_few_lines_that_say_why_and_how_many(se
 
 @pytest.mark.parametrize("threads", ["1", "4"])
 def test_requests_of_every_kind_that_fail_are_a_line_each(serve: Serve, tmp_path: Path, threads: str) -> None:
-    """By errno, and with what to do; several connections at once, each with several threads, and one count of all."""
+    """By errno, and with what to do; several connections at once, each with several threads, and
+    one count of all."""
     (tmp_path / "disk").write_bytes(os.urandom(1 << 20))
     server = serve("size=16M", "budget=4M", "overcommit=yes", f"clean=data:{tmp_path}/disk", options=("-t", threads))
     os.truncate(tmp_path / "disk", 0)

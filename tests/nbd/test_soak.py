@@ -1,5 +1,5 @@
-"""scripts/bench soak, for a few seconds: that it measures, and writes down what it measured. Whether the server is flat
-takes longer to see."""
+"""scripts/bench soak, for a few seconds: that it measures, and writes down what it measured.
+Whether the server is flat takes longer to see."""
 
 import csv
 from pathlib import Path

@@ -21,7 +21,8 @@ nbdkit -U - --filter=offset memory 5M offset=1M --run 'nbdcopy image "$uri" && n
 
 @pytest.fixture(autouse=True)
 def _reaper() -> Iterator[None]:
-    """As the command is: what a script leaves running comes to this process, and is ended with the case."""
+    """As the command is: what a script leaves running comes to this process, and is ended with the
+    case."""
     before = descendants()
     libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
     yield

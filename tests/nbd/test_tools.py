@@ -72,8 +72,8 @@ def test_sigterm_with_a_client_connected_ends_cleanly(serve: Serve, tmp_path: Pa
 
 @pytest.mark.parametrize("depth", [1, *[16, 64] * 6])
 def test_sigterm_answers_a_request_or_cuts_it_off(serve: Serve, depth: int) -> None:
-    """Never an error, which to a kernel that swaps would be a lost page. (One that depends on chance: nbdkit's own way
-    to end failed in one run of nine.)"""
+    """Never an error, which to a kernel that swaps would be a lost page. (One that depends on
+    chance: nbdkit's own way to end failed in one run of nine.)"""
     server = serve("size=32M", "budget=32M")
     client, buffer = server.connect(), nbd.Buffer.from_bytearray(bytearray(b"x" * 4096))
     errors: list[int] = []

@@ -1,6 +1,7 @@
 """Every program of ours, started by somebody whose settings are wrong: one by one, and all at once.
 
-What the kernel hands on is then as in a process that was started with nothing wrong; and the program does its work.
+What the kernel hands on is then as in a process that was started with nothing wrong; and the
+program does its work.
 """
 
 import contextlib
@@ -105,8 +106,9 @@ def printing(words: list[str]) -> Iterator[int]:
 
 
 def of_python(pid: int) -> dict[str, object]:
-    """What a program of Python's is like. Of its environment the kernel shows what it was started with; so it is that
-    which it was under: the loader's and malloc's, and Python's if it was not told to do without."""
+    """What a program of Python's is like. Of its environment the kernel shows what it was started
+    with; so it is that which it was under: the loader's and malloc's, and Python's if it was not
+    told to do without."""
     found = look(pid)
     environment = found["environment"]
     assert isinstance(environment, dict)
@@ -226,8 +228,8 @@ def right_server(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 
 def seen(pid: int) -> dict[str, object]:
-    """What a server is like, all of its environment included, but for what says who it is; of its files, which are
-    strange."""
+    """What a server is like, all of its environment included, but for what says who it is; of its
+    files, which are strange."""
     found = look(pid)
     environment, files = found["environment"], found.pop("files")
     assert isinstance(environment, dict) and isinstance(files, list)
@@ -453,8 +455,8 @@ def test_of_its_keeper_it_is_said_once(tmp_path: Path) -> None:
 
 @only_root_sees
 def test_an_older_keeper_starts_a_server_of_this_code(tmp_path: Path) -> None:
-    """By the command line, the variables and the descriptors that it has always given, in the environment that it was
-    itself started in."""
+    """By the command line, the variables and the descriptors that it has always given, in the
+    environment that it was itself started in."""
     program = f"""
 import os, subprocess, sys
 from zcache.swap import server_process

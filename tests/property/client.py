@@ -1,12 +1,15 @@
-"""A client of a store that knows what its pages should be: random operations on a range of pages, and a plain dict.
+"""A client of a store that knows what its pages should be: random operations on a range of pages,
+and a plain dict.
 
-The dict maps a page to its bytes, or to None when its put has failed (it is lost); what is not in it reads as zeros.
-Where two requests for a page were under way at once, or the server died within one, several answers are right:
-`unsure` has the others until a read tells. What was there before a put is never right after it.
+The dict maps a page to its bytes, or to None when its put has failed (it is lost); what is not in
+it reads as zeros. Where two requests for a page were under way at once, or the server died within
+one, several answers are right: `unsure` has the others until a read tells. What was there before a
+put is never right after it.
 
-An operation may be done in the middle of another (`meanwhile`, called by the tier while it reads or writes): that is
-what a second connection does to the store, and here it is exactly repeatable. Such an operation is chosen so that it
-never has to wait, because whom it would wait for is waiting for it.
+An operation may be done in the middle of another (`meanwhile`, called by the tier while it reads or
+writes): that is what a second connection does to the store, and here it is exactly repeatable. Such
+an operation is chosen so that it never has to wait, because whom it would wait for is waiting for
+it.
 """
 
 import random
@@ -26,11 +29,13 @@ from zcache.tiers.backoff import PATIENCE_SECONDS
 
 ZEROS: Final = bytes(PAGE_BYTES)
 
-#: Pages of a put, and a get. Mostly one, so that most operations are about something; 70 is more than one run.
+#: Pages of a put, and a get. Mostly one, so that most operations are about something; 70 is more
+#: than one run.
 COUNTS: Final = [1] * 14 + [2, 2, 3, 4, 8, 24]
 
 _rng: Final = random.Random(1)
-#: All but the first 8 bytes of pages that compress to any size, on both sides of what is stored raw.
+#: All but the first 8 bytes of pages that compress to any size, on both sides of what is stored
+#: raw.
 _BODIES: Final = [page_with_zpage_of(_rng, _rng.randrange(8, 4000))[8:] for _ in range(160)] + [
     page_with_zpage_of(_rng, _rng.randrange(3950, 4096))[8:] for _ in range(32)
 ]
@@ -38,7 +43,8 @@ _BODIES.extend(raw_page(_rng)[8:] for _ in range(40))
 
 
 class Client:
-    """Has pages `first` to `stop` (exclusive) of an object to itself. `spots` are where its operations begin."""
+    """Has pages `first` to `stop` (exclusive) of an object to itself. `spots` are where its
+    operations begin."""
 
     def __init__(self, store: Store, thing: TmemObject, rng: random.Random, spots: list[int], stop: int) -> None:
         self.store = store
@@ -60,7 +66,8 @@ class Client:
         self._about = range(0)  # pages of the last operation that was not in the middle of another
         self._meanwhile: dict[int, list[bytes | None]] = {}  # what operations in the middle of this one made of pages
 
-    # -- choosing ---------------------------------------------------------------------------------------------------
+    # -- choosing
+    # ---------------------------------------------------------------------------------------------------
 
     def act(self) -> None:
         """One operation."""
@@ -75,7 +82,8 @@ class Client:
             self.modify(self._pages()[0])
 
     def meanwhile(self) -> None:
-        """One operation in the middle of another, if one can be had that needs to wait for nothing."""
+        """One operation in the middle of another, if one can be had that needs to wait for
+        nothing."""
         self._depth = 1
         try:
             first, count = self._pages()
@@ -98,7 +106,8 @@ class Client:
             self._depth = 0
 
     def _pages_on_their_way(self) -> list[int]:
-        """Those that the operation around this one is about, and those in frames in flight: where races are."""
+        """Those that the operation around this one is about, and those in frames in flight: where
+        races are."""
         entries, state = self.thing.table.entries, self.store.frames.state
         flying = [
             index
@@ -142,7 +151,8 @@ class Client:
             return stamp.to_bytes(8, "little") + _BODIES[stamp % len(_BODIES)][8:] + stamp.to_bytes(8, "little")
         return ZEROS
 
-    # -- operations -------------------------------------------------------------------------------------------------
+    # -- operations
+    # -------------------------------------------------------------------------------------------------
 
     def put(self, first: int, count: int) -> None:
         """Pages are what was put last, or lost if it failed; of two at once, either."""
@@ -281,10 +291,12 @@ class Client:
             self.model[index] = page
             self.unsure.pop(index, None)
 
-    # -- judging ----------------------------------------------------------------------------------------------------
+    # -- judging
+    # ----------------------------------------------------------------------------------------------------
 
     def check_extents(self) -> None:
-        """They cover all pages in order; what they call zeros reads as zeros, and nothing else does."""
+        """They cover all pages in order; what they call zeros reads as zeros, and nothing else
+        does."""
         position = self.first
         model = self.model
         for start, count, zero in self.store.extents(self.thing, self.first, self.stop - self.first):
@@ -315,13 +327,15 @@ class Client:
             self.unsure.pop(first, None)
 
     def _check_damaged(self, first: int, count: int, seconds: float = 0.0, failed_reads: int = 0) -> None:
-        """`failed_reads`: transfers that had failed before the operation, which took so many seconds."""
+        """`failed_reads`: transfers that had failed before the operation, which took so many
+        seconds."""
         tier, frames = self.store.tier, self.store.frames
         assert isinstance(tier, FaultyTier)
         if tier.faults and not self.is_alone:  # they may be others now
             return
-        # A read of several pages that took long, and of which a transfer failed (a bad spot, a truncated file): no
-        # patience was left to read them apart. What goes on in the middle of it takes time, too.
+        # A read of several pages that took long, and of which a transfer failed (a bad spot, a
+        # truncated file): no patience was left to read them apart. What goes on in the middle of it
+        # takes time, too.
         if tier.failed_reads > failed_reads and count > 1 and seconds >= PATIENCE_SECONDS:
             return
         for entry in self.thing.table.entries[first : first + count].tolist():

@@ -1,7 +1,8 @@
 """A client of a clean disk: what it reads is what is in the file, and what it wrote is there.
 
-The file is its own model: whatever fails, and whoever writes in the middle of a read, the file says what is right. Only
-a read in the middle of which something was changed has more than one right answer, and is not compared.
+The file is its own model: whatever fails, and whoever writes in the middle of a read, the file says
+what is right. Only a read in the middle of which something was changed has more than one right
+answer, and is not compared.
 """
 
 import os

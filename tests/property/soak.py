@@ -1,7 +1,9 @@
-"""python -m tests.property.soak: as many operations as asked for, against the dict, in as many small worlds.
+"""python -m tests.property.soak: as many operations as asked for, against the dict, in as many
+small worlds.
 
-A failure prints the world's seed, the operation's number and the last operations; `--world SEED` runs that world alone.
-A world that stands still is killed, with the stacks of its threads on stderr.
+A failure prints the world's seed, the operation's number and the last operations; `--world SEED`
+runs that world alone. A world that stands still is killed, with the stacks of its threads on
+stderr.
 """
 
 import argparse
@@ -44,8 +46,8 @@ def run_world(seed: int, operations: int) -> tuple[int, str]:
 
 
 def run_worlds(seed: int, operations: int, jobs: int) -> Iterator[tuple[int, str]]:
-    """`operations` in worlds whose seeds follow from `seed`, in `jobs` processes; yields as `run_world` does, until
-    something is found."""
+    """`operations` in worlds whose seeds follow from `seed`, in `jobs` processes; yields as
+    `run_world` does, until something is found."""
     rng = random.Random(seed)
     seeds = iter([rng.getrandbits(48) for _ in range(-(-operations // WORLD_OPERATIONS))])
     running: dict[Future[tuple[int, str]], int] = {}

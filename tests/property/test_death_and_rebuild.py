@@ -1,9 +1,10 @@
 """A server that dies at any line of any operation, and the one that goes on with its image.
 
-While an operation runs, a trace function counts the lines that are executed in the store's own modules, and at a chosen
-one copies the image and the medium as they are then: what SIGKILL there would leave. A store is rebuilt from the copy.
-Its books balance; every page that the operation was not about is what it was; each of those that it was about is what
-it was before, what it will be after, or lost, which the client, who had no answer, mends by asking again.
+While an operation runs, a trace function counts the lines that are executed in the store's own
+modules, and at a chosen one copies the image and the medium as they are then: what SIGKILL there
+would leave. A store is rebuilt from the copy. Its books balance; every page that the operation was
+not about is what it was; each of those that it was about is what it was before, what it will be
+after, or lost, which the client, who had no answer, mends by asking again.
 """
 
 import os
@@ -48,7 +49,8 @@ def copy_image(descriptor: int) -> int:
 
 
 class Death:
-    """Counts lines of the store's modules while it is entered; calls `at_death` at line number `line`."""
+    """Counts lines of the store's modules while it is entered; calls `at_death` at line number
+    `line`."""
 
     def __init__(self, line: int, at_death: Callable[[], None]) -> None:
         self.lines = 0
@@ -199,7 +201,8 @@ def test_death_at_any_line(rng: random.Random, world: int, allocator: str, encry
 
 
 def test_an_image_keeps_its_holes(rng: random.Random) -> None:
-    """Rebuilding touches no memory that was never used: a table for a large device is mostly address space."""
+    """Rebuilding touches no memory that was never used: a table for a large device is mostly
+    address space."""
     descriptor = new_descriptor()
     tier = MemoryTier(64)
     store, thing = store_with_image(descriptor, 1 << 24, 16, tier)

@@ -1,5 +1,5 @@
-"""A hundred thousand parameter lists, random and nearly right: each is a `Config` that keeps what `Config` promises, or
-one line that names the key."""
+"""A hundred thousand parameter lists, random and nearly right: each is a `Config` that keeps what
+`Config` promises, or one line that names the key."""
 
 import os
 import random
@@ -72,7 +72,8 @@ VALUES = {
     "standby": ["", "0", "-1", "3", "99", "9" * 5000, "x", "0x3"],
     "hardening": ["require", "warn", "off", "on", ""],
 }
-#: What mutations are made of: digits, separators, what ends lines, and what only looks like a digit.
+#: What mutations are made of: digits, separators, what ends lines, and what only looks like a
+#: digit.
 CHARACTERS = "0123456789.,:=%+-_ kKmMgGtTiIbB/\\~\0\t\n\r\x7f\x85\u2028\u00a0\u0663\uff15\u00b3\ud800\udcffé\U0001f4be"
 
 

@@ -1,4 +1,5 @@
-"""A share of what `python -m tests.property.soak` does for as long as it is asked to; scripts/test runs a million."""
+"""A share of what `python -m tests.property.soak` does for as long as it is asked to; scripts/test
+runs a million."""
 
 import random
 
@@ -12,7 +13,8 @@ def test_operations_in_small_worlds(seed: int) -> None:
 
 
 def test_a_world_with_one_thread_repeats_exactly(rng: random.Random) -> None:
-    """Or a failure could not be replayed: the same operations, the same faults, the same figures at the end."""
+    """Or a failure could not be replayed: the same operations, the same faults, the same figures at
+    the end."""
     ends = []
     world_seed = next(seed for seed in iter(lambda: rng.getrandbits(48), None) if _is_eventful(World(seed)))
     for _ in range(2):

@@ -1,8 +1,9 @@
-"""The whole store against a plain dict, with budgets so small that every state of a frame is visited.
+"""The whole store against a plain dict, with budgets so small that every state of a frame is
+visited.
 
-Three objects share one budget: a persistent one that always fits (budget + below >= pages), and two ephemeral ones
-that take what is left. Rules run in one thread, so a failure shrinks; background reclaim is a rule like any other.
-`check` is an invariant.
+Three objects share one budget: a persistent one that always fits (budget + below >= pages), and two
+ephemeral ones that take what is left. Rules run in one thread, so a failure shrinks; background
+reclaim is a rule like any other. `check` is an invariant.
 """
 
 import random
@@ -46,7 +47,8 @@ class StoreAgainstADict(RuleBasedStateMachine):
         self.clean = [new_object(self.store, EPHEMERAL_PAGES, Kind.EPHEMERAL) for _ in range(2)]
         self.clean_models: list[dict[int, bytes]] = [{}, {}]
 
-    # -- persistent -------------------------------------------------------------------------------------------------
+    # -- persistent
+    # -------------------------------------------------------------------------------------------------
 
     @rule(first=st.integers(0, PAGES - 1), length=lengths, seed=seeds)
     def put(self, first: int, length: int, seed: int) -> None:
@@ -113,7 +115,8 @@ class StoreAgainstADict(RuleBasedStateMachine):
                 assert zero == (page == bytes(PAGE_BYTES))
         assert position == PAGES
 
-    # -- ephemeral: a get may miss at any time, but never lies --------------------------------------------------------
+    # -- ephemeral: a get may miss at any time, but never lies
+    # --------------------------------------------------------
 
     @rule(which=st.integers(0, 1), index=st.integers(0, EPHEMERAL_PAGES - 1), seed=seeds)
     def put_ephemeral(self, which: int, index: int, seed: int) -> None:
@@ -141,7 +144,8 @@ class StoreAgainstADict(RuleBasedStateMachine):
         self.clean[which] = new_object(self.store, EPHEMERAL_PAGES, Kind.EPHEMERAL)
         self.clean_models[which].clear()
 
-    # -- reclaim and damage -------------------------------------------------------------------------------------------
+    # -- reclaim and damage
+    # -------------------------------------------------------------------------------------------
 
     @rule()
     def reclaim_in_the_background(self) -> None:

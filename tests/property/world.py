@@ -1,10 +1,13 @@
-"""A small world: a store of a few frames, a tier that fails, servers that die, and clients who know what is right.
+"""A small world: a store of a few frames, a tier that fails, servers that die, and clients who know
+what is right.
 
-Everything about a world comes from its seed: budget, room below, codec, layout of the pages, faults, what else happens
-while the tier works, deaths. In most worlds one thread does it all, and the seed repeats it exactly. In some, two to
-four threads have a range of pages each, and background reclaim runs; what a seed repeats there is the set-up.
+Everything about a world comes from its seed: budget, room below, codec, layout of the pages,
+faults, what else happens while the tier works, deaths. In most worlds one thread does it all, and
+the seed repeats it exactly. In some, two to four threads have a range of pages each, and background
+reclaim runs; what a seed repeats there is the set-up.
 
-The books are checked every so often; at the end every page is read, all are trimmed, and nothing may be left.
+The books are checked every so often; at the end every page is read, all are trimmed, and nothing
+may be left.
 """
 
 import gc
@@ -175,7 +178,8 @@ class World:
             os.close(self.descriptor)
             gc.collect()  # stores are in cycles, with their images mapped
 
-    # -- what happens while the tier works --------------------------------------------------------------------------
+    # -- what happens while the tier works
+    # --------------------------------------------------------------------------
 
     def _happen(self) -> None:
         """Other requests, in the middle of this one; nothing happens in the middle of those."""
@@ -199,7 +203,8 @@ class World:
         if self.rng.random() < self.busy_share:
             time.sleep(self.rng.random() * 3e-4)
 
-    # -- running ----------------------------------------------------------------------------------------------------
+    # -- running
+    # ----------------------------------------------------------------------------------------------------
 
     def run(self, operations: int) -> None:
         """About so many operations, and the end of the world."""
@@ -313,10 +318,12 @@ class World:
         assert not store.frames.resident and not store.frames.cold, "frames are held for nobody"
         assert not self.tier or not self.tier.used_slots, "slots below are held for nobody"
 
-    # -- deaths -----------------------------------------------------------------------------------------------------
+    # -- deaths
+    # -----------------------------------------------------------------------------------------------------
 
     def _die(self) -> None:
-        """The server is killed, between two operations or at some line of one, and the next one goes on."""
+        """The server is killed, between two operations or at some line of one, and the next one
+        goes on."""
         self.deaths += 1
         client, tier = self.clients[0], self.tier
         assert tier

@@ -1,21 +1,24 @@
-"""`scripts/test --suites [NAME…]`: test suites that other projects wrote for NBD servers, run against zcache.
+"""`scripts/test --suites [NAME…]`: test suites that other projects wrote for NBD servers, run
+against zcache.
 
     nbd       nbd-server's own tests: integrity logs, TLS, handshake      (its nbd-server is replaced)
     libnbd    nbdcopy, nbdinfo, nbdfuse; parallel clients that verify     (nbdkit's memory and pattern plugins)
     nbdkit    its filters, its --run, limits and protocol variants        (its memory plugin)
     qemu      iotests, `check -raw -nbd`                                  (its qemu-nbd)
 
-The scripts run as they are. Each starts its server by name, so a stand-in of that name comes first on the path: it
-starts zcache where the script asks for a writable disk of a certain size, notes so in a journal, and becomes the real
-program for everything else. A test that never came to zcache is left out, not passed.
+The scripts run as they are. Each starts its server by name, so a stand-in of that name comes first
+on the path: it starts zcache where the script asks for a writable disk of a certain size, notes so
+in a journal, and becomes the real program for everything else. A test that never came to zcache is
+left out, not passed.
 
-A test that fails is run once more against the server that it was written for. If it fails there as well, it says
-nothing about zcache here (a tool is missing, a newer version is wanted), and is left out with its last line. What a
-swap device of whole pages is not made for is listed, with reasons, in each suite's file.
+A test that fails is run once more against the server that it was written for. If it fails there as
+well, it says nothing about zcache here (a tool is missing, a newer version is wanted), and is left
+out with its last line. What a swap device of whole pages is not made for is listed, with reasons,
+in each suite's file.
 
-Before that each suite proves that it can fail: one of its tests is run against a server that returns a wrong byte
-(`lying_disk.py`), and must fail.
+Before that each suite proves that it can fail: one of its tests is run against a server that
+returns a wrong byte (`lying_disk.py`), and must fail.
 
-The sources are Debian's, fetched by apt from this machine's own mirror, and kept in `~/.cache/zcache/suites`. Nothing
-of them is in this tree.
+The sources are Debian's, fetched by apt from this machine's own mirror, and kept in
+`~/.cache/zcache/suites`. Nothing of them is in this tree.
 """

@@ -1,7 +1,8 @@
-"""`scripts/test --suites [SUITE…]`: runs other projects' test suites for NBD servers against zcache.
+"""`scripts/test --suites [SUITE…]`: runs other projects' test suites for NBD servers against
+zcache.
 
-Prints what failed, what was left out and why, and a table. Exit status 1 if a test failed, or a suite ran none or did
-not find a wrong byte; 125 if a suite cannot be had.
+Prints what failed, what was left out and why, and a table. Exit status 1 if a test failed, or a
+suite ran none or did not find a wrong byte; 125 if a suite cannot be had.
 """
 
 import argparse
@@ -31,7 +32,8 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 class Summary(NamedTuple):
-    """What a suite found. `is_sharp`: its control, a server that returns wrong bytes, failed as it must."""
+    """What a suite found. `is_sharp`: its control, a server that returns wrong bytes, failed as it
+    must."""
 
     name: str
     results: tuple[Result, ...]

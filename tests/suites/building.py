@@ -1,5 +1,5 @@
-"""Making the few programs that a suite has in source only, with Debian's compiler. What is made is kept beside the
-sources."""
+"""Making the few programs that a suite has in source only, with Debian's compiler. What is made is
+kept beside the sources."""
 
 import re
 import subprocess
@@ -24,8 +24,8 @@ def make(folder: Path, product: Path, *commands: tuple[str, ...]) -> None:
 
 
 def configure(template: Path, made: Path, **values: str) -> None:
-    """One file of a tree, as its configure would make it from a template. What is in capitals and not given is a
-    program, by its own name; the rest becomes empty."""
+    """One file of a tree, as its configure would make it from a template. What is in capitals and
+    not given is a program, by its own name; the rest becomes empty."""
     values = {"PYTHON": "python3", "SOEXT": "so", "EXEEXT": "", **values}
 
     def value(found: re.Match[str]) -> str:

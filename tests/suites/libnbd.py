@@ -1,6 +1,8 @@
-"""libnbd's own tests: nbdcopy, nbdinfo, nbddump and nbdfuse, and its parallel clients, which keep a shadow of the disk.
+"""libnbd's own tests: nbdcopy, nbdinfo, nbddump and nbdfuse, and its parallel clients, which keep a
+shadow of the disk.
 
-The scripts that ask for nbdkit's memory or pattern plugin are run; the clients are compiled as they are.
+The scripts that ask for nbdkit's memory or pattern plugin are run; the clients are compiled as they
+are.
 """
 
 import re

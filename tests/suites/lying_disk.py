@@ -1,4 +1,5 @@
-"""A disk in RAM, as an nbdkit Python plugin, that returns a wrong bit in every read: what each suite must find.
+"""A disk in RAM, as an nbdkit Python plugin, that returns a wrong bit in every read: what each
+suite must find.
 
 Parameters: `size=BYTES`.
 """

@@ -1,8 +1,8 @@
-"""nbd's own tests (`tests/run/simple_test`): logs of a disk under load that are replayed and verified, with TLS and
-without, requests larger than the server takes, the handshake.
+"""nbd's own tests (`tests/run/simple_test`): logs of a disk under load that are replayed and
+verified, with TLS and without, requests larger than the server takes, the handshake.
 
-Its client is compiled as it is. Its nbd-server, which the script starts as ../../nbd-server, is a stand-in; beside it
-lies the real one, for what fails.
+Its client is compiled as it is. Its nbd-server, which the script starts as ../../nbd-server, is a
+stand-in; beside it lies the real one, for what fails.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,8 @@ _TESTS: Final = (
 
 
 def prepare(runner: Runner) -> Iterator[Case]:
-    """A folder as the script wants it: itself, its client and logs, and two folders up the servers."""
+    """A folder as the script wants it: itself, its client and logs, and two folders up the
+    servers."""
     require({"gcc": "gcc", "make": "make", "pkg-config": "pkgconf", "bison": "bison", "flex": "flex"})
     tree = sources.unpacked(NAME)
     make(

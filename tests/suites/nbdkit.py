@@ -1,4 +1,5 @@
-"""nbdkit's own tests: its filters, its --run, protocol variants, limits and bad input, over zcache instead of memory.
+"""nbdkit's own tests: its filters, its --run, protocol variants, limits and bad input, over zcache
+instead of memory.
 
 Only the scripts that ask for its memory plugin come to a server of ours; the others are not run.
 """

@@ -1,7 +1,8 @@
-"""QEMU's iotests, as `check -raw -nbd` runs them: qemu-io and qemu-img over NBD, whose output is compared with what it
-should be.
+"""QEMU's iotests, as `check -raw -nbd` runs them: qemu-io and qemu-img over NBD, whose output is
+compared with what it should be.
 
-Those of the groups rw and auto are run. Its qemu-nbd, which they export their image with, is a stand-in.
+Those of the groups rw and auto are run. Its qemu-nbd, which they export their image with, is a
+stand-in.
 """
 
 import os

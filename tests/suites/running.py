@@ -1,4 +1,5 @@
-"""One test of a suite: a command that is run with a deadline, and what its outcome says about zcache."""
+"""One test of a suite: a command that is run with a deadline, and what its outcome says about
+zcache."""
 
 import contextlib
 import os
@@ -26,8 +27,8 @@ _END_SECONDS: Final = 10
 SKIPPED: Final = 77
 
 
-#: Some scripts wait a second for their server. On a busy machine it takes longer to start, Python that it is; so a
-#: script's `sleep` waits until every stand-in that was started has its socket.
+#: Some scripts wait a second for their server. On a busy machine it takes longer to start, Python
+#: that it is; so a script's `sleep` waits until every stand-in that was started has its socket.
 _SLEEP: Final = f"""/usr/bin/sleep "$@"
 n=0
 for mark in "${serving.FOLDER}/{serving.STARTING}"*; do
@@ -118,7 +119,8 @@ class Runner:
         _write_program(path, f': >"${serving.FOLDER}/{serving.STARTING}$$"\nexec {python} "$@"')
 
     def judge(self, case: Case, excluded: Mapping[str, str]) -> Result:
-        """Runs a case against zcache, and if it does not pass against the server that it was written for."""
+        """Runs a case against zcache, and if it does not pass against the server that it was
+        written for."""
         if case.name in excluded:
             return Result(case.name, Verdict.LEFT_OUT, excluded[case.name])
         ours = self.run(case, serving.ZCACHE)
@@ -176,8 +178,8 @@ def _write_program(path: Path, script: str) -> None:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int | None:
-    """Its exit status; None: it has not ended in time. What it has left to us, and has ended, is cleared away, for the
-    scripts look whether a server is still there by its pid."""
+    """Its exit status; None: it has not ended in time. What it has left to us, and has ended, is
+    cleared away, for the scripts look whether a server is still there by its pid."""
     deadline = time.monotonic() + SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         for child in psutil.Process().children():
@@ -189,7 +191,8 @@ def _wait(process: subprocess.Popen[bytes]) -> int | None:
 
 
 def descendants() -> set[psutil.Process]:
-    """Everything that this process has started, and what that has (it is the reaper of all of them)."""
+    """Everything that this process has started, and what that has (it is the reaper of all of
+    them)."""
     return set(psutil.Process().children(recursive=True))
 
 
@@ -204,7 +207,8 @@ def end_all_but(others: set[psutil.Process]) -> None:
 
 
 def require(programs: Mapping[str, str]) -> None:
-    """Raises `EnvironmentProblem` for programs that are missing, with the packages that have them."""
+    """Raises `EnvironmentProblem` for programs that are missing, with the packages that have
+    them."""
     missing = sorted({package for program, package in programs.items() if not shutil.which(program)})
     if missing:
         raise EnvironmentProblem(f"not installed: {' '.join(missing)}; run scripts/setup suites")

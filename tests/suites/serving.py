@@ -1,7 +1,9 @@
-"""Between the runner and the stand-ins that its tests start: which server is wanted, and a journal of what was served.
+"""Between the runner and the stand-ins that its tests start: which server is wanted, and a journal
+of what was served.
 
-A disk is served with a budget of 1 MiB (the least there is) over a file, so that nearly all of what a test writes is
-written back and fetched again. Very large ones, which are nearly empty, are in RAM alone.
+A disk is served with a budget of 1 MiB (the least there is) over a file, so that nearly all of what
+a test writes is written back and fetched again. Very large ones, which are nearly empty, are in RAM
+alone.
 """
 
 import os
@@ -46,8 +48,9 @@ def refusal(size_bytes: int) -> str | None:
 
 
 def command(options: list[str], size_bytes: int, parameters: list[str]) -> list[str]:
-    """What serves a disk of that size, as nbdkit, with nbdkit's options and its filters' parameters. A filter
-    cuts off what is more than the test asks for, if those are not whole pages."""
+    """What serves a disk of that size, as nbdkit, with nbdkit's options and its filters'
+    parameters. A filter cuts off what is more than the test asks for, if those are not whole
+    pages."""
     note(f"{_SERVED} {size_bytes}")
     if size_bytes % PAGE_BYTES:
         options = [*options, "--filter=truncate"]  # the innermost
@@ -66,7 +69,8 @@ def command(options: list[str], size_bytes: int, parameters: list[str]) -> list[
 
 
 def hand_over(listening: socket.socket) -> None:
-    """A socket that clients can connect to already, to what this process becomes (sd_listen_fds(3))."""
+    """A socket that clients can connect to already, to what this process becomes
+    (sd_listen_fds(3))."""
     listening.listen()
     os.dup2(listening.detach(), 3)
     os.set_inheritable(3, True)  # dup2 does nothing where it is 3 already

@@ -1,8 +1,10 @@
-"""The suites' sources: Debian's source packages, by apt, kept and unpacked in the user's cache folder.
+"""The suites' sources: Debian's source packages, by apt, kept and unpacked in the user's cache
+folder.
 
-apt runs with a sources list and a state folder of its own, so the machine's stay as they are; what it fetches is
-checked against Debian's archive keys as always. The release is this machine's, so that tests and installed programs
-are of the same version; where the mirror no longer has that source, the other release's is taken, and that is said.
+apt runs with a sources list and a state folder of its own, so the machine's stay as they are; what
+it fetches is checked against Debian's archive keys as always. The release is this machine's, so
+that tests and installed programs are of the same version; where the mirror no longer has that
+source, the other release's is taken, and that is said.
 """
 
 import shutil
@@ -20,7 +22,8 @@ _SECONDS: Final = 600
 
 
 def unpacked(package: str, members: Sequence[str] = ()) -> Path:
-    """The folder of a source package's upstream tree, fetched if need be; of a large one only `members`."""
+    """The folder of a source package's upstream tree, fetched if need be; of a large one only
+    `members`."""
     own = _own_codename()
     codenames = (own, *(name for name in RELEASES.values() if name != own))
     kept = [name for name in codenames if _tree(name, package).exists()]

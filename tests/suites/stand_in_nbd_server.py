@@ -1,9 +1,10 @@
-"""`nbd-server`, for nbd's own tests: zcache, with what a configuration file says of size, socket and TLS.
+"""`nbd-server`, for nbd's own tests: zcache, with what a configuration file says of size, socket
+and TLS.
 
     nbd-server [-d] -C FILE [-p PIDFILE]
 
-All exports of the file are one disk, and empty, which is what the tests begin with. With -d it serves the client that
-it has as standard input.
+All exports of the file are one disk, and empty, which is what the tests begin with. With -d it
+serves the client that it has as standard input.
 """
 
 import argparse

@@ -1,10 +1,12 @@
-"""`nbdkit`, for the suites' scripts: zcache in the place of its memory plugin, and the real one for all others.
+"""`nbdkit`, for the suites' scripts: zcache in the place of its memory plugin, and the real one for
+all others.
 
     nbdkit [OPTION…] memory [size=]SIZE [OPTION…] [FILTER'S PARAMETER…]
     nbdkit [OPTION…] --filter=cow pattern [size=]SIZE --run COMMAND
 
-As nbdkit does, it goes to the background unless something says otherwise. The second is how libnbd's clients get a
-writable disk that holds something: zcache is filled with the pattern first, and needs no filter to be writable.
+As nbdkit does, it goes to the background unless something says otherwise. The second is how
+libnbd's clients get a writable disk that holds something: zcache is filled with the pattern first,
+and needs no filter to be writable.
 """
 
 import os
@@ -47,7 +49,8 @@ def parse_size(text: str) -> int | None:
 
 
 def disk_of(parameters: list[str]) -> tuple[int, list[str]] | str:
-    """The size that the memory plugin is asked for, and the filters' parameters; or why that is not for zcache."""
+    """The size that the memory plugin is asked for, and the filters' parameters; or why that is not
+    for zcache."""
     size_bytes = None
     rest = []
     for position, word in enumerate(parameters):
@@ -91,7 +94,8 @@ def main() -> None:
 
 
 def _without_a_pattern(options: list[str], plugin: str, parameters: list[str]) -> tuple[list[str], str]:
-    """The options of a memory plugin that is filled with the pattern before the command of --run, if it was that."""
+    """The options of a memory plugin that is filled with the pattern before the command of --run,
+    if it was that."""
     place = options.index("--run") if "--run" in options else None
     if plugin != "pattern" or place is None or "--filter=cow" not in options or any("tls" in word for word in options):
         return options, plugin
@@ -103,7 +107,8 @@ def _without_a_pattern(options: list[str], plugin: str, parameters: list[str]) -
 
 
 def _go_to_the_background(command: list[str], options: list[str]) -> int:
-    """Returns when the server has written its pid, or listens; its exit status if it does not come to that."""
+    """Returns when the server has written its pid, or listens; its exit status if it does not come
+    to that."""
     signs = [Path(path) for path in arguments_of(options, "-P", "--pidfile", "--pid-file", "-U", "--unix")]
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     deadline = time.monotonic() + _START_SECONDS

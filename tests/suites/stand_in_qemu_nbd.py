@@ -1,4 +1,5 @@
-"""`qemu-nbd`, for QEMU's iotests: zcache with the size of a raw image that was made just now, and is empty.
+"""`qemu-nbd`, for QEMU's iotests: zcache with the size of a raw image that was made just now, and
+is empty.
 
 qemu-nbd [--pid-file=PATH] -v -t -k SOCKET -f raw -e NUMBER -x '' IMAGE
 """

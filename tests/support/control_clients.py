@@ -1,4 +1,5 @@
-"""Clients of the control socket as nobody would write them: malformed, huge, gone too early, never done."""
+"""Clients of the control socket as nobody would write them: malformed, huge, gone too early, never
+done."""
 
 import contextlib
 import json
@@ -17,7 +18,8 @@ WAITING = 8
 
 
 class RudeClients:
-    """Throws one request after the other at a control socket; whoever is still connected ends with `close`."""
+    """Throws one request after the other at a control socket; whoever is still connected ends with
+    `close`."""
 
     def __init__(self, path: Path, rng: random.Random) -> None:
         self._path = str(path)
@@ -38,7 +40,8 @@ class RudeClients:
             self._held.pop().close()
 
     def _throw(self) -> None:
-        """One connection, and one thing said or not said. If its answer is waited for, it is one line of JSON."""
+        """One connection, and one thing said or not said. If its answer is waited for, it is one
+        line of JSON."""
         rng = self._rng
         client = socket.socket(socket.AF_UNIX)
         # Not settimeout: a connect that does not block fails at once on a full queue.

@@ -1,4 +1,5 @@
-"""What is in Debian packages, without installing them: programs that a test wants to meet, but not this machine."""
+"""What is in Debian packages, without installing them: programs that a test wants to meet, but not
+this machine."""
 
 import subprocess
 from collections.abc import Sequence
@@ -6,7 +7,8 @@ from pathlib import Path
 
 
 def unpack(names: Sequence[str], folder: Path) -> str | None:
-    """Fetch them, of this machine's Debian, and unpack them under the folder; None, or why it could not."""
+    """Fetch them, of this machine's Debian, and unpack them under the folder; None, or why it could
+    not."""
     archives = folder / "archives"
     archives.mkdir()
     problem = _problem_of(["apt-get", "-q", "download", *names], archives)

@@ -18,8 +18,8 @@ def error() -> OSError:
 
 
 class FaultyDiskFile(DiskFile):
-    """Fails where it is told to; `before_read`, `after_read` and `before_write` are called around its transfers, by the
-    thread that asked for them."""
+    """Fails where it is told to; `before_read`, `after_read` and `before_write` are called around
+    its transfers, by the thread that asked for them."""
 
     rng: random.Random | None = None  # with it, a write that fails has moved some of its bytes
     before_read: Callable[[], None] = staticmethod(lambda: None)

@@ -1,11 +1,14 @@
-"""Make one system call of a program, or of any that it starts, fail: the n-th that asks the kernel for something.
+"""Make one system call of a program, or of any that it starts, fail: the n-th that asks the kernel
+for something.
 
-Not by wrapping functions: glibc's own calls (a thread's stack, the heap as it grows) go past any wrapper. A seccomp
-filter sends each call of the kinds in `CALLS` here before it is made (seccomp_unotify(2)), and this lets it happen, or
-answers it with an error. The filter is inherited by all threads and children.
+Not by wrapping functions: glibc's own calls (a thread's stack, the heap as it grows) go past any
+wrapper. A seccomp filter sends each call of the kinds in `CALLS` here before it is made
+(seccomp_unotify(2)), and this lets it happen, or answers it with an error. The filter is inherited
+by all threads and children.
 
-What counts begins, in each program, with `umask(0177)`: server and keeper call that once they know what they were told,
-and before they make anything. x86-64 only: the numbers of system calls are its.
+What counts begins, in each program, with `umask(0177)`: server and keeper call that once they know
+what they were told, and before they make anything. x86-64 only: the numbers of system calls are
+its.
 """
 
 import contextlib
@@ -100,8 +103,8 @@ Failing = int | Callable[[Call], bool]
 
 
 class FailingCalls:
-    """Runs a program with its n-th call failing (from 1; 0: none), or the first like that; held, it never returns.
-    `calls` is what was counted."""
+    """Runs a program with its n-th call failing (from 1; 0: none), or the first like that; held, it
+    never returns. `calls` is what was counted."""
 
     def __init__(self, failing: "Failing", *, is_held: bool = False) -> None:
         self._failing = failing

@@ -1,7 +1,8 @@
-"""Clients of an NBD server that get nowhere, one function for each way: called with the server's Unix socket and a
-number, it has connected and gone when it returns, whatever the server said.
+"""Clients of an NBD server that get nowhere, one function for each way: called with the server's
+Unix socket and a number, it has connected and gone when it returns, whatever the server said.
 
-The protocol as its specification has it (doc/proto.md of the NBD project), by hand: a library does not do such things.
+The protocol as its specification has it (doc/proto.md of the NBD project), by hand: a library does
+not do such things.
 """
 
 import contextlib
@@ -88,7 +89,8 @@ class _Connection:
 
 @contextlib.contextmanager
 def _connection(path: Path) -> Iterator[_Connection]:
-    """Closed at the end, by which the server sees it too; that it has hung up before is no failure."""
+    """Closed at the end, by which the server sees it too; that it has hung up before is no
+    failure."""
     connection = _Connection(path)
     with connection.socket, contextlib.suppress(ConnectionError):
         yield connection
@@ -305,7 +307,8 @@ def sends_garbage_for_tls(path: Path, number: int) -> None:
 
 
 def tears_the_handshake(path: Path, number: int) -> None:
-    """After a share of its first message; after that; when the server has answered; when its own answer is sent."""
+    """After a share of its first message; after that; when the server has answered; when its own
+    answer is sent."""
     _shake_hands(path, trusting=False, stop_at=number % 4, share=number)
 
 
@@ -330,7 +333,8 @@ TLS: Final[tuple[Client, ...]] = (
 
 
 def _shake_hands(path: Path, *, trusting: bool, stop_at: int = 100, share: int = 0) -> None:
-    """A TLS handshake, torn before one of its messages. `trusting` only whom it knows, which is nobody here."""
+    """A TLS handshake, torn before one of its messages. `trusting` only whom it knows, which is
+    nobody here."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if not trusting:
         context.check_hostname = False

@@ -1,7 +1,7 @@
 """Starts in which one call fails: a server alone, or a keeper with its server and standby.
 
-What a start may come to: it serves, or it ends with one line, and nothing that it made is left. `trouble` says what
-else came of it. As a program it tries each call, one after the other:
+What a start may come to: it serves, or it ends with one line, and nothing that it made is left.
+`trouble` says what else came of it. As a program it tries each call, one after the other:
 
     python -m tests.support.failing_start alone|kept|succeeded [FIRST [STEP]]
 """
@@ -26,7 +26,8 @@ from zcache.keeper.state import StateFolder, SwapState
 from zcache.linux.process import identify
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
-#: Any start has come to its end by then, on a busy machine, too; a hang never has. Below the deadline of a step.
+#: Any start has come to its end by then, on a busy machine, too; a hang never has. Below the
+#: deadline of a step.
 DEADLINE_SECONDS: Final = 45.0
 KEEPER_SERVER_AND_STANDBY: Final = 3
 #: What a start says that has not failed.
@@ -68,7 +69,8 @@ class Outcome:
 
 
 def start_alone(failing: Failing, *, is_held: bool = False, code: Path = REPOSITORY) -> Outcome:
-    """`scripts/serve`, whose n-th call fails (0: none), or never ends; of the code in that folder."""
+    """`scripts/serve`, whose n-th call fails (0: none), or never ends; of the code in that
+    folder."""
     with tempfile.TemporaryDirectory(prefix="zcache-start") as name:
         folder = Path(name)
         command = [sys.executable, "-P", "-m", "nbd_plugin.serve", "-U", str(folder / "socket")]
@@ -81,8 +83,8 @@ def start_alone(failing: Failing, *, is_held: bool = False, code: Path = REPOSIT
 def start_kept(
     failing: Failing, *, is_held: bool = False, code: Path = REPOSITORY, is_succeeded: bool = False
 ) -> Outcome:
-    """The same of a keeper, as swap-up starts it; it has started when it has a standby, too. Or, to be succeeded, when
-    its server has been killed, and the next one has a standby."""
+    """The same of a keeper, as swap-up starts it; it has started when it has a standby, too. Or, to
+    be succeeded, when its server has been killed, and the next one has a standby."""
     with tempfile.TemporaryDirectory(prefix="zcache-start") as name:
         folder = Path(name)
         state = StateFolder(folder / "state")

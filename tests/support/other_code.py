@@ -1,7 +1,8 @@
 """Running code that lies somewhere else than the code under test: a changed copy, for one.
 
-Our programs are deaf to PYTHONPATH, and start each other by the interpreter that they run in. So other code is given
-that way: an interpreter of its own, in a virtual environment that has all that ours has, but for zcache.
+Our programs are deaf to PYTHONPATH, and start each other by the interpreter that they run in. So
+other code is given that way: an interpreter of its own, in a virtual environment that has all that
+ours has, but for zcache.
 """
 
 import sys

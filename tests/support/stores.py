@@ -46,8 +46,9 @@ def small_store(
     recompress: str | None = None,
     admit: str = "always",
 ) -> Store:
-    """A store without threads: background reclaim happens when the test calls `store.reclaimer.clean_some()`, and time
-    passes when somebody waits for it. Over `tier`, or one that is made with `below_frames`."""
+    """A store without threads: background reclaim happens when the test calls
+    `store.reclaimer.clean_some()`, and time passes when somebody waits for it. Over `tier`, or one
+    that is made with `below_frames`."""
     clock = clock or (tier.clock if tier else FakeClock())
     allocator = allocator or default_allocator
     frame_bytes = ALLOCATORS[allocator].frame_bytes
@@ -76,8 +77,8 @@ def store_with_image(
     recompress: str | None = None,
     page_bytes: int = KERNEL_PAGE_BYTES,
 ) -> tuple[Store, TmemObject]:
-    """A store over an image, and its object: made in an empty memfd, or taken over from whoever had it before.
-    `page_bytes`: as on a kernel with such pages."""
+    """A store over an image, and its object: made in an empty memfd, or taken over from whoever had
+    it before. `page_bytes`: as on a kernel with such pages."""
     frame_count = budget_frames + tier.slot_count
     frame_bytes = ALLOCATORS[allocator].frame_bytes
     geometry = Geometry(page_count, slots_of(budget_frames), frame_count, frame_bytes, encrypt, allocator, None)
@@ -161,8 +162,8 @@ def drop_clean_frames(store: Store) -> None:
 
 
 def make_frame_light(store: Store, thing: TmemObject, rng: random.Random, alive: tuple[int, ...]) -> dict[int, bytes]:
-    """With allocator=log: pages 0 to 49 are put into one frame, that is written below and leaves RAM, and all but those
-    that stay alive in it are put again; returns what all of them are."""
+    """With allocator=log: pages 0 to 49 are put into one frame, that is written below and leaves
+    RAM, and all but those that stay alive in it are put again; returns what all of them are."""
     pages = {index: page_with_zpage_of(rng, 1200) for index in range(50)}
     for index, page in pages.items():
         put(store, thing, index, page)

@@ -1,5 +1,6 @@
-"""Tiers in memory. They fail when told to, and notice misuse: writes to slots that are not reserved, reads of what was
-never written. They know what they were given, and so which of their slots hold something else."""
+"""Tiers in memory. They fail when told to, and notice misuse: writes to slots that are not
+reserved, reads of what was never written. They know what they were given, and so which of their
+slots hold something else."""
 
 import errno
 import random
@@ -10,7 +11,8 @@ from zcache.tiers.slot_map import SlotMap
 
 
 class MemoryTier(SlotMap):
-    """`slot_count` frames; `failing_writes` and `failing_reads` are how many of the next ones raise."""
+    """`slot_count` frames; `failing_writes` and `failing_reads` are how many of the next ones
+    raise."""
 
     def __init__(self, slot_count: int, frame_bytes: int = 4096, clock: FakeClock | None = None) -> None:
         super().__init__(slot_count)
@@ -67,10 +69,12 @@ class MemoryTier(SlotMap):
 
 
 class FaultyTier(MemoryTier):
-    """A disk with every fault that a disk can have, each with a probability of its own, drawn from `rng`.
+    """A disk with every fault that a disk can have, each with a probability of its own, drawn from
+    `rng`.
 
-    All are survivable but for those that spoil what is below (`is_spoiled`): a write that is lost or goes astray, bits
-    that flip, a file that is truncated. The pages that were there and nowhere else are then gone.
+    All are survivable but for those that spoil what is below (`is_spoiled`): a write that is lost
+    or goes astray, bits that flip, a file that is truncated. The pages that were there and nowhere
+    else are then gone.
     """
 
     REGIMES: tuple[dict[str, float], ...] = (

@@ -1,8 +1,10 @@
-"""Starts of a program by somebody with settings of his own, one wrong thing at a time, or all at once; as a program:
+"""Starts of a program by somebody with settings of his own, one wrong thing at a time, or all at
+once; as a program:
 
     python tests/support/wrong_starts.py WRONG,… COMMAND…
 
-And what a process is like, as far as /proc says it: `look`. Of the standard library alone: it runs in any folder.
+And what a process is like, as far as /proc says it: `look`. Of the standard library alone: it runs
+in any folder.
 """
 
 import contextlib

@@ -1,6 +1,8 @@
-"""What `pip install .` gives, in an environment that has what the package says it needs, and no more.
+"""What `pip install .` gives, in an environment that has what the package says it needs, and no
+more.
 
-No network: the wheel is built by this environment's setuptools, and what it needs is linked from here.
+No network: the wheel is built by this environment's setuptools, and what it needs is linked from
+here.
 """
 
 import re
@@ -78,7 +80,8 @@ def test_with_no_swap_status_is_one_line(installed: Path, tmp_path: Path) -> Non
 
 
 def test_whoever_calls_it_has_a_python_of_his_own(installed: Path) -> None:
-    """Conda's shell, in which no other Python starts; by a link, from anywhere, with no PATH to speak of."""
+    """Conda's shell, in which no other Python starts; by a link, from anywhere, with no PATH to
+    speak of."""
     link = installed.parent / "link"
     link.symlink_to(installed / "zcache")
     environment = {"PYTHONHOME": "/opt/conda", "PYTHONPATH": "/opt/conda", "PATH": "/usr/bin:/bin"}

@@ -1,4 +1,5 @@
-"""The architecture, as imports: each layer imports only what is below it, and zcache never imports nbdkit."""
+"""The architecture, as imports: each layer imports only what is below it, and zcache never imports
+nbdkit."""
 
 import ast
 import subprocess
@@ -9,7 +10,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-#: From the bottom up. A module may import from its own row and from rows above it in this list, never from below it.
+#: From the bottom up. A module may import from its own row and from rows above it in this list,
+#: never from below it.
 LAYERS = [
     ["zcache.linux.kernel_page", "zcache.linux.sockets"],
     [
@@ -111,7 +113,8 @@ def test_zcache_never_imports_nbdkit_or_the_plugin() -> None:
 
 @pytest.mark.parametrize("program", ["zcache.keeper.keeper", "nbd_plugin.server"])
 def test_what_is_locked_in_memory_loads_no_inspect(program: str) -> None:
-    """1 MiB in each of server, standby and keeper, with what it loads; `dataclasses` would. (NamedTuple does not.)"""
+    """1 MiB in each of server, standby and keeper, with what it loads; `dataclasses` would.
+    (NamedTuple does not.)"""
     code = f"import sys, {program}; print('inspect' in sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY

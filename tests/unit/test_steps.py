@@ -79,7 +79,8 @@ def test_what_waits_for_somebody_has_no_deadline(watch: StepsWatch, steps: Steps
 
 
 def test_who_watches_may_allow_more_than_usual_for_each_step(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As swap-up does with --start-seconds; it has no effect on a step that says itself what it may take."""
+    """As swap-up does with --start-seconds; it has no effect on a step that says itself what it may
+    take."""
     watch = StepsWatch(clock, step_seconds=300)
     for name, value in watch.pass_on().items():
         monkeypatch.setenv(name, value)
@@ -155,7 +156,8 @@ def test_a_leftover_in_the_environment_is_nothing(monkeypatch: pytest.MonkeyPatc
         assert VARIABLE not in os.environ
 
 
-#: A server's start with a guard, that comes to something: it makes a socket, a pid file, and a backing.
+#: A server's start with a guard, that comes to something: it makes a socket, a pid file, and a
+#: backing.
 GUARDED = """
 import os, signal, socket, sys
 from pathlib import Path
@@ -203,7 +205,8 @@ def test_a_start_that_comes_to_its_end_keeps_all(tmp_path: Path) -> None:
 
 
 def test_what_is_no_socket_or_not_this_servers_stays(tmp_path: Path) -> None:
-    """`control=` may name any file, which the server refuses: the guard must not take it for a dead socket (it did)."""
+    """`control=` may name any file, which the server refuses: the guard must not take it for a dead
+    socket (it did)."""
     for name in ("socket", "pid"):
         (tmp_path / name).write_text("1\n")
     places = f"[Path({str(tmp_path / 'socket')!r})], Path({str(tmp_path / 'pid')!r})"

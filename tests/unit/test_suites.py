@@ -1,5 +1,5 @@
-"""The runner of other projects' suites: what it makes of a test that fails, hangs, skips itself, or never comes to
-zcache."""
+"""The runner of other projects' suites: what it makes of a test that fails, hangs, skips itself, or
+never comes to zcache."""
 
 from pathlib import Path
 

@@ -1,9 +1,10 @@
 """Real swap on arm64, with kernel pages of 4 or 16 KiB: `python -m tests.vm.arm64 --pages 16`.
 
-QEMU emulates the machine, on any Debian (packages: qemu-system-arm, cpio, e2fsprogs; scripts/setup does not install the
-first). Debian 13's own kernels and programs run in it (`arm64_root.py`): `zcache.bench.run.guest` turns the swap on,
-runs a load that verifies what it has in memory, checks the books, and takes the swap off. Exit status 0 only if all of
-that, and the kernel's log, are well.
+QEMU emulates the machine, on any Debian (packages: qemu-system-arm, cpio, e2fsprogs; scripts/setup
+does not install the first). Debian 13's own kernels and programs run in it (`arm64_root.py`):
+`zcache.bench.run.guest` turns the swap on, runs a load that verifies what it has in memory, checks
+the books, and takes the swap off. Exit status 0 only if all of that, and the kernel's log, are
+well.
 """
 
 import argparse
@@ -51,7 +52,8 @@ busybox poweroff -f
 
 
 def heap_load(seconds: int, mib: int = HEAP_MIB) -> list[str]:
-    """A heap larger than RAM, filled, then touched at random for so long, and verified at each touch."""
+    """A heap larger than RAM, filled, then touched at random for so long, and verified at each
+    touch."""
     return ["python3", "zcache/bench/pressure/heap.py", str(mib), "1", str(seconds), "0"]
 
 
@@ -90,7 +92,8 @@ def run(page_kib: int, parameters: tuple[str, ...], load: list[str], disturb: st
 
 
 def _compose(kernel: Path, initramfs: Path, disks: list[Path], report: Path, log: Path) -> list[str]:
-    """QEMU's command line. The CPU is a plain one: pointer authentication, which `max` has, is slow to emulate."""
+    """QEMU's command line. The CPU is a plain one: pointer authentication, which `max` has, is slow
+    to emulate."""
     argv = ["setpriv", "--pdeathsig", "KILL", "qemu-system-aarch64", "-machine", "virt", "-cpu", "cortex-a76"]
     argv += ["-accel", "tcg,thread=multi,tb-size=256", "-smp", "2", "-m", f"{MEMORY_MIB}M", "-nodefaults", "-no-reboot"]
     argv += ["-display", "none", "-kernel", str(kernel), "-initrd", str(initramfs)]

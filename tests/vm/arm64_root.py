@@ -1,9 +1,10 @@
-"""A root file system and kernels of Debian 13 for arm64, made on any Debian from its own mirror, without running any of
-it.
+"""A root file system and kernels of Debian 13 for arm64, made on any Debian from its own mirror,
+without running any of it.
 
-Packages are only extracted: no foreign binary runs on this machine, so nothing is configured, and what maintainer
-scripts would have made and is needed (a few links and files) is made here. Downloads are verified by apt against the
-keyring of this Debian. Everything is kept in the cache folder; delete it to have newer packages.
+Packages are only extracted: no foreign binary runs on this machine, so nothing is configured, and
+what maintainer scripts would have made and is needed (a few links and files) is made here.
+Downloads are verified by apt against the keyring of this Debian. Everything is kept in the cache
+folder; delete it to have newer packages.
 """
 
 import contextlib
@@ -47,7 +48,8 @@ def cache_folder() -> Path:
 
 
 class Arm64Root:
-    """Made once, in `folder`, by one process at a time; what a guest boots is made of it for each."""
+    """Made once, in `folder`, by one process at a time; what a guest boots is made of it for
+    each."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -81,7 +83,8 @@ class Arm64Root:
         return next(self._kernels.glob(f"boot/vmlinuz-*{ending}"))
 
     def initramfs(self, page_kib: int, into: Path) -> Path:
-        """One that mounts /dev/vda, and goes on with /init there; made in a folder that is given."""
+        """One that mounts /dev/vda, and goes on with /init there; made in a folder that is
+        given."""
         modules = self.kernel(page_kib).name.removeprefix("vmlinuz-")
         folder = into / "initramfs"
         for name in ("bin", "dev", "proc", "sys", "root"):
@@ -114,7 +117,8 @@ class Arm64Root:
         return image
 
     def image(self, page_kib: int, init: str, into: Path) -> Path:
-        """An ext4 image of all of it: the modules of one kernel, this tree, and `init` as the first program."""
+        """An ext4 image of all of it: the modules of one kernel, this tree, and `init` as the first
+        program."""
         with self._locked():
             return self._image(page_kib, init, into)
 
@@ -190,7 +194,8 @@ class Arm64Root:
             shutil.rmtree(self._root / name, ignore_errors=True)
 
     def _with_dependencies(self, release: str, wanted: Iterable[str]) -> list[Path]:
-        """The files of modules, each after those that it needs; what a kernel has built in has none."""
+        """The files of modules, each after those that it needs; what a kernel has built in has
+        none."""
         files = {path.name.split(".")[0].replace("-", "_"): path for path in self._modules(release)}
         ordered: list[Path] = []
 

@@ -1,14 +1,14 @@
-"""The guest's half of test_bad_disks.py: a server on disks that are really bad, by device-mapper, nbdkit's filters and
-a full file system.
+"""The guest's half of test_bad_disks.py: a server on disks that are really bad, by device-mapper,
+nbdkit's filters and a full file system.
 
 Runs as root in the test VM: the scenes that are named, or all (some 15 minutes under emulation):
 
     scripts/vm --memory 600M --disk 200M --disk 64M --timeout 1500 -- .venv/bin/python -m tests.vm.bad_disks
 
-In each scene a client writes more than the RAM holds and reads it page by page: every page is what was last written,
-or an error that the scene expects, and never anything else. What is counted and what `zcache status` says is looked at
-while the disk is bad and when it is well again. The first thing that is not as it should be is an AssertionError, and
-exit status 1.
+In each scene a client writes more than the RAM holds and reads it page by page: every page is what
+was last written, or an error that the scene expects, and never anything else. What is counted and
+what `zcache status` says is looked at while the disk is bad and when it is well again. The first
+thing that is not as it should be is an AssertionError, and exit status 1.
 """
 
 import contextlib
@@ -93,7 +93,8 @@ class Client:
             return None
 
     def look(self) -> list[int]:
-        """Read all pages, singly: those that are errors though their write was taken. Nothing is ever wrong."""
+        """Read all pages, singly: those that are errors though their write was taken. Nothing is
+        ever wrong."""
         errors = []
         for page, seed in self._model.items():
             got = self.read(page)
@@ -168,7 +169,8 @@ def run(*words: str | Path) -> str:
 
 
 class MappedDisk:
-    """A device-mapper device over the whole of a disk, whose behaviour can be changed under load."""
+    """A device-mapper device over the whole of a disk, whose behaviour can be changed under
+    load."""
 
     def __init__(self, disk: Path = DISK) -> None:
         os.environ["DM_DISABLE_UDEV"] = "1"  # its node is made by dmsetup, at once
@@ -204,12 +206,14 @@ def mapped_disk() -> Iterator[MappedDisk]:
         disk.remove()
 
 
-# -- device-mapper ------------------------------------------------------------------------------------------------
+# -- device-mapper
+# ------------------------------------------------------------------------------------------------
 
 
 def write_errors() -> None:
-    """dm-flakey's error_writes. While RAM has room nobody notices; then a write fails, after the patience, and the
-    next ones at once; what was stored stays; the frames go below when the disk is well."""
+    """dm-flakey's error_writes. While RAM has room nobody notices; then a write fails, after the
+    patience, and the next ones at once; what was stored stays; the frames go below when the disk is
+    well."""
     with mapped_disk() as disk, serving(disk.path) as client:
         client.write(0, BUDGET_PAGES)
         disk.be("flakey {disk} 0 0 60 1 error_writes")
@@ -252,7 +256,8 @@ def read_errors() -> None:
 
 
 def gone_one_second_in_four() -> None:
-    """dm-flakey without features: for a second there is no disk, then for three there is. Nobody is told."""
+    """dm-flakey without features: for a second there is no disk, then for three there is. Nobody is
+    told."""
     with mapped_disk() as disk, serving(disk.path) as client:
         disk.be("flakey {disk} 0 3 1")
         begin = time.monotonic()
@@ -268,8 +273,8 @@ def gone_one_second_in_four() -> None:
 
 
 def flipped_bits() -> None:
-    """A bit in every slot, and then in one of sixteen, on the disk itself: EIO for those pages, until the bits are
-    right again or the pages are written."""
+    """A bit in every slot, and then in one of sixteen, on the disk itself: EIO for those pages,
+    until the bits are right again or the pages are written."""
     with mapped_disk() as disk, serving(disk.path) as client:
         client.write()
         slots = range(1, client.server.status()["backing_capacity_frames"] + 1)
@@ -292,7 +297,8 @@ def flipped_bits() -> None:
 
 
 def frames_in_the_wrong_place() -> None:
-    """The disk answers each read with the next frame's bytes: all of them sound, none of them right."""
+    """The disk answers each read with the next frame's bytes: all of them sound, none of them
+    right."""
     with mapped_disk() as disk, serving(disk.path) as client:
         client.write()
         disk.be("linear {disk} 8")
@@ -316,8 +322,8 @@ def flip(disk: Path, slots: Iterable[int]) -> None:
 
 
 def lost_writes() -> None:
-    """dm-flakey's drop_writes: the disk says that it has written, and has not. What was there before does not pass for
-    what should be there."""
+    """dm-flakey's drop_writes: the disk says that it has written, and has not. What was there
+    before does not pass for what should be there."""
     with mapped_disk() as disk, serving(disk.path) as client:
         client.write()
         disk.be("flakey {disk} 0 0 60 1 drop_writes")
@@ -333,8 +339,8 @@ def lost_writes() -> None:
 
 
 def slow_disk() -> None:
-    """dm-delay, two seconds a transfer: writes wait for it, nothing fails; pages in RAM are served to another
-    connection meanwhile."""
+    """dm-delay, two seconds a transfer: writes wait for it, nothing fails; pages in RAM are served
+    to another connection meanwhile."""
     with mapped_disk() as disk, serving(disk.path) as client:
         client.write(0, BUDGET_PAGES)
         disk.be("delay {disk} 0 2000 {disk} 0 2000")
@@ -361,8 +367,9 @@ def slow_disk() -> None:
 
 
 def hanging_disk() -> None:
-    """device-mapper's suspend: no transfer ends and none fails, for longer than the kernel would wait for a new server.
-    Its own client waits, for all of it; the connection is not given up, and everything is there when the disk is."""
+    """device-mapper's suspend: no transfer ends and none fails, for longer than the kernel would
+    wait for a new server. Its own client waits, for all of it; the connection is not given up, and
+    everything is there when the disk is."""
     run("modprobe", "nbd")
     run("dmesg", "--clear")  # of what scenes before this one have left
     with mapped_disk() as disk, serving(disk.path) as client:
@@ -399,7 +406,8 @@ def pages_of(device: Path, count: int) -> Iterator[bytes]:
 
 
 def death_on_a_bad_disk() -> None:
-    """A server is killed while its disk refuses writes: the next one over its image serves all the same."""
+    """A server is killed while its disk refuses writes: the next one over its image serves all the
+    same."""
     image = new_descriptor()
     with mapped_disk() as disk:
         word = f"image={image}"
@@ -422,7 +430,8 @@ def death_on_a_bad_disk() -> None:
     os.close(image)
 
 
-# -- nbdkit's filters under a block device ------------------------------------------------------------------------
+# -- nbdkit's filters under a block device
+# ------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -444,8 +453,9 @@ def nbdkit_disk(*words: str) -> Iterator[Path]:
 
 
 def flaky_disk() -> None:
-    """nbdkit's error and delay filters: a tenth of all requests fails, and the others take their time. Retries hide
-    nearly all of it; nothing is lost but what was told, and nothing at all in the end."""
+    """nbdkit's error and delay filters: a tenth of all requests fails, and the others take their
+    time. Retries hide nearly all of it; nothing is lost but what was told, and nothing at all in
+    the end."""
     trigger = Path("/tmp/bad")
     rates = ("error-pread-rate=10%", "error-pwrite-rate=10%", f"error-file={trigger}", "rdelay=10ms", "wdelay=50ms")
     with nbdkit_disk(*rates) as device, serving(device) as client:
@@ -462,7 +472,8 @@ def flaky_disk() -> None:
         client.wait_until_well()
 
 
-# -- files --------------------------------------------------------------------------------------------------------
+# -- files
+# --------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -484,8 +495,8 @@ def free_bytes(folder: Path) -> int:
 
 
 def full_file_system() -> None:
-    """Refused at the start when there is no room. When the room is taken away later (holes, and another file in them)
-    writes are ENOSPC below, and go on when there is room again."""
+    """Refused at the start when there is no room. When the room is taken away later (holes, and
+    another file in them) writes are ENOSPC below, and go on when there is room again."""
     with file_system() as folder:
         backing = folder / "backing"
         with Path(folder / "other").open("wb") as other:
@@ -521,8 +532,8 @@ def punch_holes(path: Path) -> None:
 
 
 def truncated() -> None:
-    """The backing file loses its second half under the server: the frames that were there are gone, all others are
-    served; the file grows again as it is written."""
+    """The backing file loses its second half under the server: the frames that were there are gone,
+    all others are served; the file grows again as it is written."""
     with file_system() as folder, serving(folder / "backing") as client:
         client.write()
         os.truncate(folder / "backing", (PAGES - BUDGET_PAGES) // 2 * PAGE)
@@ -534,12 +545,13 @@ def truncated() -> None:
         client.is_whole()
 
 
-# -- real swap ----------------------------------------------------------------------------------------------------
+# -- real swap
+# ----------------------------------------------------------------------------------------------------
 
 
 def swap_on_a_disk_that_comes_and_goes() -> None:
-    """A load swaps, and for one second in four there is no disk below. Its memory is verified, nothing was refused and
-    no task was killed."""
+    """A load swaps, and for one second in four there is no disk below. Its memory is verified,
+    nothing was refused and no task was killed."""
     load = ["stress-ng", "--vm", "2", "--vm-bytes", f"{memory_mib() + 50}M", "--vm-method", "rand-set", "--vm-keep"]
     with mapped_disk() as disk:
         words = ("size=180M", "budget=16M", f"backing={disk.path}", "force=yes")

@@ -1,11 +1,13 @@
-"""The guest's half of test_clean_exports.py: a file system on a clean export of the server that the guest swaps to.
+"""The guest's half of test_clean_exports.py: a file system on a clean export of the server that the
+guest swaps to.
 
 Runs as root in the test VM, with two disks, the second of which it overwrites:
 
     scripts/vm --memory 500M --disk 560M --disk 200M -- .venv/bin/python -m tests.vm.clean_exports
 
-Files are written, overwritten and removed, with the caches dropped now and then, under stress-ng; each is what it was
-last written as, through zcache and afterwards on the disk itself; and fsck finds nothing, on either.
+Files are written, overwritten and removed, with the caches dropped now and then, under stress-ng;
+each is what it was last written as, through zcache and afterwards on the disk itself; and fsck
+finds nothing, on either.
 """
 
 import contextlib

@@ -1,7 +1,9 @@
-"""The guest's half of test_other_daemons.py: the unit that is shipped, beside daemons that end programs or restart
-services: systemd-oomd, earlyoom, nohang and needrestart, each as its Debian package has it.
+"""The guest's half of test_other_daemons.py: the unit that is shipped, beside daemons that end
+programs or restart services: systemd-oomd, earlyoom, nohang and needrestart, each as its Debian
+package has it.
 
-Under systemd, as root, the scenes that are named, or all; FOLDER is where `DAEMONS` and `PERL` are unpacked:
+Under systemd, as root, the scenes that are named, or all; FOLDER is where `DAEMONS` and `PERL` are
+unpacked:
 
     scripts/vm --systemd --memory 700M --disk 192M --timeout 2400 --share FOLDER -- \\
         .venv/bin/python -m tests.vm.other_daemons FOLDER
@@ -42,8 +44,8 @@ SLICE = "watched.slice"
 GROUP = Path("/sys/fs/cgroup") / SLICE / "zcache.service"
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-#: Takes memory that does not compress until both memory and swap are short, some more whenever they are not; slowly at
-#: the end, as those who watch look some times a second only.
+#: Takes memory that does not compress until both memory and swap are short, some more whenever they
+#: are not; slowly at the end, as those who watch look some times a second only.
 HOG = """
 import os, time
 noise, held = os.urandom(1 << 20), []
@@ -151,7 +153,8 @@ def oomd_by_swap() -> None:
 
 
 def oomd_by_pressure() -> None:
-    """It is to end something in a slice where there is zcache, and a program that it has been told to omit: nothing."""
+    """It is to end something in a slice where there is zcache, and a program that it has been told
+    to omit: nothing."""
     set_slice(SLICE, "ManagedOOMMemoryPressure=kill", "ManagedOOMMemoryPressureLimit=1%")
     log = start_oomd()
     options = ["--unit=thrasher", f"--slice={SLICE}", "-p", "MemoryHigh=48M", "-p", "ManagedOOMPreference=omit"]
@@ -181,7 +184,8 @@ def nohang() -> None:
 
 
 def kernel() -> None:
-    """Its OOM killer ends a command in the unit's group (a reload's, say); the unit goes on, and the swap with it."""
+    """Its OOM killer ends a command in the unit's group (a reload's, say); the unit goes on, and
+    the swap with it."""
     join = f"echo $$ > {GROUP}/cgroup.procs; echo 1000 > /proc/self/oom_score_adj; exec sleep 600"
     with subprocess.Popen(["sh", "-c", join]) as command:
         wait_until(lambda: str(command.pid) in (GROUP / "cgroup.procs").read_text().split(), "it does not join")
@@ -191,8 +195,8 @@ def kernel() -> None:
 
 
 def needrestart() -> None:
-    """A program in the unit's group runs from a file that is gone, as after an upgrade; told to restart by itself what
-    it finds, needrestart names the unit, and does nothing to it."""
+    """A program in the unit's group runs from a file that is gone, as after an upgrade; told to
+    restart by itself what it finds, needrestart names the unit, and does nothing to it."""
     program = Path("/tmp/gone")
     shutil.copy("/usr/bin/sleep", program)
     subprocess.run(["sh", "-c", f"echo $$ > {GROUP}/cgroup.procs; setsid -f {program} 600"], check=True)

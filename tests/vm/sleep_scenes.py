@@ -1,9 +1,11 @@
-"""The guest's half of test_sleep.py: suspending and hibernating with the swap on, under load, on a real kernel.
+"""The guest's half of test_sleep.py: suspending and hibernating with the swap on, under load, on a
+real kernel.
 
-Runs as root in the test VM, with systemd or without (`main`). The first thing that is not as it should be is an
-AssertionError, and exit status 1.
+Runs as root in the test VM, with systemd or without (`main`). The first thing that is not as it
+should be is an AssertionError, and exit status 1.
 
-The load touches 600 MiB at random, in shared memory, in a guest of 700; and says at the end whether any of it changed.
+The load touches 600 MiB at random, in shared memory, in a guest of 700; and says at the end whether
+any of it changed.
 """
 
 import contextlib
@@ -46,7 +48,8 @@ OUTPUT, END = Path("/run/load.out"), Path("/run/load.end")
 
 
 def run(script: str, *words: str) -> str:
-    """What it said. Starting and stopping takes minutes in a guest that shares its processors with others."""
+    """What it said. Starting and stopping takes minutes in a guest that shares its processors with
+    others."""
     done = subprocess.run(command(script, *words), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, f"{script} {words}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
@@ -54,7 +57,8 @@ def run(script: str, *words: str) -> str:
 
 @contextlib.contextmanager
 def load(slice_name: str | None) -> Iterator[None]:
-    """In a service of its own under that slice, or a child of ours; it goes on for the length of the block."""
+    """In a service of its own under that slice, or a child of ours; it goes on for the length of
+    the block."""
     program = [sys.executable, "-c", LOAD, str(LOAD_MIB), str(END)]
     END.unlink(missing_ok=True)
     OUTPUT.write_text("")
@@ -155,7 +159,8 @@ def forgotten() -> None:
 
 
 def under_systemd(level: str, count: int) -> None:
-    """Half of the suspends with the load in system.slice, half in user.slice; logind says no to hibernation."""
+    """Half of the suspends with the load in system.slice, half in user.slice; logind says no to
+    hibernation."""
     os.environ["SYSTEMD_BUS_TIMEOUT"] = "300s"  # 25 s are not enough for a guest that shares its processors
     drop_in = Path("/run/systemd/system/systemd-logind.service.d/vm.conf")
     drop_in.parent.mkdir()
@@ -225,8 +230,8 @@ def logind(verb: str, *words: str) -> str:
 
 
 def hibernating(_level: str, _count: int) -> None:
-    """Who asks for it may: `zcache sleep` takes the swap off before, and turns it on again. The kernel turns round when
-    all is frozen, and memory for an image has been found."""
+    """Who asks for it may: `zcache sleep` takes the swap off before, and turns it on again. The
+    kernel turns round when all is frozen, and memory for an image has been found."""
     run("swap-up", "--hibernate", "--priority", "7", *SWAP)
     hibernation_is_refused()
     set_level("freezer")
@@ -241,8 +246,9 @@ def hibernating(_level: str, _count: int) -> None:
 
 
 def devices(_level: str, _count: int) -> None:
-    """Devices are suspended, too. The guest's file system does not outlive that: 9p over virtio has no code
-    for it. So nothing is started or read from then on; what came of it goes to the kernel log, and the machine off."""
+    """Devices are suspended, too. The guest's file system does not outlive that: 9p over virtio has
+    no code for it. So nothing is started or read from then on; what came of it goes to the kernel
+    log, and the machine off."""
     run("swap-up", *SWAP)
     set_level("devices")
     areas = sleep.find_areas(sysctls.holders())

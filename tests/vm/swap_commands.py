@@ -1,4 +1,5 @@
-"""The guest's half of test_swap_commands.py: scripts/swap-up and swap-down on a real kernel, in good and bad days.
+"""The guest's half of test_swap_commands.py: scripts/swap-up and swap-down on a real kernel, in
+good and bad days.
 
 Runs as root in the test VM: the scenes that are named, or all (some 10 minutes under emulation):
 
@@ -39,7 +40,8 @@ print("held", flush=True)
 input()
 print("intact" if all(hashlib.sha256(block).digest() == digest for block, digest in held) else "changed")
 """
-#: Fills MiB of shared memory, which asks for more while it waits for none of it; and says the same of some of it.
+#: Fills MiB of shared memory, which asks for more while it waits for none of it; and says the same
+#: of some of it.
 FILLER = """
 import mmap, os, sys
 size = int(sys.argv[1]) << 20
@@ -113,7 +115,8 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 def wrong_starter(before: list[str]) -> None:
-    """Each command by somebody whose settings are all wrong (tests/nbd/test_wrong_starts.py, without a device)."""
+    """Each command by somebody whose settings are all wrong (tests/nbd/test_wrong_starts.py,
+    without a device)."""
     zcache = [str(REPOSITORY / "scripts/zcache"), "status"]
     for words in (command("swap-up", "size=64M", "budget=64M"), zcache, command("swap-upgrade"), command("swap-down")):
         wrongs = [
@@ -168,7 +171,8 @@ def interrupted_swap_ups(before: list[str]) -> None:
 
 
 def killed_swap_ups(before: list[str]) -> None:
-    """SIGKILL as soon as there is a server, and as soon as there is a device: swap-down finds what there is."""
+    """SIGKILL as soon as there is a server, and as soon as there is a device: swap-down finds what
+    there is."""
     for moment in (servers, attached_devices):
         with subprocess.Popen(command("swap-up", "size=64M", "budget=64M")) as up:
             while not moment():  # it keeps a time limit of its own, and a slow guest may need more than a minute
@@ -180,8 +184,9 @@ def killed_swap_ups(before: list[str]) -> None:
 
 
 def beside_other_swap(before: list[str]) -> None:
-    """zram of the same priority, zswap in front, a kernel with nbd built in (no folder of modules), a backing file that
-    is not there, a control group that loses its limit: all of it is said, or put right; and nobody to read it."""
+    """zram of the same priority, zswap in front, a kernel with nbd built in (no folder of modules),
+    a backing file that is not there, a control group that loses its limit: all of it is said, or
+    put right; and nobody to read it."""
     backing, zswap = Path("/tmp/made-by-swap-up"), Path("/sys/module/zswap/parameters/enabled")
     for tool in ("modprobe nbd", "modprobe zram num_devices=1", "mount -t tmpfs none /lib/modules"):
         subprocess.run(tool.split(), check=True)
@@ -227,8 +232,8 @@ def a_limit_that_is_taken_away(take_away: Callable[[], object]) -> None:
 
 
 def protections_taken_away(before: list[str]) -> None:
-    """As by a package's `sysctl --system`, and by who sorts processes by name: status says so, and the keeper puts all
-    back."""
+    """As by a package's `sysctl --system`, and by who sorts processes by name: status says so, and
+    the keeper puts all back."""
     run("swap-up", "size=64M", "budget=64M")
     held = settings()
     state = StateFolder().load()
@@ -266,8 +271,8 @@ def status() -> str:
 
 
 def dead_server(before: list[str]) -> None:
-    """A server that is killed is replaced, a keeper refuses to end; when both have died, with nothing swapped out to
-    them, the swap still comes off."""
+    """A server that is killed is replaced, a keeper refuses to end; when both have died, with
+    nothing swapped out to them, the swap still comes off."""
     run("swap-up", "size=64M", "budget=64M")
     os.kill(serving(), signal.SIGKILL)
     wait_until(lambda: is_answering(StateFolder().control), "no other server serves")
@@ -289,8 +294,8 @@ def dead_server(before: list[str]) -> None:
 
 @contextlib.contextmanager
 def swapped_out_program(mib: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """A program that is out as far as it can be, and nobody else: init, too, would die of a page that is lost. Told to
-    by a line, it looks whether its memory is what it was."""
+    """A program that is out as far as it can be, and nobody else: init, too, would die of a page
+    that is lost. Told to by a line, it looks whether its memory is what it was."""
     group = Path("/sys/fs/cgroup/hog")
     group.mkdir()
     (group / "memory.max").write_text(str(96 << 20))
@@ -307,8 +312,9 @@ def swapped_out_program(mib: int) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def dead_with_pages_out(before: list[str]) -> None:
-    """The keeper and the server have died: what was out is lost, and the swap comes off all the same, at once. Whoever
-    asks for the program's arguments then waits for a page that nobody will bring."""
+    """The keeper and the server have died: what was out is lost, and the swap comes off all the
+    same, at once. Whoever asks for the program's arguments then waits for a page that nobody will
+    bring."""
     run("swap-up", "size=256M", "budget=64M", "backing=/dev/disk/by-id/virtio-vmdisk0")
     with swapped_out_program(200) as hog:
         state, server = StateFolder().load(), serving()
@@ -322,8 +328,9 @@ def dead_with_pages_out(before: list[str]) -> None:
 
 
 def double_death(before: list[str]) -> None:
-    """The server and its standby are killed at once, as the full machine begins to swap: a program takes what they have
-    left before a server from disk has begun to start. Nothing is lost, and nobody has to die for it."""
+    """The server and its standby are killed at once, as the full machine begins to swap: a program
+    takes what they have left before a server from disk has begun to start. Nothing is lost, and
+    nobody has to die for it."""
     run("swap-up", "size=512M", "budget=48M", "backing=/dev/disk/by-id/virtio-vmdisk0", "hardening=require")
     libc.mlockall(libc.MCL_CURRENT | libc.MCL_FUTURE)
     swaps = ProcSwaps()
@@ -346,7 +353,8 @@ def double_death(before: list[str]) -> None:
 
 
 def orphaned_server(before: list[str]) -> None:
-    """The keeper has died while a standby took over: nobody connects the device to it but swap-down."""
+    """The keeper has died while a standby took over: nobody connects the device to it but
+    swap-down."""
     run("swap-up", "size=256M", "budget=64M", "backing=/dev/disk/by-id/virtio-vmdisk0")
     with swapped_out_program(200) as hog:
         state = StateFolder().load()
@@ -368,7 +376,8 @@ def orphaned_server(before: list[str]) -> None:
 
 
 def death_during_swap_down(before: list[str]) -> None:
-    """Keeper and server die while swap-down waits for memory: it sees it, and does not wait for ever."""
+    """Keeper and server die while swap-down waits for memory: it sees it, and does not wait for
+    ever."""
     run("swap-up", "size=512M", "budget=48M", "backing=/dev/disk/by-id/virtio-vmdisk0", "hardening=require")
     with swapped_out_program(memory_mib() - 60) as hog:
         state, server = StateFolder().load(), serving()
@@ -383,7 +392,8 @@ def death_during_swap_down(before: list[str]) -> None:
 
 
 def too_little_memory_to_swap_off(before: list[str]) -> None:
-    """swap-down waits for memory; interrupted, it leaves everything as it was; once there is memory, it goes on."""
+    """swap-down waits for memory; interrupted, it leaves everything as it was; once there is
+    memory, it goes on."""
     run("swap-up", "size=512M", "budget=48M", "backing=/dev/disk/by-id/virtio-vmdisk0", "hardening=require")
     arguments = [sys.executable, "-c", HOG, str(memory_mib() - 100)]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as hog:
@@ -425,8 +435,8 @@ def strict_rule(percent: int) -> Iterator[None]:
 
 
 def strict_overcommit(before: list[str]) -> None:
-    """Where the kernel promises no more than it has, the swap is turned on, and goes on when its server dies; where
-    that is not enough, one line says how much is missing."""
+    """Where the kernel promises no more than it has, the swap is turned on, and goes on when its
+    server dies; where that is not enough, one line says how much is missing."""
     words = ("size=384M", "budget=64M", "backing=/dev/disk/by-id/virtio-vmdisk0", "force=yes")
     with strict_rule(80):
         run("swap-up", *words)

@@ -1,11 +1,14 @@
-"""The guest's half of test_systemd.py: the unit that is shipped, under a real systemd; or the swap turned on by hand.
+"""The guest's half of test_systemd.py: the unit that is shipped, under a real systemd; or the swap
+turned on by hand.
 
-Start, load, reload (an upgrade in place), the death of the server; and at the end memory is still swapped out, and the
-machine is told to shut down. What becomes of that is for the other half to read in the kernel log.
+Start, load, reload (an upgrade in place), the death of the server; and at the end memory is still
+swapped out, and the machine is told to shut down. What becomes of that is for the other half to
+read in the kernel log.
 
     python -m tests.vm.systemd_unit [forced [by-hand]]
 
-`forced`: without stopping any service, as `systemctl --force` does and as systemd does when it has lost patience.
+`forced`: without stopping any service, as `systemctl --force` does and as systemd does when it has
+lost patience.
 """
 
 import contextlib
@@ -27,7 +30,8 @@ from zcache.testvm.figures import read_meminfo_kib, read_vmstat
 UNITS = Path("/run/systemd/system")
 ENVIRONMENT = Path("/run/zcache.env")
 OUTPUT = Path("/run/zcache.out")
-#: What the commands say goes to the kernel log, line by line, which alone is there when the machine is not.
+#: What the commands say goes to the kernel log, line by line, which alone is there when the machine
+#: is not.
 DROP_IN = f"""[Service]
 StandardOutput=append:{OUTPUT}
 StandardError=inherit

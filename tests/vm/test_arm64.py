@@ -1,4 +1,5 @@
-"""arm64 with pages of 4 and 16 KiB: real swap in an emulated machine, by any allocator, through a server's death."""
+"""arm64 with pages of 4 and 16 KiB: real swap in an emulated machine, by any allocator, through a
+server's death."""
 
 import shutil
 

@@ -1,4 +1,5 @@
-"""A file system on a clean export, under memory pressure; what it goes through is in clean_exports.py."""
+"""A file system on a clean export, under memory pressure; what it goes through is in
+clean_exports.py."""
 
 import io
 import sys

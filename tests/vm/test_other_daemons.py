@@ -1,4 +1,5 @@
-"""The unit beside systemd-oomd, earlyoom, nohang and needrestart; what is done to it is in other_daemons.py."""
+"""The unit beside systemd-oomd, earlyoom, nohang and needrestart; what is done to it is in
+other_daemons.py."""
 
 import io
 import re
@@ -20,8 +21,8 @@ OOM_KILL = re.compile("Out of memory|oom-kill")
 
 
 def test_keeper_server_and_standby_outlive_other_daemons(tmp_path: Path) -> None:
-    """The packages are fetched (`apt-get download`) and unpacked, not installed: systemd-oomd's would be at work in
-    every machine under systemd that the other tests boot."""
+    """The packages are fetched (`apt-get download`) and unpacked, not installed: systemd-oomd's
+    would be at work in every machine under systemd that the other tests boot."""
     packages, disk = tmp_path / "packages", tmp_path / "disk"
     packages.mkdir()
     if problem := unpack((*DAEMONS, *PERL), packages):

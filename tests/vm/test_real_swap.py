@@ -1,4 +1,5 @@
-"""A real kernel swaps real pages: to a server inside the guest, and to one outside through QEMU's NBD driver."""
+"""A real kernel swaps real pages: to a server inside the guest, and to one outside through QEMU's
+NBD driver."""
 
 import json
 import sys
@@ -26,7 +27,8 @@ def test_the_guest_swaps_to_a_server_inside_it(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "zcache.bench.run.guest", str(report_path), "size=512M", "budget=48M"]
     command += ["backing=/dev/disk/by-id/virtio-vmdisk0", "hardening=require", "--", "stress-ng", "--vm", "2"]
-    # Filling takes the first half of the time, less where nothing else runs; pages come in after that.
+    # Filling takes the first half of the time, less where nothing else runs; pages come in after
+    # that.
     command += ["--vm-bytes", "520M", "--timeout", "60s"]
     result = run_in_vm(config, [*command, "--vm-keep", "--vm-method", "rand-set", "--verify"])
     report = json.loads(report_path.read_text()) if report_path.exists() else None

@@ -1,7 +1,7 @@
 """Suspend and hibernation with the swap on; what the guest goes through is in sleep_scenes.py.
 
-`freezer` is the level of the kernel's own test of suspending that ends when all programs and kernel threads are frozen:
-that is where a swap server in user space is in the way.
+`freezer` is the level of the kernel's own test of suspending that ends when all programs and kernel
+threads are frozen: that is where a swap server in user space is in the way.
 """
 
 import io
@@ -15,7 +15,8 @@ from zcache.bench.run.__main__ import kernel_troubles
 from zcache.testvm import VmConfig, VmResult
 from zcache.testvm.vm import run_in_vm
 
-#: Secret memory, by which newer kernels can be kept from hibernating, is off in Debian 12's by default.
+#: Secret memory, by which newer kernels can be kept from hibernating, is off in Debian 12's by
+#: default.
 SECRET_MEMORY = ("secretmem.enable=1",)
 
 

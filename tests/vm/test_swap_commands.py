@@ -1,4 +1,5 @@
-"""scripts/swap-up and scripts/swap-down against a real kernel; what they go through is in swap_commands.py."""
+"""scripts/swap-up and scripts/swap-down against a real kernel; what they go through is in
+swap_commands.py."""
 
 import io
 import sys

@@ -68,7 +68,8 @@ def test_a_machine_that_shuts_down_with_the_swap_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [("forced",), ("forced", "by-hand")], ids=" ".join)
 def test_a_machine_that_is_shut_down_by_force(tmp_path: Path, words: tuple[str, ...]) -> None:
-    """Whoever turned the swap on: keeper and servers outlive the last round of killing, and systemd takes it off."""
+    """Whoever turned the swap on: keeper and servers outlive the last round of killing, and systemd
+    takes it off."""
     log = kernel_log_of(tmp_path, *words)
     has_in_order(log, FORCED)
     assert kernel_troubles(log) == []

@@ -1,4 +1,5 @@
-"""The test VM itself: can its answers be trusted? A boot takes 12-20 s under emulation: each is used well."""
+"""The test VM itself: can its answers be trusted? A boot takes 12-20 s under emulation: each is
+used well."""
 
 import io
 import subprocess
@@ -45,7 +46,8 @@ def share(tmp_path: Path) -> Path:
 
 
 def test_command_words_status_streams_and_swap(tmp_path: Path, share: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exact words and status, streams apart, a disk, a writable share, and swap on a server on the host."""
+    """Exact words and status, streams apart, a disk, a writable share, and swap on a server on the
+    host."""
 
     def memory_server(socket_path: Path, _words: list[str]) -> list[str]:
         return ["nbdkit", "--foreground", "--unix", str(socket_path), "memory", "256M"]

@@ -1,16 +1,20 @@
 """Allocators: where in which pageframe a zpage goes. All keep one contract.
 
-The contract, which every allocator's contract suite runs (the caller holds the store's lock throughout):
+The contract, which every allocator's contract suite runs (the caller holds the store's lock
+throughout):
 
-- `place` takes a request's zpages together and writes their bytes into frames of the given kind of pool; zpages of
-  different kinds never share a frame. It appends an entry for each to `entries` and returns the index of the first
-  that found no room; calling again from there, after room was made, goes on. It takes frames from `PageFrames` and
-  allocates none itself.
-- `release` drops the zpages that entries name. A frame whose last zpage goes is given back, unless it is in flight.
-- `retire` is told that a frame is on its way out and takes no more zpages, unless it refuses, and `restore` that it did
-  not get there: what room it has may be offered again, with that of zpages that were released meanwhile. `evict` throws
-  an ephemeral frame away, live zpages and all, and says whose they were.
-- `frames_for` is a promise: with so many frames, and while the tier works, no put fails for lack of room.
+- `place` takes a request's zpages together and writes their bytes into frames of the given kind of
+  pool; zpages of different kinds never share a frame. It appends an entry for each to `entries` and
+  returns the index of the first that found no room; calling again from there, after room was made,
+  goes on. It takes frames from `PageFrames` and allocates none itself.
+- `release` drops the zpages that entries name. A frame whose last zpage goes is given back, unless
+  it is in flight.
+- `retire` is told that a frame is on its way out and takes no more zpages, unless it refuses, and
+  `restore` that it did not get there: what room it has may be offered again, with that of zpages
+  that were released meanwhile. `evict` throws an ephemeral frame away, live zpages and all, and
+  says whose they were.
+- `frames_for` is a promise: with so many frames, and while the tier works, no put fails for lack of
+  room.
 - What a zpage's bytes were they stay, in place, until it is released.
 """
 
@@ -41,12 +45,12 @@ class Allocator(Protocol):
 
     @staticmethod
     def frames_for(page_count: int) -> int:
-        """How many frames, in RAM and below together, hold so many pages for sure, whatever is in them and however
-        they come and go."""
+        """How many frames, in RAM and below together, hold so many pages for sure, whatever is in
+        them and however they come and go."""
 
     def place(self, kind: int, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
-        """Place `bodies[len(entries):]`; an empty one is of a page whose entry, its tag, says it all. `owner` is the
-        word that names the first body's page (see `evict`)."""
+        """Place `bodies[len(entries):]`; an empty one is of a page whose entry, its tag, says it
+        all. `owner` is the word that names the first body's page (see `evict`)."""
 
     def place_one(self, kind: int, body: bytes, tag: int, owner: int) -> int:
         """The same for one zpage: its entry, or 0 if it found no room."""
@@ -59,7 +63,8 @@ class Allocator(Protocol):
         """How many frames `retire` keeps in RAM."""
 
     def retire(self, frame: int) -> bool:
-        """Offer no more room in a frame that is about to leave RAM. False: it stays, because it is being filled."""
+        """Offer no more room in a frame that is about to leave RAM. False: it stays, because it is
+        being filled."""
 
     def restore(self, frame: int) -> None:
         """Offer the room of a frame that could not leave RAM; it is DIRTY, and in its queue."""
@@ -71,17 +76,20 @@ class Allocator(Protocol):
         """Fault in what only ephemeral zpages take. Not for the I/O path."""
 
     def inherit(self, entry: int) -> None:
-        """Taking over, first: note a live zpage of a persistent frame, in RAM or below. Raises `Imbalance`."""
+        """Taking over, first: note a live zpage of a persistent frame, in RAM or below. Raises
+        `Imbalance`."""
 
     def inherited_state(self, frame: int) -> State:
-        """Then, with all its zpages noted: the state of a frame that is in RAM only. Raises `Imbalance`."""
+        """Then, with all its zpages noted: the state of a frame that is in RAM only. Raises
+        `Imbalance`."""
 
     def offer_inherited(self, beat: Callable[[], None]) -> None:
-        """Last, when frames are in their queues: those that are ACTIVE take zpages again. `beat` is called now and
-        then."""
+        """Last, when frames are in their queues: those that are ACTIVE take zpages again. `beat` is
+        called now and then."""
 
     def copied_to(self, copied: Callable[[memoryview], memoryview], frames: PageFrames) -> "Allocator":
-        """A twin for `check`, over a twin of its frames: its books stay as they are now, each array `copied`."""
+        """A twin for `check`, over a twin of its frames: its books stay as they are now, each array
+        `copied`."""
 
     def check(self, found: Found) -> None:
         """Compare own books with what was found. Raises `Imbalance`."""

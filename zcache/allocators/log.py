@@ -1,30 +1,33 @@
 """log: zpages are appended to frames of 64 KiB, one behind the other, and holes are never filled.
 
-What it is: the log-structured memory of RAMCloud ("Log-structured Memory for DRAM-based Storage", Rumble, Kejriwal and
-Ousterhout, FAST 2014), which is a log-structured file system's. A put costs one copy for each frame that it reaches,
-whatever its zpages' sizes; no space is searched for, and none is lost but at the end of a frame, where the next zpage
-does not fit: the density of the codec. What dies leaves a hole, so frames have to be *packed*: what is still alive in
-the emptiest is copied together into fewer (`collect`, `append`; `zcache.reclaim.compaction` says which, and when).
+What it is: the log-structured memory of RAMCloud ("Log-structured Memory for DRAM-based Storage",
+Rumble, Kejriwal and Ousterhout, FAST 2014), which is a log-structured file system's. A put costs
+one copy for each frame that it reaches, whatever its zpages' sizes; no space is searched for, and
+none is lost but at the end of a frame, where the next zpage does not fit: the density of the codec.
+What dies leaves a hole, so frames have to be *packed*: what is still alive in the emptiest is
+copied together into fewer (`collect`, `append`; `zcache.reclaim.compaction` says which, and when).
 
 A frame, from both ends:
 
     | zpage | zpage | zpage | ...        free         ... | record 1 | record 0 | how many records |
     0                                                                                          65 536
 
-A record says, in 8 bytes, whose zpages were appended together: the owner of the first page (56 bits) and how many pages
-from there, less one (8 bits). It is how a frame's live zpages are found: a page that a record names is in this frame if
-the page's entry says so. So records are hints and are never wrong, only out of date; they go wherever the frame goes,
-and cost 8 bytes a request.
+A record says, in 8 bytes, whose zpages were appended together: the owner of the first page (56
+bits) and how many pages from there, less one (8 bits). It is how a frame's live zpages are found: a
+page that a record names is in this frame if the page's entry says so. So records are hints and are
+never wrong, only out of date; they go wherever the frame goes, and cost 8 bytes a request.
 
-Four frames are open at a time, ACTIVE, each for zpages of its own: persistent pages, ephemeral pages, what is packed,
-and what is packed after it was compressed once more. All others are DIRTY, or on their way down.
+Four frames are open at a time, ACTIVE, each for zpages of its own: persistent pages, ephemeral
+pages, what is packed, and what is packed after it was compressed once more. All others are DIRTY,
+or on their way down.
 
-Guarantee, with R for the open frames and the reserve: `pages / 14 + R` frames hold that many pages, even if none of
-them compresses. A frame takes at least 15 raw pages. A frame's *weight* is what its live zpages take, with a record for
-each: at most 4104 a page. While more than `pages / 14` frames are in use, one of them weighs at most 57 456
-(14 * 4104), and so does not fill a new frame when it is packed (61 416 for sure, `WORST_WEIGHT`): space is always found
-by packing the lightest frames. `RESERVE_FRAMES` RAM slots are kept from puts for that; each frame packed gives one
-back. So what is promised is an eighth less than the frames' bytes.
+Guarantee, with R for the open frames and the reserve: `pages / 14 + R` frames hold that many pages,
+even if none of them compresses. A frame takes at least 15 raw pages. A frame's *weight* is what its
+live zpages take, with a record for each: at most 4104 a page. While more than `pages / 14` frames
+are in use, one of them weighs at most 57 456 (14 * 4104), and so does not fill a new frame when it
+is packed (61 416 for sure, `WORST_WEIGHT`): space is always found by packing the lightest frames.
+`RESERVE_FRAMES` RAM slots are kept from puts for that; each frame packed gives one back. So what is
+promised is an eighth less than the frames' bytes.
 
 Cost: 5 bytes a frame id.
 """
@@ -86,7 +89,8 @@ _KEPT: Final = (Stream.PACKED, Stream.RECOMPRESSED)
 
 
 class Live(NamedTuple):
-    """A live zpage, out of its frame: whose it is, its entry there, its entry without a place, and its bytes."""
+    """A live zpage, out of its frame: whose it is, its entry there, its entry without a place, and
+    its bytes."""
 
     owner: int
     entry: int
@@ -100,8 +104,8 @@ class Live(NamedTuple):
 
 
 class _Head:
-    """An open frame: zpages go in at `fill`, and their record at `room`, both in bytes from its start; it begins at
-    `base` in RAM. A zpage may not reach beyond `room`."""
+    """An open frame: zpages go in at `fill`, and their record at `room`, both in bytes from its
+    start; it begins at `base` in RAM. A zpage may not reach beyond `room`."""
 
     __slots__ = ("base", "fill", "frame", "room")
 
@@ -147,10 +151,12 @@ class Log:
         """See `Allocator.frames_for`, and above."""
         return -(-page_count // PAGES_PROMISED) + len(Stream) + RESERVE_FRAMES
 
-    # -- placing and releasing (hot) --------------------------------------------------------------------------------
+    # -- placing and releasing (hot)
+    # --------------------------------------------------------------------------------
 
     def place(self, kind: int, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
-        """See `Allocator.place`. What a request puts into one frame is joined, and copied there at once."""
+        """See `Allocator.place`. What a request puts into one frame is joined, and copied there at
+        once."""
         head = self._heads[kind]
         data = b"".join(bodies) if not entries else b""
         if entries or head.fill + len(data) > head.room:
@@ -192,7 +198,8 @@ class Log:
         return tag | fill << 31 | frame
 
     def _write(self, head: _Head, data: bytes, count: int, record: int) -> None:
-        """The bytes of `count` zpages, for which there is room, and their record: all before an entry names them."""
+        """The bytes of `count` zpages, for which there is room, and their record: all before an
+        entry names them."""
         frame, fill, room, base = head.frame, head.fill, head.room, head.base
         head.fill = stop = fill + len(data)
         self._ram[base + fill : base + stop] = data
@@ -276,8 +283,9 @@ class Log:
 
     @property
     def kept_frames(self) -> int:
-        """See `Allocator.kept_frames`: those that are packed into. What room they have is what packing has gained so
-        far, and each frame that is packed gains some more: so packing comes to an end, in one way or the other."""
+        """See `Allocator.kept_frames`: those that are packed into. What room they have is what
+        packing has gained so far, and each frame that is packed gains some more: so packing comes
+        to an end, in one way or the other."""
         return sum(self._heads[stream].frame > 0 for stream in _KEPT)
 
     def retire(self, frame: int) -> bool:
@@ -308,10 +316,12 @@ class Log:
     def populate_for_ephemeral(self) -> None:
         """See `Allocator.populate_for_ephemeral`: whose they are is in the frame."""
 
-    # -- packing ----------------------------------------------------------------------------------------------------
+    # -- packing
+    # ----------------------------------------------------------------------------------------------------
 
     def collect(self, frame: int, slot: int) -> list[Live]:
-        """All that is alive in a frame, whose bytes are in RAM slot `slot`, in the order in which it was appended."""
+        """All that is alive in a frame, whose bytes are in RAM slot `slot`, in the order in which
+        it was appended."""
         ram, base = self._frames.ram, slot << FRAME_SHIFT
         zpages = []
         for owner, entry in self._find_live(frame, slot).items():
@@ -326,8 +336,9 @@ class Log:
         return table is not None and table[zpage.owner & _INDEX_MASK] == zpage.entry
 
     def append(self, zpages: Sequence[Live], stream: Stream, behind: int) -> int:
-        """Give zpages that were collected a new place, and publish their entries, which are still what they were; their
-        old places are released. `behind`: see `PageFrames.take_reserved`. Returns how many found room."""
+        """Give zpages that were collected a new place, and publish their entries, which are still
+        what they were; their old places are released. `behind`: see `PageFrames.take_reserved`.
+        Returns how many found room."""
         head = self._heads[stream]
         pending: list[Live] = []
         entries: list[int] = []
@@ -402,7 +413,8 @@ class Log:
                 break
         return found
 
-    # -- taking over, and looking on ----------------------------------------------------------------------------------
+    # -- taking over, and looking on
+    # ----------------------------------------------------------------------------------
 
     def inherit(self, entry: int) -> None:
         """See `Allocator.inherit`."""

@@ -1,20 +1,24 @@
-"""zbud: at most two zpages in a pageframe, the "buddies", one justified to the left and one to the right.
+"""zbud: at most two zpages in a pageframe, the "buddies", one justified to the left and one to the
+right.
 
-What it is: the allocator of the kernel's zcache (Dan Magenheimer, 2012; `mm/zbud.c` is its descendant). Sizes are
-counted in chunks of 64 bytes, and a buddy of zero chunks is a free buddy, so no flag says which is there. Frames with
-one buddy wait in "unbuddied" lists by how many chunks are occupied; a new zpage goes to the fullest frame that still
-fits it (best fit), and to a frame of its own if there is none.
+What it is: the allocator of the kernel's zcache (Dan Magenheimer, 2012; `mm/zbud.c` is its
+descendant). Sizes are counted in chunks of 64 bytes, and a buddy of zero chunks is a free buddy, so
+no flag says which is there. Frames with one buddy wait in "unbuddied" lists by how many chunks are
+occupied; a new zpage goes to the fullest frame that still fits it (best fit), and to a frame of its
+own if there is none.
 
-What it is not: dense. No frame ever holds more than two zpages, so it stores at most 2.0 pages a frame however well
-they compress. In return nothing is ever moved, holes never spread, and reclaiming a whole frame touches two pages at
-most.
+What it is not: dense. No frame ever holds more than two zpages, so it stores at most 2.0 pages a
+frame however well they compress. In return nothing is ever moved, holes never spread, and
+reclaiming a whole frame touches two pages at most.
 
-Guarantee: a frame holds zpages of one kind of pool only, because the unbuddied lists are kept by kind. A put succeeds
-while a partly filled frame has room, even when no frame is free; but for those in flight, whose bytes must not change.
+Guarantee: a frame holds zpages of one kind of pool only, because the unbuddied lists are kept by
+kind. A put succeeds while a partly filled frame has room, even when no frame is free; but for those
+in flight, whose bytes must not change.
 
-The lists are threaded through flat arrays by RAM slot, with heads beyond the slots, and one 64-bit word for each kind
-has a bit for each non-empty list: the best fit is a mask and a `bit_length`. Cost: 2 bytes a RAM slot for the sizes,
-8 for the lists, 16 for the owners of ephemeral zpages (untouched, and so free, while there are none).
+The lists are threaded through flat arrays by RAM slot, with heads beyond the slots, and one 64-bit
+word for each kind has a bit for each non-empty list: the best fit is a mask and a `bit_length`.
+Cost: 2 bytes a RAM slot for the sizes, 8 for the lists, 16 for the owners of ephemeral zpages
+(untouched, and so free, while there are none).
 """
 
 import copy
@@ -33,7 +37,8 @@ CHUNK_SHIFT: Final = 6
 CHUNKS: Final = PAGE_BYTES >> CHUNK_SHIFT  # 64
 FRAME_BYTES: Final = PAGE_BYTES
 
-#: For a zpage of n chunks: the unbuddied lists (bit m: m chunks occupied) whose frames have room for it.
+#: For a zpage of n chunks: the unbuddied lists (bit m: m chunks occupied) whose frames have room
+#: for it.
 _LISTS_THAT_FIT: Final = [((1 << (CHUNKS - n + 1)) - 1) & ~1 for n in range(CHUNKS + 1)]
 
 
@@ -44,7 +49,8 @@ class Zbud:
     frame_bytes = FRAME_BYTES
     reserve_frames = 0
     min_budget_frames = 64  # a request of 64 raw pages
-    #: The original's limit: a zpage that leaves no chunk for a buddy gains nothing over the raw page.
+    #: The original's limit: a zpage that leaves no chunk for a buddy gains nothing over the raw
+    #: page.
     max_zpage_bytes = (CHUNKS - 1) << CHUNK_SHIFT
 
     def __init__(self, frames: PageFrames, release_below: ReleaseBelow, entries_of: EntriesOf) -> None:  # noqa: ARG002
@@ -136,7 +142,8 @@ class Zbud:
         return entries[0] if self.place(kind, (body,), (tag,), entries, owner) else 0
 
     def release(self, entries: Sequence[int]) -> None:
-        """See `Allocator.release`. A DIRTY frame that loses a buddy is ACTIVE again: its room is offered."""
+        """See `Allocator.release`. A DIRTY frame that loses a buddy is ACTIVE again: its room is
+        offered."""
         frames = self._frames
         state, live, home = frames.state, frames.live, frames.home
         for entry in entries:

@@ -1,4 +1,5 @@
-"""`scripts/bench [BENCHMARK] [options]`: one benchmark, or without a name those that compare, into one report."""
+"""`scripts/bench [BENCHMARK] [options]`: one benchmark, or without a name those that compare, into
+one report."""
 
 import argparse
 import signal

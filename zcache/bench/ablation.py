@@ -1,14 +1,17 @@
-"""`scripts/bench ablation`: what each protection is for, shown by taking it away under a load that needs it.
+"""`scripts/bench ablation`: what each protection is for, shown by taking it away under a load that
+needs it.
 
-Most rows boot a small guest that swaps to zcache inside itself under stress-ng: with every protection, with none, and
-with each of `PROTECTIONS` left out (`shutdown` is not among them: its test shuts a machine down). A guest that does
-not come to an end is made to dump its tasks, and is then killed; what the server's threads were doing is shown below
-the table, and the kernel logs are kept in the folder that is named. Even where nothing stalls, each page fault of the
-server under load is a wait for memory with a request in hand: with all protections there are next to none.
+Most rows boot a small guest that swaps to zcache inside itself under stress-ng: with every
+protection, with none, and with each of `PROTECTIONS` left out (`shutdown` is not among them: its
+test shuts a machine down). A guest that does not come to an end is made to dump its tasks, and is
+then killed; what the server's threads were doing is shown below the table, and the kernel logs are
+kept in the folder that is named. Even where nothing stalls, each page fault of the server under
+load is a wait for memory with a request in hand: with all protections there are next to none.
 
-Two protections are against other things than stress-ng does, and have loads of their own: `oom_score` programs that
-need more than all memory and swap, so that the kernel must kill; `stderr` thousands of failing requests, with a
-reader of the server's messages that stands still. Not for CI: a row takes two minutes or more.
+Two protections are against other things than stress-ng does, and have loads of their own:
+`oom_score` programs that need more than all memory and swap, so that the kernel must kill; `stderr`
+thousands of failing requests, with a reader of the server's messages that stands still. Not for CI:
+a row takes two minutes or more.
 """
 
 import argparse
@@ -45,8 +48,8 @@ PROTECTIONS: Final = (
 )
 DEVICE_MIB: Final = 768
 
-#: Programs of 96 MiB that do not compress: each smaller than the server with its budget, all of them more than memory
-#: and swap.
+#: Programs of 96 MiB that do not compress: each smaller than the server with its budget, all of
+#: them more than memory and swap.
 GREEDY: Final = "import os, time; held = [os.urandom(1 << 20) for _ in range(96)]; time.sleep(20)"
 OUT_OF_MEMORY: Final = f"for n in $(seq 16); do {sys.executable} -S -c '{GREEDY}' & done; wait; true"
 OUT_OF_MEMORY_SECONDS: Final = 420

@@ -1,7 +1,8 @@
 """A server with much to complain of and nobody to read it: what its stderr protection is against.
 
-A store that is full by its own fault (overcommit) fails each write, and nbdkit prints each failure, with the GIL held.
-stderr is a pipe that nobody reads. Without the protection the server stands still once the pipe is full.
+A store that is full by its own fault (overcommit) fails each write, and nbdkit prints each failure,
+with the GIL held. stderr is a pipe that nobody reads. Without the protection the server stands
+still once the pipe is full.
 """
 
 import os
@@ -23,7 +24,8 @@ START_SECONDS: Final = 30
 
 
 def complain(folder: Path, without: str) -> str:
-    """Make a server in `folder` fail many writes; how that went, in a few words. `without`: `all`, or a protection."""
+    """Make a server in `folder` fail many writes; how that went, in a few words. `without`: `all`,
+    or a protection."""
     socket = folder / f"complaints-{without}.sock"
     command = [sys.executable, "-m", "nbd_plugin.serve", "-U", str(socket), "size=16M", "budget=1M", "overcommit=yes"]
     environment = {**os.environ, "ZCACHE_WITHOUT": "" if without == "all" else without}
@@ -42,7 +44,8 @@ def complain(folder: Path, without: str) -> str:
 
 
 def fail_writes(socket: Path, count: int) -> int:
-    """How many of `count` failing writes were answered, by a server of 16 MiB with too small a budget."""
+    """How many of `count` failing writes were answered, by a server of 16 MiB with too small a
+    budget."""
     client = nbd.NBD()
     deadline = time.monotonic() + START_SECONDS
     while True:

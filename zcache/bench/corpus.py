@@ -1,8 +1,8 @@
 """Real pages to measure with: the heaps of programs that are started for it, read through /proc.
 
-A figure measured on made-up pages says nothing: both codecs and allocators live from how real heaps are built.
-Nothing is shipped; the corpus is gathered anew at each run, and described by its own statistics, since it differs
-between machines.
+A figure measured on made-up pages says nothing: both codecs and allocators live from how real heaps
+are built. Nothing is shipped; the corpus is gathered anew at each run, and described by its own
+statistics, since it differs between machines.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from zcache.pages.codec import parse_codec
 PAGE_BYTES: Final = 4096
 START_SECONDS: Final = 30
 
-#: A CPython that parses its own library and keeps the trees, and has dictionaries of small objects: a typical
-#: interpreter heap.
+#: A CPython that parses its own library and keeps the trees, and has dictionaries of small objects:
+#: a typical interpreter heap.
 _PYTHON: Final = """
 import ast, json, pathlib, sys, sysconfig
 library = pathlib.Path(sysconfig.get_path("stdlib"))
@@ -50,7 +50,8 @@ process.stdin.resume();
 process.stdin.on("end", () => process.exit(0));
 """
 
-#: Redis itself, under the name that the package without a service has it: it is told apart by how it is called.
+#: Redis itself, under the name that the package without a service has it: it is told apart by how
+#: it is called.
 _REDIS: Final = "/usr/bin/redis-check-rdb"
 _REDIS_KEYS: Final = 120_000
 
@@ -71,7 +72,8 @@ class Corpus:
         return 1 - len(set(self.pages)) / len(self.pages)
 
     def ratio(self, codec_name: str) -> float:
-        """Of a codec alone, of all pages but the same-filled: their bytes to what they are compressed to."""
+        """Of a codec alone, of all pages but the same-filled: their bytes to what they are
+        compressed to."""
         compress = parse_codec(codec_name).compress
         bodies = [page for page in self.pages if page != page[:8] * (PAGE_BYTES // 8)]
         if not bodies:
@@ -97,7 +99,8 @@ def gather(limit_pages: int) -> list[Corpus]:
 
 
 def mixed(corpora: list[Corpus], limit_pages: int, seed: int) -> Corpus:
-    """As many pages of each, a twentieth of same-filled ones and a twentieth of noise, in random order."""
+    """As many pages of each, a twentieth of same-filled ones and a twentieth of noise, in random
+    order."""
     rng = random.Random(seed)
     special = limit_pages // 20
     pages = [rng.randbytes(PAGE_BYTES) for _ in range(special)]
@@ -110,8 +113,8 @@ def mixed(corpora: list[Corpus], limit_pages: int, seed: int) -> Corpus:
 
 
 def python_heap(limit_pages: int) -> Corpus:
-    """Up to `limit_pages` pages of a CPython heap, untouched (all-zero) ones left out as the kernel would not swap
-    them."""
+    """Up to `limit_pages` pages of a CPython heap, untouched (all-zero) ones left out as the kernel
+    would not swap them."""
     return _of_program("CPython heap", [sys.executable, "-c", _PYTHON], limit_pages)
 
 

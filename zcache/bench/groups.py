@@ -1,10 +1,12 @@
-"""`scripts/bench groups`: servers in control groups with little memory, under a load that fills them.
+"""`scripts/bench groups`: servers in control groups with little memory, under a load that fills
+them.
 
-For each size of group, budgets that are fixed and that breathe, some of which cannot fit. A server either refuses, in
-one line, or takes more than the group holds, of pages that do not compress, while file cache fills the group; a budget
-that breathes then has to give way to a program in the group that grows, too. Where a budget is refused, the largest one
-is tried that the refusal's figures allow. Every page is read back. The kernel must have ended nothing in the group.
-Root only; version 1 or 2.
+For each size of group, budgets that are fixed and that breathe, some of which cannot fit. A server
+either refuses, in one line, or takes more than the group holds, of pages that do not compress,
+while file cache fills the group; a budget that breathes then has to give way to a program in the
+group that grows, too. Where a budget is refused, the largest one is tried that the refusal's
+figures allow. Every page is read back. The kernel must have ended nothing in the group. Root only;
+version 1 or 2.
 """
 
 import argparse
@@ -37,7 +39,8 @@ BUDGETS: Final = ("15%", "85%", "8M..25%", "8M..90%")
 #: Of writing, for a budget that grows by it.
 MOST_ROUNDS: Final = 20
 
-#: Reads a file over and over, but not ahead: the kernel cannot take back what it is reading (8 MiB on some hosts).
+#: Reads a file over and over, but not ahead: the kernel cannot take back what it is reading (8 MiB
+#: on some hosts).
 READING: Final = """
 import os, sys
 file = os.open(sys.argv[1], os.O_RDONLY)
@@ -61,7 +64,8 @@ time.sleep(600)
 
 
 class Group(NamedTuple):
-    """A control group for a test; `around` is what goes before each command that is started in it."""
+    """A control group for a test; `around` is what goes before each command that is started in
+    it."""
 
     path: Path
     is_version_2: bool
@@ -87,7 +91,8 @@ class Group(NamedTuple):
 
 @contextlib.contextmanager
 def group(controller: str = "memory") -> Iterator[Group]:
-    """A new one; raises `EnvironmentProblem` where none can be made. What still runs in it at the end is ended."""
+    """A new one; raises `EnvironmentProblem` where none can be made. What still runs in it at the
+    end is ended."""
     is_version_2 = controller in _words(ROOT / "cgroup.controllers")
     path = (ROOT if is_version_2 else ROOT / controller) / f"zcache-test-{os.getpid()}"
     try:
@@ -201,8 +206,8 @@ def _block(number: int) -> bytes:
 
 
 def _fill(served: Served, device_bytes: int) -> tuple[int, int]:
-    """Write all of the device, twice, and again for as long as the budget grows by that; how many pieces could not be
-    written, and the most that the budget was."""
+    """Write all of the device, twice, and again for as long as the budget grows by that; how many
+    pieces could not be written, and the most that the budget was."""
     client, failed, most_bytes = served.connect(), 0, 0
     for round_number in range(MOST_ROUNDS):
         before_bytes = most_bytes
@@ -299,7 +304,8 @@ def _row(group_mib: int, budget: str, disk: Path) -> tuple[dict[str, Figure], st
 
 
 def main(words: Sequence[str]) -> int:
-    """Exit status: 0 if every server refused in one line, or served and lost nothing; and none was killed."""
+    """Exit status: 0 if every server refused in one line, or served and lost nothing; and none was
+    killed."""
     parser = argparse.ArgumentParser(prog="scripts/bench groups", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("--mib", type=int, nargs="+", default=GROUPS_MIB, help="of the groups (%(default)s)")
     parser.add_argument("--budget", nargs="+", default=BUDGETS, help="as the server takes them (%(default)s)")

@@ -64,8 +64,8 @@ class Report:
         panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
         marks: Sequence[float],
     ) -> None:
-        """A PNG: below one another, for each panel (its title) a line for each series, over seconds; `marks` are lines
-        from top to bottom."""
+        """A PNG: below one another, for each panel (its title) a line for each series, over
+        seconds; `marks` are lines from top to bottom."""
         import matplotlib
 
         matplotlib.use("agg")

@@ -42,7 +42,8 @@ class Served:
 
 @contextlib.contextmanager
 def serve(log: Path, *words: str) -> Iterator[Served]:
-    """nbdkit with `words` as its parameters. Its sockets are not beside its log: not every file system has any (9p)."""
+    """nbdkit with `words` as its parameters. Its sockets are not beside its log: not every file
+    system has any (9p)."""
     with tempfile.TemporaryDirectory(prefix="zcache-bench-") as folder:
         socket, control = Path(folder) / "nbd.sock", Path(folder) / "control"
         command = [sys.executable, "-m", "nbd_plugin.serve", "-U", str(socket), *words, f"control={control}"]
@@ -52,8 +53,8 @@ def serve(log: Path, *words: str) -> Iterator[Served]:
 
 @contextlib.contextmanager
 def running(command: list[str], log: Path, is_up: Callable[[], bool]) -> Iterator[int]:
-    """A server from when it is up until SIGTERM has ended it; its pid. Raises `EnvironmentProblem` if it does not come
-    up."""
+    """A server from when it is up until SIGTERM has ended it; its pid. Raises `EnvironmentProblem`
+    if it does not come up."""
     with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=file, stderr=file)
     try:

@@ -1,8 +1,9 @@
 """Mounts, block devices and mappings, as the kernel shows them.
 
-The mount of a descriptor is found by its number in /proc/self/fdinfo, for on btrfs and overlayfs stat(2) names a device
-that no mount has; devices in sysfs; of which mappings a device-mapper device is made by its ioctl(2). What cannot be
-looked at (no sysfs, no permission, a file of another mount namespace) counts as not there.
+The mount of a descriptor is found by its number in /proc/self/fdinfo, for on btrfs and overlayfs
+stat(2) names a device that no mount has; devices in sysfs; of which mappings a device-mapper device
+is made by its ioctl(2). What cannot be looked at (no sysfs, no permission, a file of another mount
+namespace) counts as not there.
 """
 
 import fcntl
@@ -25,14 +26,16 @@ _DM_TARGET: Final = struct.Struct("=2QiI16s")
 
 
 class Mount(NamedTuple):
-    """Where a file lies: the type of the file system, and the device that it is on, if it is on one."""
+    """Where a file lies: the type of the file system, and the device that it is on, if it is on
+    one."""
 
     file_system: str
     device: int | None
 
 
 def mount_of(descriptor: int, depth: int = 0) -> Mount:
-    """Of a file; for what lies on overlayfs, that of its upper layer, if that can be seen from here."""
+    """Of a file; for what lies on overlayfs, that of its upper layer, if that can be seen from
+    here."""
     fields = _mount_fields(descriptor)
     if not fields:
         return Mount("", None)
@@ -118,7 +121,8 @@ def _unescaped(text: str) -> str:
 
 
 def targets_of(number: int) -> set[str]:
-    """The kinds of mapping that a device of device-mapper is made of; none for any other, or if we may not ask."""
+    """The kinds of mapping that a device of device-mapper is made of; none for any other, or if we
+    may not ask."""
     if not Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/dm").exists():
         return set()
     request = bytearray(16384)

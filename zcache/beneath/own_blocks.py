@@ -1,8 +1,9 @@
-"""Whether writing a file again takes new blocks, though all are allocated: copy on write, and blocks that are shared
-with another file (a reflink, a snapshot).
+"""Whether writing a file again takes new blocks, though all are allocated: copy on write, and
+blocks that are shared with another file (a reflink, a snapshot).
 
-On btrfs a file can be kept from it (`chattr +C`, which takes its checksums and compression, too) for as long as it is
-empty. A snapshot that is taken later shares its blocks all the same: each is copied once more then.
+On btrfs a file can be kept from it (`chattr +C`, which takes its checksums and compression, too)
+for as long as it is empty. A snapshot that is taken later shares its blocks all the same: each is
+copied once more then.
 """
 
 import fcntl
@@ -30,7 +31,8 @@ _EXTENTS: Final = 512
 
 
 def writes_to_new_blocks(descriptor: int, go_on: Callable[[], None] = lambda: None) -> bool:
-    """Whether writing what the file has takes blocks that it has not. `go_on` is called on the way."""
+    """Whether writing what the file has takes blocks that it has not. `go_on` is called on the
+    way."""
     return copies_on_write(descriptor) or _has_shared_blocks(descriptor, go_on)
 
 

@@ -1,7 +1,7 @@
 """What of all that lies beneath a file or block device is no good place for swap.
 
-A page is written because memory is short. What needs a program for that, a network, memory or new room may wait for
-what only the write can bring about, or fail when the disk is full.
+A page is written because memory is short. What needs a program for that, a network, memory or new
+room may wait for what only the write can bring about, or fail when the disk is full.
 """
 
 import os
@@ -24,7 +24,8 @@ from zcache.beneath.own_blocks import writes_to_new_blocks
 
 #: File systems that are memory.
 _IN_MEMORY: Final = frozenset({"devtmpfs", "ramfs", "tmpfs"})
-#: File systems whose transfers outlive the process that asked for them, and the beginnings of the names of others.
+#: File systems whose transfers outlive the process that asked for them, and the beginnings of the
+#: names of others.
 _REMOTE: Final = frozenset({"9p", "afs", "ceph", "cifs", "coda", "lustre", "orangefs", "smb3", "virtiofs"})
 #: That write to new blocks, and cannot be told not to.
 _WRITES_ANEW: Final = frozenset({"bcachefs", "nilfs2", "zfs"})
@@ -46,8 +47,8 @@ _TARGETS: Final = {
 
 
 class Trouble(NamedTuple):
-    """What is wrong with something beneath, in words that follow a path; `is_program`: a program has to write it, which
-    may itself be swapped out."""
+    """What is wrong with something beneath, in words that follow a path; `is_program`: a program
+    has to write it, which may itself be swapped out."""
 
     reason: str
     is_program: bool = False

@@ -1,7 +1,8 @@
-"""Who else has the blocks of a file or device, by a way that the lock on it does not reach: a loop device over it, or
-beside the one that it is, or the file beneath that one.
+"""Who else has the blocks of a file or device, by a way that the lock on it does not reach: a loop
+device over it, or beside the one that it is, or the file beneath that one.
 
-Of two that begin at the same time at least one sees the other, for each asks when it has its own lock.
+Of two that begin at the same time at least one sees the other, for each asks when it has its own
+lock.
 """
 
 import errno
@@ -21,7 +22,8 @@ _LOOP_INFO64_BYTES: Final = 232
 
 
 class _Blocks(NamedTuple):
-    """A range of bytes of a regular file or block device; `loop` is the loop device through which they are reached."""
+    """A range of bytes of a regular file or block device; `loop` is the loop device through which
+    they are reached."""
 
     key: tuple[int, int]
     start: int
@@ -41,10 +43,11 @@ class _Loop(NamedTuple):
 
 
 def used_otherwise(descriptor: int, read_only: bool = False) -> str:
-    """Who else has the blocks that lie beneath a file or device, in words that follow its path; "" if nobody has.
+    """Who else has the blocks that lie beneath a file or device, in words that follow its path; ""
+    if nobody has.
 
-    Call it with the own lock held: of two that begin at the same time at least one sees the other. With `read_only`,
-    others may read, too.
+    Call it with the own lock held: of two that begin at the same time at least one sees the other.
+    With `read_only`, others may read, too.
     """
     status = os.fstat(descriptor)
     size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
@@ -67,7 +70,8 @@ def used_otherwise(descriptor: int, read_only: bool = False) -> str:
 
 
 def _blocks_of_device(number: int, start: int, stop: int, loops: list[_Loop], depth: int) -> Iterator[_Blocks]:
-    """Beneath a device; of those beneath a mapping, whole devices, for it is not known which part."""
+    """Beneath a device; of those beneath a mapping, whole devices, for it is not known which
+    part."""
     folder = folder_of(number, whole=False)
     if folder is None or depth > MAX_DEPTH:
         return
@@ -102,7 +106,8 @@ def _loops() -> Iterator[_Loop]:
 
 
 def _loop_key(name: str) -> tuple[int, int] | None:
-    """What is below it, whatever its name is by now, or in which mount namespace; None if we may not look."""
+    """What is below it, whatever its name is by now, or in which mount namespace; None if we may
+    not look."""
     try:
         descriptor = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:

@@ -1,19 +1,22 @@
 """Breathing: the budget follows what the machine needs, twice a second.
 
-It *grows* while pages are swapped out to a store that is full, as long as memory can be had: a frame more holds
-several pages, so each that is taken frees more than itself. It grows for clean data, too, when there is plenty. It
-*shrinks* when this machine is short of memory for reasons of its own, other than that it swaps to us: then the oldest
-frames are written below; and when the store is at rest and much of it is free. (The original's shrinker, and its
-"selfshrinking" by a share of what is left, after some rounds without growth: `frontswap_hysteresis` and
+It *grows* while pages are swapped out to a store that is full, as long as memory can be had: a
+frame more holds several pages, so each that is taken frees more than itself. It grows for clean
+data, too, when there is plenty. It *shrinks* when this machine is short of memory for reasons of
+its own, other than that it swaps to us: then the oldest frames are written below; and when the
+store is at rest and much of it is free. (The original's shrinker, and its "selfshrinking" by a
+share of what is left, after some rounds without growth: `frontswap_hysteresis` and
 `frontswap_inertia` in drivers/staging/zcache/ramster.)
 
-Against swinging to and fro: what it takes to grow (an eighth is ready, or less) and what is left by shrinking (a
-quarter) are apart, and so are the memory that must be there to grow and that below which the machine is short; steps
-are shares of what is there; and it turns round only after `HOLD_SECONDS`.
+Against swinging to and fro: what it takes to grow (an eighth is ready, or less) and what is left by
+shrinking (a quarter) are apart, and so are the memory that must be there to grow and that below
+which the machine is short; steps are shares of what is there; and it turns round only after
+`HOLD_SECONDS`.
 
-A control group's limit is another matter: at it, the kernel's OOM killer ends something in the group at once, and the
-machine may have plenty. So the budget never grows into what a group must keep (`reserve_bytes`), whatever is swapped
-out, and gives way when a quarter of that is gone. Limits are looked at anew each time.
+A control group's limit is another matter: at it, the kernel's OOM killer ends something in the
+group at once, and the machine may have plenty. So the budget never grows into what a group must
+keep (`reserve_bytes`), whatever is swapped out, and gives way when a quarter of that is gone.
+Limits are looked at anew each time.
 
 Every decision that changes something is remembered, with its reason, for the status.
 """
@@ -38,25 +41,31 @@ BREATH_SECONDS: Final = 0.5
 REPORT_SECONDS: Final = 60.0
 #: After a change one way, before the first the other way.
 HOLD_SECONDS: Final = 5.0
-#: Without more than a few requests, before a store is at rest: the original's inertia was three rounds.
+#: Without more than a few requests, before a store is at rest: the original's inertia was three
+#: rounds.
 REST_SECONDS: Final = 3.0
-#: A store is as good as at rest while no more than this share of its budget, in pages, is asked for in a breath.
+#: A store is as good as at rest while no more than this share of its budget, in pages, is asked for
+#: in a breath.
 QUIET_SHARE: Final = 1 / 1000
 
-#: It is full when frames had to be written below, or less than this share of it is ready; at rest, this much is left.
+#: It is full when frames had to be written below, or less than this share of it is ready; at rest,
+#: this much is left.
 NEARLY_FULL: Final = 1 / 8
 LEFT_AT_REST: Final = 1 / 4
-#: How much at a time: of the budget to grow; of what is too much, to shrink; of the budget, when the machine is short.
+#: How much at a time: of the budget to grow; of what is too much, to shrink; of the budget, when
+#: the machine is short.
 GROWTH: Final = 1 / 2
 SHARE_OF_SURPLUS: Final = 1 / 2
 SHRINKAGE: Final = 1 / 8
 
-#: The machine is short when tasks stand still for this share of the time, or less than that of its RAM can be had.
+#: The machine is short when tasks stand still for this share of the time, or less than that of its
+#: RAM can be had.
 SHORT_STALLED_SHARE: Final = 0.1
 SHORT_AVAILABLE_SHARE: Final = 1 / 64
-#: It takes half of what can be had beyond twice as much. For clean data, which nobody depends on, there must be a
-#: quarter of all RAM. While pages are swapped out it always grows by a little, unless there is next to nothing: what it
-#: takes then, the kernel makes by swapping out several times as much.
+#: It takes half of what can be had beyond twice as much. For clean data, which nobody depends on,
+#: there must be a quarter of all RAM. While pages are swapped out it always grows by a little,
+#: unless there is next to nothing: what it takes then, the kernel makes by swapping out several
+#: times as much.
 GROWTH_AVAILABLE_SHARE: Final = 1 / 32
 PLENTY_AVAILABLE_SHARE: Final = 1 / 4
 LEAST_AVAILABLE_SHARE: Final = 1 / 128
@@ -101,7 +110,8 @@ class Breathing:
         reserve_bytes: int = 0,
         report: Callable[[str], None] = lambda _line: None,
     ) -> None:
-        """`reserve_bytes` is what each control group must have left; `report` is told of limits, in a line each."""
+        """`reserve_bytes` is what each control group must have left; `report` is told of limits, in
+        a line each."""
         self._store = store
         self.budget = budget
         self._gauge = gauge
@@ -121,8 +131,8 @@ class Breathing:
         self.trouble = ""  # why the last change could not be made
 
     def breathe(self) -> None:
-        """Look, decide, and do it. A budget that is fixed costs nothing; when it is not any more, the first look is
-        only that."""
+        """Look, decide, and do it. A budget that is fixed costs nothing; when it is not any more,
+        the first look is only that."""
         if self.budget.is_settled():
             self._rested = True
             return
@@ -176,7 +186,8 @@ class Breathing:
         return _Seen(*seen, swapped * self._page_bytes // PAGE_BYTES)
 
     def _decide(self, pressure: Pressure, before: _Seen, now: _Seen) -> tuple[int, bool, str]:
-        """By how many frames the budget is to change, whether frames may be written below for that, and why."""
+        """By how many frames the budget is to change, whether frames may be written below for that,
+        and why."""
         budget, frames = self.budget, self._store.frames
         size, clock = frames.budget_frames, self._clock
         room = self._room_in_groups(pressure)
@@ -229,7 +240,8 @@ class Breathing:
         return 0, ""
 
     def _room_in_groups(self, pressure: Pressure) -> int:
-        """How many frames more the control groups leave room for; fewer than none, if their reserve is used."""
+        """How many frames more the control groups leave room for; fewer than none, if their reserve
+        is used."""
         frames, tightest = self._store.frames, pressure.tightest()
         if tightest is None:
             return frames.max_budget_frames

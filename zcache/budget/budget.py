@@ -1,13 +1,14 @@
-"""The budget: how many RAM slots there are, between two bounds, and how they become more or fewer while pages come and
-go.
+"""The budget: how many RAM slots there are, between two bounds, and how they become more or fewer
+while pages come and go.
 
-Growing: slots that were absent are given memory, without the lock, and are free. Shrinking: free slots leave, then
-those of clean copies and ephemeral pages, which are eaten for it, and then, if that may be, those of the oldest
-persistent frames, which are written below first; the memory of all goes back to the system. A put sees fewer frames, or
-more, and nothing else: there is no moment at which something could not go on.
+Growing: slots that were absent are given memory, without the lock, and are free. Shrinking: free
+slots leave, then those of clean copies and ephemeral pages, which are eaten for it, and then, if
+that may be, those of the oldest persistent frames, which are written below first; the memory of all
+goes back to the system. A put sees fewer frames, or more, and nothing else: there is no moment at
+which something could not go on.
 
-The budget never becomes less than `min_frames`, which is enough for what the device was promised, and for requests to
-find room (`Allocator.min_budget_frames`).
+The budget never becomes less than `min_frames`, which is enough for what the device was promised,
+and for requests to find room (`Allocator.min_budget_frames`).
 
 One thread changes it.
 """
@@ -29,13 +30,14 @@ STEP_BYTES: Final = 1 << 20
 #: Flights for one change, 32 MiB: then the machine is looked at again.
 MOST_FLIGHTS: Final = 64
 
-#: Breaths after a change, and when in them what is absent is given back once more: half a second, 2 s and 10 s later.
+#: Breaths after a change, and when in them what is absent is given back once more: half a second, 2
+#: s and 10 s later.
 SWEEPS: Final = (20, 19, 16, 0)
 
 
 class Budget:
-    """Of a store with as many RAM slots as `max_frames` at most; `changed` is told each new figure, without the
-    lock."""
+    """Of a store with as many RAM slots as `max_frames` at most; `changed` is told each new figure,
+    without the lock."""
 
     def __init__(
         self,
@@ -58,8 +60,9 @@ class Budget:
         self._step = max(STEP_BYTES // frames.frame_bytes, 1)
 
     def begin(self, wanted_frames: int) -> None:
-        """Before the first request, and before RAM is populated: so many, or as many as hold something. What else has
-        memory, in an image, gives it back later: there is no time for that now."""
+        """Before the first request, and before RAM is populated: so many, or as many as hold
+        something. What else has memory, in an image, gives it back later: there is no time for that
+        now."""
         with self._lock:
             surplus = self._frames.max_budget_frames - max(wanted_frames, self.min_frames)
             if self._frames.withdraw_slots(max(surplus, 0)):
@@ -67,16 +70,17 @@ class Budget:
         self._set_watermarks()
 
     def sweep(self) -> None:
-        """At each breath: what is absent goes back to the system once more, now and then after a change. What was given
-        back comes again if the keeper was about to fault it in just then; and some of it had never gone. Raises
-        `OSError`."""
+        """At each breath: what is absent goes back to the system once more, now and then after a
+        change. What was given back comes again if the keeper was about to fault it in just then;
+        and some of it had never gone. Raises `OSError`."""
         if self._breaths_left:
             self._breaths_left -= 1
             if self._breaths_left in SWEEPS[1:]:
                 self._frames.memory.give_back_absent()
 
     def grow(self, count: int) -> int:
-        """By up to `count` frames; by how many it was. Waits for memory; raises `OSError` if there is none."""
+        """By up to `count` frames; by how many it was. Waits for memory; raises `OSError` if there
+        is none."""
         frames = self._frames
         count = min(count, self.max_frames - frames.budget_frames)
         done = 0
@@ -94,8 +98,8 @@ class Budget:
         return done
 
     def shrink(self, count: int, may_write: bool) -> int:
-        """By up to `count` frames; by how many it was. At most `MOST_FLIGHTS` are flown for it. Raises `OSError`, and
-        the budget is what it was, where memory cannot be given back."""
+        """By up to `count` frames; by how many it was. At most `MOST_FLIGHTS` are flown for it.
+        Raises `OSError`, and the budget is what it was, where memory cannot be given back."""
         frames = self._frames
         count = min(count, frames.budget_frames - self.min_frames)
         done = flights = 0

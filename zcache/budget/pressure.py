@@ -1,13 +1,14 @@
-"""Pressure: is this machine short of memory? Asked of the kernel, for the budget that follows (`zcache.budget.breathing`).
+"""Pressure: is this machine short of memory? Asked of the kernel, for the budget that follows
+(`zcache.budget.breathing`).
 
-PSI, pressure stall information (Weiner, Linux 4.20; Documentation/accounting/psi.rst), says for how long some task
-stood still because memory was short. Its running total, looked at twice, is exact for any time in between, where its
-averages over 10 s and more are slow. A kernel without PSI has only its own estimate of what could be had without
-swapping, MemAvailable: short is then when that is next to nothing. (psutil would give the same number, and is 5 MiB of
-locked memory.)
+PSI, pressure stall information (Weiner, Linux 4.20; Documentation/accounting/psi.rst), says for how
+long some task stood still because memory was short. Its running total, looked at twice, is exact
+for any time in between, where its averages over 10 s and more are slow. A kernel without PSI has
+only its own estimate of what could be had without swapping, MemAvailable: short is then when that
+is next to nothing. (psutil would give the same number, and is 5 MiB of locked memory.)
 
-A control group that the process is in may leave less than the machine does (`zcache.linux.group_limits`): of each, what is
-asked for is the least of all.
+A control group that the process is in may leave less than the machine does
+(`zcache.linux.group_limits`): of each, what is asked for is the least of all.
 """
 
 import re
@@ -22,8 +23,8 @@ PSI: Final = Path("/proc/pressure/memory")
 
 
 class Pressure(NamedTuple):
-    """What was measured: the share of the time since the last look for which some task stood still (None: this kernel
-    does not say), bytes of the machine's, and what its control groups leave."""
+    """What was measured: the share of the time since the last look for which some task stood still
+    (None: this kernel does not say), bytes of the machine's, and what its control groups leave."""
 
     stalled_share: float | None
     available_bytes: int
@@ -31,7 +32,8 @@ class Pressure(NamedTuple):
     groups: tuple[Room, ...] = ()
 
     def beyond(self, share: float) -> int:
-        """Bytes that can be had beyond that share of all there are, in the machine and in each group."""
+        """Bytes that can be had beyond that share of all there are, in the machine and in each
+        group."""
         spare = [room.available - int(room.limit * share) for room in self.groups]
         return min([self.available_bytes - int(self.total_bytes * share), *spare])
 

@@ -1,21 +1,23 @@
 """A clean disk: a disk file with a compressed cache of what is read from it, in an ephemeral pool.
 
-A read is answered from the pool where it can be, and from the file otherwise; what was read there is put. A write goes
-to the file before it is answered, and never to the pool. So the pool holds nothing that the file does not, every page
-of it can be dropped at any time, and nothing is lost with it.
+A read is answered from the pool where it can be, and from the file otherwise; what was read there
+is put. A write goes to the file before it is answered, and never to the pool. So the pool holds
+nothing that the file does not, every page of it can be dropped at any time, and nothing is lost
+with it.
 
-No stale data, whatever fails. A change (a write, trim or zero) first flushes its pages from the pool, and until it has
-ended none of them is put: neither by a read that begins meanwhile, nor by one that was under way when it began, for
-that may have read what was there before. Only then is the change answered. A change that fails leaves the pool without
-its pages, and reads go to the file, whatever that holds. When the file cannot be flushed, the kernel may have dropped
-what it had taken: all pages are flushed from the pool.
+No stale data, whatever fails. A change (a write, trim or zero) first flushes its pages from the
+pool, and until it has ended none of them is put: neither by a read that begins meanwhile, nor by
+one that was under way when it began, for that may have read what was there before. Only then is the
+change answered. A change that fails leaves the pool without its pages, and reads go to the file,
+whatever that holds. When the file cannot be flushed, the kernel may have dropped what it had taken:
+all pages are flushed from the pool.
 
-Locking: `_lock` is for the lists of what is under way. A read's pages are put under it, so that no change can begin in
-between; it is held for as long as a request's pages take to be compressed, and nobody waits for I/O with it. It comes
-before the store's lock.
+Locking: `_lock` is for the lists of what is under way. A read's pages are put under it, so that no
+change can begin in between; it is held for as long as a request's pages take to be compressed, and
+nobody waits for I/O with it. It comes before the store's lock.
 
-The last part of a file that is no whole page is not cached, nor is what is read of a part of the disk (1 GiB) for the
-first time: its part of the page table is given memory then, by the upkeep.
+The last part of a file that is no whole page is not cached, nor is what is read of a part of the
+disk (1 GiB) for the first time: its part of the page table is given memory then, by the upkeep.
 """
 
 import threading
@@ -45,8 +47,8 @@ class _Reading:
 
 
 class CleanDisk:
-    """Reads and writes of `file` through `store`, as a new object of an ephemeral pool. Offsets and lengths are bytes;
-    all methods raise `OSError` as the file does."""
+    """Reads and writes of `file` through `store`, as a new object of an ephemeral pool. Offsets and
+    lengths are bytes; all methods raise `OSError` as the file does."""
 
     def __init__(self, name: str, file: DiskFile, read_only: bool, store: Store, pool: Pool) -> None:
         self.name = name
@@ -65,7 +67,8 @@ class CleanDisk:
         self._gets = self._misses = self._reads = self._changed = 0  # pages, pages, requests, requests
         self._errors: dict[str, str] = {}  # what failed last, by what it was
 
-    # -- requests -----------------------------------------------------------------------------------------------------
+    # -- requests
+    # -----------------------------------------------------------------------------------------------------
 
     def read(self, offset: int, out: memoryview) -> None:
         """Fill `out` from `offset`."""
@@ -93,12 +96,14 @@ class CleanDisk:
             self._file.write(offset, data)
 
     def trim(self, offset: int, length: int) -> None:
-        """What is there is of no use: a hole, where the file can have one. It may read as anything."""
+        """What is there is of no use: a hole, where the file can have one. It may read as
+        anything."""
         with self._changing(offset, length), self._noting("trim"):
             self._file.trim(offset, length)
 
     def zero(self, offset: int, length: int, may_trim: bool = True, is_fast: bool = False) -> bool:
-        """Make a range read as zeros. False, and nothing has changed, if it must be fast and cannot be."""
+        """Make a range read as zeros. False, and nothing has changed, if it must be fast and cannot
+        be."""
         with self._changing(offset, length), self._noting("zero"):
             return self._file.zero(offset, length, may_trim, is_fast)
 
@@ -115,10 +120,12 @@ class CleanDisk:
         """Runs (offset, length, reads as zeros) that cover the range."""
         return self._file.extents(offset, length)
 
-    # -- what is under way --------------------------------------------------------------------------------------------
+    # -- what is under way
+    # --------------------------------------------------------------------------------------------
 
     def _begun(self, offset: int, length: int) -> set[int]:
-        """Pages of which a part was read not long ago, and now another part: that is one reading, not two."""
+        """Pages of which a part was read not long ago, and now another part: that is one reading,
+        not two."""
         ends = {byte >> PAGE_SHIFT for byte in (offset, offset + length) if byte & _PAGE_MASK}
         with self._lock:
             begun = ends.intersection(self._read_in_part)
@@ -126,8 +133,8 @@ class CleanDisk:
         return begun
 
     def _read_pages(self, first: int, out: memoryview, begun: Collection[int] = ()) -> None:
-        """Whole pages, all of them in the table; those `begun` are not put. Where the table has no memory yet it is not
-        looked at: nobody waits for memory with the store's lock."""
+        """Whole pages, all of them in the table; those `begun` are not put. Where the table has no
+        memory yet it is not looked at: nobody waits for memory with the store's lock."""
         count = len(out) >> PAGE_SHIFT
         if count and not self._pages.table.is_populated(first, first + count):
             with self._lock:
@@ -169,7 +176,8 @@ class CleanDisk:
 
     @contextmanager
     def _changing(self, offset: int, length: int) -> Iterator[None]:
-        """No page of the range is in the pool, nor comes into it, as long as the context is entered."""
+        """No page of the range is in the pool, nor comes into it, as long as the context is
+        entered."""
         pages = self._pages_of(offset, length)
         with self._lock:
             self._changed += 1
@@ -205,7 +213,8 @@ class CleanDisk:
         if self._errors:
             self._errors.pop(what, None)
 
-    # -- looking on, and the end --------------------------------------------------------------------------------------
+    # -- looking on, and the end
+    # --------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         """Counters since the start: pages that were asked for, and missed; requests to the file."""
@@ -239,8 +248,8 @@ def _overlap(one: range, other: range) -> bool:
 
 
 def _runs(pages: Iterable[int], apart: Collection[int]) -> Iterator[range]:
-    """Ascending page numbers as runs of at most `MAX_RUN_PAGES`, for what is compressed under one lock is bounded;
-    those that stand `apart` as runs of their own."""
+    """Ascending page numbers as runs of at most `MAX_RUN_PAGES`, for what is compressed under one
+    lock is bounded; those that stand `apart` as runs of their own."""
     start = stop = -1
     for page in pages:
         if page == stop and stop - start < MAX_RUN_PAGES and page not in apart and start not in apart:

@@ -1,14 +1,18 @@
-"""A disk image or block device whose contents are somebody else's: read, and written through, as it is.
+"""A disk image or block device whose contents are somebody else's: read, and written through, as it
+is.
 
-Through the page cache, and yet not kept there: what was read is dropped at once, what was written when it is flushed
-(nbdkit's file plugin calls that `cache=none`), as far as the kernel follows: it keeps a large folio until all of it is
-dropped. A second, uncompressed copy in RAM is what the store is there to save.
-Not O_DIRECT, which would ask for aligned requests: file systems write single sectors.
+Through the page cache, and yet not kept there: what was read is dropped at once, what was written
+when it is flushed (nbdkit's file plugin calls that `cache=none`), as far as the kernel follows: it
+keeps a large folio until all of it is dropped. A second, uncompressed copy in RAM is what the store
+is there to save. Not O_DIRECT, which would ask for aligned requests: file systems write single
+sectors.
 
-Under IO_FLUSHER (`zcache.hardening`) writing through the page cache waits for no other writer, as a loop device does.
+Under IO_FLUSHER (`zcache.hardening`) writing through the page cache waits for no other writer, as a
+loop device does.
 
-It is locked for as long as it is open (`flock`; a block device by `O_EXCL`, which the kernel refuses while it is
-mounted), for nobody may write to it behind the cache; nor through a loop device (`zcache.beneath`).
+It is locked for as long as it is open (`flock`; a block device by `O_EXCL`, which the kernel
+refuses while it is mounted), for nobody may write to it behind the cache; nor through a loop device
+(`zcache.beneath`).
 """
 
 import errno
@@ -28,16 +32,18 @@ from zcache.linux.kernel_page import KERNEL_PAGE_BYTES, page_end, page_start
 #: For a descriptor: each transfer is EBADF.
 _NOWHERE: Final = -1
 
-#: What a kernel or a file system says that has no such call, or not for such a range (a device: not whole blocks).
+#: What a kernel or a file system says that has no such call, or not for such a range (a device: not
+#: whole blocks).
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV, errno.EBADF})
 
-#: Zeros that are written at a time, where they cannot be asked for: never touched, and so no memory.
+#: Zeros that are written at a time, where they cannot be asked for: never touched, and so no
+#: memory.
 _ZEROS: Final = memoryview(anonymous_memory(1 << 20))
 
 
 class DiskFile:
-    """`size_bytes` of a file or device, fixed when it is opened. All methods but `extents` move everything or raise
-    `OSError`; offsets and lengths are bytes."""
+    """`size_bytes` of a file or device, fixed when it is opened. All methods but `extents` move
+    everything or raise `OSError`; offsets and lengths are bytes."""
 
     def __init__(self, descriptor: int, size_bytes: int, is_device: bool, page_bytes: int = KERNEL_PAGE_BYTES) -> None:
         self._descriptor = descriptor
@@ -113,7 +119,8 @@ class DiskFile:
         self._allocate(libc.FALLOC_FL_PUNCH_HOLE | libc.FALLOC_FL_KEEP_SIZE, offset, length)
 
     def zero(self, offset: int, length: int, may_trim: bool, is_fast: bool) -> bool:
-        """Make a range read as zeros. False, and nothing has been done, if it must be fast and cannot be."""
+        """Make a range read as zeros. False, and nothing has been done, if it must be fast and
+        cannot be."""
         ways = [libc.FALLOC_FL_ZERO_RANGE | libc.FALLOC_FL_KEEP_SIZE]
         if may_trim:
             ways.insert(0, libc.FALLOC_FL_PUNCH_HOLE | libc.FALLOC_FL_KEEP_SIZE)
@@ -136,7 +143,8 @@ class DiskFile:
         return True
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
-        """Runs (offset, length, is a hole) that cover the range, as far as the file system tells."""
+        """Runs (offset, length, is a hole) that cover the range, as far as the file system
+        tells."""
         stop = offset + length
         position = offset
         for start, end in data_extents(self._descriptor, offset, stop):
@@ -154,8 +162,8 @@ class DiskFile:
 
 
 def data_extents(descriptor: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file, from `start` to `stop`, that are not holes; all of it where the file cannot tell (a block
-    device)."""
+    """The parts of a file, from `start` to `stop`, that are not holes; all of it where the file
+    cannot tell (a block device)."""
     while start < stop:
         try:
             start = os.lseek(descriptor, start, os.SEEK_DATA)

@@ -1,4 +1,5 @@
-"""The `zcache` command: what a running server says about itself; and what is to be done before the machine sleeps."""
+"""The `zcache` command: what a running server says about itself; and what is to be done before the
+machine sleeps."""
 
 import argparse
 import contextlib
@@ -48,8 +49,9 @@ TROUBLES: Final = (
 
 
 def command() -> int:
-    """The `zcache` command: exit status 0; 1 when the books do not balance; 2 when there is no answer, or it cannot be
-    printed. `zcache sleep` is run for what it does, and has statuses of its own."""
+    """The `zcache` command: exit status 0; 1 when the books do not balance; 2 when there is no
+    answer, or it cannot be printed. `zcache sleep` is run for what it does, and has statuses of its
+    own."""
     is_run_for_output = sys.argv[1:2] != ["sleep"]
     return run("zcache", main, lost_output=2 if is_run_for_output else None, is_told=False)
 
@@ -119,8 +121,8 @@ def _ask_and_print(arguments: argparse.Namespace) -> int:
 
 
 def _neighbours() -> dict[str, Any]:
-    """All swap of the machine, in the order in which the kernel fills it. Ours to find out, and not the server's, which
-    serves requests meanwhile, and may not see it."""
+    """All swap of the machine, in the order in which the kernel fills it. Ours to find out, and not
+    the server's, which serves requests meanwhile, and may not see it."""
     try:
         with contextlib.closing(ProcSwaps()) as swaps:
             areas = swaps.entries()
@@ -140,7 +142,8 @@ def _neighbours() -> dict[str, Any]:
 
 
 def _backing_goes(control: Path) -> bool:
-    """Whether swap-down will remove the backing, by what swap-up has left beside the control socket."""
+    """Whether swap-down will remove the backing, by what swap-up has left beside the control
+    socket."""
     try:
         state = StateFolder(control.parent).load()
     except (SwapError, OSError):  # not swap-up's folder

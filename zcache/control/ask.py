@@ -1,4 +1,5 @@
-"""Asking a server at its control socket (`control.py`); apart from it, for who asks needs nothing of the store."""
+"""Asking a server at its control socket (`control.py`); apart from it, for who asks needs nothing
+of the store."""
 
 import json
 import socket
@@ -17,14 +18,15 @@ CHECK_SECONDS: Final = 600
 
 
 def ask(path: Path, command: str) -> dict[str, Any]:
-    """Send one command; raises `EnvironmentProblem` if nobody answers, or only that it could not, and `BadInput` if it
-    is refused."""
+    """Send one command; raises `EnvironmentProblem` if nobody answers, or only that it could not,
+    and `BadInput` if it is refused."""
     request = command.encode(errors="replace") + b"\n"
     if len(request) >= REQUEST_BYTES:
         raise BadInput(f"{command[:40]}…: too long; give at most {REQUEST_BYTES - 2} characters")
     seconds = CHECK_SECONDS if command == "check" else ASK_SECONDS
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        # Not settimeout: a connect that does not block fails at once while others wait to be accepted.
+        # Not settimeout: a connect that does not block fails at once while others wait to be
+        # accepted.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", seconds, 0))
         try:
             connection.connect(str(path))

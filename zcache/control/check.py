@@ -1,9 +1,9 @@
 """check: verifies that the store's books balance.
 
-Everything that is derived (live counts, queues, free stacks, slot maps, statistics) is found anew from the page
-tables and the frame table, and compared. It reads a snapshot: the store goes on meanwhile, and only waits while the
-books are copied. The walk takes some four microseconds a page, and rests half of that, for threads that want the
-interpreter.
+Everything that is derived (live counts, queues, free stacks, slot maps, statistics) is found anew
+from the page tables and the frame table, and compared. It reads a snapshot: the store goes on
+meanwhile, and only waits while the books are copied. The walk takes some four microseconds a page,
+and rests half of that, for threads that want the interpreter.
 """
 
 import itertools
@@ -64,8 +64,8 @@ def _populated(typecode: Typecode, count: int) -> memoryview:
 
 
 def check(store: Store) -> dict[str, int]:
-    """Raises `Imbalance` with the first thing that is wrong; returns what was counted. Raises `EnvironmentProblem` if
-    the store grew too fast to be copied, or there is no memory for that."""
+    """Raises `Imbalance` with the first thing that is wrong; returns what was counted. Raises
+    `EnvironmentProblem` if the store grew too fast to be copied, or there is no memory for that."""
     books = take_snapshot(store)
     found = _Found(books)
     counted = _walk_tables(books, found)
@@ -119,7 +119,8 @@ _KNOWN: Final = {
 
 
 def _walk_block(entries: list[int], kind: Kind, frames: PageFrames, found: _Found) -> tuple[list[int], int, int]:
-    """How many entries of each kind and codec (their top five bits), raw pages, and bytes of zpages; fills `found`."""
+    """How many entries of each kind and codec (their top five bits), raw pages, and bytes of
+    zpages; fills `found`."""
     kinds = [0] * 32
     raw = size_bytes = 0
     live, live_bytes, place = found.live, found.live_bytes, found.place

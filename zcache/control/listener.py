@@ -1,10 +1,10 @@
-"""The control socket: one line in (`status`, `check`, `objects` or `set KEY=VALUE`), one line of JSON out, and the
-connection ends.
+"""The control socket: one line in (`status`, `check`, `objects` or `set KEY=VALUE`), one line of
+JSON out, and the connection ends.
 
-A thread of its own serves all connections at once and waits for none of them: each has deadlines, and a limit on what
-it may send; when there are too many, the oldest gives way. Nothing that a client does here can hold up a page, or
-another client, but by asking for a `check`, which is answered before another client is. The store's lock is taken only
-for a snapshot.
+A thread of its own serves all connections at once and waits for none of them: each has deadlines,
+and a limit on what it may send; when there are too many, the oldest gives way. Nothing that a
+client does here can hold up a page, or another client, but by asking for a `check`, which is
+answered before another client is. The store's lock is taken only for a snapshot.
 """
 
 import json
@@ -26,7 +26,8 @@ from zcache.hardening.own_thread import OwnThread
 from zcache.linux.sockets import remove_if_dead
 from zcache.store.store import Store
 
-#: To have asked, from being accepted on; and then once more to have read the answer. Ours take milliseconds.
+#: To have asked, from being accepted on; and then once more to have read the answer. Ours take
+#: milliseconds.
 DEADLINE_SECONDS: Final = 5.0
 #: At a time, and as many in the queue.
 MAX_CONNECTIONS: Final = 16

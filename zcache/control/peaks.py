@@ -1,5 +1,6 @@
-"""Peaks: the most of each amount that there has been, as far as somebody looked: the original kept a `_max` beside each
-count, at each change; here that would cost every page something, and somebody looks twice a second instead."""
+"""Peaks: the most of each amount that there has been, as far as somebody looked: the original kept
+a `_max` beside each count, at each change; here that would cost every page something, and somebody
+looks twice a second instead."""
 
 from zcache.pageframes.queues import Queue
 from zcache.store.store import Store
@@ -25,7 +26,8 @@ class Peaks:
 
 
 def amounts(store: Store) -> dict[str, int]:
-    """Under the lock: what each kind of pool holds in RAM and below, in frames in RAM, pages and bytes of zpages."""
+    """Under the lock: what each kind of pool holds in RAM and below, in frames in RAM, pages and
+    bytes of zpages."""
     statistics, frames = store.statistics, store.frames
     ephemeral_frames = frames.queue_length[Queue.EPHEMERAL]
     return {

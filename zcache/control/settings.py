@@ -1,7 +1,7 @@
 """Settings: what can be changed while the server runs (`zcache set KEY=VALUE`), and how.
 
-A change holds for the servers that come after this one, too, until the swap is taken off: it is kept in the image's
-header (`image.SETTINGS`), where there is one.
+A change holds for the servers that come after this one, too, until the swap is taken off: it is
+kept in the image's header (`image.SETTINGS`), where there is one.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,8 +30,8 @@ KEYS: Final = {
 
 
 class Settings:
-    """Of one server. `signs` keeps them, if there is an image; `rooms` is what control groups leave, now, beside what
-    they must keep."""
+    """Of one server. `signs` keeps them, if there is an image; `rooms` is what control groups
+    leave, now, beside what they must keep."""
 
     def __init__(
         self, store: Store, budget: Budget, signs: Signs | None, rooms: Callable[[], Iterable[Room]] = tuple

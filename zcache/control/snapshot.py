@@ -1,8 +1,9 @@
-"""A snapshot: the store's books as they were at one moment, to be read at leisure while the store goes on.
+"""A snapshot: the store's books as they were at one moment, to be read at leisure while the store
+goes on.
 
-It is copied under the store's lock, by `memcpy`: milliseconds for a million pages. The memory for it (8 bytes a page,
-11 to 15 a frame id, 23 a RAM slot, 1 a slot below) is taken, and populated, before: under the lock nothing is asked of
-the system.
+It is copied under the store's lock, by `memcpy`: milliseconds for a million pages. The memory for
+it (8 bytes a page, 11 to 15 a frame id, 23 a RAM slot, 1 a slot below) is taken, and populated,
+before: under the lock nothing is asked of the system.
 """
 
 import contextlib
@@ -22,8 +23,9 @@ MARGIN_BYTES: Final = 1 << 20
 
 @contextlib.contextmanager
 def populating() -> Iterator[None]:
-    """Around what populates memory ahead: if there is not enough, `EnvironmentProblem`. A page fault in Python is taken
-    with the GIL held, so that a server that was short of memory would wait there for what only it can bring about."""
+    """Around what populates memory ahead: if there is not enough, `EnvironmentProblem`. A page
+    fault in Python is taken with the GIL held, so that a server that was short of memory would wait
+    there for what only it can bring about."""
     try:
         yield
     except OSError as error:
@@ -32,7 +34,8 @@ def populating() -> Iterator[None]:
 
 
 class Room:
-    """Memory for copies. At first it only counts how much they take; once it is made, it holds them."""
+    """Memory for copies. At first it only counts how much they take; once it is made, it holds
+    them."""
 
     def __init__(self) -> None:
         self._used_bytes = 0
@@ -46,8 +49,8 @@ class Room:
         self._memory, self._used_bytes = memory, 0
 
     def copy(self, original: memoryview) -> memoryview:
-        """A copy with the same items, or the original while it only counts; raises `EnvironmentProblem` if it does not
-        fit."""
+        """A copy with the same items, or the original while it only counts; raises
+        `EnvironmentProblem` if it does not fit."""
         start = self._used_bytes
         self._used_bytes += -(-original.nbytes // 8) * 8
         if self._memory is None or not original.nbytes:
@@ -60,7 +63,8 @@ class Room:
 
 
 class Snapshot:
-    """`frames` and `allocator` are twins of the store's, with arrays of their own; made under the store's lock."""
+    """`frames` and `allocator` are twins of the store's, with arrays of their own; made under the
+    store's lock."""
 
     def __init__(self, store: Store, room: Room) -> None:
         self.frames = store.frames.copied_to(room.copy)
@@ -82,8 +86,8 @@ class Snapshot:
 
 
 def take_snapshot(store: Store) -> Snapshot:
-    """Takes the store's lock for as long as the copy takes; raises `EnvironmentProblem` if the store grew too fast,
-    or there is no memory."""
+    """Takes the store's lock for as long as the copy takes; raises `EnvironmentProblem` if the
+    store grew too fast, or there is no memory."""
     room = Room()
     Snapshot(store, room)
     room.make()

@@ -1,5 +1,5 @@
-"""Status: every figure about a running server, as one flat dictionary. Names ending in `_pages`, `_frames` and
-`_bytes` say their unit."""
+"""Status: every figure about a running server, as one flat dictionary. Names ending in `_pages`,
+`_frames` and `_bytes` say their unit."""
 
 import gc
 import os
@@ -26,9 +26,9 @@ def gather_status(
     troubles: Sequence[str] = (),
     around: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """A snapshot; `protections` is the outcome of the self-check, `troubles` what else is the matter, `around` what is
-    to be said of things that the store does not know. Its own figures are taken under its lock and so agree with each
-    other."""
+    """A snapshot; `protections` is the outcome of the self-check, `troubles` what else is the
+    matter, `around` what is to be said of things that the store does not know. Its own figures are
+    taken under its lock and so agree with each other."""
     frames, reclaimer, tier = store.frames, store.reclaimer, store.tier
     frame_bytes = frames.frame_bytes
     with store.lock:
@@ -87,9 +87,10 @@ def gather_status(
 
 
 def gather_objects() -> dict[str, int]:
-    """What the process has allocated: for a soak, which looks for leaks. Not in the status: listing all objects costs
-    some milliseconds with the GIL held.
+    """What the process has allocated: for a soak, which looks for leaks. Not in the status: listing
+    all objects costs some milliseconds with the GIL held.
 
-    `sys.getallocatedblocks` would say nothing: with PYTHONMALLOC=malloc, small objects are malloc's like all else.
+    `sys.getallocatedblocks` would say nothing: with PYTHONMALLOC=malloc, small objects are malloc's
+    like all else.
     """
     return {"gc_objects": len(gc.get_objects()), "malloc_bytes": libc.malloced_bytes()}

@@ -1,23 +1,26 @@
 """Fetch: brings zpages back from frames that are below only (COLD).
 
-A read of the medium takes long and is done without the lock, so nothing that was known before it is believed after
-it: the page's entry and the frame's birth are looked up again. If both are what they were, the bytes read are the
-page's, and the seal proves it; if not, the page was overwritten, trimmed or moved meanwhile, and is looked for anew.
-That is why no frame is ever pinned, and why a slot below may be reused under a reader: what it then reads is thrown
-away.
+A read of the medium takes long and is done without the lock, so nothing that was known before it is
+believed after it: the page's entry and the frame's birth are looked up again. If both are what they
+were, the bytes read are the page's, and the seal proves it; if not, the page was overwritten,
+trimmed or moved meanwhile, and is looked for anew. That is why no frame is ever pinned, and why a
+slot below may be reused under a reader: what it then reads is thrown away.
 
-A frame is read into a RAM slot beside the budget. If the budget has a free slot, or a frame that gives way (CLEAN or
-ephemeral, whichever there are more of), the slot becomes the frame's home and the other takes its place (COLD -> CLEAN,
-no copy): its neighbours will be found in RAM. Nothing persistent that is in RAM only makes room for it. Frames that
-follow on the disk are read along while that pays (`zcache.fetch.readahead`).
+A frame is read into a RAM slot beside the budget. If the budget has a free slot, or a frame that
+gives way (CLEAN or ephemeral, whichever there are more of), the slot becomes the frame's home and
+the other takes its place (COLD -> CLEAN, no copy): its neighbours will be found in RAM. Nothing
+persistent that is in RAM only makes room for it. Frames that follow on the disk are read along
+while that pays (`zcache.fetch.readahead`).
 
-A read that fails kills the task whose page it was, so a frame is not given up at the first error: it is read again,
-alone (its neighbours in the run may be sound), at once and then after each of `RETRY_PAUSES_SECONDS`. A wrong seal is
-read again once: a bit that flipped on the way is right on the disk. All that begins within `PATIENCE_SECONDS` of the
-beginning of the first transfer that failed, or not at all, so a request is held up by pauses for 3 s at most; and there
-are none when nothing could be read for that long: then the disk is dead, and whoever waits behind this request is not
-helped by waiting. For the same reason, what a request has not begun to read when it gives a frame up, and has no
-patience left, is not read: it is an error already. A disk that is slow, and does not fail, is waited for.
+A read that fails kills the task whose page it was, so a frame is not given up at the first error:
+it is read again, alone (its neighbours in the run may be sound), at once and then after each of
+`RETRY_PAUSES_SECONDS`. A wrong seal is read again once: a bit that flipped on the way is right on
+the disk. All that begins within `PATIENCE_SECONDS` of the beginning of the first transfer that
+failed, or not at all, so a request is held up by pauses for 3 s at most; and there are none when
+nothing could be read for that long: then the disk is dead, and whoever waits behind this request is
+not helped by waiting. For the same reason, what a request has not begun to read when it gives a
+frame up, and has no patience left, is not read: it is an error already. A disk that is slow, and
+does not fail, is waited for.
 """
 
 import contextlib
@@ -40,7 +43,8 @@ from zcache.tiers.health import SEAL_BROKEN, UNREADABLE, Health, describe
 
 __all__ = ["Fetcher"]
 
-#: Before a frame is read for the third, fourth and fifth time: a disk may be gone for as long as a put has patience.
+#: Before a frame is read for the third, fourth and fifth time: a disk may be gone for as long as a
+#: put has patience.
 RETRY_PAUSES_SECONDS: Final = (0.1, 0.4, 1.0)
 
 #: Slots to read into that are not for what nobody has asked for.
@@ -48,7 +52,8 @@ KEPT_SLOTS: Final = FETCH_SLOTS // 2
 
 
 class _Job:
-    """One frame to read: what was known of it under the lock, and the run's pages that are in it."""
+    """One frame to read: what was known of it under the lock, and the run's pages that are in
+    it."""
 
     __slots__ = ("below", "birth", "failed", "frame", "is_ahead", "is_read", "pages", "seal", "slot", "view", "wrong")
 
@@ -105,7 +110,8 @@ class Fetcher:
         self._slot_returned = threading.Condition(lock)
 
     def fetch(self, table: memoryview, first: int, cold: list[int], entries: list[int], bodies: list[bytes]) -> None:
-        """Bring `entries[i]` and `bodies[i]` up to date for each i in `cold`; page `first + i` is meant.
+        """Bring `entries[i]` and `bodies[i]` up to date for each i in `cold`; page `first + i` is
+        meant.
 
         Raises `PageDamaged` if a frame cannot be read, or is not what was written.
         """
@@ -127,8 +133,9 @@ class Fetcher:
 
     @contextlib.contextmanager
     def borrowed(self, wanted: Sequence[int]) -> Iterator[list["_Job"]]:
-        """Some of the frames wanted, those that are COLD, in slots beside the budget for as long as the context is
-        entered, and nobody's home there. Which of them are what was sealed, `is_read` tells."""
+        """Some of the frames wanted, those that are COLD, in slots beside the budget for as long as
+        the context is entered, and nobody's home there. Which of them are what was sealed,
+        `is_read` tells."""
         frames = self._frames
         with self._lock:
             while True:
@@ -148,7 +155,8 @@ class Fetcher:
     def _look_up(
         self, table: memoryview, first: int, wanted: Sequence[int], entries: list[int], bodies: list[bytes]
     ) -> list[_Job] | None:
-        """Under the lock: what must be read for the pages wanted; None: no slot to read into is free now."""
+        """Under the lock: what must be read for the pages wanted; None: no slot to read into is
+        free now."""
         frames = self._frames
         by_frame: dict[int, list[int]] = {}
         for index in wanted:
@@ -175,8 +183,8 @@ class Fetcher:
         return jobs
 
     def _read(self, jobs: list[_Job]) -> None:
-        """Without the lock: read all frames, neighbours below in one go, and open their seals; but nothing more once
-        one is given up and patience is over."""
+        """Without the lock: read all frames, neighbours below in one go, and open their seals; but
+        nothing more once one is given up and patience is over."""
         size, ram = self._frames.frame_bytes, self._frames.ram_view
         for job in jobs:
             job.view = ram[job.slot * size : (job.slot + 1) * size]
@@ -191,7 +199,8 @@ class Fetcher:
                 break
 
     def _read_run(self, run: list[_Job], patience: _Patience) -> None:
-        """Neighbours below. What is read along costs those that were asked for neither a try nor patience."""
+        """Neighbours below. What is read along costs those that were asked for neither a try nor
+        patience."""
         began = self._health.clock.now()
         try:
             self._transfer(run[0].below, [job.view for job in run])
@@ -208,8 +217,8 @@ class Fetcher:
                 self._verify_again(job, patience)
 
     def _read_apart(self, wanted: list[_Job], error: OSError, patience: _Patience) -> None:
-        """Each frame of a read that has failed, by itself: until all are there, or those that are not are not worth
-        another try. One that is bad costs its neighbours no try of their own."""
+        """Each frame of a read that has failed, by itself: until all are there, or those that are
+        not are not worth another try. One that is bad costs its neighbours no try of their own."""
         clock, reading = self._health.clock, self._health.reading
         for pause in (0.0, *RETRY_PAUSES_SECONDS):
             if patience.is_over() or (pause and reading.failures and not reading.patience_seconds()):
@@ -266,14 +275,16 @@ class Fetcher:
     def _take_over(
         self, jobs: list[_Job], table: memoryview, first: int, entries: list[int], bodies: list[bytes]
     ) -> None:
-        """Under the lock: use what was read, where it is still what is wanted. What was not is looked up again."""
+        """Under the lock: use what was read, where it is still what is wanted. What was not is
+        looked up again."""
         frames, statistics = self._frames, self._statistics
         damage = None
         for job in jobs:
             if frames.birth[job.frame] == job.birth:
                 valid = [index for index in job.pages if table[first + index] == entries[index]]
                 if job.failed:
-                    # If another get has read it meanwhile, and it is in RAM, the next look finds it there.
+                    # If another get has read it meanwhile, and it is in RAM, the next look finds it
+                    # there.
                     if valid and frames.state[job.frame] == State.COLD:
                         damage = job.failed
                         statistics.checksum_errors += job.wrong == SEAL_BROKEN
@@ -305,7 +316,8 @@ class Fetcher:
             self.readahead.came(job.frame, is_kept)
 
     def _give_back(self, jobs: list[_Job]) -> None:
-        """Without the lock: each job's slot, or the one that it was exchanged for, can be read into again."""
+        """Without the lock: each job's slot, or the one that it was exchanged for, can be read into
+        again."""
         with self._lock:
             for job in jobs:
                 self._frames.give_fetch_slot(job.slot)

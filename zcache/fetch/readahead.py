@@ -1,14 +1,16 @@
-"""Readahead: frames that are read from below together with those that are asked for, while that pays.
+"""Readahead: frames that are read from below together with those that are asked for, while that
+pays.
 
-The pages that follow those asked for were, as likely as not, swapped out with them, and lie in the frames that were
-written next: where such a frame follows on the disk, reading it along costs its bytes and its seal, and no seek. It
-comes back whole, as a clean copy that gives way, and serves all its pages. Only frames that continue the read on the
-disk, before or behind, are taken.
+The pages that follow those asked for were, as likely as not, swapped out with them, and lie in the
+frames that were written next: where such a frame follows on the disk, reading it along costs its
+bytes and its seal, and no seek. It comes back whole, as a clean copy that gives way, and serves all
+its pages. Only frames that continue the read on the disk, before or behind, are taken.
 
-Whether it pays is measured: a frame that was read along is a *hit* if a get has used it by the time that it leaves RAM,
-or that it has been looked at for the last time. After each `SAMPLE` outcomes the window is doubled when half of them
-were hits, and halved when fewer than a quarter were; at 0 it is off, and one frame is tried at every `PROBE_EVERY`th
-fetch. (The kernel sizes its own swap readahead by hits, too: `swapin_nr_pages` in mm/swap_state.c.)
+Whether it pays is measured: a frame that was read along is a *hit* if a get has used it by the time
+that it leaves RAM, or that it has been looked at for the last time. After each `SAMPLE` outcomes
+the window is doubled when half of them were hits, and halved when fewer than a quarter were; at 0
+it is off, and one frame is tried at every `PROBE_EVERY`th fetch. (The kernel sizes its own swap
+readahead by hits, too: `swapin_nr_pages` in mm/swap_state.c.)
 """
 
 from typing import Final
@@ -20,7 +22,8 @@ from zcache.statistics import Statistics
 MAX_WINDOW: Final = 8
 SAMPLE: Final = 16
 PROBE_EVERY: Final = 64
-#: Pages after those asked for whose frames are looked at: what a window of the densest frames would hold, or less.
+#: Pages after those asked for whose frames are looked at: what a window of the densest frames would
+#: hold, or less.
 LOOKED_AT: Final = 256
 #: Fetches for which a frame is watched; as many frames at most.
 WATCHED: Final = 64
@@ -38,7 +41,8 @@ class Readahead:
         self._outcomes = self._hits = 0  # of this sample
 
     def choose(self, table: memoryview, stop: int, wanted: list[int]) -> list[int]:
-        """Which frames to read with the `wanted` ones, which are COLD; the pages asked for end at page `stop`."""
+        """Which frames to read with the `wanted` ones, which are COLD; the pages asked for end at
+        page `stop`."""
         self._fetches += 1
         self._look_at_watched()
         window = self.window or int(not self._fetches % PROBE_EVERY)

@@ -1,12 +1,13 @@
 """The heap: made large enough once, and then kept from growing, trimming, and using mmap.
 
-By default malloc maps each block of 128 KiB and more afresh (a request's buffer is one) and gives the top of the heap
-back when it is free: system calls for memory on each request. Several arenas would multiply all that by the threads.
-So: one arena, no mmap, no trimming, and a heap that has room for what requests need before the first one comes.
+By default malloc maps each block of 128 KiB and more afresh (a request's buffer is one) and gives
+the top of the heap back when it is free: system calls for memory on each request. Several arenas
+would multiply all that by the threads. So: one arena, no mmap, no trimming, and a heap that has
+room for what requests need before the first one comes.
 
-CPython's own allocator for small objects would take arenas of 1 MiB with mmap and touch them as they fill. With
-PYTHONMALLOC=malloc in the environment (scripts/serve sets it) there is one heap for all, and it is populated to its
-end.
+CPython's own allocator for small objects would take arenas of 1 MiB with mmap and touch them as
+they fill. With PYTHONMALLOC=malloc in the environment (scripts/serve sets it) there is one heap for
+all, and it is populated to its end.
 """
 
 from typing import Final
@@ -14,7 +15,8 @@ from typing import Final
 from zcache.linux import libc
 from zcache.linux.kernel_page import page_end, page_start
 
-#: Room for requests of 128 KiB: nbdkit's buffers and our copies, of a few connections; measured use is below 2 MiB.
+#: Room for requests of 128 KiB: nbdkit's buffers and our copies, of a few connections; measured use
+#: is below 2 MiB.
 HEAP_BYTES: Final = 4 << 20
 
 
@@ -30,8 +32,9 @@ def fix_heap() -> None:
 
 
 def give_back_free_memory() -> None:
-    """In a copy made by fork(2), which has nothing locked: let go of what is free on the heap, whose end stays where it
-    is. It comes back page by page as it is touched, or by `program.unshare`."""
+    """In a copy made by fork(2), which has nothing locked: let go of what is free on the heap,
+    whose end stays where it is. It comes back page by page as it is touched, or by
+    `program.unshare`."""
     libc.malloc_trim(2 * HEAP_BYTES)
     address = libc.malloc(HEAP_BYTES)
     libc.drop_range(page_end(address), page_start(address + HEAP_BYTES))
@@ -39,8 +42,8 @@ def give_back_free_memory() -> None:
 
 
 def heap_is_fixed() -> bool:
-    """Whether large blocks and small objects come from the heap as it stands, and giving them back leaves it as it
-    is."""
+    """Whether large blocks and small objects come from the heap as it stands, and giving them back
+    leaves it as it is."""
     end = libc.program_break()
     address = libc.malloc(1 << 20)
     libc.free(address)

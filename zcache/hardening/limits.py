@@ -1,13 +1,15 @@
-"""What stands against a process that wants memory, files and threads: limits that it inherits, and strict overcommit.
+"""What stands against a process that wants memory, files and threads: limits that it inherits, and
+strict overcommit.
 
-One table, and the control groups that the process is in (`zcache.linux.group_limits`). Each limit is lifted as far as that
-is allowed, before anything is asked for; what is then still too low for what was configured is refused in one line,
-rather than met later, on the way to a successor. And an error of the kernel's (`in_words`) is put down to the limit
-that it came from, with what to do about it.
+One table, and the control groups that the process is in (`zcache.linux.group_limits`). Each limit
+is lifted as far as that is allowed, before anything is asked for; what is then still too low for
+what was configured is refused in one line, rather than met later, on the way to a successor. And an
+error of the kernel's (`in_words`) is put down to the limit that it came from, with what to do about
+it.
 
-Strict overcommit (`vm.overcommit_memory=2`): the kernel promises no more memory than `CommitLimit`, whether or not it
-will be used. All private writable memory counts, and again in each copy made by fork(2); shared memory counts where it
-was touched (Documentation/mm/overcommit-accounting.rst).
+Strict overcommit (`vm.overcommit_memory=2`): the kernel promises no more memory than `CommitLimit`,
+whether or not it will be used. All private writable memory counts, and again in each copy made by
+fork(2); shared memory counts where it was touched (Documentation/mm/overcommit-accounting.rst).
 """
 
 import contextlib
@@ -86,8 +88,8 @@ def _mib(size_bytes: int) -> str:
 
 
 def lift() -> None:
-    """Each as far as it goes: away with CAP_SYS_RESOURCE, else up to its hard limit. Programs to be started inherit
-    that."""
+    """Each as far as it goes: away with CAP_SYS_RESOURCE, else up to its hard limit. Programs to be
+    started inherit that."""
     for limit in LIMITS:
         soft, hard = resource.getrlimit(limit.number)
         for wanted in ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), (hard, hard)):
@@ -104,8 +106,9 @@ def lift() -> None:
 def check(
     *, mapped_bytes: int, private_bytes: int, why: str = FOR_STORE, files: dict[str, int] | None = None, more: int = 0
 ) -> None:
-    """Raises `BadInput` for the first limit that is too low: for so many bytes more of address space, and of private
-    memory; for files of such sizes, by what they are; for so many descriptors `more` than `DESCRIPTORS`."""
+    """Raises `BadInput` for the first limit that is too low: for so many bytes more of address
+    space, and of private memory; for files of such sizes, by what they are; for so many descriptors
+    `more` than `DESCRIPTORS`."""
     size_bytes, data_bytes = (_of_status(name) for name in ("VmSize", "VmData"))
     ADDRESS_SPACE.refuse_below(size_bytes + mapped_bytes, why)
     DATA.refuse_below(data_bytes + private_bytes, why)
@@ -128,7 +131,8 @@ def check_promise(needed_bytes: int, advice: str) -> None:
 
 
 def check_groups(parts: dict[str, int], advice: str) -> None:
-    """Raises `BadInput` if a control group does not leave that much memory: so many bytes, by what they are for."""
+    """Raises `BadInput` if a control group does not leave that much memory: so many bytes, by what
+    they are for."""
     needed_bytes = sum(parts.values())
     tightest = min(group_limits.rooms(), key=lambda room: room.available, default=None)
     if tightest and tightest.available < needed_bytes:
@@ -222,7 +226,8 @@ def _of_status(name: str) -> int:
 
 
 def explain(what: str, error: BaseException) -> str:
-    """One line for whatever error, and what failed; ours say all themselves. Of what nobody has foreseen, the place."""
+    """One line for whatever error, and what failed; ours say all themselves. Of what nobody has
+    foreseen, the place."""
     if isinstance(error, ZcacheError):
         return str(error)
     if isinstance(error, OSError):

@@ -1,17 +1,19 @@
-"""stderr that can neither block nor be swapped out: a pipe of one page that does not wait, and a thread that empties
-it.
+"""stderr that can neither block nor be swapped out: a pipe of one page that does not wait, and a
+thread that empties it.
 
-nbdkit prints to stderr whenever a callback fails, with the GIL held. If that write waits (a full pipe, a terminal
-that is stopped, a tmpfs file whose page is out on the very device that we serve), the server waits with it. So file
-descriptor 2 becomes a non-blocking pipe with room for one page: once its page has been used, the kernel keeps it with
-the pipe, so writing needs no memory. What does not fit is dropped; a message is worth less than the machine. A thread
-passes on what arrives to the original stderr, and may block there as it likes: line by line. What others (nbdkit, its
-libraries) say again is counted instead (`repeats.py`); our own lines are counted where they come from, or each is news.
-If that stderr is a regular file, it is let grow to a size: a disk that fails all day must not fill memory with
-complaints, the counters have them.
+nbdkit prints to stderr whenever a callback fails, with the GIL held. If that write waits (a full
+pipe, a terminal that is stopped, a tmpfs file whose page is out on the very device that we serve),
+the server waits with it. So file descriptor 2 becomes a non-blocking pipe with room for one page:
+once its page has been used, the kernel keeps it with the pipe, so writing needs no memory. What
+does not fit is dropped; a message is worth less than the machine. A thread passes on what arrives
+to the original stderr, and may block there as it likes: line by line. What others (nbdkit, its
+libraries) say again is counted instead (`repeats.py`); our own lines are counted where they come
+from, or each is news. If that stderr is a regular file, it is let grow to a size: a disk that fails
+all day must not fill memory with complaints, the counters have them.
 
-When a server aborts, its last words (of a failed assertion, say) are in the pipe. Its heir has the other end, too, and
-says them when it takes over. Where there is no keeper, `libc.put_off_abort` gives the thread the time.
+When a server aborts, its last words (of a failed assertion, say) are in the pipe. Its heir has the
+other end, too, and says them when it takes over. Where there is no keeper, `libc.put_off_abort`
+gives the thread the time.
 """
 
 import contextlib
@@ -33,11 +35,13 @@ from zcache.tiers.backoff import Clock
 PIPE_BYTES: Final = KERNEL_PAGE_BYTES
 MAX_FILE_BYTES: Final = 1 << 20
 
-#: How a line ends that is not passed on: nbdkit prints one for each callback that fails, which has said why itself.
+#: How a line ends that is not passed on: nbdkit prints one for each callback that fails, which has
+#: said why itself.
 SAID: Final = " (zcache says why)"
 #: nbdkit writes such a line in pieces. Of one whose end found no room in the pipe, this is the end.
 _TORN: Final = ": error:"
-#: nbdkit calls itself by the command line, whose first letter is changed (`protections.py`, "shutdown").
+#: nbdkit calls itself by the command line, whose first letter is changed (`protections.py`,
+#: "shutdown").
 _NAME, _MARKED_NAME = "nbdkit: ", "@bdkit: "
 #: How our own lines begin.
 _OURS: Final = ("zcache: ", "zcache keeper: ")
@@ -60,16 +64,16 @@ class LogPipe:
         self._thread = OwnThread("zcache-log", self._pass_on)
 
     def renew(self) -> None:
-        """In a copy made by fork(2), before `start`: a pipe of our own. The other is full when the original has died
-        with much to say, and is emptied once it has."""
+        """In a copy made by fork(2), before `start`: a pipe of our own. The other is full when the
+        original has died with much to say, and is emptied once it has."""
         if self._before >= 0:
             os.close(self._before)
         self._before = self._reader
         self._reader = _divert()
 
     def start(self) -> None:
-        """Start passing on. A thread, so it comes after everything that must be set before threads are. Raises
-        `EnvironmentProblem` if there can be none."""
+        """Start passing on. A thread, so it comes after everything that must be set before threads
+        are. Raises `EnvironmentProblem` if there can be none."""
         self._thread.start()
 
     def close(self) -> None:
@@ -146,14 +150,15 @@ def _divert() -> int:
 
 
 def say(line: str) -> None:
-    """Write a line to stderr, or drop it. Not by `sys.stderr`, which raises when the pipe is full, and again later."""
+    """Write a line to stderr, or drop it. Not by `sys.stderr`, which raises when the pipe is full,
+    and again later."""
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())
 
 
 def say_what_nobody_catches(who: str, steps: Steps) -> None:
-    """In one line, from here on: what a thread ended by, or what could not be cleared away. Not while the process
-    starts: a start that fails by it has a line of its own."""
+    """In one line, from here on: what a thread ended by, or what could not be cleared away. Not
+    while the process starts: a start that fails by it has a line of its own."""
 
     def hook(caught: "sys.UnraisableHookArgs") -> None:
         if caught.exc_value is not None and steps.have_ended:

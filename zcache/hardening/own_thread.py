@@ -1,9 +1,9 @@
 """A thread of ours, whose start fails rather than hangs.
 
-`threading.Thread.start` waits until the new thread says that it runs. One that finds no memory before it comes to that
-(CPython maps a stack of frames for it; under strict overcommit or a limit that is refused) ends without a word, and
-whoever started it waits for ever (seen: the server under strict overcommit). Here the wait ends when the thread does,
-and has a bound.
+`threading.Thread.start` waits until the new thread says that it runs. One that finds no memory
+before it comes to that (CPython maps a stack of frames for it; under strict overcommit or a limit
+that is refused) ends without a word, and whoever started it waits for ever (seen: the server under
+strict overcommit). Here the wait ends when the thread does, and has a bound.
 """
 
 import _thread
@@ -17,8 +17,9 @@ from zcache.errors import EnvironmentProblem
 from zcache.hardening.limits import in_words
 from zcache.hardening.threads import begin_own_thread
 
-#: For one that is there, and does not run yet: a successor, while nobody serves, may wait that long for the memory of
-#: its stack. Less than a step may take (60 s), so that it says so itself. One that has ended is seen at once.
+#: For one that is there, and does not run yet: a successor, while nobody serves, may wait that long
+#: for the memory of its stack. Less than a step may take (60 s), so that it says so itself. One
+#: that has ended is seen at once.
 BEGIN_SECONDS: Final = 45.0
 #: Between two looks whether it is still there.
 _LOOK_SECONDS: Final = 0.1
@@ -36,7 +37,8 @@ class OwnThread:
         self._running = _thread.allocate_lock()  # held by nobody in particular, while it runs
 
     def start(self) -> None:
-        """Raises `EnvironmentProblem` if there is no memory for one, or a limit stands against it."""
+        """Raises `EnvironmentProblem` if there is no memory for one, or a limit stands against
+        it."""
         self._begun.acquire()
         self._running.acquire()
         before = _tasks()
@@ -75,7 +77,8 @@ class OwnThread:
 
 
 def try_threads(count: int) -> None:
-    """Start so many, all there at once, which end again: raises `EnvironmentProblem` if there cannot be so many."""
+    """Start so many, all there at once, which end again: raises `EnvironmentProblem` if there
+    cannot be so many."""
     before = _tasks()
     gate = _thread.allocate_lock()
 

@@ -1,12 +1,14 @@
-"""Least privilege: what the server gives up once it serves, for itself and every thread and program that comes after.
+"""Least privilege: what the server gives up once it serves, for itself and every thread and program
+that comes after.
 
-It holds everybody's memory, so whoever takes it over has what was swapped out. This is so that they have no more: no
-capabilities, no way to get any, no file to write to but those that are open, and nothing to dump it with. The user
-stays what it was: another one would gain nothing over that, and a swap server must not be ended by whoever has the
-same user.
+It holds everybody's memory, so whoever takes it over has what was swapped out. This is so that they
+have no more: no capabilities, no way to get any, no file to write to but those that are open, and
+nothing to dump it with. The user stays what it was: another one would gain nothing over that, and a
+swap server must not be ended by whoever has the same user.
 
-All of it belongs to a thread and is inherited, so it comes while the process has one thread, after everything that
-needs privileges (opening, locking, real time, and even asking whether IO_FLUSHER is set) and before all other threads.
+All of it belongs to a thread and is inherited, so it comes while the process has one thread, after
+everything that needs privileges (opening, locking, real time, and even asking whether IO_FLUSHER is
+set) and before all other threads.
 """
 
 import contextlib
@@ -24,7 +26,8 @@ _STATUS: Final = Path("/proc/thread-self/status")
 _LAST_CAPABILITY: Final = Path("/proc/sys/kernel/cap_last_cap")
 _SETS: Final = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 
-# linux/landlock.h. Accesses to files are numbered from 0 on; how many there are depends on the kernel's version of it.
+# linux/landlock.h. Accesses to files are numbered from 0 on; how many there are depends on the
+# kernel's version of it.
 _READ_FILE: Final = 1 << 2
 _READ: Final = _READ_FILE | 1 << 3  # a file, a folder
 _REMOVE_FOLDER: Final = 1 << 4
@@ -36,9 +39,10 @@ _SCOPE: Final = 1 << 0 | 1 << 1  # abstract sockets and processes of others; sin
 
 
 def give_up(control: Path | None, temporary: Path | None = None, read_later: Path | None = None) -> None:
-    """Keep what serving takes: memory may grow and be locked, the program and /proc may be read, and one file that is
-    read later; and the control socket and a temporary folder, once it is empty, removed. Raises `OSError` where the
-    kernel has no Landlock; all else has been given up then.
+    """Keep what serving takes: memory may grow and be locked, the program and /proc may be read,
+    and one file that is read later; and the control socket and a temporary folder, once it is
+    empty, removed. Raises `OSError` where the kernel has no Landlock; all else has been given up
+    then.
     """
     _lift_memlock_limit()
     libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
@@ -57,7 +61,8 @@ def give_up(control: Path | None, temporary: Path | None = None, read_later: Pat
 
 
 def are_given_up() -> bool:
-    """Asked of the kernel, for the calling thread; of the files by trying one that anybody may write to."""
+    """Asked of the kernel, for the calling thread; of the files by trying one that anybody may
+    write to."""
     if any(_capabilities(name) & ~_needed() for name in _SETS):
         return False
     if libc.prctl(libc.PR_GET_NO_NEW_PRIVS, 0) != 1 or libc.prctl(libc.PR_GET_DUMPABLE, 0) != 0:
@@ -70,7 +75,8 @@ def are_given_up() -> bool:
 
 
 def are_all_given_up() -> bool:
-    """Whether no capability is left, not even the one that locks memory where a limit stands against it."""
+    """Whether no capability is left, not even the one that locks memory where a limit stands
+    against it."""
     return not any(_capabilities(name) for name in _SETS)
 
 
@@ -81,8 +87,8 @@ def _capabilities(name: str) -> int:
 
 
 def _needed() -> int:
-    """Every new mapping (a thread's stack, the heap as it grows) is locked, and counts. Without a limit that takes no
-    capability."""
+    """Every new mapping (a thread's stack, the heap as it grows) is locked, and counts. Without a
+    limit that takes no capability."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     return 0 if soft == resource.RLIM_INFINITY else 1 << libc.CAP_IPC_LOCK
 
@@ -101,7 +107,8 @@ def _empty_bounding_set() -> None:
 
 
 def _restrict_files(rules: Mapping[Path, int]) -> None:
-    """Of all that can be done to a file by its path, leave what is allowed beneath these folders, or to these files."""
+    """Of all that can be done to a file by its path, leave what is allowed beneath these folders,
+    or to these files."""
     version = libc.landlock_version()
     accesses = (1 << _FILE_ACCESSES.get(version, _FILE_ACCESSES_SINCE_5)) - 1
     words = [accesses] + [_NETWORK] * (version >= 4) + [_SCOPE] * (version >= 6)

@@ -1,15 +1,18 @@
-"""The program itself: code and data of the server and of the libraries that the I/O path runs through, faulted in.
+"""The program itself: code and data of the server and of the libraries that the I/O path runs
+through, faulted in.
 
-Code is read from disk when it first runs, and a page of data is copied when it is first written: both ask for memory.
-Which pages a request will touch cannot be known, so the whole of each object named here is populated, some 12 MiB.
-Not so what only the start runs through, and the library that encrypts: that is 11 MiB, of which little is used. What
-the start has left of these in memory is dropped before memory is locked, so that what is locked of them is what the
-warm-up runs through, or anything after it (the kernel maps, and so locks, up to 64 KiB around each page).
+Code is read from disk when it first runs, and a page of data is copied when it is first written:
+both ask for memory. Which pages a request will touch cannot be known, so the whole of each object
+named here is populated, some 12 MiB. Not so what only the start runs through, and the library that
+encrypts: that is 11 MiB, of which little is used. What the start has left of these in memory is
+dropped before memory is locked, so that what is locked of them is what the warm-up runs through, or
+anything after it (the kernel maps, and so locks, up to 64 KiB around each page).
 
-What an object has beyond its file (.bss) is the beginning of the anonymous mapping that follows it: as much as its
-program headers say, which are in memory. What lies behind that is another's, for the kernel puts mappings side by side,
-and makes one of two that are alike (seen on arm64, where objects lie 64 KiB apart and small arrays find room between
-them). nbdkit's own .bss is 192 MiB of which it uses little, and stays as it is.
+What an object has beyond its file (.bss) is the beginning of the anonymous mapping that follows it:
+as much as its program headers say, which are in memory. What lies behind that is another's, for the
+kernel puts mappings side by side, and makes one of two that are alike (seen on arm64, where objects
+lie 64 KiB apart and small arrays find room between them). nbdkit's own .bss is 192 MiB of which it
+uses little, and stays as it is.
 """
 
 import struct
@@ -32,8 +35,9 @@ OBJECTS: Final = (
     "_version.",
     "backend_c.",
 )
-#: `cryptography`'s two (7 MiB in memory after the start, 4 MiB after the warm-up); nbdkit's TLS library and what it was
-#: made with, and libselinux (2 MiB, none of which is used again without TLS).
+#: `cryptography`'s two (7 MiB in memory after the start, 4 MiB after the warm-up); nbdkit's TLS
+#: library and what it was made with, and libselinux (2 MiB, none of which is used again without
+#: TLS).
 DROPPED_OBJECTS: Final = (
     "_rust.abi3.",
     "_cffi_backend.",
@@ -64,15 +68,16 @@ def populate_program() -> None:
 
 
 def map_program() -> None:
-    """In a copy made by fork(2), which has no page of a file mapped, and so none locked: map those that are in memory.
-    Its data stays the original's until somebody writes to it."""
+    """In a copy made by fork(2), which has no page of a file mapped, and so none locked: map those
+    that are in memory. Its data stays the original's until somebody writes to it."""
     for start, stop, _ in _mappings():
         libc.populate_range(start, stop, write=False)
 
 
 def unshare() -> None:
-    """In a process that was copied by fork(2): have a copy of our own of the heap and the program's data, rather than
-    make one of each page when it is first written, with a request in hand. Raises `OSError`."""
+    """In a process that was copied by fork(2): have a copy of our own of the heap and the program's
+    data, rather than make one of each page when it is first written, with a request in hand. Raises
+    `OSError`."""
     populate_program()
     for line in Path("/proc/self/maps").read_text().splitlines():
         if line.endswith("[heap]"):
@@ -98,8 +103,8 @@ def is_populated() -> bool:
 
 
 def end_of_object(start: int) -> int:
-    """Where an object that is mapped from `start` on ends, .bss and all, in whole pages; `start` if that is not the
-    beginning of one."""
+    """Where an object that is mapped from `start` on ends, .bss and all, in whole pages; `start` if
+    that is not the beginning of one."""
     if libc.read(start, len(_MAGIC)) != _MAGIC:
         return start
     offset, size_bytes, count = _ELF.unpack(libc.read(start, _ELF.size))
@@ -135,6 +140,6 @@ def _mappings(find_end: Callable[[int], int] = end_of_object) -> Iterator[tuple[
 
 
 def _file_name(path: str) -> str:
-    """Not by pathlib, which interns names: that may move the table of interned strings, whose old place is then a
-    mapping that is gone (seen: it lay behind an object like a .bss)."""
+    """Not by pathlib, which interns names: that may move the table of interned strings, whose old
+    place is then a mapping that is gone (seen: it lay behind an object like a .bss)."""
     return path.rpartition("/")[2]

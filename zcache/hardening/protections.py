@@ -1,8 +1,9 @@
 """The protections, in the order in which they are applied, and the self-check that reads each back.
 
-Everything is applied in `after_fork`, while the process has one thread: IO_FLUSHER is inherited by threads made
-later, memory locks do not survive a fork, and malloc's arenas are handed out to threads. Each protection says what it
-is against; what happened without most of them is in ARCHITECTURE.md ("Ablation").
+Everything is applied in `after_fork`, while the process has one thread: IO_FLUSHER is inherited by
+threads made later, memory locks do not survive a fork, and malloc's arenas are handed out to
+threads. Each protection says what it is against; what happened without most of them is in
+ARCHITECTURE.md ("Ablation").
 """
 
 import contextlib
@@ -24,13 +25,14 @@ PREFAULT: Final = "prefault"
 #: Field 48 of /proc/PID/stat, counted from behind the name.
 _ARG_START: Final = 45
 
-#: Not among the protections: it is against whoever takes the server over, and comes after the self-check.
+#: Not among the protections: it is against whoever takes the server over, and comes after the
+#: self-check.
 LEAST_PRIVILEGE: Final = "least_privilege"
 
 
 class Protection(NamedTuple):
-    """One protection: `apply` may raise `OSError`; `holds` asks the kernel (or libc) and not our memory of having
-    asked for it."""
+    """One protection: `apply` may raise `OSError`; `holds` asks the kernel (or libc) and not our
+    memory of having asked for it."""
 
     name: str
     remedy: str  # what to do about it where it does not hold
@@ -39,11 +41,11 @@ class Protection(NamedTuple):
 
 
 class Hardening:
-    """All protections of this process: `apply`, warm up, `prefault`, `self_check`, `give_up_privileges`, `start`; then
-    `close` at the end.
+    """All protections of this process: `apply`, warm up, `prefault`, `self_check`,
+    `give_up_privileges`, `start`; then `close` at the end.
 
-    Those named in `without` are left out, which the self-check will hold against us; a process that needs no others
-    than `only` has those alone.
+    Those named in `without` are left out, which the self-check will hold against us; a process that
+    needs no others than `only` has those alone.
     """
 
     def __init__(
@@ -87,7 +89,8 @@ class Hardening:
             self._apply(protection)
 
     def prefault(self, populate: Callable[[], None], is_populated: Callable[[], bool]) -> None:
-        """Fault in all memory that the I/O path will touch, once there is any; the last protection."""
+        """Fault in all memory that the I/O path will touch, once there is any; the last
+        protection."""
         protection = Protection(PREFAULT, "needs Linux 5.14 and free memory for the budget", populate, is_populated)
         self._protections.append(protection)
         self._remedies[PREFAULT] = protection.remedy
@@ -115,9 +118,9 @@ class Hardening:
     def give_up_privileges(
         self, control: Path | None, temporary: Path | None = None, read_later: Path | None = None
     ) -> None:
-        """In the process's only thread, and when nothing can be refused any more: what was made by then could not be
-        removed, but for the socket at `control` and a temporary folder; nor any file opened, but for one to be
-        `read_later`. The outcome is `results["least_privilege"]`."""
+        """In the process's only thread, and when nothing can be refused any more: what was made by
+        then could not be removed, but for the socket at `control` and a temporary folder; nor any
+        file opened, but for one to be `read_later`. The outcome is `results["least_privilege"]`."""
         if LEAST_PRIVILEGE in self._without:
             self._privileges = "NOT given up on request"
         else:
@@ -143,8 +146,8 @@ class Hardening:
         return f"hardening=require: {self.verdict().removeprefix('WARNING: ')}; give what is missing, or hardening=warn"
 
     def lock_again(self) -> None:
-        """In a copy of this process: fork(2) leaves locks behind, and with them all that is mapped from files; and it
-        shares the pipe that stderr is."""
+        """In a copy of this process: fork(2) leaves locks behind, and with them all that is mapped
+        from files; and it shares the pipe that stderr is."""
         if self._log_pipe:
             self._log_pipe.renew()
         with contextlib.suppress(OSError):
@@ -169,9 +172,11 @@ class Hardening:
 
 
 def resident_and_locked_bytes() -> tuple[int, int]:
-    """This process's RSS, and what of it is locked, whoever shares it. Takes the kernel a millisecond for each 100 MiB.
+    """This process's RSS, and what of it is locked, whoever shares it. Takes the kernel a
+    millisecond for each 100 MiB.
 
-    (`VmLck` also counts what was never touched; `Locked` in smaps counts what is shared with the keeper by halves.)
+    (`VmLck` also counts what was never touched; `Locked` in smaps counts what is shared with the
+    keeper by halves.)
     """
     resident_kib = locked_kib = mapping_kib = 0
     with Path("/proc/self/smaps").open() as lines:
@@ -185,8 +190,8 @@ def resident_and_locked_bytes() -> tuple[int, int]:
 
 
 def _set_io_flusher() -> None:
-    """Our allocations do no I/O to reclaim memory (they would wait for ourselves), and we are not throttled as a
-    writer."""
+    """Our allocations do no I/O to reclaim memory (they would wait for ourselves), and we are not
+    throttled as a writer."""
     libc.prctl(libc.PR_SET_IO_FLUSHER, 1)
 
 
@@ -195,8 +200,9 @@ def _is_io_flusher() -> bool:
 
 
 def _go_real_time() -> None:
-    """The page allocator lets a real-time task dip into the reserve below the min watermark, where a worker finds the
-    socket buffer for its reply when nobody else finds anything. The lowest priority: it is not for speed."""
+    """The page allocator lets a real-time task dip into the reserve below the min watermark, where
+    a worker finds the socket buffer for its reply when nobody else finds anything. The lowest
+    priority: it is not for speed."""
     with contextlib.suppress(ValueError, OSError):  # for `without_real_time`, once there are no privileges
         resource.setrlimit(resource.RLIMIT_RTPRIO, (REAL_TIME_PRIORITY, REAL_TIME_PRIORITY))
     os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REAL_TIME_PRIORITY))
@@ -207,8 +213,9 @@ def _is_real_time() -> bool:
 
 
 def _refuse_huge_pages() -> None:
-    """Where huge pages are on for all, touching one byte of a sparse table would lock 2 MiB (20 MiB more for a budget
-    of 160), and khugepaged would hold our address space while it looks for memory."""
+    """Where huge pages are on for all, touching one byte of a sparse table would lock 2 MiB (20 MiB
+    more for a budget of 160), and khugepaged would hold our address space while it looks for
+    memory."""
     libc.prctl(libc.PR_SET_THP_DISABLE, 1)
 
 
@@ -217,8 +224,8 @@ def _has_small_pages() -> bool:
 
 
 def _lock() -> None:
-    """Nothing that we touched is ever swapped out or, if it is code, dropped. On fault: nbdkit's 192 MiB of BSS stay
-    untouched."""
+    """Nothing that we touched is ever swapped out or, if it is code, dropped. On fault: nbdkit's
+    192 MiB of BSS stay untouched."""
     program.drop_what_the_start_left()
     libc.mlockall(libc.MCL_CURRENT | libc.MCL_FUTURE | libc.MCL_ONFAULT)
 
@@ -234,8 +241,8 @@ def _set_oom_score() -> None:
 
 
 def _mark_as_storage_daemon() -> None:
-    """At shutdown systemd kills every process that is left, and only then takes swap off; but none of root's whose
-    command line begins with an @ (systemd's "Root Storage Daemons")."""
+    """At shutdown systemd kills every process that is left, and only then takes swap off; but none
+    of root's whose command line begins with an @ (systemd's "Root Storage Daemons")."""
     with Path("/proc/self/stat").open() as stat:
         arg_start = int(stat.read().rpartition(")")[2].split()[_ARG_START])
     libc.write_byte(arg_start, ord("@"))

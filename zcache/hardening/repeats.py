@@ -1,10 +1,13 @@
-"""A line that comes again is counted instead: so a log stays readable, and bounded, whatever fills it.
+"""A line that comes again is counted instead: so a log stays readable, and bounded, whatever fills
+it.
 
-Lines are of one kind if they differ only in words with digits in them and in what stands in quotes. The first of a kind
-is to be said at once. Those that follow are counted, and the count is due 10 s later, then after a minute, ten minutes,
-and every hour for as long as they come. A kind that has not come for an hour is new again.
+Lines are of one kind if they differ only in words with digits in them and in what stands in quotes.
+The first of a kind is to be said at once. Those that follow are counted, and the count is due 10 s
+later, then after a minute, ten minutes, and every hour for as long as they come. A kind that has
+not come for an hour is new again.
 
-A client can make up kinds. When as many are known as are remembered, whatever is of none of them is one more kind.
+A client can make up kinds. When as many are known as are remembered, whatever is of none of them is
+one more kind.
 
 No lock, no I/O: its owner has both.
 """
@@ -21,7 +24,8 @@ AGAIN: Final = "zcache: the same again"
 REST_SECONDS: Final = (10.0, 60.0, 600.0, 3600.0)
 #: nbdkit 1.32 has some 150 messages that a client can bring about; one server sees few of them.
 MAX_KINDS: Final = 64
-#: A line is cut behind this many characters. The longest of ours is the self-check's, with some 800 when nothing holds.
+#: A line is cut behind this many characters. The longest of ours is the self-check's, with some 800
+#: when nothing holds.
 MAX_LINE: Final = 2000
 
 _VARIABLE: Final = re.compile(r"'[^']*'|\"[^\"]*\"|\w*\d\w*|\b[0-9a-fA-F]{8,}\b")
@@ -54,7 +58,8 @@ class Repeats:
         self._kinds: dict[str, _Kind] = {}
 
     def add(self, line: str, name: str = "") -> str:
-        """The line, if it is to be said now; "" if it has been counted. `name` is that of its kind, if it has one."""
+        """The line, if it is to be said now; "" if it has been counted. `name` is that of its kind,
+        if it has one."""
         line = line[:MAX_LINE]
         if line.startswith(AGAIN):
             return line

@@ -1,14 +1,16 @@
-"""What a thread needs once before it serves requests under memory pressure: a Python thread state that stays, and a
-stack that is there.
+"""What a thread needs once before it serves requests under memory pressure: a Python thread state
+that stays, and a stack that is there.
 
-CPython makes a thread state at each callback on a thread that it did not create, and destroys it afterwards: one `mmap`
-and one `munmap` for each request, in the swap path. One extra `PyGILState_Ensure` keeps the state alive. The mark
-that it was done lives in a `threading.local`, which dies with the state, so it cannot lie.
+CPython makes a thread state at each callback on a thread that it did not create, and destroys it
+afterwards: one `mmap` and one `munmap` for each request, in the swap path. One extra
+`PyGILState_Ensure` keeps the state alive. The mark that it was done lives in a `threading.local`,
+which dies with the state, so it cannot lie.
 
 Such a thread destroys its state itself when it ends, by destructors of thread-specific data
-(pthread_key_create(3)), whatever it was for: a connection may have several threads, and nbdkit calls `close` on one of
-them. Nobody else may do it: since 3.12, CPython clears the binding of the thread that calls, not that of the one that
-the state belonged to, and then aborts at the caller's next request ("non-NULL old thread state").
+(pthread_key_create(3)), whatever it was for: a connection may have several threads, and nbdkit
+calls `close` on one of them. Nobody else may do it: since 3.12, CPython clears the binding of the
+thread that calls, not that of the one that the state belonged to, and then aborts at the caller's
+next request ("non-NULL old thread state").
 """
 
 import contextlib
@@ -21,13 +23,15 @@ from typing import Final
 
 from zcache.linux import libc
 
-#: All of a thread stack as scripts/serve sets it; where stacks are larger (8 MiB by default), the part that is used.
+#: All of a thread stack as scripts/serve sets it; where stacks are larger (8 MiB by default), the
+#: part that is used.
 STACK_BYTES: Final = 512 << 10
 
 #: What our own threads use of theirs: a few dozen frames of Python.
 OWN_STACK_BYTES: Final = 128 << 10
 
-#: The limit for a thread that gives real time up for a moment, and wants it back without privileges.
+#: The limit for a thread that gives real time up for a moment, and wants it back without
+#: privileges.
 REAL_TIME_PRIORITY: Final = 1
 
 _ensure: Final = ctypes.pythonapi.PyGILState_Ensure
@@ -59,14 +63,15 @@ def kept_threads() -> int:
 
 
 def begin_own_thread(name: str) -> None:
-    """Call first in a thread that we start ourselves: it has a state, but needs its stack all the same, because a fault
-    is taken with the GIL held; and a name that the kernel shows."""
+    """Call first in a thread that we start ourselves: it has a state, but needs its stack all the
+    same, because a fault is taken with the GIL held; and a name that the kernel shows."""
     libc.name_thread(name)
     libc.populate_stack(OWN_STACK_BYTES)
 
 
 def keep_thread() -> None:
-    """Call first in each callback that serves a request; works once a thread, and costs a look-up after that."""
+    """Call first in each callback that serves a request; works once a thread, and costs a look-up
+    after that."""
     try:
         _kept.mark  # noqa: B018
     except AttributeError:
@@ -81,11 +86,11 @@ def keep_thread() -> None:
 
 
 def _make_farewell() -> tuple[int, ...]:
-    """What CPython does at a thread's last PyGILState_Release, as three destructors, called in this order: take the GIL
-    with the state, clear the state, delete it and let go of the GIL.
+    """What CPython does at a thread's last PyGILState_Release, as three destructors, called in this
+    order: take the GIL with the state, clear the state, delete it and let go of the GIL.
 
-    glibc calls destructors by the number of their key (nptl/nptl_deallocate_tsd.c), and has by then forgotten CPython's
-    own value, which is why it is not PyGILState_Release itself that is called.
+    glibc calls destructors by the number of their key (nptl/nptl_deallocate_tsd.c), and has by then
+    forgotten CPython's own value, which is why it is not PyGILState_Release itself that is called.
     """
     global _farewell
     api = ctypes.pythonapi
@@ -101,8 +106,8 @@ def _make_farewell() -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def without_real_time() -> Iterator[None]:
-    """For a thread that takes memory which is not for requests: a real-time task may take what is kept below the min
-    watermark, and that is for replies. Afterwards it is what it was."""
+    """For a thread that takes memory which is not for requests: a real-time task may take what is
+    kept below the min watermark, and that is for replies. Afterwards it is what it was."""
     if os.sched_getscheduler(0) != os.SCHED_RR:
         yield
         return

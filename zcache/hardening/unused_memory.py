@@ -1,13 +1,15 @@
-"""Memory that nbdkit asks for and a zcache server never uses: not promised by the kernel for nothing.
+"""Memory that nbdkit asks for and a zcache server never uses: not promised by the kernel for
+nothing.
 
-nbdkit's .bss is 192 MiB: buffers to emulate writing zeros and caching with, which the plugin does itself. They cost
-nothing until they are touched, but for two things: under strict overcommit (`vm.overcommit_memory=2`) the kernel sets
-192 MiB aside for each server, and as much again for an heir; and they count for `ulimit -d`. So what was never touched
-is mapped anew, as shared memory, which counts where it is touched.
+nbdkit's .bss is 192 MiB: buffers to emulate writing zeros and caching with, which the plugin does
+itself. They cost nothing until they are touched, but for two things: under strict overcommit
+(`vm.overcommit_memory=2`) the kernel sets 192 MiB aside for each server, and as much again for an
+heir; and they count for `ulimit -d`. So what was never touched is mapped anew, as shared memory,
+which counts where it is touched.
 
-It reads as zeros, and can be written. But a process and its heir, a copy made by fork(2), then have it together: what
-one writes the other reads. So only the insides of the buffers may be mapped anew, which nobody uses, and no variable
-near them: a lock that both had would stop both.
+It reads as zeros, and can be written. But a process and its heir, a copy made by fork(2), then have
+it together: what one writes the other reads. So only the insides of the buffers may be mapped anew,
+which nobody uses, and no variable near them: a lock that both had would stop both.
 """
 
 import array
@@ -24,10 +26,12 @@ from zcache.linux.kernel_page import KERNEL_PAGE_BYTES
 #: Smaller stretches are left alone: a mapping each.
 LEAST_BYTES: Final = 1 << 20
 
-#: Of each of nbdkit's buffers: its largest request. All else in its .bss (784 bytes in 1.32.5) lies before the first of
-#: them, between two or behind the last, and may share a page with one. That page need not be touched yet.
+#: Of each of nbdkit's buffers: its largest request. All else in its .bss (784 bytes in 1.32.5) lies
+#: before the first of them, between two or behind the last, and may share a page with one. That
+#: page need not be touched yet.
 BUFFER_BYTES: Final = 64 << 20
-#: So this much stays as it is at both ends of each stretch: more than all those variables, and whole pages anywhere.
+#: So this much stays as it is at both ends of each stretch: more than all those variables, and
+#: whole pages anywhere.
 MARGIN_BYTES: Final = 64 << 10
 
 _PAGEMAP_WORD_BYTES: Final = 8
@@ -60,8 +64,8 @@ def _releasable(program: str) -> Iterator[tuple[int, int]]:
 
 
 def _bss_of(program: str) -> Iterator[tuple[int, int]]:
-    """What the program has beyond its file: at most the anonymous mapping that follows those of the file (`program.py`
-    says why not all of it)."""
+    """What the program has beyond its file: at most the anonymous mapping that follows those of the
+    file (`program.py` says why not all of it)."""
     followed = end = 0
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, access, _, _, _, *path = line.split(maxsplit=5)

@@ -1,11 +1,12 @@
 """Flat arrays in memory of their own: what the page table and the frame table are made of.
 
-A `FlatArray` is zero until it is written and costs no memory where it was never touched: a page table for a huge
-device is mostly address space. That is at odds with the rule that the I/O path asks the system for nothing, so the
-memory is *faulted ahead*: off the I/O path, what is in use and some way beyond it is populated.
+A `FlatArray` is zero until it is written and costs no memory where it was never touched: a page
+table for a huge device is mostly address space. That is at odds with the rule that the I/O path
+asks the system for nothing, so the memory is *faulted ahead*: off the I/O path, what is in use and
+some way beyond it is populated.
 
-Cost: one `mmap` for each array, never resized, never given back. An array is private to the process unless it is made
-over memory of an image (`zcache.image.image`), which outlives it.
+Cost: one `mmap` for each array, never resized, never given back. An array is private to the process
+unless it is made over memory of an image (`zcache.image.image`), which outlives it.
 """
 
 import mmap
@@ -28,26 +29,30 @@ _ITEM_BYTES: Final[dict[Typecode, int]] = {"B": 1, "H": 2, "I": 4, "Q": 8}
 
 
 def anonymous_memory(size_bytes: int) -> mmap.mmap:
-    """Private zeroed memory that is not reserved until it is touched; under strict overcommit it is at once."""
+    """Private zeroed memory that is not reserved until it is touched; under strict overcommit it is
+    at once."""
     return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
 
 
 def sparse_section(size_bytes: int) -> Section:
-    """Memory of a file of its own, as an image is: the kernel promises it page by page, whatever its rules are. It has
-    to be allocated before it is touched, or there may be none then (SIGBUS)."""
+    """Memory of a file of its own, as an image is: the kernel promises it page by page, whatever
+    its rules are. It has to be allocated before it is touched, or there may be none then
+    (SIGBUS)."""
     descriptor = os.memfd_create("zcache-sparse", os.MFD_CLOEXEC)
     os.ftruncate(descriptor, size_bytes)
     return Section(descriptor, 0, size_bytes)
 
 
 def count_bytes(view: memoryview, value: int) -> int:
-    """How many bytes of `view` are `value`; without a copy of the whole, which would be a demand for memory."""
+    """How many bytes of `view` are `value`; without a copy of the whole, which would be a demand
+    for memory."""
     starts = range(0, len(view), COUNTED_RUN_BYTES)
     return sum(bytes(view[start : start + COUNTED_RUN_BYTES]).count(value) for start in starts)
 
 
 class FlatArray:
-    """`count` unsigned items of `typecode` (B, H, I or Q), all zero at first; read and written through `view`.
+    """`count` unsigned items of `typecode` (B, H, I or Q), all zero at first; read and written
+    through `view`.
 
     Over a section of an image, if one is given: they are then what that holds.
     """
@@ -69,7 +74,8 @@ class FlatArray:
                 libc.populate(part)
 
     def touched(self) -> Iterator[tuple[int, int]]:
-        """The parts of an array over an image that were ever written, as item numbers; all the rest is zero."""
+        """The parts of an array over an image that were ever written, as item numbers; all the rest
+        is zero."""
         assert self._section
         for start, stop in self._section.touched():
             yield start // self.item_bytes, min(stop // self.item_bytes, self.count)

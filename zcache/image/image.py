@@ -1,18 +1,21 @@
 """The image: what of a store outlives the server process, in one memfd.
 
-The page table, each frame's homes, birth and seal, and the RAM slots. All else (states, live counts, queues, free
-lists, slot maps, statistics) follows from them and is rebuilt (`zcache.server.rebuild`). A server may be killed between any
-two instructions; what makes the image whole at each of them is the order in which the store writes:
+The page table, each frame's homes, birth and seal, and the RAM slots. All else (states, live
+counts, queues, free lists, slot maps, statistics) follows from them and is rebuilt
+(`zcache.server.rebuild`). A server may be killed between any two instructions; what makes the image
+whole at each of them is the order in which the store writes:
 
 - words are published whole, by one store each (`zcache.image.whole_words`);
-- a zpage's bytes are in place before the entry that names them; an entry is cleared before its room is used again;
-- a frame's seal and birth are written before the `below` or `home` that they belong to; a RAM slot stops being one
-  frame's home before it is another's.
+- a zpage's bytes are in place before the entry that names them; an entry is cleared before its room
+  is used again;
+- a frame's seal and birth are written before the `below` or `home` that they belong to; a RAM slot
+  stops being one frame's home before it is another's.
 
 Layout: a header of 4 KiB, then the sections. Header and sections each begin a page of the kernel's
-(`zcache.linux.kernel_page`), for each is mapped by itself. The header is one line of JSON (format, geometry, the key of all
-that leaves RAM), written once before the image is used. Its last words are what server, keeper and swap-upgrade tell
-each other while they run (`Signs`). A format that is not ours is refused, never guessed at.
+(`zcache.linux.kernel_page`), for each is mapped by itself. The header is one line of JSON (format,
+geometry, the key of all that leaves RAM), written once before the image is used. Its last words are
+what server, keeper and swap-upgrade tell each other while they run (`Signs`). A format that is not
+ours is refused, never guessed at.
 """
 
 import errno
@@ -33,8 +36,8 @@ FORMAT: Final = 3
 HEADER_BYTES: Final = 4096
 JSON_BYTES: Final = HEADER_BYTES - 128
 
-#: A birth is one word, of an epoch and a count: 44 bits count 100,000 frames a second for five years, and leave epochs
-#: for a million servers.
+#: A birth is one word, of an epoch and a count: 44 bits count 100,000 frames a second for five
+#: years, and leave epochs for a million servers.
 EPOCH_SHIFT: Final = 44
 MAX_EPOCH: Final = (1 << 64 - EPOCH_SHIFT) - 1
 
@@ -42,15 +45,16 @@ MAX_EPOCH: Final = (1 << 64 - EPOCH_SHIFT) - 1
 SECRET_BYTES: Final = 32
 SEAL_BYTES: Final = {"no": 4, "yes": 16}
 
-#: The export name under which the kernel's device connects: connections by any other are not counted.
+#: The export name under which the kernel's device connects: connections by any other are not
+#: counted.
 DEVICE_EXPORT: Final = "swap"
 
-#: What can be changed while a server runs (`zcache.control.settings`), and its successors go on with. A word each; 0: as it
-#: was begun.
+#: What can be changed while a server runs (`zcache.control.settings`), and its successors go on
+#: with. A word each; 0: as it was begun.
 SETTINGS: Final = ("min_budget_frames", "max_budget_frames", "low_watermark", "high_watermark", "share", "admit")
 
-#: What is allocated between two signs of life: some 10 ms of memory; up to 6 s of a file, where that has to be written
-#: (vfat, NFSv3), on a card that takes 10 MB/s.
+#: What is allocated between two signs of life: some 10 ms of memory; up to 6 s of a file, where
+#: that has to be written (vfat, NFSv3), on a card that takes 10 MB/s.
 ALLOCATED_BYTES: Final = 64 << 20
 
 #: What `os.memfd_create` is given: shows in /proc/PID/fd and maps.
@@ -58,8 +62,8 @@ NAME: Final = "zcache-image"
 
 
 class Geometry(NamedTuple):
-    """What fixes the layout, and what a server must agree with to go on with an image. Counts of pages, frames and RAM
-    slots; `encrypt` is yes or no."""
+    """What fixes the layout, and what a server must agree with to go on with an image. Counts of
+    pages, frames and RAM slots; `encrypt` is yes or no."""
 
     page_count: int
     slot_count: int
@@ -83,7 +87,8 @@ class Geometry(NamedTuple):
 
 
 class Image:
-    """A memfd with that layout. `new` makes one in an empty memfd; `attach` goes on with what a predecessor left."""
+    """A memfd with that layout. `new` makes one in an empty memfd; `attach` goes on with what a
+    predecessor left."""
 
     signs: "Signs"
 
@@ -120,7 +125,8 @@ class Image:
 
     @classmethod
     def attach(cls, descriptor: int, geometry: Geometry, page_bytes: int = KERNEL_PAGE_BYTES) -> "Image":
-        """Go on with an image; raises `EnvironmentProblem`, and has changed nothing, if it is not ours to read."""
+        """Go on with an image; raises `EnvironmentProblem`, and has changed nothing, if it is not
+        ours to read."""
         check_header(read_header(descriptor), geometry)
         image = cls(descriptor, geometry, page_bytes)
         image.signs = Signs(descriptor)
@@ -130,8 +136,9 @@ class Image:
         return image
 
     def allocate_tables(self, go_on: Callable[[], None]) -> None:
-        """Have memory for all sections but that of the RAM slots, rather than find out later, when one is touched, that
-        there is none (SIGBUS). `go_on` is called on the way. Raises `OSError`."""
+        """Have memory for all sections but that of the RAM slots, rather than find out later, when
+        one is touched, that there is none (SIGBUS). `go_on` is called on the way. Raises
+        `OSError`."""
         for name, (offset, size_bytes) in self._spans.items():
             if name != "ram":
                 for start in range(offset, offset + size_bytes, ALLOCATED_BYTES):
@@ -159,12 +166,12 @@ class Image:
 
 
 class Signs:
-    """What the keeper can see of a server without asking it, and swap-upgrade of the keeper, in the last words of an
-    image's header.
+    """What the keeper can see of a server without asking it, and swap-upgrade of the keeper, in the
+    last words of an image's header.
 
-    They are read while others write. Each is one word, and whole; but a CPU such as arm64's may show two words that
-    were written one after the other in another order. Where that matters (a new server's pid, and whether it serves)
-    there is a barrier between them, on both sides: `_fence`.
+    They are read while others write. Each is one word, and whole; but a CPU such as arm64's may
+    show two words that were written one after the other in another order. Where that matters (a new
+    server's pid, and whether it serves) there is a barrier between them, on both sides: `_fence`.
     """
 
     _EPOCH: Final = HEADER_BYTES // 8 - 1
@@ -195,7 +202,8 @@ class Signs:
 
     @property
     def connections(self) -> int:
-        """Of the kernel's device: each is one until the last of its requests has been dealt with."""
+        """Of the kernel's device: each is one until the last of its requests has been dealt
+        with."""
         return self._words[self._CONNECTIONS]
 
     @property
@@ -280,8 +288,8 @@ class Signs:
         self._words[self._REFUSALS] += 1
 
     def _fence(self) -> None:
-        """A full memory barrier: Python has none, but what comes before a lock is let go (a release) comes before what
-        follows when it is taken again (an acquisition)."""
+        """A full memory barrier: Python has none, but what comes before a lock is let go (a
+        release) comes before what follows when it is taken again (an acquisition)."""
         for _ in range(2):
             with self._lock:
                 pass
@@ -298,8 +306,8 @@ class Section:
         self._stop = offset + size_bytes
 
     def discard(self, start: int, stop: int) -> None:
-        """Give whole pages of the kernel's back to the system, the last one of the section to its end; whoever has them
-        mapped or locked. They are zero when they are touched again."""
+        """Give whole pages of the kernel's back to the system, the last one of the section to its
+        end; whoever has them mapped or locked. They are zero when they are touched again."""
         mode = libc.FALLOC_FL_PUNCH_HOLE | libc.FALLOC_FL_KEEP_SIZE
         libc.fallocate(self._descriptor, mode, self._offset + start, page_end(stop, self.page_bytes) - start)
 
@@ -308,8 +316,8 @@ class Section:
         libc.fallocate(self._descriptor, 0, self._offset + start, stop - start)
 
     def touched(self) -> Iterator[tuple[int, int]]:
-        """The parts that were ever written, as byte offsets, in whole pages of the kernel's: the rest is zero, and
-        reading it would take memory."""
+        """The parts that were ever written, as byte offsets, in whole pages of the kernel's: the
+        rest is zero, and reading it would take memory."""
         start = self._offset
         while start < self._stop:
             try:
@@ -339,7 +347,8 @@ def read_header(descriptor: int) -> dict[str, Any]:
 
 
 def check_header(fields: dict[str, Any], geometry: Geometry) -> None:
-    """Raises `EnvironmentProblem` if an image that says this of itself was made for something else."""
+    """Raises `EnvironmentProblem` if an image that says this of itself was made for something
+    else."""
     for name, value in geometry._asdict().items():
         if fields.get(name) != value:
             raise EnvironmentProblem(
@@ -348,13 +357,14 @@ def check_header(fields: dict[str, Any], geometry: Geometry) -> None:
 
 
 def is_image(descriptor: int) -> bool:
-    """Whether it is a memfd that cannot shrink; raises `OSError` if it is not even a file in memory."""
+    """Whether it is a memfd that cannot shrink; raises `OSError` if it is not even a file in
+    memory."""
     return bool(fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
 
 
 def of_process(pid: int) -> int:
-    """A descriptor of the image that a process holds: a keeper, or a server. Raises `EnvironmentProblem` if it has
-    none."""
+    """A descriptor of the image that a process holds: a keeper, or a server. Raises
+    `EnvironmentProblem` if it has none."""
     for link in Path(f"/proc/{pid}/fd").iterdir():
         if str(link.readlink()).startswith(f"/memfd:{NAME}"):
             return os.open(link, os.O_RDWR | os.O_CLOEXEC)
@@ -362,7 +372,8 @@ def of_process(pid: int) -> int:
 
 
 def new_descriptor() -> int:
-    """An empty memfd that cannot shrink under those who have it mapped; inherited by nobody who is not given it."""
+    """An empty memfd that cannot shrink under those who have it mapped; inherited by nobody who is
+    not given it."""
     descriptor = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return descriptor

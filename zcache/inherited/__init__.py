@@ -1,8 +1,10 @@
-"""A start that takes nothing with it: what fork(2) and exec(2) hand on is put right before anything else is done.
+"""A start that takes nothing with it: what fork(2) and exec(2) hand on is put right before anything
+else is done.
 
-Whoever starts zcache (a Java service, a cron job, a package's upgrade, conda's shell) has settings of its own, and what
-it starts inherits them. So each program of ours begins with `start.put_right`. What the kernel, the loader or Python
-read only at exec(2) is put right by running the same command once more, if it was wrong.
+Whoever starts zcache (a Java service, a cron job, a package's upgrade, conda's shell) has settings
+of its own, and what it starts inherits them. So each program of ours begins with `start.put_right`.
+What the kernel, the loader or Python read only at exec(2) is put right by running the same command
+once more, if it was wrong.
 
 | inherited                 | what it would do                            | what is set                                |
 |---------------------------|---------------------------------------------|--------------------------------------------|
@@ -53,6 +55,7 @@ read only at exec(2) is put right by running the same command once more, if it w
 
 What cannot be put right, for want of privileges, is said in one line.
 
-To confine zcache to some processors, or to a memory node, on purpose, use a cpuset: `AllowedCPUs=` or
-`AllowedMemoryNodes=` in a drop-in of the unit. A command that `nbdkit --run` runs has the server's environment.
+To confine zcache to some processors, or to a memory node, on purpose, use a cpuset: `AllowedCPUs=`
+or `AllowedMemoryNodes=` in a drop-in of the unit. A command that `nbdkit --run` runs has the
+server's environment.
 """

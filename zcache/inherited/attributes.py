@@ -1,7 +1,8 @@
-"""What the kernel keeps for each process and hands on, as a table: what it is, and how it is put right.
+"""What the kernel keeps for each process and hands on, as a table: what it is, and how it is put
+right.
 
-Most rows ask first whether anything is wrong, so that a sandbox that refuses the call refuses nothing that is needed. A
-row raises `OSError` when that cannot be put right.
+Most rows ask first whether anything is wrong, so that a sandbox that refuses the call refuses
+nothing that is needed. A row raises `OSError` when that cannot be put right.
 """
 
 import contextlib
@@ -15,7 +16,8 @@ from typing import Final, NamedTuple
 from zcache.hardening import limits
 from zcache.linux import libc
 
-#: The kernel's own default (init_task), as the shell's first process has it; 0 would mean: as it was inherited.
+#: The kernel's own default (init_task), as the shell's first process has it; 0 would mean: as it
+#: was inherited.
 TIMER_SLACK_NS: Final = 50_000
 #: Of the main thread, and of threads whose size nobody says (getrlimit(2)'s default on Linux).
 STACK_BYTES: Final = 8 << 20
@@ -40,10 +42,12 @@ class Attribute(NamedTuple):
 
 
 def put_right(*, is_kept: bool = False) -> tuple[bool, list[str]]:
-    """Whether the program has to be run once more, and what could not be put right. In the only thread.
+    """Whether the program has to be run once more, and what could not be put right. In the only
+    thread.
 
-    A keeper's server (`is_kept`) keeps the keeper's real-time policy from its first instruction on: where server and
-    standby died at once, nobody else gets any of the memory that the keeper lends the next one (swap/reserve.py).
+    A keeper's server (`is_kept`) keeps the keeper's real-time policy from its first instruction on:
+    where server and standby died at once, nobody else gets any of the memory that the keeper lends
+    the next one (swap/reserve.py).
     """
     is_once_more = False
     complaints = []
@@ -143,8 +147,8 @@ def _reset_oom_score() -> None:
             _OOM_SCORE_ADJ.write_text("0")
 
 
-#: Limits before policy and nice, which are refused without RTPRIO and NICE; the slack after the policy, whose change
-#: sets it.
+#: Limits before policy and nice, which are refused without RTPRIO and NICE; the slack after the
+#: policy, whose change sets it.
 ATTRIBUTES: Final = (
     Attribute("signals", _reset_signals),
     Attribute("limits", _lift_limits),

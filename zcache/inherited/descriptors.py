@@ -1,9 +1,10 @@
 """Open files that a program inherits: those that somebody named are kept, all others are closed.
 
-Others' files would stay open for as long as the swap is on: a lock that its owner believes to have given back, the end
-of a pipe that somebody reads to its end. Named are: 0 to 2; sockets to listen on (sd_listen_fds(3)); what a keeper
-gives its servers (`image=`, `standby=`); the pipe on which a start tells its steps; and whatever an argument calls
-`/dev/fd/N`, `/proc/self/fd/N` or, in a command to run, `<&N`.
+Others' files would stay open for as long as the swap is on: a lock that its owner believes to have
+given back, the end of a pipe that somebody reads to its end. Named are: 0 to 2; sockets to listen
+on (sd_listen_fds(3)); what a keeper gives its servers (`image=`, `standby=`); the pipe on which a
+start tells its steps; and whatever an argument calls `/dev/fd/N`, `/proc/self/fd/N` or, in a
+command to run, `<&N`.
 """
 
 import contextlib
@@ -20,8 +21,8 @@ _NAMED: Final = re.compile(r"(?:/fd/|[<>]&|\A(?:image|standby)=)(\d+)", re.ASCII
 
 
 def drop_strangers(environment: MutableMapping[str, str], words: Sequence[str]) -> None:
-    """Forget variables that name descriptors, and were not meant for this process. A keeper's servers have no
-    LISTEN_PID that is right, and are meant all the same."""
+    """Forget variables that name descriptors, and were not meant for this process. A keeper's
+    servers have no LISTEN_PID that is right, and are meant all the same."""
     is_kept = any(word.startswith("standby=") for word in words)
     if not is_kept and environment.get("LISTEN_PID", str(os.getpid())) != str(os.getpid()):
         for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"):

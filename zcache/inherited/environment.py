@@ -1,7 +1,9 @@
-"""Variables that a program inherits and that would change it, or what it starts: gone, whatever they say.
+"""Variables that a program inherits and that would change it, or what it starts: gone, whatever
+they say.
 
-Python's would have it run other code, or not start at all (PYTHONHOME); those of the loader, of malloc and of OpenSSL
-reach into nbdkit. The locale says how Python spells names beyond ASCII: nbdkit's, by the locale alone.
+Python's would have it run other code, or not start at all (PYTHONHOME); those of the loader, of
+malloc and of OpenSSL reach into nbdkit. The locale says how Python spells names beyond ASCII:
+nbdkit's, by the locale alone.
 """
 
 import sys
@@ -21,7 +23,8 @@ _SHELL: Final = ("BASH_ENV", "ENV")
 
 
 def clean(environment: MutableMapping[str, str]) -> bool:
-    """Take them away. Whether this process has been changed by any already, and has to be run once more."""
+    """Take them away. Whether this process has been changed by any already, and has to be run once
+    more."""
     is_wrong = is_changed(environment)
     for name in list(environment):
         is_python = name.startswith(_PYTHON) and name not in _HARMLESS

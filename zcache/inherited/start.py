@@ -1,4 +1,5 @@
-"""How each program of ours begins: `put_right`, before it does anything else, and `run` for a command."""
+"""How each program of ours begins: `put_right`, before it does anything else, and `run` for a
+command."""
 
 import os
 import sys
@@ -16,8 +17,8 @@ FOLDER_IS_GONE: Final = "the folder that this was started in is gone; cd to anot
 
 
 def put_right(words: Sequence[str] = ()) -> str:
-    """What was inherited, in the process's only thread. `words` are its arguments, which may name descriptors. Returns
-    what could not be put right, in one line; "" if all was.
+    """What was inherited, in the process's only thread. `words` are its arguments, which may name
+    descriptors. Returns what could not be put right, in one line; "" if all was.
 
     Does not return where it takes another exec(2).
     """

@@ -1,12 +1,14 @@
 """The record of the control groups that `zcache sleep pre` has frozen, and how they are thawed.
 
-It lies in the state folder of each swap area that is on, and is written before anything is frozen. So nothing stays
-frozen when `zcache sleep` is killed: `post` thaws what the record names, swap-down does, and so does the keeper when
-the deadline in it has passed (`Forgotten`). Only what we froze is named, and only that is thawed. (A keeper of before
-there was this thaws nothing. Who was parked, control_groups.py, is thawed where it is, and moved back by `post`.)
+It lies in the state folder of each swap area that is on, and is written before anything is frozen.
+So nothing stays frozen when `zcache sleep` is killed: `post` thaws what the record names, swap-down
+does, and so does the keeper when the deadline in it has passed (`Forgotten`). Only what we froze is
+named, and only that is thawed. (A keeper of before there was this thaws nothing. Who was parked,
+control_groups.py, is thawed where it is, and moved back by `post`.)
 
-The keeper reads the record as soon as it is there, while its text is certainly in memory, and later only writes to the
-groups' files, which are the kernel's. This file imports nothing that the keeper has not loaded.
+The keeper reads the record as soon as it is there, while its text is certainly in memory, and later
+only writes to the groups' files, which are the kernel's. This file imports nothing that the keeper
+has not loaded.
 """
 
 import contextlib
@@ -16,15 +18,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-#: From the record's writing, in seconds that the machine is awake: the bounds of `pre` (sleep.py), then the time that
-#: the kernel takes to write dirty pages to their disks and to freeze the rest, 20 s at most. A guess: a suspend that
-#: takes longer to begin is merely unprotected again.
+#: From the record's writing, in seconds that the machine is awake: the bounds of `pre` (sleep.py),
+#: then the time that the kernel takes to write dirty pages to their disks and to freeze the rest,
+#: 20 s at most. A guess: a suspend that takes longer to begin is merely unprotected again.
 DEADLINE_SECONDS: Final = 180.0
 _READ_BYTES: Final = 1 << 16
 
 
 def write(record: Path, groups: Iterable[Path], seconds: float = DEADLINE_SECONDS) -> None:
-    """Replaced at once: the time on the monotonic clock by which they are thawed, then their folders."""
+    """Replaced at once: the time on the monotonic clock by which they are thawed, then their
+    folders."""
     words = [f"{time.monotonic() + seconds:.1f}".encode(), *(os.fsencode(group) for group in groups)]
     part = record.with_suffix(".part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -38,7 +41,8 @@ def write(record: Path, groups: Iterable[Path], seconds: float = DEADLINE_SECOND
 
 
 def read(record: Path) -> tuple[float, list[Path]] | None:
-    """The deadline and the groups; None without a record, or with one that nobody has written whole."""
+    """The deadline and the groups; None without a record, or with one that nobody has written
+    whole."""
     try:
         descriptor = os.open(record, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -65,7 +69,8 @@ def thaw(groups: Iterable[Path]) -> None:
 
 
 class Forgotten:
-    """What was frozen, as the keeper sees it: `look` again and again thaws it when nobody did in time."""
+    """What was frozen, as the keeper sees it: `look` again and again thaws it when nobody did in
+    time."""
 
     def __init__(self, record: Path) -> None:
         self._record = record

@@ -1,21 +1,24 @@
-"""The keeper: holds the image, keeps it in memory, and puts a new server behind the device when one has died.
+"""The keeper: holds the image, keeps it in memory, and puts a new server behind the device when one
+has died.
 
-It must never need the swap that it guards. So it is small, locked in memory as the server is, speaks to nothing that
-can wait for swap, and loads nothing once the swap is on: the netlink message that gives the kernel a new connection is
-made beforehand, by pyroute2 in swap-up (`reconnection.py`), and only sent here; the NBD handshake is libnbd's. Whether
-the device is connected, and the server alive, it sees in the image (`image.Signs`): it asks nobody. Files of the state
-folder it does not read or write meanwhile: they lie in a tmpfs, and may be swapped out.
+It must never need the swap that it guards. So it is small, locked in memory as the server is,
+speaks to nothing that can wait for swap, and loads nothing once the swap is on: the netlink message
+that gives the kernel a new connection is made beforehand, by pyroute2 in swap-up
+(`reconnection.py`), and only sent here; the NBD handshake is libnbd's. Whether the device is
+connected, and the server alive, it sees in the image (`image.Signs`): it asks nobody. Files of the
+state folder it does not read or write meanwhile: they lie in a tmpfs, and may be swapped out.
 
-The next server is there before it is needed: a standby that has loaded and locked all it needs, and waits. When the
-server dies, memory is short, nothing can be swapped, and a program that starts asks for 20 MiB: the guest stood still
-for a minute and a half (seen). A standby that begins leaves an heir, the next standby (`server_process.py`). If it dies
-with the server, one is started from disk all the same, and is lent what the kernel keeps free (`reserve.py`).
+The next server is there before it is needed: a standby that has loaded and locked all it needs, and
+waits. When the server dies, memory is short, nothing can be swapped, and a program that starts asks
+for 20 MiB: the guest stood still for a minute and a half (seen). A standby that begins leaves an
+heir, the next standby (`server_process.py`). If it dies with the server, one is started from disk
+all the same, and is lent what the kernel keeps free (`reserve.py`).
 
-Life: `python -m zcache.keeper.keeper FOLDER key=value…`. SIGTERM ends the server, then the keeper; not from when it is
-armed until swap-down disarms it, or while the kernel swaps to the device: nothing that ends processes, a shutdown
-included, gets at the pages before swapoff. SIGUSR1 (swap-upgrade) has a second standby started, from the code that is
-on disk now; when it is ready, which it is not if it cannot go on with the image, it is the standby, and the server is
-ended.
+Life: `python -m zcache.keeper.keeper FOLDER key=value…`. SIGTERM ends the server, then the keeper;
+not from when it is armed until swap-down disarms it, or while the kernel swaps to the device:
+nothing that ends processes, a shutdown included, gets at the pages before swapoff. SIGUSR1
+(swap-upgrade) has a second standby started, from the code that is on disk now; when it is ready,
+which it is not if it cannot go on with the image, it is the standby, and the server is ended.
 """
 
 import contextlib
@@ -47,7 +50,8 @@ from zcache.swap.error import SwapError
 #: What it needs of what the server needs: it serves no requests, so its heap and code may fault.
 PROTECTIONS: Final = ("io_flusher", "real_time", "small_pages", "memory_lock", "oom_score", "stderr", "shutdown")
 
-#: What else may be sent to end a process that has lost its terminal, or whose user has lost patience.
+#: What else may be sent to end a process that has lost its terminal, or whose user has lost
+#: patience.
 END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 #: Has the server replaced by the code on disk.
 REPLACE_SIGNAL: Final = signal.SIGUSR1
@@ -59,17 +63,19 @@ GROUP_SECONDS: Final = 1.0
 #: Between two standbys, when one has ended by itself: doubled each time, until one is ready.
 FIRST_REST_SECONDS: Final = 0.5
 LAST_REST_SECONDS: Final = 8.0
-#: As many servers end before they serve until the next one is not an heir, but started from what is on disk.
+#: As many servers end before they serve until the next one is not an heir, but started from what is
+#: on disk.
 LAST_FAILURE: Final = 3
-#: A standby that is not ready by then, while there is no server, may never be. Under emulation, with memory short, one
-#: took a minute and a half.
+#: A standby that is not ready by then, while there is no server, may never be. Under emulation,
+#: with memory short, one took a minute and a half.
 STANDBY_SECONDS: Final = 150.0
-#: A server whose own threads have not run for this long never will: the next one has all that it had. Ten times the
-#: longest that was seen under emulation.
+#: A server whose own threads have not run for this long never will: the next one has all that it
+#: had. Ten times the longest that was seen under emulation.
 HEARTBEAT_SECONDS: Final = 60.0
 
 
-#: It goes on where servers' messages end (`log_pipe.MAX_FILE_BYTES`): its own are few, and say what became of them.
+#: It goes on where servers' messages end (`log_pipe.MAX_FILE_BYTES`): its own are few, and say what
+#: became of them.
 LOG_BYTES: Final = 2 << 20
 
 
@@ -176,8 +182,8 @@ class Keeper:
             self._is_ending = True
 
     def _look(self) -> None:
-        """What has to be done all the time, whatever else is being waited for. Nothing of it that fails (no memory, no
-        process) keeps the rest from being done."""
+        """What has to be done all the time, whatever else is being waited for. Nothing of it that
+        fails (no memory, no process) keeps the rest from being done."""
         for duty in (
             self._watch_starts,
             self._keep_image,
@@ -230,8 +236,9 @@ class Keeper:
             self._reserve.put_back()
 
     def _thaw_forgotten(self) -> None:
-        """What was frozen for a suspend, if nobody did afterwards. Not while nobody serves: what the kernel does for it
-        may wait for somebody who waits for memory, and that for a server, which we are to replace."""
+        """What was frozen for a suspend, if nobody did afterwards. Not while nobody serves: what
+        the kernel does for it may wait for somebody who waits for memory, and that for a server,
+        which we are to replace."""
         if not self._is_served():
             return
         thawed = self._forgotten.look()
@@ -251,8 +258,8 @@ class Keeper:
         return bool(self._device and self._swaps.find(self._device))
 
     def _keep_swapless(self) -> None:
-        """What starts later must not be swapped out either, and somebody may have taken the group's limit away. Not
-        while nobody serves, as above."""
+        """What starts later must not be swapped out either, and somebody may have taken the group's
+        limit away. Not while nobody serves, as above."""
         if self._group is None or time.monotonic() < self._next_group_seconds or not self._is_served():
             return
         self._next_group_seconds = time.monotonic() + GROUP_SECONDS
@@ -267,7 +274,8 @@ class Keeper:
             _say(f"{self._group.path} had lost {cgroup.LIMIT}=0, which keeps a new server out of swap: put back")
 
     def _put_back(self) -> None:
-        """What else keeps the swap safe, and others have changed. Not while nobody serves, as above."""
+        """What else keeps the swap safe, and others have changed. Not while nobody serves, as
+        above."""
         if time.monotonic() < self._next_watch_seconds or not (self._has_seen_swap and self._is_served()):
             return
         self._next_watch_seconds = time.monotonic() + GROUP_SECONDS
@@ -278,9 +286,10 @@ class Keeper:
                 self._complain(line)
 
     def _watch_starts(self) -> None:
-        """Each step of the server's start has its deadline; what swap-up waits for is passed on to it. What starts
-        beside a server may have a guest that thrashes to do it in, so one step may take as long as all of them:
-        `STANDBY_SECONDS`. While nobody serves memory is shorter still, and it is not ended here."""
+        """Each step of the server's start has its deadline; what swap-up waits for is passed on to
+        it. What starts beside a server may have a guest that thrashes to do it in, so one step may
+        take as long as all of them: `STANDBY_SECONDS`. While nobody serves memory is shorter still,
+        and it is not ended here."""
         is_served = self._serves() and not self._server.has_ended()
         for name, process in (
             ("server", self._server),
@@ -324,7 +333,8 @@ class Keeper:
         return ServerProcess.start(self._parameters, self._image.descriptor, self._errors, self._steps.step_seconds)
 
     def _keep_standby(self) -> None:
-        """There shall be one that is ready, or on its way; but not while the last one takes over: that comes first."""
+        """There shall be one that is ready, or on its way; but not while the last one takes over:
+        that comes first."""
         if self._reconnection is None or (self._server.has_ended() and not self._is_armed):  # then we end, too
             return
         if self._standby is None:
@@ -359,7 +369,8 @@ class Keeper:
         self._rest_seconds = min(2 * self._rest_seconds, LAST_REST_SECONDS)
 
     def _replace_on_request(self) -> None:
-        """The standby is of the server's code, and stays until there is one of the code that is on disk now."""
+        """The standby is of the server's code, and stays until there is one of the code that is on
+        disk now."""
         if self._is_to_be_replaced and self._reconnection:
             self._is_to_be_replaced = False
             if self._replacement:
@@ -378,7 +389,8 @@ class Keeper:
             self._switch()
 
     def _switch(self) -> None:
-        """To other code, which is ready; not before there is a way back: a standby of the server's code."""
+        """To other code, which is ready; not before there is a way back: a standby of the server's
+        code."""
         assert self._replacement
         if self._old_standby:  # of before an upgrade that has not served yet
             if self._standby:
@@ -406,7 +418,8 @@ class Keeper:
         self._server.end()
 
     def _is_needed(self) -> bool:
-        """Whether the kernel swaps to the device, or swap-up is about to have it do so: it has armed us."""
+        """Whether the kernel swaps to the device, or swap-up is about to have it do so: it has
+        armed us."""
         if not self._is_armed_still():
             return False
         _say(f"not ending: the kernel swaps to {self._device}, or will; take that off first (swap-down)")
@@ -415,16 +428,16 @@ class Keeper:
     def _is_cut_off(self) -> bool:
         """Whether the device has no connection to a server that runs.
 
-        The connection ends with the last of its requests, so a write that the kernel gave up waiting for is
-        over before the kernel can send it again: it will never overwrite what came after it. Other clients' connections
-        are not counted (`image.DEVICE_EXPORT`).
+        The connection ends with the last of its requests, so a write that the kernel gave up
+        waiting for is over before the kernel can send it again: it will never overwrite what came
+        after it. Other clients' connections are not counted (`image.DEVICE_EXPORT`).
         """
         signs = self._image.signs
         return bool(signs and not signs.connections and self._is_armed_still())
 
     def _is_armed_still(self) -> bool:
-        """swap-down takes the message away before it detaches the device; a folder that somebody has removed with the
-        swap on says nothing."""
+        """swap-down takes the message away before it detaches the device; a folder that somebody
+        has removed with the swap on says nothing."""
         return bool(self._reconnection and (self._is_swapping() or self._folder.reconnection.exists()))
 
     def _replace(self) -> None:
@@ -449,7 +462,8 @@ class Keeper:
             self._beat_seconds = time.monotonic()
 
     def _give_up_heir(self) -> None:
-        """It is of the same code, and will fare no better than the server. What is on disk might."""
+        """It is of the same code, and will fare no better than the server. What is on disk
+        might."""
         heir = self._standby or self._server.heir()
         if heir:
             heir.discard()
@@ -480,7 +494,8 @@ class Keeper:
             _say(line)
 
     def _reconnect(self) -> None:
-        """Connect the device to the server, which may still be starting; tried again at the next look."""
+        """Connect the device to the server, which may still be starting; tried again at the next
+        look."""
         assert self._reconnection
         begin = self._is_broken_since = self._is_broken_since or time.monotonic()
         try:
@@ -504,7 +519,8 @@ def _say(line: str) -> None:
 
 
 def _hold_secret_memory(folder: StateFolder) -> None:
-    """While we have it the kernel does not hibernate (hibernation.py); where there is none swap-up says what to do."""
+    """While we have it the kernel does not hibernate (hibernation.py); where there is none swap-up
+    says what to do."""
     with contextlib.suppress(OSError, SwapError):
         state = folder.load()
         if not (state and state.may_hibernate):
@@ -512,7 +528,8 @@ def _hold_secret_memory(folder: StateFolder) -> None:
 
 
 def main(words: Sequence[str]) -> int:
-    """`FOLDER key=value…`: returns when SIGTERM has ended both. Whatever fails on the way to the loop is one line."""
+    """`FOLDER key=value…`: returns when SIGTERM has ended both. Whatever fails on the way to the
+    loop is one line."""
     steps = Steps.from_environment()
     say_what_nobody_catches("zcache keeper", steps)
     steps.begin("the keeper makes its socket")

@@ -1,12 +1,14 @@
-"""The keeper process, as who starts it sees it: started from a clean place, waited for, its server's words kept.
+"""The keeper process, as who starts it sees it: started from a clean place, waited for, its
+server's words kept.
 
-Its output goes to server.log in the state folder, which lies in a tmpfs and can be swapped out: to the server
-itself.  That is safe because a server protected against itself (zcache.hardening.log_pipe) writes it from a
-thread that nothing waits for, and lets it grow to 1 MiB at most.
+Its output goes to server.log in the state folder, which lies in a tmpfs and can be swapped out: to
+the server itself.  That is safe because a server protected against itself
+(zcache.hardening.log_pipe) writes it from a thread that nothing waits for, and lets it grow to 1
+MiB at most.
 
-It is started as nobody's child.  Debian 12's nbdkit 1.32.5 asks for SIGTERM at its parent's death (prctl
-PR_SET_PDEATHSIG) even without --exit-with-parent: a server that is swap-up's own child ends with swap-up,
-at the first request after it, with the swap on (seen).  An orphan's parent is init.
+It is started as nobody's child.  Debian 12's nbdkit 1.32.5 asks for SIGTERM at its parent's death
+(prctl PR_SET_PDEATHSIG) even without --exit-with-parent: a server that is swap-up's own child ends
+with swap-up, at the first request after it, with the swap on (seen).  An orphan's parent is init.
 """
 
 import contextlib
@@ -46,8 +48,9 @@ def check_parameters(parameters: Sequence[str]) -> None:
 
 
 def try_parameters(parameters: Sequence[str]) -> None:
-    """Have the server's own parser look at them, in a process that ends: before a keeper and a server are started,
-    which takes a slow machine half a minute. What only a server can find (memory, a disk in use) it finds later."""
+    """Have the server's own parser look at them, in a process that ends: before a keeper and a
+    server are started, which takes a slow machine half a minute. What only a server can find
+    (memory, a disk in use) it finds later."""
     try:
         done = subprocess.run(
             [*TRY_PARAMETERS, *parameters],
@@ -65,7 +68,8 @@ def try_parameters(parameters: Sequence[str]) -> None:
 
 
 def error_lines(text: str) -> list[str]:
-    """The lines in which the server says what is wrong, and where; its last words when none is marked as an error."""
+    """The lines in which the server says what is wrong, and where; its last words when none is
+    marked as an error."""
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if "WARNING: " not in line] or lines  # which end nothing
     marked = []
@@ -80,7 +84,8 @@ def error_lines(text: str) -> list[str]:
 
 
 class KeeperProcess:
-    """A keeper that this process has started; it goes on when the process ends. `log` is appended to."""
+    """A keeper that this process has started; it goes on when the process ends. `log` is appended
+    to."""
 
     def __init__(
         self,
@@ -89,8 +94,8 @@ class KeeperProcess:
         announce: Callable[[ProcessIdentity], None],
         start_seconds: float = 2 * STEP_SECONDS,
     ) -> None:
-        """`announce` is told who it will be before it runs. Of `start_seconds`, which is what whoever waits allows for
-        all of its start, a step may take half."""
+        """`announce` is told who it will be before it runs. Of `start_seconds`, which is what
+        whoever waits allows for all of its start, a step may take half."""
         self._log = log
         self._steps = StepsWatch(step_seconds=max(STEP_SECONDS, start_seconds / 2))
         log.touch(mode=0o600)
@@ -110,11 +115,12 @@ class KeeperProcess:
     def wait_until_ready(
         self, folder: StateFolder, timeout_seconds: float, tell: Callable[[str], None] = lambda _line: None
     ) -> None:
-        """Its server answers at its control socket last of all, when it has locked and tried everything.
+        """Its server answers at its control socket last of all, when it has locked and tried
+        everything.
 
-        nbdkit listens long before that. One that ends instead says why itself. Progress moves the deadline: a disk that
-        is read once, or a file that has to be written to be allocated, takes as long as it takes. `tell` is told now
-        and then where a long start is.
+        nbdkit listens long before that. One that ends instead says why itself. Progress moves the
+        deadline: a disk that is read once, or a file that has to be written to be allocated, takes
+        as long as it takes. `tell` is told now and then where a long start is.
         """
         deadline_seconds = time.monotonic() + timeout_seconds
         tell_seconds = time.monotonic() + TELL_SECONDS
@@ -136,7 +142,8 @@ class KeeperProcess:
             time.sleep(0.05)
 
     def check_running(self) -> None:
-        """Raises `SwapError`, with its last words, if it has ended, and if its start stands still."""
+        """Raises `SwapError`, with its last words, if it has ended, and if its start stands
+        still."""
         if not process.is_running(self.identity):
             said = error_lines(self.log()) or ["nothing"]
             raise SwapError("the server ended at its start; it said:\n  " + "\n  ".join(said))
@@ -163,10 +170,11 @@ def is_answering(control: Path) -> bool:
 
 @contextlib.contextmanager
 def _new_orphan(arguments: Sequence[str], log_fd: int, steps: StepsWatch) -> Iterator[int]:
-    """The pid of the keeper-to-be, which is nobody's child by the time it runs: at the end of the block.
+    """The pid of the keeper-to-be, which is nobody's child by the time it runs: at the end of the
+    block.
 
-    Setsid's parent half has ended and been collected before the shell is told to go on, so the order is certain. If
-    the block fails the shell reads the end of its input instead, and ends.
+    Setsid's parent half has ended and been collected before the shell is told to go on, so the
+    order is certain. If the block fails the shell reads the end of its input instead, and ends.
     """
     read_fd, write_fd = os.pipe()
     with os.fdopen(read_fd), os.fdopen(write_fd, "w", buffering=1) as go:

@@ -1,9 +1,10 @@
 """The image as its keeper holds it: a memfd, mapped, and locked as far as it is populated.
 
-A memfd is swappable: a lock on it holds for pages that the locking process has mapped in. So the keeper maps the
-whole of it and faults in, several times a second, what the server has populated since: the server is always well ahead
-of what is in use. Every page is then locked twice, and still once when the server is gone. What the server gives back
-to the system (a hole, when its budget shrinks) is gone here, too; when the budget has changed, all is looked at anew.
+A memfd is swappable: a lock on it holds for pages that the locking process has mapped in. So the
+keeper maps the whole of it and faults in, several times a second, what the server has populated
+since: the server is always well ahead of what is in use. Every page is then locked twice, and still
+once when the server is gone. What the server gives back to the system (a hole, when its budget
+shrinks) is gone here, too; when the budget has changed, all is looked at anew.
 """
 
 import mmap
@@ -28,8 +29,8 @@ class LockedImage:
         self._budget_changes = 0  # that have been seen
 
     def keep(self) -> None:
-        """Fault in what has come since the last call; only the server lets anything go. Raises `OSError` if some of it
-        cannot be had; the next call tries all of it again."""
+        """Fault in what has come since the last call; only the server lets anything go. Raises
+        `OSError` if some of it cannot be had; the next call tries all of it again."""
         status = os.fstat(self.descriptor)
         if not status.st_size:
             return
@@ -77,7 +78,8 @@ def _populate(start: int, stop: int) -> OSError | None:
 
 
 def _without(runs: list[tuple[int, int]], known: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """What of `runs` is not in `known`, each of which lies within one of them; both are in order."""
+    """What of `runs` is not in `known`, each of which lies within one of them; both are in
+    order."""
     left = iter([*known, (sys.maxsize, sys.maxsize)])
     known_start, known_stop = next(left)
     for start, stop in runs:

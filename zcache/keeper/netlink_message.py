@@ -1,7 +1,8 @@
-"""A message to the kernel that was made beforehand, by a process that had pyroute2 (some 15 MiB), and is sent as it is
-by one that has no memory to spare.
+"""A message to the kernel that was made beforehand, by a process that had pyroute2 (some 15 MiB),
+and is sent as it is by one that has no memory to spare.
 
-The kernel's answer is an acknowledgement, whose error number is at a fixed place (struct nlmsgerr in linux/netlink.h).
+The kernel's answer is an acknowledgement, whose error number is at a fixed place (struct nlmsgerr
+in linux/netlink.h).
 """
 
 import os

@@ -1,8 +1,8 @@
 """Giving a live /dev/nbdN a new server, when there is no memory to load anything with.
 
-pyroute2 makes the netlink message in a process that has it (swap-up), for a descriptor with a fixed number;
-`Reconnection` is what the keeper holds: it shakes hands through libnbd, puts the socket under that number and sends the
-message as it is.
+pyroute2 makes the netlink message in a process that has it (swap-up), for a descriptor with a fixed
+number; `Reconnection` is what the keeper holds: it shakes hands through libnbd, puts the socket
+under that number and sends the message as it is.
 """
 
 import os
@@ -17,9 +17,11 @@ from zcache.image.image import DEVICE_EXPORT
 from zcache.keeper.netlink_message import NetlinkSocket
 from zcache.swap.error import SwapError
 
-#: The socket's descriptor has this number in the message: out of the way of all others, and within any limit on them.
+#: The socket's descriptor has this number in the message: out of the way of all others, and within
+#: any limit on them.
 DESCRIPTOR: Final = 100
-#: How long a server may take over what it found, or over what was under way when the kernel gave up waiting.
+#: How long a server may take over what it found, or over what was under way when the kernel gave up
+#: waiting.
 HANDSHAKE_SECONDS: Final = 60.0
 STEP_SECONDS: Final = 0.05
 
@@ -39,9 +41,9 @@ class Reconnection:
     def connect(self, is_worth_waiting: Callable[[], bool]) -> None:
         """Put a new connection to the server behind the device; raises `SwapError`.
 
-        The kernel drops it, and says nothing, if it has not seen yet that the old one is dead: the server then has none
-        (`image.Signs`), and whoever wants one tries again.
-        `is_worth_waiting` is called many times a second.
+        The kernel drops it, and says nothing, if it has not seen yet that the old one is dead: the
+        server then has none (`image.Signs`), and whoever wants one tries again. `is_worth_waiting`
+        is called many times a second.
         """
         handle = self._shake_hands(is_worth_waiting)
         os.dup2(handle.aio_get_fd(), DESCRIPTOR, inheritable=False)

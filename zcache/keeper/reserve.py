@@ -1,18 +1,21 @@
-"""What the kernel keeps free below its min watermark, lent to a server that starts while there is none.
+"""What the kernel keeps free below its min watermark, lent to a server that starts while there is
+none.
 
-When the server and its standby die at once, a new one has to start from the disk, in a machine whose memory is full and
-cannot be swapped: a program has taken what the dead ones left before the new one has begun. It waits for memory until
-the requests fail; seen, 700 MiB guest: 15.4 MiB free of a min of 31.1, and the new server in the page allocator for
-ever. (Real-time tasks, as ours are, are let down to half of the watermark or three quarters, as the kernel is new or
-old: mm/page_alloc.c; other programs not below it. And as ours may not do I/O for memory, the kernel's OOM killer is not
-asked: it wants `__GFP_FS`.)
+When the server and its standby die at once, a new one has to start from the disk, in a machine
+whose memory is full and cannot be swapped: a program has taken what the dead ones left before the
+new one has begun. It waits for memory until the requests fail; seen, 700 MiB guest: 15.4 MiB free
+of a min of 31.1, and the new server in the page allocator for ever. (Real-time tasks, as ours are,
+are let down to half of the watermark or three quarters, as the kernel is new or old:
+mm/page_alloc.c; other programs not below it. And as ours may not do I/O for memory, the kernel's
+OOM killer is not asked: it wants `__GFP_FS`.)
 
-So the watermark follows what is free, up when they have died and down as the new server takes of it: whatever is free,
-no other program gets any. When that is used up, too, the OOM killer is asked: a program is lost, or all that is swapped
-out. Afterwards the watermark comes back with what is freed, for the server in its turn needs what is below it.
+So the watermark follows what is free, up when they have died and down as the new server takes of
+it: whatever is free, no other program gets any. When that is used up, too, the OOM killer is asked:
+a program is lost, or all that is swapped out. Afterwards the watermark comes back with what is
+freed, for the server in its turn needs what is below it.
 
-It follows the largest zone; what is free in others may go to others. The files are opened and read once beforehand:
-after that they take hardly any memory.
+It follows the largest zone; what is free in others may go to others. The files are opened and read
+once beforehand: after that they take hardly any memory.
 """
 
 import contextlib
@@ -27,7 +30,8 @@ from zcache.linux.kernel_page import KERNEL_PAGE_BYTES
 PROC: Final = Path("/proc")
 #: How far above what it was: some more than a server and its standby leave when they die.
 LENT_KIB: Final = 64 << 10
-#: The watermark does not go below this: nbd's own requests need memory of the kernel's to reach the new server.
+#: The watermark does not go below this: nbd's own requests need memory of the kernel's to reach the
+#: new server.
 FLOOR_KIB: Final = 4 << 10
 #: With no more than that left for so long, a program has to end.
 OOM_SECONDS: Final = 5.0
@@ -52,7 +56,8 @@ class _Zone(NamedTuple):
 
 
 class Reserve:
-    """`vm.min_free_kbytes` while it is lent. Without the rights to it, real time, or such a kernel, nothing is done."""
+    """`vm.min_free_kbytes` while it is lent. Without the rights to it, real time, or such a kernel,
+    nothing is done."""
 
     def __init__(self, proc: Path = PROC) -> None:
         self._min_free = _open(proc / "sys/vm/min_free_kbytes", os.O_RDWR)
@@ -75,8 +80,8 @@ class Reserve:
             self._usual_kib = self._now_kib()
 
     def lend(self, is_all: bool) -> None:
-        """Again and again, while no server serves: whatever is free if there is `is_all` of one to start, and else what
-        is below the watermark already."""
+        """Again and again, while no server serves: whatever is free if there is `is_all` of one to
+        start, and else what is below the watermark already."""
         if not self._can_lend:
             return
         now = time.monotonic()
@@ -101,7 +106,8 @@ class Reserve:
         os.write(self._sysrq, b"f")
 
     def take_back(self) -> None:
-        """Again and again, when a server serves: as much as is free by now, until it is what it was."""
+        """Again and again, when a server serves: as much as is free by now, until it is what it
+        was."""
         if self._is_lent:
             self._follow(self._usual_kib)
             self._is_lent = self._now_kib() != self._usual_kib
@@ -109,7 +115,8 @@ class Reserve:
     def raise_again(self) -> int:
         """If it is not lent, and was lowered since it was remembered: as it was, in KiB; else 0.
 
-        Lowered to the same at two looks: the keeper of another area whose server has died moves it all the time.
+        Lowered to the same at two looks: the keeper of another area whose server has died moves it
+        all the time.
         """
         if not self._can_lend or self._is_lent:
             return 0

@@ -1,15 +1,17 @@
 """A server as its keeper sees it: a process that begins to serve when it is told to.
 
-It inherits three descriptors: the socket to listen on (systemd's protocol, sd_listen_fds(3), which nbdkit speaks: so
-the socket stays where it is when servers come and go), the image, and a channel: on that it says that it is ready, as
-a standby, is told to begin, and then names its heir, a copy of itself that is the next standby. So there is one at
-once: a program that starts takes a second, and memory that may not be there.
+It inherits three descriptors: the socket to listen on (systemd's protocol, sd_listen_fds(3), which
+nbdkit speaks: so the socket stays where it is when servers come and go), the image, and a channel:
+on that it says that it is ready, as a standby, is told to begin, and then names its heir, a copy of
+itself that is the next standby. So there is one at once: a program that starts takes a second, and
+memory that may not be there.
 
-The first server opens the backing and the disks of clean exports, and sends them: those after it are given them as they
-begin, whatever has become of their names. They stay locked, too: nobody else takes them while there is no server.
+The first server opens the backing and the disks of clean exports, and sends them: those after it
+are given them as they begin, whatever has become of their names. They stay locked, too: nobody else
+takes them while there is no server.
 
-A heir is no child of the keeper's, but its grandchild; it becomes one when the server dies (the keeper is a subreaper).
-Everything goes by pidfd, which does not care.
+A heir is no child of the keeper's, but its grandchild; it becomes one when the server dies (the
+keeper is a subreaper). Everything goes by pidfd, which does not care.
 """
 
 import contextlib
@@ -27,7 +29,8 @@ from typing import Final
 from zcache.linux import process
 from zcache.steps import STEP_SECONDS, StepsWatch
 
-#: What becomes the server. Not scripts/serve: that looks at the set-up first, which takes memory and time.
+#: What becomes the server. Not scripts/serve: that looks at the set-up first, which takes memory
+#: and time.
 SERVE: Final = (sys.executable, "-I", "-m", "nbd_plugin.serve")
 #: What says whether it would take its parameters.
 TRY_PARAMETERS: Final = (sys.executable, "-I", "-m", "nbd_plugin.config")
@@ -35,8 +38,8 @@ TRY_PARAMETERS: Final = (sys.executable, "-I", "-m", "nbd_plugin.config")
 #: The first descriptor after stderr is where sd_listen_fds(3) says that the socket is.
 LISTEN_DESCRIPTOR: Final = 3
 
-#: What is sent: that it is ready; that it is to begin, with or without an heir; the files that the first server has
-#: opened. Any other word is an heir's pid.
+#: What is sent: that it is ready; that it is to begin, with or without an heir; the files that the
+#: first server has opened. Any other word is an heir's pid.
 READY: Final = b"r"
 BEGIN: Final = b"!"
 BEGIN_ALONE: Final = b"1"
@@ -69,8 +72,8 @@ class ServerProcess:
     def start(
         cls, parameters: Sequence[str], image: int, errors: int, step_seconds: float = STEP_SECONDS
     ) -> "ServerProcess":
-        """A new program, a standby; `errors` is the descriptor that it writes its messages to, `step_seconds` what a
-        step of its start may take."""
+        """A new program, a standby; `errors` is the descriptor that it writes its messages to,
+        `step_seconds` what a step of its start may take."""
         ours, theirs = socket.socketpair()
         words = [*parameters, f"image={image}", f"standby={theirs.fileno()}"]
         program = None
@@ -109,8 +112,8 @@ class ServerProcess:
         return time.monotonic() - self._begin_seconds
 
     def begin(self, files: Sequence[int], leaves_heir: bool = True) -> None:
-        """Serve, now or once it is ready: the first, or in the place of one that has ended, with its files. An heir
-        takes memory that there may not be."""
+        """Serve, now or once it is ready: the first, or in the place of one that has ended, with
+        its files. An heir takes memory that there may not be."""
         word = BEGIN if leaves_heir else BEGIN_ALONE
         if self.steps:
             self.steps.begin_anew("beginning to serve")
@@ -164,8 +167,8 @@ class ServerProcess:
         return self._wait(0)
 
     def stands_still(self) -> str:
-        """At which step of its start, if it has been there for too long; else "". Not told by one whose start is not
-        watched."""
+        """At which step of its start, if it has been there for too long; else "". Not told by one
+        whose start is not watched."""
         if self.steps is None:
             return ""
         self.steps.look()
@@ -174,7 +177,8 @@ class ServerProcess:
         return self.steps.step if self.steps.is_overdue() else ""
 
     def exit_status(self) -> int | None:
-        """Of one that has ended and is our child: as `subprocess` has it, minus the signal's number."""
+        """Of one that has ended and is our child: as `subprocess` has it, minus the signal's
+        number."""
         try:
             result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
@@ -217,8 +221,8 @@ class ServerProcess:
 
 
 def listen(path: Path) -> Path:
-    """Listen on `path` (mode 0600) at the descriptor that servers inherit. Returns a name under which it can be
-    connected to whatever becomes of `path`: that may be another swap's by then."""
+    """Listen on `path` (mode 0600) at the descriptor that servers inherit. Returns a name under
+    which it can be connected to whatever becomes of `path`: that may be another swap's by then."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)

@@ -1,8 +1,9 @@
 """What swap-up leaves for swap-down: one JSON file in a folder that only root can enter.
 
-The file is written before there is anything to undo (a keeper with its server, and then a device), so that even
-a swap-up that was killed outright can be taken down.  It is replaced whole, by rename.  /run is emptied at
-boot, as the device and the server are, so a state never outlives the kernel that it speaks of.
+The file is written before there is anything to undo (a keeper with its server, and then a device),
+so that even a swap-up that was killed outright can be taken down.  It is replaced whole, by rename.
+/run is emptied at boot, as the device and the server are, so a state never outlives the kernel that
+it speaks of.
 
 An advisory lock on the folder keeps two swap-ups or swap-downs from working on it at the same time.
 """
@@ -29,7 +30,8 @@ WITHOUT_STATE = (
 
 
 class Backing(NamedTuple):
-    """The file or device below. Its numbers (st_dev, st_ino) are known of a file that swap-up has made."""
+    """The file or device below. Its numbers (st_dev, st_ino) are known of a file that swap-up has
+    made."""
 
     path: str
     device: int | None = None
@@ -46,12 +48,13 @@ class SwapState(NamedTuple):
     keeper: ProcessIdentity
     # None until the kernel has been given the connection.
     device: str | None = None
-    # /sys/block/nbdN/pid while it is ours: the process that attached it.  A device of the same name which
-    # someone else attached later shows another pid.  Known before the device is: one that attached and was
-    # killed before it could say where is found by it.
+    # /sys/block/nbdN/pid while it is ours: the process that attached it.  A device of the same name
+    # which someone else attached later shows another pid.  Known before the device is: one that
+    # attached and was killed before it could say where is found by it.
     attached_by_pid: int | None = None
     backing: Backing | None = None
-    # What `zcache sleep` needs to take the swap off for a hibernation and turn it on again (`swap-up --hibernate`).
+    # What `zcache sleep` needs to take the swap off for a hibernation and turn it on again
+    # (`swap-up --hibernate`).
     may_hibernate: bool = False
     is_discarding: bool = False
 
@@ -69,7 +72,8 @@ def encode(state: SwapState) -> str:
 
 
 def decode(text: str) -> SwapState:
-    """Raises an error of Python's own for what `encode` does not make: what follows acts on it as root."""
+    """Raises an error of Python's own for what `encode` does not make: what follows acts on it as
+    root."""
     fields = json.loads(text)
     # A state of before that was noted has none.
     backing = Backing(**fields["backing"]) if "backing" in fields and fields["backing"] is not None else None
@@ -96,7 +100,8 @@ def _is_backing(backing: Backing) -> bool:
 
 
 class StateFolder:
-    """The files of one swap area, by name; whatever else lies in the folder is not ours and is left alone."""
+    """The files of one swap area, by name; whatever else lies in the folder is not ours and is left
+    alone."""
 
     def __init__(self, path: Path = DEFAULT_FOLDER) -> None:
         self.path = path
@@ -104,14 +109,18 @@ class StateFolder:
         self.socket = path / "nbd.sock"
         self.control = path / "control"
         self.log = path / "server.log"
-        # From swap-up to the keeper: the netlink message that gives the device a new server; and back: it has it.
+        # From swap-up to the keeper: the netlink message that gives the device a new server; and
+        # back: it has it.
         self.reconnection = path / "reconnection"
-        # From swap-up to swap-down: the one that fails all requests, when nobody is left to answer them.
+        # From swap-up to swap-down: the one that fails all requests, when nobody is left to answer
+        # them.
         self.disconnection = path / "disconnection"
         self.armed = path / "armed"
-        # From `zcache sleep` to itself and to the keeper: which control groups are frozen (frozen.py).
+        # From `zcache sleep` to itself and to the keeper: which control groups are frozen
+        # (frozen.py).
         self.frozen = path / "frozen"
-        # From `zcache sleep` to itself: the swap is off for a hibernation, and had this priority (taken_off.py).
+        # From `zcache sleep` to itself: the swap is off for a hibernation, and had this priority
+        # (taken_off.py).
         self.taken_off = path / "taken-off"
 
     def create(self) -> None:
@@ -141,9 +150,9 @@ class StateFolder:
     def arm_keeper(self, reconnection: bytes, disconnection: bytes) -> None:
         """Give it the message by which it can connect the device to a new server.
 
-        Called in the keeper's control group: memory of a tmpfs belongs to the group of who writes it, and that group's
-        is never swapped out. swap-down reads these files even when nobody serves the device any more; so what was
-        written before, elsewhere, is written again.
+        Called in the keeper's control group: memory of a tmpfs belongs to the group of who writes
+        it, and that group's is never swapped out. swap-down reads these files even when nobody
+        serves the device any more; so what was written before, elsewhere, is written again.
         """
         state = self.load()
         if state:
@@ -168,10 +177,11 @@ class StateFolder:
         return (self.socket, self.control, self.log, *messages, self.armed, *sleep, *parts, self.state)
 
     def refuse_if_used(self) -> None:
-        """In a folder without a state, files of these names are somebody else's, or those of a swap that is on and has
-        lost its state."""
+        """In a folder without a state, files of these names are somebody else's, or those of a swap
+        that is on and has lost its state."""
         for path in self._files():
-            # What precedes the first state: a swap-up that was killed then has left it, and nothing else.
+            # What precedes the first state: a swap-up that was killed then has left it, and nothing
+            # else.
             if path.exists() and not (path.suffix == ".part" or (path == self.log and not path.stat().st_size)):
                 raise SwapError(f"{path} is there, but no {self.state.name}: give another folder, or {WITHOUT_STATE}")
 
@@ -187,7 +197,8 @@ class StateFolder:
         self._remove_empty()
 
     def remove_traces(self) -> None:
-        """What a swap-up left that was killed before it did anything; an empty folder may be anybody's."""
+        """What a swap-up left that was killed before it did anything; an empty folder may be
+        anybody's."""
         if self.clear():
             self._remove_empty()
 
@@ -198,8 +209,8 @@ class StateFolder:
 
     @contextlib.contextmanager
     def locked(self, is_worth_waiting: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Hold the existing folder; the lock ends with the process, or with the folder. `is_worth_waiting` is asked
-        again and again while another command holds it."""
+        """Hold the existing folder; the lock ends with the process, or with the folder.
+        `is_worth_waiting` is asked again and again while another command holds it."""
         folder_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             try:
@@ -223,7 +234,8 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 
 def _lock(descriptor: int, is_worth_waiting: Callable[[], bool]) -> bool:
-    """Whether it is locked now; raises `BlockingIOError` if it is not, and is not worth waiting for."""
+    """Whether it is locked now; raises `BlockingIOError` if it is not, and is not worth waiting
+    for."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

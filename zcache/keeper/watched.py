@@ -1,15 +1,17 @@
-"""What keeps a swap safe, is set outside of what it protects, and may be changed by others while the swap is on: the
-keeper looks at it again, and puts it back.
+"""What keeps a swap safe, is set outside of what it protects, and may be changed by others while
+the swap is on: the keeper looks at it again, and puts it back.
 
-  * `vm.watermark_boost_factor` and `vm.min_free_kbytes`, as swap-up has set them (sysctls.py): a package's
-    `sysctl --system` and tuned write all of theirs again. More of the reserve is no harm, and stays.
-  * The OOM score of the keeper and its servers, which are not to be killed for want of memory: whoever sorts processes
-    by their names may give them another.
+  * `vm.watermark_boost_factor` and `vm.min_free_kbytes`, as swap-up has set them (sysctls.py): a
+    package's `sysctl --system` and tuned write all of theirs again. More of the reserve is no harm,
+    and stays.
+  * The OOM score of the keeper and its servers, which are not to be killed for want of memory:
+    whoever sorts processes by their names may give them another.
 (The group's limit is the keeper's affair, too: `cgroup.SwaplessGroup`.)
 
-What a process could not have at its start is not put back. All is read through descriptors that are open: to look a
-path up, or an extended attribute of a group, may take a lock of the kernel's that is held by somebody who waits for
-memory, and so for a server that has just died, which the keeper is to replace.
+What a process could not have at its start is not put back. All is read through descriptors that are
+open: to look a path up, or an extended attribute of a group, may take a lock of the kernel's that
+is held by somebody who waits for memory, and so for a server that has just died, which the keeper
+is to replace.
 """
 
 import contextlib
@@ -63,7 +65,8 @@ class Watched:
         self._is_exempt = bool(self._scores) and self._scores[os.getpid()].holds()
 
     def put_back(self, pids: Iterable[int]) -> list[str]:
-        """While the swap is on: what became of each that was changed, in a line. `pids` are the servers'."""
+        """While the swap is on: what became of each that was changed, in a line. `pids` are the
+        servers'."""
         held = list(self._settings)
         if self._is_exempt:
             self._follow({os.getpid(), *pids})

@@ -1,17 +1,22 @@
-"""A control group of the keeper's own, for it and the servers that it starts: nothing in it is ever swapped out.
+"""A control group of the keeper's own, for it and the servers that it starts: nothing in it is ever
+swapped out.
 
-A lock on memory (`zcache.hardening`) does not survive exec(2): between its start and its own locking a server can be
-swapped out like any program, to the very device whose server it is to become; when the old one dies then, both wait
-for ever (seen). A group with `memory.swap.max` 0 holds from the first instruction on, and for the image, too. It is
-also out of the reach of a session's end, which takes all that is in the session's group; and it bears the marks by
-which systemd's own killers pass a group by (`SPARED`), which for them is more than a process can say of itself.
+A lock on memory (`zcache.hardening`) does not survive exec(2): between its start and its own
+locking a server can be swapped out like any program, to the very device whose server it is to
+become; when the old one dies then, both wait for ever (seen). A group with `memory.swap.max` 0
+holds from the first instruction on, and for the image, too. It is also out of the reach of a
+session's end, which takes all that is in the session's group; and it bears the marks by which
+systemd's own killers pass a group by (`SPARED`), which for them is more than a process can say of
+itself.
 
-Where systemd runs, the group is a scope that systemd makes (`scope`) with that limit as a setting of its own: what it
-has not made, and what others switch on in its groups, it may take back. The shipped unit says `MemorySwapMax=0` itself,
-and the rest in the same way (scripts/systemd/zcache.service). Elsewhere the group is made here (`enter_swapless`).
+Where systemd runs, the group is a scope that systemd makes (`scope`) with that limit as a setting
+of its own: what it has not made, and what others switch on in its groups, it may take back. The
+shipped unit says `MemorySwapMax=0` itself, and the rest in the same way
+(scripts/systemd/zcache.service). Elsewhere the group is made here (`enter_swapless`).
 
-Whoever may write there can take the limit away, or the whole memory controller. So the keeper looks at it now and then,
-and puts it back (`SwaplessGroup`). Whoever asks for the status looks, too (`is_swapless`), and is told.
+Whoever may write there can take the limit away, or the whole memory controller. So the keeper looks
+at it now and then, and puts it back (`SwaplessGroup`). Whoever asks for the status looks, too
+(`is_swapless`), and is told.
 """
 
 import contextlib
@@ -25,9 +30,10 @@ OWN: Final = Path("/proc/self/cgroup")
 RUN: Final = Path("/run")
 LIMIT: Final = "memory.swap.max"
 
-#: Of the scope. (Not delegated: that would switch all controllers on for its neighbours, and nothing is made in it.) It
-#: is never swapped out, which systemd itself sees to, and outlives everything but swap-down: no shutdown stops it, no
-#: stop kills what is in it, and neither does systemd-oomd.
+#: Of the scope. (Not delegated: that would switch all controllers on for its neighbours, and
+#: nothing is made in it.) It is never swapped out, which systemd itself sees to, and outlives
+#: everything but swap-down: no shutdown stops it, no stop kills what is in it, and neither does
+#: systemd-oomd.
 SCOPE: Final = (
     "MemorySwapMax=0",
     "DefaultDependencies=no",
@@ -38,10 +44,11 @@ SCOPE: Final = (
     "TasksMax=infinity",
 )
 
-#: Extended attributes of the group, "1" each. systemd-oomd, which kills whole groups and asks no process for its OOM
-#: score (src/oom/oomd-util.c, systemd 248 and newer; root's groups only); and the last round of killing at shutdown
-#: (src/shared/killall.c, 255 and newer), which spares a server from its first instruction on that way, where the @ in
-#: its command line (zcache.hardening) comes later.
+#: Extended attributes of the group, "1" each. systemd-oomd, which kills whole groups and asks no
+#: process for its OOM score (src/oom/oomd-util.c, systemd 248 and newer; root's groups only); and
+#: the last round of killing at shutdown (src/shared/killall.c, 255 and newer), which spares a
+#: server from its first instruction on that way, where the @ in its command line (zcache.hardening)
+#: comes later.
 SPARED: Final = ("user.oomd_omit", "user.survive_final_kill_signal")
 
 
@@ -51,7 +58,8 @@ def scope_unit(name: str) -> str:
 
 
 def scope(name: str) -> list[str]:
-    """What to put before a command that shall run in a scope of that name, as the process that it is."""
+    """What to put before a command that shall run in a scope of that name, as the process that it
+    is."""
     properties = [word for each in SCOPE for word in ("-p", each)]
     return ["systemd-run", "--scope", "--quiet", "--collect", f"--unit={scope_unit(name)}", *properties, "--"]
 
@@ -67,7 +75,8 @@ def needs_scope(root: Path = ROOT, run: Path = RUN) -> bool:
 
 
 def enter_swapless(name: str, root: Path = ROOT) -> str | None:
-    """Put this process into a group of that name that is never swapped out; None, or why it could not."""
+    """Put this process into a group of that name that is never swapped out; None, or why it could
+    not."""
     if is_swapless(root):
         _mark_as_spared(_group(root, OWN))
         return None
@@ -101,15 +110,18 @@ def is_swapless(root: Path = ROOT, own: Path = OWN) -> bool:
 
 
 def remove(name: str, root: Path = ROOT) -> None:
-    """When the last process in it has ended; else it stays. A scope is systemd's to remove, and goes by itself."""
+    """When the last process in it has ended; else it stays. A scope is systemd's to remove, and
+    goes by itself."""
     with contextlib.suppress(OSError):
         (root / name).rmdir()
 
 
 class SwaplessGroup:
-    """The group of this process, which must not be swapped out now (`OSError` is raised if it has no such limit).
+    """The group of this process, which must not be swapped out now (`OSError` is raised if it has
+    no such limit).
 
-    The limit is looked at through a descriptor that is open: nothing is looked up or allocated for that.
+    The limit is looked at through a descriptor that is open: nothing is looked up or allocated for
+    that.
     """
 
     def __init__(self, root: Path = ROOT, own: Path = OWN) -> None:

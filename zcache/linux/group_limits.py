@@ -1,16 +1,18 @@
-"""Limits of the control groups that this process is in: on memory and on tasks, of its own group and of each above it.
+"""Limits of the control groups that this process is in: on memory and on tasks, of its own group
+and of each above it.
 
-Version 2 and version 1 alike; in a container, too, whose own group is all that is mounted: /proc/self/mountinfo says
-where that is. What a group leaves of its memory is its limit less what is used, but for file cache, which the kernel
-takes back first; and the least of all groups is what counts (Documentation/admin-guide/cgroup-v2.rst, "Memory";
-cgroup-v1/memory.rst). Past `memory.high` nothing is killed, but whoever takes memory is made to wait, for seconds: it
-is a limit, too. So is version 1's on memory and swap together: what is locked is never swapped.
+Version 2 and version 1 alike; in a container, too, whose own group is all that is mounted:
+/proc/self/mountinfo says where that is. What a group leaves of its memory is its limit less what is
+used, but for file cache, which the kernel takes back first; and the least of all groups is what
+counts (Documentation/admin-guide/cgroup-v2.rst, "Memory"; cgroup-v1/memory.rst). Past `memory.high`
+nothing is killed, but whoever takes memory is made to wait, for seconds: it is a limit, too. So is
+version 1's on memory and swap together: what is locked is never swapped.
 
-Unlike the machine, a group has no reserve for whoever may do no I/O to get memory, as the server may not: at its limit
-the kernel's OOM killer ends something in it, at once.
+Unlike the machine, a group has no reserve for whoever may do no I/O to get memory, as the server
+may not: at its limit the kernel's OOM killer ends something in it, at once.
 
-A server gives up the file system. So the files are opened once, and read through their descriptors. A group that it is
-moved to later is not seen.
+A server gives up the file system. So the files are opened once, and read through their descriptors.
+A group that it is moved to later is not seen.
 """
 
 import contextlib
@@ -57,8 +59,8 @@ class Room(NamedTuple):
 
 
 class GroupLimits:
-    """On the memory of the groups of this process; `own` and `mounts` are files of /proc. Nothing fails here: a group
-    that cannot be read has no limits."""
+    """On the memory of the groups of this process; `own` and `mounts` are files of /proc. Nothing
+    fails here: a group that cannot be read has no limits."""
 
     def __init__(self, own: Path = OWN, mounts: Path = MOUNTS) -> None:
         self._limits: list[_Limit] = []
@@ -126,8 +128,8 @@ def ram_bytes(rooms: Iterable[Room]) -> int:
 
 
 def least_tasks(own: Path = OWN, mounts: Path = MOUNTS) -> Room | None:
-    """How many processes and threads more there can be, by the group that leaves the fewest; None: as many as one
-    likes."""
+    """How many processes and threads more there can be, by the group that leaves the fewest; None:
+    as many as one likes."""
     rooms = []
     for _version, group in _groups("pids", own, mounts):
         with contextlib.suppress(OSError, ValueError):
@@ -139,7 +141,8 @@ def least_tasks(own: Path = OWN, mounts: Path = MOUNTS) -> Room | None:
 
 
 def _groups(controller: str, own: Path, mounts: Path) -> Iterator[tuple[int, Path]]:
-    """The versions and folders of the groups that this process is in, its own first, as far up as they can be seen."""
+    """The versions and folders of the groups that this process is in, its own first, as far up as
+    they can be seen."""
     try:
         # A path may be of any bytes, and somebody may mount there at any time.
         lines, mounted = (file.read_text(errors="surrogateescape").splitlines() for file in (own, mounts))
@@ -158,8 +161,8 @@ def _groups(controller: str, own: Path, mounts: Path) -> Iterator[tuple[int, Pat
 
 
 def _place(version: int, controller: str, path: str, mounted: list[str]) -> tuple[Path | None, Path | None]:
-    """Where the hierarchy is mounted, and the group in it. One that lies outside of all that is mounted (a container
-    that shows its own group as the root) is taken to be that root."""
+    """Where the hierarchy is mounted, and the group in it. One that lies outside of all that is
+    mounted (a container that shows its own group as the root) is taken to be that root."""
     path = path.removesuffix(" (deleted)")
     outside: Path | None = None
     for line in mounted:

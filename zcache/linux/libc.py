@@ -1,8 +1,8 @@
 """The C library and kernel calls that Python does not offer, or offers wrongly.
 
-All of them release the GIL. That is why `populate` is here: `mmap.madvise` of Python keeps it, and the populating of
-memory waits for memory; under pressure the whole server then waits for what only the server could bring about. (It did:
-the test VM wedged within 20 s.)
+All of them release the GIL. That is why `populate` is here: `mmap.madvise` of Python keeps it, and
+the populating of memory waits for memory; under pressure the whole server then waits for what only
+the server could bring about. (It did: the test VM wedged within 20 s.)
 """
 
 import contextlib
@@ -47,15 +47,16 @@ MADV_DONTNEED_LOCKED: Final = 24  # Linux 5.18
 MADV_POPULATE_READ: Final = 22  # Linux 5.14, both
 MADV_POPULATE_WRITE: Final = 23
 _CAPABILITY_VERSION_3: Final = 0x20080522
-# glibc has no functions for these; the numbers are the same for every architecture. All others here are the same on
-# x86-64 and arm64, which both take them from the kernel's asm-generic (PowerPC, for one, has its own MCL_*).
+# glibc has no functions for these; the numbers are the same for every architecture. All others here
+# are the same on x86-64 and arm64, which both take them from the kernel's asm-generic (PowerPC, for
+# one, has its own MCL_*).
 _LANDLOCK_CREATE_RULESET: Final = 444  # Linux 5.13, all three
 _LANDLOCK_ADD_RULE: Final = 445
 _LANDLOCK_RESTRICT_SELF: Final = 446
 _PROCESS_MADVISE: Final = 440  # Linux 5.10
 _MEMFD_SECRET: Final = 447  # Linux 5.14
-# Older ones, whose numbers are not the same (arm64's are asm-generic's): ioprio_get, ioprio_set, get_mempolicy,
-# set_mempolicy. Elsewhere we do without.
+# Older ones, whose numbers are not the same (arm64's are asm-generic's): ioprio_get, ioprio_set,
+# get_mempolicy, set_mempolicy. Elsewhere we do without.
 _BY_MACHINE: Final = {"x86_64": (252, 251, 239, 238), "aarch64": (31, 30, 236, 237)}
 _IOPRIO_GET, _IOPRIO_SET, _GET_MEMPOLICY, _SET_MEMPOLICY = _BY_MACHINE.get(os.uname().machine, (-1, -1, -1, -1))
 _IOPRIO_WHO_PROCESS: Final = 1
@@ -103,13 +104,14 @@ def prctl(option: int, argument: int) -> int:
 
 
 def name_thread(name: str) -> None:
-    """The calling thread's name for the kernel: in `top -H`, /proc and kernel traces. Cut to 15 bytes."""
+    """The calling thread's name for the kernel: in `top -H`, /proc and kernel traces. Cut to 15
+    bytes."""
     _libc.prctl(PR_SET_NAME, ctypes.c_char_p(name.encode()))
 
 
 def new_thread_key(destructor: Any) -> int:
-    """pthread_key_create(3): a number for a word of each thread's own. `destructor`, a C function, is called with that
-    word when a thread ends that has set it."""
+    """pthread_key_create(3): a number for a word of each thread's own. `destructor`, a C function,
+    is called with that word when a thread ends that has set it."""
     key = ctypes.c_uint()
     number = _libc.pthread_key_create(ctypes.byref(key), ctypes.cast(destructor, ctypes.c_void_p))
     if number:
@@ -125,7 +127,8 @@ def set_thread_value(key: int, value: int) -> None:
 
 
 def capset(capabilities: int) -> None:
-    """capset(2): the calling thread's effective and permitted capabilities, as bits; it can pass none on."""
+    """capset(2): the calling thread's effective and permitted capabilities, as bits; it can pass
+    none on."""
     low, high = capabilities & 0xFFFFFFFF, capabilities >> 32
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     if _libc.capset(header, struct.pack("=6I", low, low, 0, high, high, 0)) < 0:
@@ -133,18 +136,19 @@ def capset(capabilities: int) -> None:
 
 
 def load_libgcc() -> None:
-    """A daemon thread that meets the end of the interpreter has glibc load this, and abort the process without it: now,
-    while files can be opened, and nothing waits for us."""
+    """A daemon thread that meets the end of the interpreter has glibc load this, and abort the
+    process without it: now, while files can be opened, and nothing waits for us."""
     with contextlib.suppress(OSError):
         ctypes.CDLL("libgcc_s.so.1")
 
 
 def put_off_abort() -> None:
-    """Let a process that aborts end 6 s later: its other threads pass on what was said of it meanwhile.
+    """Let a process that aborts end 6 s later: its other threads pass on what was said of it
+    meanwhile.
 
-    The handler is sleep(3) itself, which a handler may call (signal-safety(7)), and which takes the signal's number, 6,
-    for seconds. abort(3) ends the process when it returns. For a process that is known to abort while its memory is
-    whole: its other threads go on working for those 6 s.
+    The handler is sleep(3) itself, which a handler may call (signal-safety(7)), and which takes the
+    signal's number, 6, for seconds. abort(3) ends the process when it returns. For a process that
+    is known to abort while its memory is whole: its other threads go on working for those 6 s.
     """
     _libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     _libc.signal.restype = ctypes.c_void_p
@@ -187,8 +191,8 @@ def process_madvise(pidfd: int, start: int, length: int, advice: int) -> None:
 
 
 def memfd_secret() -> int:
-    """memfd_secret(2): a descriptor, closed on exec(2). Raises `OSError` where the kernel has none (before Linux 6.5:
-    without `secretmem.enable=1` on its command line)."""
+    """memfd_secret(2): a descriptor, closed on exec(2). Raises `OSError` where the kernel has none
+    (before Linux 6.5: without `secretmem.enable=1` on its command line)."""
     descriptor: int = _libc.syscall(ctypes.c_long(_MEMFD_SECRET), ctypes.c_ulong(os.O_CLOEXEC))
     if descriptor < 0:
         _raise_errno()
@@ -196,7 +200,8 @@ def memfd_secret() -> int:
 
 
 def ioprio() -> int:
-    """ioprio_get(2) of this thread: class and level, 0 if none was ever set, or it cannot be known."""
+    """ioprio_get(2) of this thread: class and level, 0 if none was ever set, or it cannot be
+    known."""
     return max(0, int(_libc.syscall(ctypes.c_long(_IOPRIO_GET), _IOPRIO_WHO_PROCESS, 0)))
 
 
@@ -220,7 +225,8 @@ def reset_memory_policy() -> None:
 
 
 def reset_personality() -> bool:
-    """personality(2): Linux's own, from the next exec(2) on. Whether it was another. Raises `OSError`."""
+    """personality(2): Linux's own, from the next exec(2) on. Whether it was another. Raises
+    `OSError`."""
     before = _libc.personality(_PERSONALITY_ASK)
     if before in (_PER_LINUX, -1):
         return False
@@ -272,7 +278,8 @@ def free(address: int) -> None:
 
 
 def malloc_trim(keep_bytes: int) -> None:
-    """malloc_trim(3): give back what is free in whole pages; at the end of the heap, all but `keep_bytes`."""
+    """malloc_trim(3): give back what is free in whole pages; at the end of the heap, all but
+    `keep_bytes`."""
     _libc.malloc_trim(keep_bytes)
 
 
@@ -287,7 +294,8 @@ _libc.mallinfo2.restype = _Mallinfo2
 
 
 def malloced_bytes() -> int:
-    """What malloc has given out and not got back: mallinfo2(3), of all arenas and of what is mapped."""
+    """What malloc has given out and not got back: mallinfo2(3), of all arenas and of what is
+    mapped."""
     figures = _libc.mallinfo2()
     return int(figures.uordblks + figures.hblkhd)
 
@@ -314,14 +322,15 @@ def read(address: int, size_bytes: int) -> bytes:
 
 
 def populate(memory: memoryview) -> None:
-    """Fault in page-aligned memory for writing, without changing what it holds; `OSError` if there is not enough."""
+    """Fault in page-aligned memory for writing, without changing what it holds; `OSError` if there
+    is not enough."""
     if _libc.madvise(address(memory), len(memory), MADV_POPULATE_WRITE) < 0:
         _raise_errno()
 
 
 def discard(memory: memoryview) -> None:
-    """Give page-aligned private memory back to the system, locked or not; it is zero when it is touched again. Raises
-    `OSError` before Linux 5.18."""
+    """Give page-aligned private memory back to the system, locked or not; it is zero when it is
+    touched again. Raises `OSError` before Linux 5.18."""
     if _libc.madvise(address(memory), len(memory), MADV_DONTNEED_LOCKED) < 0:
         _raise_errno()
 
@@ -333,15 +342,16 @@ def populate_range(start: int, stop: int, *, write: bool) -> None:
 
 
 def map_shared_over(start: int, stop: int, descriptor: int, offset: int) -> None:
-    """Put a file of memory, from `offset` on, in the place of whole pages, by address. Raises `OSError`."""
+    """Put a file of memory, from `offset` on, in the place of whole pages, by address. Raises
+    `OSError`."""
     access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED
     if _libc.mmap(start, stop - start, access, flags, descriptor, offset) != start:
         _raise_errno()
 
 
 def drop_range(start: int, stop: int) -> None:
-    """Let go of whole pages by address: what is a file's is read again when it is touched, all else is lost. Raises
-    `OSError`, and lets go of nothing, if they are locked."""
+    """Let go of whole pages by address: what is a file's is read again when it is touched, all else
+    is lost. Raises `OSError`, and lets go of nothing, if they are locked."""
     if _libc.madvise(start, stop - start, MADV_DONTNEED) < 0:
         _raise_errno()
 
@@ -367,8 +377,8 @@ def address(memory: memoryview | mmap.mmap) -> int:
 
 
 def populate_stack(size_bytes: int) -> bool:
-    """Fault in the calling thread's stack, from its top, for `size_bytes` or all that there is. False where that
-    cannot be.
+    """Fault in the calling thread's stack, from its top, for `size_bytes` or all that there is.
+    False where that cannot be.
 
     It cannot for a process's first thread, whose stack grows as it is used.
     """

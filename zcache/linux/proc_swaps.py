@@ -1,4 +1,5 @@
-"""/proc/swaps, the kernel's own word on what is swapped to: this is believed, and no exit status."""
+"""/proc/swaps, the kernel's own word on what is swapped to: this is believed, and no exit
+status."""
 
 import os
 import re

@@ -1,9 +1,9 @@
 """A process named so that a reused pid can never be taken for it.
 
-A pid alone names whatever runs under it today.  A pid with the start time the kernel recorded for it (field
-22 of /proc/PID/stat, in clock ticks since boot) names one process for ever.  Signals go through a pidfd
-which is opened before the start time is compared, so nothing can slip in between the comparison and the
-signal.
+A pid alone names whatever runs under it today.  A pid with the start time the kernel recorded for
+it (field 22 of /proc/PID/stat, in clock ticks since boot) names one process for ever.  Signals go
+through a pidfd which is opened before the start time is compared, so nothing can slip in between
+the comparison and the signal.
 """
 
 import contextlib
@@ -29,7 +29,8 @@ def is_pid(value: object) -> bool:
 
 
 def parse_stat(text: str) -> tuple[str, int]:
-    """State and start time in ticks from /proc/PID/stat; a command's name may hold blanks and brackets."""
+    """State and start time in ticks from /proc/PID/stat; a command's name may hold blanks and
+    brackets."""
     fields = text.rpartition(")")[2].split()
     # After the name comes field 3, the state; field 22 is therefore the twentieth from here.
     return fields[0], int(fields[19])
@@ -64,8 +65,9 @@ def is_running(process: ProcessIdentity, proc: Path = _PROC) -> bool:
 def in_session(leader_pid: int, argument: str, proc: Path = _PROC) -> Iterator[ProcessIdentity]:
     """The running processes of a session among whose arguments is this one.
 
-    Arguments lie in the memory of the process itself. That of strangers may be swapped out, to a device that nobody
-    serves any more, and who looks at it then waits for ever (seen): so it is not looked at.
+    Arguments lie in the memory of the process itself. That of strangers may be swapped out, to a
+    device that nobody serves any more, and who looks at it then waits for ever (seen): so it is not
+    looked at.
     """
     for entry in proc.glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
@@ -121,6 +123,7 @@ def stop(process: ProcessIdentity, term_seconds: float, kill_seconds: float = 10
 
 
 def _reap(pid: int) -> None:
-    """Collect the exit status when the process is our child; when it is not, its own parent does."""
+    """Collect the exit status when the process is our child; when it is not, its own parent
+    does."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)

@@ -1,4 +1,5 @@
-"""Unix sockets that a server has left behind when it ended. Nothing that is not a socket is ever removed."""
+"""Unix sockets that a server has left behind when it ended. Nothing that is not a socket is ever
+removed."""
 
 import socket
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 def remove_if_dead(path: Path) -> bool:
     """Remove the socket if nobody listens on it; whether somebody does.
 
-    Raises `PermissionError` for a socket of another user's, and other `OSError`s that connecting to it or removing it
-    meets. A place that cannot be looked at is for whoever binds there to complain of.
+    Raises `PermissionError` for a socket of another user's, and other `OSError`s that connecting to
+    it or removing it meets. A place that cannot be looked at is for whoever binds there to complain
+    of.
     """
     try:
         if not path.is_socket():  # connect(2) says of any other file, too, that nobody listens

@@ -1,14 +1,14 @@
-"""Standard output and error of a command, whatever it was started with: closed (`>&-`, cron), a full disk, a reader
-that has gone.
+"""Standard output and error of a command, whatever it was started with: closed (`>&-`, cron), a
+full disk, a reader that has gone.
 
-- A closed descriptor is opened again, as one that cannot be written to. Otherwise the next file or socket would get its
-  number, and what is printed would go into that.
-- A command that is run for what it prints (`lost_output` is its exit status then) says in one line that it could not. A
-  reader that has gone has seen enough: 128+SIGPIPE, without a word.
+- A closed descriptor is opened again, as one that cannot be written to. Otherwise the next file or
+  socket would get its number, and what is printed would go into that.
+- A command that is run for what it prints (`lost_output` is its exit status then) says in one line
+  that it could not. A reader that has gone has seen enough: 128+SIGPIPE, without a word.
 - A command that is run for what it does (swap-up) goes on. Its exit status says what became of it.
 - What cannot be written to stderr is dropped.
-- A pipe or terminal that does not block (O_NONBLOCK, as Node and some ssh clients set it) and is full is waited for by
-  the first kind; the second drops what does not go in.
+- A pipe or terminal that does not block (O_NONBLOCK, as Node and some ssh clients set it) and is
+  full is waited for by the first kind; the second drops what does not go in.
 """
 
 import contextlib
@@ -28,11 +28,13 @@ CLOSED: Final = "it is closed"
 
 
 class OutputLost(OSError):
-    """What was printed could not be written. Not one of `OSError`'s other subclasses, whatever the errno is."""
+    """What was printed could not be written. Not one of `OSError`'s other subclasses, whatever the
+    errno is."""
 
 
 def open_missing() -> None:
-    """Give descriptors 0 to 2 that are closed something that can be read (it ends at once), and not written."""
+    """Give descriptors 0 to 2 that are closed something that can be read (it ends at once), and not
+    written."""
     with contextlib.suppress(OSError):  # as many are open as may be: then these are, too
         while (descriptor := _open_nothing()) <= 2:
             os.set_inheritable(descriptor, True)
@@ -47,7 +49,8 @@ def _open_nothing() -> int:
 
 
 def run(name: str, main: Callable[[], int], lost_output: int | None = None) -> int:
-    """`main`'s exit status, or the one for output that was lost, if there is one; for the whole of a process."""
+    """`main`'s exit status, or the one for output that was lost, if there is one; for the whole of
+    a process."""
     open_missing()
     output = _Stream(1, is_dropping=lost_output is None)
     sys.stdout, sys.stderr = _text(output, sys.stdout), _text(_Stream(2, is_dropping=True), sys.stderr)
@@ -67,7 +70,8 @@ def run(name: str, main: Callable[[], int], lost_output: int | None = None) -> i
 
 
 def say(line: str) -> None:
-    """Print what a command is about to do, or has done. That nobody can be told never keeps it from going on."""
+    """Print what a command is about to do, or has done. That nobody can be told never keeps it from
+    going on."""
     with contextlib.suppress(Exception):  # whatever sys.stdout is by now
         print(line, flush=True)
 

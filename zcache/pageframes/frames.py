@@ -1,20 +1,23 @@
-"""The frame table and the RAM slots: which frames there are, where each is, and in which order they leave RAM.
+"""The frame table and the RAM slots: which frames there are, where each is, and in which order they
+leave RAM.
 
-A pageframe has an id that does not depend on where its bytes are. `home` names its RAM slot and `below` its slot on
-the tier below; 0 means that it has none there, so RAM slot 0 and frame id 0 are never handed out (the tier's slot 0
-is its header). Everything about LRU belongs to a RAM slot, not to a frame: only what is in RAM can leave it.
+A pageframe has an id that does not depend on where its bytes are. `home` names its RAM slot and
+`below` its slot on the tier below; 0 means that it has none there, so RAM slot 0 and frame id 0 are
+never handed out (the tier's slot 0 is its header). Everything about LRU belongs to a RAM slot, not
+to a frame: only what is in RAM can leave it.
 
-This module hands frames out and takes them back. It does not know what is in them, who reads a tier, or why a frame
-must go.
+This module hands frames out and takes them back. It does not know what is in them, who reads a
+tier, or why a frame must go.
 
-A frame's `birth` is a word that nothing else ever had or will have: neither another frame, nor the same frame id in an
-earlier life, nor a frame of another server of the same image (`EPOCH_SHIFT`). It gets one when it is taken, and another
-for each attempt to write it below. So births are in the order of age, two looks at a frame can tell whether it is still
-the same, and the birth of what is below can be the nonce under which it was encrypted.
+A frame's `birth` is a word that nothing else ever had or will have: neither another frame, nor the
+same frame id in an earlier life, nor a frame of another server of the same image (`EPOCH_SHIFT`).
+It gets one when it is taken, and another for each attempt to write it below. So births are in the
+order of age, two looks at a frame can tell whether it is still the same, and the birth of what is
+below can be the nonce under which it was encrypted.
 
 Locking: every method and every array is protected by the store's lock, which the caller holds.
-Cost: 23 bytes and its seal (4 or 16) a frame id ever used, 23 a RAM slot. Nothing is allocated after construction, but
-when the budget changes.
+Cost: 23 bytes and its seal (4 or 16) a frame id ever used, 23 a RAM slot. Nothing is allocated
+after construction, but when the budget changes.
 """
 
 import copy
@@ -31,10 +34,12 @@ from zcache.pageframes.ram import Ram
 from zcache.pageframes.states import ALLOWED, State
 from zcache.pages.entry import PAGE_BYTES
 
-#: RAM slots beside the budget that cold frames are read into: as many as reads of cold frames that can run at once.
+#: RAM slots beside the budget that cold frames are read into: as many as reads of cold frames that
+#: can run at once.
 FETCH_SLOTS: Final = 32
 
-#: How far the tables are populated beyond the ids in use, in frames: of 4 KiB, 1.7 MiB of tables (2.4 with encryption).
+#: How far the tables are populated beyond the ids in use, in frames: of 4 KiB, 1.7 MiB of tables
+#: (2.4 with encryption).
 AHEAD_BYTES: Final = 256 << 20
 
 NONE: Final = 0
@@ -58,12 +63,12 @@ def _no_image(_section: str) -> None:
 
 
 class PageFrames(Queues):
-    """`budget_frames` RAM slots of `frame_bytes`, or fewer, as long as some are given back to the system
-    (`withdraw_slots`); and the ids of all frames that can exist in RAM and below.
+    """`budget_frames` RAM slots of `frame_bytes`, or fewer, as long as some are given back to the
+    system (`withdraw_slots`); and the ids of all frames that can exist in RAM and below.
 
-    `reserve_frames` of the slots are not for puts: what is packed into fewer frames is written there first. Of each
-    frame that is below, `seal_bytes` are kept. With an image, frames have the homes, births and seals that are in it;
-    the rest is for `rebuild` to find.
+    `reserve_frames` of the slots are not for puts: what is packed into fewer frames is written
+    there first. Of each frame that is below, `seal_bytes` are kept. With an image, frames have the
+    homes, births and seals that are in it; the rest is for `rebuild` to find.
     """
 
     def __init__(
@@ -119,13 +124,16 @@ class PageFrames(Queues):
         self.cold = 0  # frames in COLD
         self.dropped_clean = 0  # CLEAN -> COLD, ever
 
-    # -- handing out and taking back (hot) --------------------------------------------------------------------------
+    # -- handing out and taking back (hot)
+    # --------------------------------------------------------------------------
 
     def take(self, queue: int) -> int:
-        """A new ACTIVE frame with a RAM slot, youngest of its queue; 0 when no slot is free and no CLEAN frame is left.
+        """A new ACTIVE frame with a RAM slot, youngest of its queue; 0 when no slot is free and no
+        CLEAN frame is left.
 
-        A persistent frame may take the slot of the oldest CLEAN frame, which costs nothing; an ephemeral one, if there
-        are more CLEAN frames than ephemeral ones: both are copies that give way, and neither kind starves the other.
+        A persistent frame may take the slot of the oldest CLEAN frame, which costs nothing; an
+        ephemeral one, if there are more CLEAN frames than ephemeral ones: both are copies that give
+        way, and neither kind starves the other.
         """
         free, clean = self.free_slot_count, self.queue_length[Queue.CLEAN]
         if free + clean <= self.reserve_frames:
@@ -142,8 +150,8 @@ class PageFrames(Queues):
         return frame
 
     def take_reserved(self, behind: int) -> int:
-        """The same for what is packed: from the reserve, too, and in the queue of persistent frames just behind the one
-        in RAM slot `behind`, which is as old (0: the oldest of all)."""
+        """The same for what is packed: from the reserve, too, and in the queue of persistent frames
+        just behind the one in RAM slot `behind`, which is as old (0: the oldest of all)."""
         if self.free_slot_count:
             self.free_slot_count -= 1
             slot = self._free_slots[self.free_slot_count]
@@ -172,8 +180,8 @@ class PageFrames(Queues):
         return frame
 
     def give(self, frame: int) -> int:
-        """Take back a frame that has no live zpage and is not in flight; returns its slot below (0: none) to be
-        freed."""
+        """Take back a frame that has no live zpage and is not in flight; returns its slot below (0:
+        none) to be freed."""
         slot = self.home[frame]
         if slot:
             self._unlink(slot)
@@ -188,14 +196,17 @@ class PageFrames(Queues):
         self.free_id_count += 1
         return below
 
-    # -- leaving RAM and coming back --------------------------------------------------------------------------------
+    # -- leaving RAM and coming back
+    # --------------------------------------------------------------------------------
 
     def isolate_oldest(self, limit: int, retire: Callable[[int], bool]) -> list[int]:
-        """Take up to `limit` of the oldest persistent frames off their queue and mark them WRITEBACK.
+        """Take up to `limit` of the oldest persistent frames off their queue and mark them
+        WRITEBACK.
 
-        `retire(frame)` is called just before, and may keep the frame where it is. A frame referenced since it was last
-        looked at goes to the young end instead; a call looks at `2 * limit` frames at most (and those that are kept),
-        so that a queue of referenced frames costs bounded work and still yields.
+        `retire(frame)` is called just before, and may keep the frame where it is. A frame
+        referenced since it was last looked at goes to the young end instead; a call looks at `2 *
+        limit` frames at most (and those that are kept), so that a queue of referenced frames costs
+        bounded work and still yields.
         """
         chosen: list[int] = []
         kept: list[int] = []
@@ -241,8 +252,8 @@ class PageFrames(Queues):
         return self.give(frame) if not self.live[frame] else NONE
 
     def abort(self, frame: int, restore: Callable[[int], None]) -> None:
-        """End of a flight that failed: the frame is the oldest of those that wait again (FREE if nothing in it is
-        alive), and DIRTY when `restore(frame)` is called."""
+        """End of a flight that failed: the frame is the oldest of those that wait again (FREE if
+        nothing in it is alive), and DIRTY when `restore(frame)` is called."""
         self.in_flight -= 1
         self.move(frame, State.DIRTY)
         slot = self.home[frame]
@@ -271,8 +282,9 @@ class PageFrames(Queues):
     def adopt(self, frame: int, slot: int) -> int:
         """Make the fetch slot `slot`, filled with the COLD `frame`, its home: COLD -> CLEAN.
 
-        Returns the slot that takes the other's place beside the budget: a free one or the oldest CLEAN frame's. Without
-        either there is no room, nothing changes and `slot` itself is returned.
+        Returns the slot that takes the other's place beside the budget: a free one or the oldest
+        CLEAN frame's. Without either there is no room, nothing changes and `slot` itself is
+        returned.
         """
         if self.free_slot_count:
             self.free_slot_count -= 1
@@ -289,8 +301,8 @@ class PageFrames(Queues):
         return spare
 
     def ephemeral_gives_way(self) -> bool:
-        """Whether an ephemeral frame has to be eaten before a frame is adopted: no slot is free, and of what gives way
-        there is more ephemeral than CLEAN."""
+        """Whether an ephemeral frame has to be eaten before a frame is adopted: no slot is free,
+        and of what gives way there is more ephemeral than CLEAN."""
         return not self.free_slot_count and self.queue_length[Queue.EPHEMERAL] > self.queue_length[Queue.CLEAN]
 
     def has_room_for(self, window: int) -> bool:
@@ -298,8 +310,9 @@ class PageFrames(Queues):
         return self.free_slot_count + self.queue_length[Queue.CLEAN] > window + 1
 
     def oldest_ephemeral(self) -> int:
-        """The ephemeral frame that has waited longest and was not referenced since it was last looked at; 0 if there is
-        none. Those that were go to the young end; after `SECOND_CHANCES` of them, the oldest has had its chance."""
+        """The ephemeral frame that has waited longest and was not referenced since it was last
+        looked at; 0 if there is none. Those that were go to the young end; after `SECOND_CHANCES`
+        of them, the oldest has had its chance."""
         head = self.slot_count + Queue.EPHEMERAL
         for _ in range(SECOND_CHANCES):
             slot = self.newer[head]
@@ -318,12 +331,14 @@ class PageFrames(Queues):
         self.state[frame] = state
 
     def new_table(self, typecode: Typecode) -> memoryview:
-        """Something more to be known of each frame, by its id: all zero at first, and populated as the tables here."""
+        """Something more to be known of each frame, by its id: all zero at first, and populated as
+        the tables here."""
         table = FlatArray(typecode, self.frame_count + 1)
         self._id_tables.append(table)
         return table.view
 
-    # -- a budget that changes ----------------------------------------------------------------------------------------
+    # -- a budget that changes
+    # ----------------------------------------------------------------------------------------
 
     def withdraw_slots(self, limit: int) -> "array[int]":
         """Up to `limit` free slots leave the budget."""
@@ -349,13 +364,15 @@ class PageFrames(Queues):
             self._put_free_slot(slot)
 
     def drop_oldest_clean(self) -> bool:
-        """CLEAN -> COLD for the frame that has been clean longest; its slot is free. False: there is none."""
+        """CLEAN -> COLD for the frame that has been clean longest; its slot is free. False: there
+        is none."""
         if not self.queue_length[Queue.CLEAN]:
             return False
         self._put_free_slot(self._drop_oldest_clean())
         return True
 
-    # -- figures and upkeep -----------------------------------------------------------------------------------------
+    # -- figures and upkeep
+    # -----------------------------------------------------------------------------------------
 
     @property
     def available(self) -> int:
@@ -364,8 +381,8 @@ class PageFrames(Queues):
 
     @property
     def ready(self) -> int:
-        """Frames that a persistent put can have without waiting for a tier: those, and ephemeral ones, which it eats
-        one by one."""
+        """Frames that a persistent put can have without waiting for a tier: those, and ephemeral
+        ones, which it eats one by one."""
         return self.available + self.queue_length[Queue.EPHEMERAL]
 
     @property
@@ -391,7 +408,8 @@ class PageFrames(Queues):
         return itertools.islice(self._fetch_slots, self.fetch_slot_count)
 
     def copied_to(self, copied: Callable[[memoryview], memoryview]) -> "PageFrames":
-        """A twin whose books stay as they are now, each array `copied` as far as it is in use (for `check`).
+        """A twin whose books stay as they are now, each array `copied` as far as it is in use (for
+        `check`).
 
         Frames' bytes, births and seals are not in it."""
         twin = copy.copy(self)
@@ -417,14 +435,16 @@ class PageFrames(Queues):
             table.fault_ahead(stop)
         self.seal_table.fault_ahead(stop * self.seal_bytes)
 
-    # -- within ------------------------------------------------------------------------------------------------------
+    # -- within
+    # ------------------------------------------------------------------------------------------------------
 
     def _put_free_slot(self, slot: int) -> None:
         self._free_slots[self.free_slot_count] = slot
         self.free_slot_count += 1
 
     def _drop_oldest_clean(self) -> int:
-        """CLEAN -> COLD for the frame that has been clean longest; returns the RAM slot it leaves."""
+        """CLEAN -> COLD for the frame that has been clean longest; returns the RAM slot it
+        leaves."""
         slot = self.newer[self.slot_count + Queue.CLEAN]
         self._unlink(slot)
         frame = self.frame_of[slot]

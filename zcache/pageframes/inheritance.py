@@ -1,8 +1,9 @@
-"""Taking over the frames that a predecessor left in an image: each where it was, all else free, the oldest first.
+"""Taking over the frames that a predecessor left in an image: each where it was, all else free, the
+oldest first.
 
-It works on a new `PageFrames` from the inside, and is apart from it because a server does it once, and most never. It
-runs when memory may be short: beside the frames' own tables it takes 4 bytes for each frame in RAM, and makes no list
-of them all.
+It works on a new `PageFrames` from the inside, and is apart from it because a server does it once,
+and most never. It runs when memory may be short: beside the frames' own tables it takes 4 bytes for
+each frame in RAM, and makes no list of them all.
 """
 
 import heapq
@@ -20,9 +21,11 @@ SORTED_RUN: Final = 1 << 12
 
 
 def inherit(frames: PageFrames, frame: int, ram_only_state: Callable[[int], State]) -> None:
-    """Go on with a frame that page-table entries name (`live` says how many), where a predecessor left it.
+    """Go on with a frame that page-table entries name (`live` says how many), where a predecessor
+    left it.
 
-    `ram_only_state` tells what a frame is that is not below. Raises `Imbalance` if it is nowhere, or where another is.
+    `ram_only_state` tells what a frame is that is not below. Raises `Imbalance` if it is nowhere,
+    or where another is.
     """
     slot, below = frames.home[frame], frames.below[frame]
     if not slot and not below:
@@ -37,8 +40,8 @@ def inherit(frames: PageFrames, frame: int, ram_only_state: Callable[[int], Stat
 
 
 def free_the_rest(frames: PageFrames, highest: int, beat: Callable[[], None]) -> None:
-    """Once all frames are inherited, none above `highest`: all other ids and slots are free, and the queues are in the
-    order of births. `beat` is called now and then."""
+    """Once all frames are inherited, none above `highest`: all other ids and slots are free, and
+    the queues are in the order of births. `beat` is called now and then."""
     live = frames.live
     frames.fresh_id = highest + 1
     for table in (frames.home_table, frames.below_table):
@@ -78,7 +81,8 @@ def _by_birth(frames: PageFrames) -> Iterator[int]:
 
 
 def beating(items: Iterable[int], beat: Callable[[], None]) -> Iterator[int]:
-    """The items; `beat` is called at every 65,536th, so that nobody takes this for a server that hangs."""
+    """The items; `beat` is called at every 65,536th, so that nobody takes this for a server that
+    hangs."""
     for number, item in enumerate(items):
         if not number & 0xFFFF:
             beat()

@@ -1,9 +1,10 @@
 """The queues in which frames wait to leave RAM, by the RAM slots that they are in.
 
-They are circular doubly-linked lists threaded through two flat arrays, one for each `Queue`; a queue's head is an
-extra index beyond the RAM slots, so that linking and unlinking have no special cases. The oldest frame comes first. A
-get does not move its frame (six array writes): it sets `referenced`, and whoever looks for a frame gives such a one one
-more round: the second-chance approximation of LRU that the kernel uses for its own pages.
+They are circular doubly-linked lists threaded through two flat arrays, one for each `Queue`; a
+queue's head is an extra index beyond the RAM slots, so that linking and unlinking have no special
+cases. The oldest frame comes first. A get does not move its frame (six array writes): it sets
+`referenced`, and whoever looks for a frame gives such a one one more round: the second-chance
+approximation of LRU that the kernel uses for its own pages.
 
 Cost: 10 bytes a RAM slot.
 """

@@ -1,10 +1,12 @@
-"""The memory of the RAM slots: one stretch of it, of which some may be absent, given back to the system.
+"""The memory of the RAM slots: one stretch of it, of which some may be absent, given back to the
+system.
 
-What is there is populated as a whole at the start, so that no put and no fetch ever asks the system for memory. What is
-absent is a hole: it costs nothing, and is populated before it is used again.
+What is there is populated as a whole at the start, so that no put and no fetch ever asks the system
+for memory. What is absent is a hole: it costs nothing, and is populated before it is used again.
 
-A slot can be smaller than a page of the kernel's (zbud's, where that is not 4 KiB). The kernel gives and takes whole
-pages, so a page becomes a hole when the last slot in it is absent, and is populated when the first one is not.
+A slot can be smaller than a page of the kernel's (zbud's, where that is not 4 KiB). The kernel
+gives and takes whole pages, so a page becomes a hole when the last slot in it is absent, and is
+populated when the first one is not.
 """
 
 import mmap
@@ -21,8 +23,8 @@ POPULATED_RUN_BYTES: Final = 64 << 20
 
 
 class Ram:
-    """`slot_count` slots of `frame_bytes`; of an image, if its section is given. One thread gives back and gets
-    back."""
+    """`slot_count` slots of `frame_bytes`; of an image, if its section is given. One thread gives
+    back and gets back."""
 
     def __init__(
         self, slot_count: int, frame_bytes: int, section: Section | None, page_bytes: int = KERNEL_PAGE_BYTES
@@ -43,8 +45,8 @@ class Ram:
             self._absent[slot] = is_absent
 
     def give_back(self, slots: Iterable[int]) -> None:
-        """Without the lock: the memory of a few absent slots goes to the system, in pages that hold no others. Raises
-        `OSError` where that cannot be (locked memory before Linux 5.18)."""
+        """Without the lock: the memory of a few absent slots goes to the system, in pages that hold
+        no others. Raises `OSError` where that cannot be (locked memory before Linux 5.18)."""
         for start, stop in self._spans(sorted(slots)):
             self._discard(start, stop)
 
@@ -54,10 +56,11 @@ class Ram:
             self._discard(start, stop)
 
     def get_back(self, slots: Iterable[int]) -> None:
-        """Without the lock: a few absent slots have memory again. May wait for it; raises `OSError` if there is none.
+        """Without the lock: a few absent slots have memory again. May wait for it; raises `OSError`
+        if there is none.
 
-        The memory of an image is allocated before it is mapped: whoever waits for it does not hold up the address
-        space, and with that all threads that fault or map something.
+        The memory of an image is allocated before it is mapped: whoever waits for it does not hold
+        up the address space, and with that all threads that fault or map something.
         """
         for start, stop in self._spans(sorted(slots)):
             start = page_start(start, self._page_bytes)
@@ -66,7 +69,8 @@ class Ram:
             libc.populate(self.view[start:stop])
 
     def _discard(self, start: int, stop: int) -> None:
-        """Of the pages that hold absent slots, from byte `start` to `stop`, those that hold no others."""
+        """Of the pages that hold absent slots, from byte `start` to `stop`, those that hold no
+        others."""
         first, last = page_start(start, self._page_bytes), page_end(stop, self._page_bytes)
         if not self._are_absent(first, start):
             first = page_end(start, self._page_bytes)
@@ -84,8 +88,8 @@ class Ram:
         return self._absent.find(False, start // self._frame_bytes, stop // self._frame_bytes) < 0
 
     def populate(self, beat: Callable[[], None]) -> None:
-        """Fault in all that is not absent; raises `OSError` when there is not that much memory. `beat` is called on the
-        way."""
+        """Fault in all that is not absent; raises `OSError` when there is not that much memory.
+        `beat` is called on the way."""
         for start, stop in self._runs(is_absent=False):
             for part in range(page_start(start, self._page_bytes), stop, POPULATED_RUN_BYTES):
                 libc.populate(self.view[part : min(part + POPULATED_RUN_BYTES, stop)])

@@ -6,8 +6,9 @@
                         or write failed       write failed
                         and it has room
 
-From each state but FREE a frame becomes FREE when its last zpage dies; from WRITEBACK only once the flight has ended.
-Ephemeral frames know FREE, ACTIVE and DIRTY alone: they are never written anywhere.
+From each state but FREE a frame becomes FREE when its last zpage dies; from WRITEBACK only once the
+flight has ended. Ephemeral frames know FREE, ACTIVE and DIRTY alone: they are never written
+anywhere.
 """
 
 from enum import IntEnum

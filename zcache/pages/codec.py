@@ -1,11 +1,11 @@
 """Codecs: a 4096-byte page to fewer bytes and back.
 
-An id is part of every page-table entry, so it never changes its meaning. Whatever codec puts are made with,
-`decoders` can read all of them: an entry says by itself how to read it.
+An id is part of every page-table entry, so it never changes its meaning. Whatever codec puts are
+made with, `decoders` can read all of them: an entry says by itself how to read it.
 
-Guarantee: `compress` never asks the caller to hold a lock and may be called from several threads at once (the lz4 and
-zstandard packages release the GIL while they work). `decompress` either returns exactly one page or raises
-`PageDamaged`.
+Guarantee: `compress` never asks the caller to hold a lock and may be called from several threads at
+once (the lz4 and zstandard packages release the GIL while they work). `decompress` either returns
+exactly one page or raises `PageDamaged`.
 """
 
 import re
@@ -26,8 +26,8 @@ ZSTD: Final = 3
 NAMES: Final = {RAW: "raw", WORD: "word", LZ4: "lz4", ZSTD: "zstd"}
 CHOICES: Final = "lz4, lz4:ACCELERATION (1 to 65537) or zstd:LEVEL (-7 to 19)"
 
-#: zstd contexts made ahead: a context must not be used by two threads at once, and each connection has
-#: one. `list.pop` and `append` are atomic, so a list is all the locking that they need.
+#: zstd contexts made ahead: a context must not be used by two threads at once, and each connection
+#: has one. `list.pop` and `append` are atomic, so a list is all the locking that they need.
 ZSTD_CONTEXTS: Final = 4
 _idle_decompressors: Final[list[Any]] = []
 
@@ -39,8 +39,8 @@ Decompress = Callable[[bytes], bytes]
 
 
 class Codec:
-    """What puts are made with: `id`, `name`, and `compress(page) -> bytes`. A zpage of n bytes has the tag
-    `tag_base + (n << LENGTH_SHIFT)`."""
+    """What puts are made with: `id`, `name`, and `compress(page) -> bytes`. A zpage of n bytes has
+    the tag `tag_base + (n << LENGTH_SHIFT)`."""
 
     def __init__(self, codec_id: int, name: str, compress: Compress) -> None:
         self.id = codec_id
@@ -76,7 +76,8 @@ def _lz4_compress(acceleration: int) -> Compress:
 
 
 def _load_zstandard() -> ModuleType:
-    """Where zstd is to be used, and not before: it would be locked in the memory of a server that has no use for it."""
+    """Where zstd is to be used, and not before: it would be locked in the memory of a server that
+    has no use for it."""
     global _errors
     import zstandard
 
@@ -106,7 +107,8 @@ def _zstd_compress(level: int) -> Compress:
         idle.append(context)
         return body
 
-    # A context takes its memory at its first use (72 KiB at level 1): now, and not when two puts meet.
+    # A context takes its memory at its first use (72 KiB at level 1): now, and not when two puts
+    # meet.
     page = memoryview(bytes(range(256)) * (PAGE_BYTES // 256))
     for context in idle:
         body = context.compress(page)

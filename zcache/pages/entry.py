@@ -9,10 +9,10 @@
     same-filled:
     bit 31..0   the 32-bit word that the page repeats
 
-Kinds are ordered so that comparisons do for a decoder: `not e` is empty, `e < SAME_FILLED` a zpage, `e < LOST`
-same-filled. A page that repeats a 64-bit word whose halves differ does not fit here; the word itself is then a zpage
-of 8 bytes. The hot paths of the store and the allocators spell these shifts out in line; tests hold the two spellings
-together.
+Kinds are ordered so that comparisons do for a decoder: `not e` is empty, `e < SAME_FILLED` a zpage,
+`e < LOST` same-filled. A page that repeats a 64-bit word whose halves differ does not fit here; the
+word itself is then a zpage of 8 bytes. The hot paths of the store and the allocators spell these
+shifts out in line; tests hold the two spellings together.
 """
 
 from typing import Final, NamedTuple
@@ -28,7 +28,8 @@ LENGTH_MASK: Final = 0xFFF
 CODEC_SHIFT: Final = 59
 CODEC_MASK: Final = 7
 
-#: An owner word names a page on the way back from its frame: its object's handle, and the page's index in that.
+#: An owner word names a page on the way back from its frame: its object's handle, and the page's
+#: index in that.
 OWNER_INDEX_BITS: Final = 40
 OWNER_HANDLE_BITS: Final = 16
 

@@ -1,9 +1,9 @@
-"""The page table: one 64-bit entry for each page of an object, flat. It is the only truth: what it does not name does
-not exist.
+"""The page table: one 64-bit entry for each page of an object, flat. It is the only truth: what it
+does not name does not exist.
 
-Beside the entries there is one byte for each block of 512 entries (4 KiB of the table) that says whether any
-of them was ever written: scans of a huge and mostly empty device skip whole blocks by `bytearray.find`, and do not
-touch their memory.
+Beside the entries there is one byte for each block of 512 entries (4 KiB of the table) that says
+whether any of them was ever written: scans of a huge and mostly empty device skip whole blocks by
+`bytearray.find`, and do not touch their memory.
 """
 
 import sys
@@ -20,11 +20,13 @@ from zcache.pages.entry import EMPTY, LOST, SAME_FILLED
 BLOCK_SHIFT: Final = 9
 BLOCK_ENTRIES: Final = 1 << BLOCK_SHIFT
 
-#: A request is worked on in runs of at most this many pages (256 KiB): bounds the memory and the time under the lock
-#: that one request can take, whatever its size. The kernel's swap client sends at most 32 pages.
+#: A request is worked on in runs of at most this many pages (256 KiB): bounds the memory and the
+#: time under the lock that one request can take, whatever its size. The kernel's swap client sends
+#: at most 32 pages.
 MAX_RUN_PAGES: Final = 64
 
-#: The table is populated by stretches of 1 GiB of device (2 MiB of entries): each that was touched, and the next one.
+#: The table is populated by stretches of 1 GiB of device (2 MiB of entries): each that was touched,
+#: and the next one.
 STRETCH_BLOCKS: Final = 1 << 9
 STRETCH_ENTRIES: Final = STRETCH_BLOCKS * BLOCK_ENTRIES
 POPULATED: Final = 1
@@ -37,7 +39,8 @@ assert sys.byteorder == "little" and array("Q").itemsize == 8 and MAX_RUN_PAGES 
 
 
 class PageTable:
-    """`page_count` entries; the caller holds the store's lock except for `extents` and `fault_ahead`."""
+    """`page_count` entries; the caller holds the store's lock except for `extents` and
+    `fault_ahead`."""
 
     def __init__(self, page_count: int, section: Section | None = None) -> None:
         self._array = FlatArray("Q", page_count, section)
@@ -52,7 +55,8 @@ class PageTable:
             touched[block] = 1
 
     def touched_runs(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
-        """The parts of `first` to `stop` (exclusive) in touched blocks, each at most a block: all else is EMPTY."""
+        """The parts of `first` to `stop` (exclusive) in touched blocks, each at most a block: all
+        else is EMPTY."""
         block = first >> BLOCK_SHIFT
         last_block = (stop - 1) >> BLOCK_SHIFT
         while (block := self.touched.find(1, block, last_block + 1)) >= 0:
@@ -69,7 +73,8 @@ class PageTable:
                     yield entries
 
     def extents(self, first: int, count: int, lock: threading.Lock) -> Iterator[tuple[int, int, bool]]:
-        """Runs of pages from `first` as (first, count, reads as zeros), merged, in order, without gaps.
+        """Runs of pages from `first` as (first, count, reads as zeros), merged, in order, without
+        gaps.
 
         The caller does not hold `lock`: it is taken for a block at a time.
         """
@@ -95,7 +100,8 @@ class PageTable:
             yield run_start, end - run_start, run_zero
 
     def clear_block(self, first: int, stop: int) -> None:
-        """Make a run of entries EMPTY; if it is a whole block, its memory need not be looked at again."""
+        """Make a run of entries EMPTY; if it is a whole block, its memory need not be looked at
+        again."""
         for start in range(first, stop, WHOLE_WORDS):
             fill(self.entries, start, min(start + WHOLE_WORDS, stop), EMPTY_RUN)
         if stop - first == BLOCK_ENTRIES:
@@ -116,8 +122,8 @@ class PageTable:
             self._populated[stretch] = POPULATED
 
     def is_populated(self, first: int, stop: int) -> bool:
-        """Whether entries `first` to `stop` (exclusive; at most 1 GiB of device) can be read and written without a page
-        fault. If not, they soon can: `fault_ahead` is told."""
+        """Whether entries `first` to `stop` (exclusive; at most 1 GiB of device) can be read and
+        written without a page fault. If not, they soon can: `fault_ahead` is told."""
         populated = self._populated
         is_there = True
         for stretch in {first // STRETCH_ENTRIES, (stop - 1) // STRETCH_ENTRIES}:

@@ -1,8 +1,10 @@
-"""tmem: who a page belongs to. Pools of two kinds hold objects; an object is a table of pages by index.
+"""tmem: who a page belongs to. Pools of two kinds hold objects; an object is a table of pages by
+index.
 
-Transcendent memory (Magenheimer, 2009-2012) names a page by a key of three parts: pool, object, index. A pool is
-persistent or ephemeral, and that decides what a get may answer. Here an object has a fixed number of pages and its
-handles lie in a flat page table; a swap device is one object of one persistent pool.
+Transcendent memory (Magenheimer, 2009-2012) names a page by a key of three parts: pool, object,
+index. A pool is persistent or ephemeral, and that decides what a get may answer. Here an object has
+a fixed number of pages and its handles lie in a flat page table; a swap device is one object of one
+persistent pool.
 
 The coherency contract, which `tests/unit/test_tmem_contract.py` holds the store to for both kinds:
 
@@ -66,7 +68,8 @@ class Tmem:
         return pool
 
     def new_object(self, pool: Pool, object_id: int, page_count: int, section: Section | None = None) -> TmemObject:
-        """An object of `page_count` pages: all of them absent, or what the section of an image holds."""
+        """An object of `page_count` pages: all of them absent, or what the section of an image
+        holds."""
         assert object_id not in pool.objects and page_count < 1 << OWNER_INDEX_BITS
         handle = self._handles.index(None) if None in self._handles else len(self._handles)
         assert handle < 1 << OWNER_HANDLE_BITS

@@ -1,8 +1,9 @@
 """Pages to zpages and back: the part of a put and of a get that needs no lock.
 
-All pages of a request are compressed, in one flat loop with everything bound to locals, and only then are those looked
-at whose zpages are not of an ordinary length: a page that repeats a word compresses to next to nothing (which costs
-0.6 us; a look at every page before costs 0.1 us each), and one that does not compress is kept raw.
+All pages of a request are compressed, in one flat loop with everything bound to locals, and only
+then are those looked at whose zpages are not of an ordinary length: a page that repeats a word
+compresses to next to nothing (which costs 0.6 us; a look at every page before costs 0.1 us each),
+and one that does not compress is kept raw.
 """
 
 from collections.abc import Sequence
@@ -28,8 +29,9 @@ _RAW_TAG: Final = zpage_tag(RAW, PAGE_BYTES)
 _WORD_TAG: Final = zpage_tag(WORD, 8)
 
 
-#: For each page the zpage's bytes, none where the entry says it all; the entry without its place; and of all pages,
-#: how many are same-filled, how many raw, and the bytes of their zpages. (A plain tuple: 0.2 us a request less.)
+#: For each page the zpage's bytes, none where the entry says it all; the entry without its place;
+#: and of all pages, how many are same-filled, how many raw, and the bytes of their zpages. (A plain
+#: tuple: 0.2 us a request less.)
 Encoded = tuple[list[bytes], list[int], int, int, int]
 
 #: A page that repeats a word has no longer zpage: of either codec, some 35 bytes.
@@ -37,8 +39,8 @@ SUSPECT_BYTES: Final = 64
 
 
 def encode(codec: Codec, max_zpage_bytes: int, data: memoryview) -> Encoded:
-    """`data` is at most `MAX_RUN_PAGES` whole pages (format B). A zpage longer than the limit is not worth it: such a
-    page stays raw."""
+    """`data` is at most `MAX_RUN_PAGES` whole pages (format B). A zpage longer than the limit is
+    not worth it: such a page stays raw."""
     compress, tag_base = codec.compress, codec.tag_base
     bodies = [compress(data[piece]) for piece in PAGE_SLICES[: len(data) >> 12]]
     lengths = [*map(len, bodies)]

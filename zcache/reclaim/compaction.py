@@ -1,17 +1,18 @@
-"""Compaction: packs what is alive in the emptiest frames of the log into fewer. (The cleaner of log-structured stores;
-here "clean" is a frame whose bytes are below, too.)
+"""Compaction: packs what is alive in the emptiest frames of the log into fewer. (The cleaner of
+log-structured stores; here "clean" is a frame whose bytes are below, too.)
 
-In RAM, packing competes with writing the oldest frames below: either gives frames back. A light frame is packed,
-because copying what little is alive in it costs less than a write and a later read; above `WORTH_WEIGHT` frames are
-written, and packed only if they cannot be. Below, it is only done when slots run out: the lightest frames there are
-read, what is alive in them goes into frames in RAM, the oldest of all, and those go down again as others do.
+In RAM, packing competes with writing the oldest frames below: either gives frames back. A light
+frame is packed, because copying what little is alive in it costs less than a write and a later
+read; above `WORTH_WEIGHT` frames are written, and packed only if they cannot be. Below, it is only
+done when slots run out: the lightest frames there are read, what is alive in them goes into frames
+in RAM, the oldest of all, and those go down again as others do.
 
-What is packed keeps its age, as near as may be: victims are packed in the order of their births, and the frame that
-takes them stands in the queue where the first of them stood.
+What is packed keeps its age, as near as may be: victims are packed in the order of their births,
+and the frame that takes them stands in the queue where the first of them stood.
 
-Law: a victim is chosen among the frames of a window (256 MiB of them), so that a look costs a millisecond at most
-under the lock, whatever the budget; only a put for which nothing else can be done looks at all. A search that found
-nothing is not repeated before some pages have died.
+Law: a victim is chosen among the frames of a window (256 MiB of them), so that a look costs a
+millisecond at most under the lock, whatever the budget; only a put for which nothing else can be
+done looks at all. A search that found nothing is not repeated before some pages have died.
 """
 
 import heapq
@@ -40,8 +41,9 @@ MOST_ZPAGES: Final = 512
 
 
 class _Search:
-    """Where a search for light frames goes on, and what it has found. All windows must have been empty before it is
-    said that there are none, and then some pages must die before it looks again."""
+    """Where a search for light frames goes on, and what it has found. All windows must have been
+    empty before it is said that there are none, and then some pages must die before it looks
+    again."""
 
     def __init__(self, log: Log, frames: PageFrames) -> None:
         self._log = log
@@ -94,7 +96,8 @@ class Compactor:
         self.under_way = 0  # threads that read frames to pack them
 
     def pack_ram(self, worst_weight: int, everywhere: bool = False) -> bool:
-        """Under the lock: pack some of the lightest frames that are in RAM only. Whether anything was moved.
+        """Under the lock: pack some of the lightest frames that are in RAM only. Whether anything
+        was moved.
 
         Looks at one window, or `everywhere`."""
         search = self._in_ram.setdefault(worst_weight, _Search(self._log, self._frames))
@@ -118,7 +121,8 @@ class Compactor:
         return moved > 0
 
     def pack_below(self, everywhere: bool = False) -> bool:
-        """Without the lock: give some slots below back. False: nothing has changed, and trying again will not help."""
+        """Without the lock: give some slots below back. False: nothing has changed, and trying
+        again will not help."""
         frames, log = self._frames, self._log
         with self._lock:
             if not everywhere and not self._below.is_due():
@@ -151,7 +155,8 @@ class Compactor:
         return has_changed or log.released_zpages != released
 
     def _mark(self, frame: int, birth: int, wrong: str) -> bool:
-        """Under the lock: a frame could not be read: it will not be tried again. Whether others may."""
+        """Under the lock: a frame could not be read: it will not be tried again. Whether others
+        may."""
         reading = self._health.reading
         self._statistics.checksum_errors += wrong == SEAL_BROKEN
         self._statistics.fetch_errors += wrong == UNREADABLE
@@ -164,7 +169,8 @@ class Compactor:
         return birth == self._frames.birth[frame]
 
     def _move_out(self, frame: int, slot: int, behind: int) -> int:
-        """Under the lock: move all that is alive in a frame, whose bytes are in RAM slot `slot`; returns how many."""
+        """Under the lock: move all that is alive in a frame, whose bytes are in RAM slot `slot`;
+        returns how many."""
         zpages = self._log.collect(frame, slot)
         stream = Stream.RECOMPRESSED if self._log.is_tight[frame] else Stream.PACKED
         moved = self._log.append(zpages, stream, behind)

@@ -1,31 +1,35 @@
 """Reclaim: keeps frames available for puts by writing the oldest ones below before they are needed.
 
-A frame is *available* when a put can have it at once: its RAM slot is free, or it is CLEAN and can be dropped at no
-cost. It is *ready* if that or ephemeral: a persistent put eats the oldest of those, one for each frame that it needs,
-before anything persistent leaves RAM (ouroboros). Background reclaim (a kswapd) sleeps until fewer than `low_watermark`
-frames are ready, then cleans the LRU tail, a batch at a time, until `high_watermark` are. A put that finds none
-reclaims by itself, a small batch, so that it waits for one short write and not for a long one. Frames are written as
-they are: nothing is decompressed, and no page-table entry changes.
+A frame is *available* when a put can have it at once: its RAM slot is free, or it is CLEAN and can
+be dropped at no cost. It is *ready* if that or ephemeral: a persistent put eats the oldest of
+those, one for each frame that it needs, before anything persistent leaves RAM (ouroboros).
+Background reclaim (a kswapd) sleeps until fewer than `low_watermark` frames are ready, then cleans
+the LRU tail, a batch at a time, until `high_watermark` are. A put that finds none reclaims by
+itself, a small batch, so that it waits for one short write and not for a long one. Frames are
+written as they are: nothing is decompressed, and no page-table entry changes.
 
-One flight: under the lock, reserve a run of slots below and isolate as many of the oldest frames (they are WRITEBACK
-now: nobody changes their bytes or reuses their RAM); without the lock, seal and write them; under the lock, they land
-as CLEAN, or go straight to FREE if all their pages died meanwhile. A write that fails puts them back as the oldest.
+One flight: under the lock, reserve a run of slots below and isolate as many of the oldest frames
+(they are WRITEBACK now: nobody changes their bytes or reuses their RAM); without the lock, seal and
+write them; under the lock, they land as CLEAN, or go straight to FREE if all their pages died
+meanwhile. A write that fails puts them back as the oldest.
 
-A tier that fails is tried again with `Backoff`: by background reclaim, and by a put that needs room, one of them at a
-time; until a write arrives, or no frame is left to be written: then nothing is kept in RAM by that trouble, nothing can
-show whether it lasts, and it is forgotten. A put for which there is no room waits while that trouble is younger than
-`PATIENCE_SECONDS`, and fails at once when it is older: it is held up for that long and two writes, at most. The next
-try writes to other slots, because slots are handed out next-fit; so a bad spot below costs a rest, and not the tier. A
-write that neither fails nor ends is waited for: giving up would leave its frames in RAM all the same, and the disk's
-driver has a timeout of its own.
+A tier that fails is tried again with `Backoff`: by background reclaim, and by a put that needs
+room, one of them at a time; until a write arrives, or no frame is left to be written: then nothing
+is kept in RAM by that trouble, nothing can show whether it lasts, and it is forgotten. A put for
+which there is no room waits while that trouble is younger than `PATIENCE_SECONDS`, and fails at
+once when it is older: it is held up for that long and two writes, at most. The next try writes to
+other slots, because slots are handed out next-fit; so a bad spot below costs a rest, and not the
+tier. A write that neither fails nor ends is waited for: giving up would leave its frames in RAM all
+the same, and the disk's driver has a timeout of its own.
 
-With an allocator that leaves holes there is another way to have frames: to pack the lightest into fewer
-(`zcache.reclaim.compaction`). It comes first where it is cheap, and last where nothing can be written; below, when slots run
-short. And with spare time the oldest are compressed once more (`zcache.reclaim.recompression`) before they are written. A put
-that needs room waits for neither of these two: it packs in RAM, writes, and packs below only if nothing else is left.
+With an allocator that leaves holes there is another way to have frames: to pack the lightest into
+fewer (`zcache.reclaim.compaction`). It comes first where it is cheap, and last where nothing can be
+written; below, when slots run short. And with spare time the oldest are compressed once more
+(`zcache.reclaim.recompression`) before they are written. A put that needs room waits for neither of
+these two: it packs in RAM, writes, and packs below only if nothing else is left.
 
-Law: work between two looks at the lock is bounded by the batch. Nothing here waits for anything but the tier,
-other flights, and a rest.
+Law: work between two looks at the lock is bounded by the batch. Nothing here waits for anything but
+the tier, other flights, and a rest.
 """
 
 import threading
@@ -97,22 +101,25 @@ class Reclaimer:
         self._thread: OwnThread | None = None
 
     def set_watermarks(self, budget_frames: int) -> None:
-        """As they were chosen, or between 1/32 and 1/16 of the budget: at 160 MiB, 5 MiB of frames are ready before
-        reclaim wakes, and 10 MiB when it rests."""
+        """As they were chosen, or between 1/32 and 1/16 of the budget: at 160 MiB, 5 MiB of frames
+        are ready before reclaim wakes, and 10 MiB when it rests."""
         low, high = self.chosen_watermarks or (budget_frames // 32, budget_frames // 16)
         self.low_watermark = max(min(low, budget_frames // 2), 1)
         self.high_watermark = max(min(high, budget_frames // 2), 2)
         self.wake_below_slots = self.low_watermark + self._frames.reserve_frames  # free ones: what a put looks at
 
-    # -- called by the store ----------------------------------------------------------------------------------------
+    # -- called by the store
+    # ----------------------------------------------------------------------------------------
 
     def wake_if_low(self) -> None:
-        """Cheap, and called with or without the lock: wakes background reclaim if few frames are available."""
+        """Cheap, and called with or without the lock: wakes background reclaim if few frames are
+        available."""
         if self._frames.ready < self.low_watermark and not self._wake.is_set():
             self._wake.set()
 
     def make_room(self, queue: int) -> bool:
-        """Called without the lock by a put that found no frame. False: there is no room, and waiting will not help."""
+        """Called without the lock by a put that found no frame. False: there is no room, and
+        waiting will not help."""
         with self._lock:
             self._waiting_puts += 1
         try:
@@ -164,7 +171,8 @@ class Reclaimer:
                 return True
 
     def _wait_for_landing(self) -> bool:
-        """Under the lock: a flight has ended, or it may be time for the next try. False: no more patience."""
+        """Under the lock: a flight has ended, or it may be time for the next try. False: no more
+        patience."""
         writing = self._health.writing
         if not writing.failures:
             self.landed.wait()
@@ -174,11 +182,12 @@ class Reclaimer:
             self._health.clock.wait(self.landed, min(patience, max(writing.rest_seconds(), FIRST_REST_SECONDS)))
         return patience > 0
 
-    # -- the background thread --------------------------------------------------------------------------------------
+    # -- the background thread
+    # --------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start background reclaim; frames that are written by it need no put to wait. Raises `EnvironmentProblem` if
-        there can be no thread."""
+        """Start background reclaim; frames that are written by it need no put to wait. Raises
+        `EnvironmentProblem` if there can be no thread."""
         self._thread = OwnThread("zcache-reclaim", self._run)
         self._thread.start()
 
@@ -209,14 +218,14 @@ class Reclaimer:
                     self._stopped.wait(rest)
 
     def wants_to_clean(self) -> bool:
-        """Whether background reclaim goes on: few frames are available, or it is yet to be seen that writes work
-        again."""
+        """Whether background reclaim goes on: few frames are available, or it is yet to be seen
+        that writes work again."""
         return self._frames.ready < self.high_watermark or self._health.writing.failures > 0
 
     def clean_some(self) -> bool | None:
-        """One piece of background work: a few frames are packed, or one is compressed once more, or a flight is flown.
-        False: the flight failed, or it is too early for another try. None: there is nothing to clean, and so no trouble
-        that could be seen to end; or no room below."""
+        """One piece of background work: a few frames are packed, or one is compressed once more, or
+        a flight is flown. False: the flight failed, or it is too early for another try. None: there
+        is nothing to clean, and so no trouble that could be seen to end; or no room below."""
         if self._is_short_below() and self._pack_below():
             return True
         with self._lock:
@@ -241,7 +250,8 @@ class Reclaimer:
                 self._statistics.reclaim_background += len(batch)
         return arrived
 
-    # -- packing, with an allocator that needs it -------------------------------------------------------------------
+    # -- packing, with an allocator that needs it
+    # -------------------------------------------------------------------
 
     def _pack_ram(self, worst_weight: int, everywhere: bool = False) -> bool:
         """Under the lock; whether anything was moved."""
@@ -261,7 +271,8 @@ class Reclaimer:
         return self._compactor is not None and self._compactor.under_way > 0
 
     def _is_short_below(self) -> bool:
-        """Whether frames below are to be packed, before there is no slot left for those that are on their way."""
+        """Whether frames below are to be packed, before there is no slot left for those that are on
+        their way."""
         tier = self._tier
         return (
             self._compactor is not None
@@ -270,11 +281,13 @@ class Reclaimer:
             and tier.slot_count - tier.used_slots < max(tier.slot_count >> SHORT_BELOW_SHIFT, 1)
         )
 
-    # -- what can wait ----------------------------------------------------------------------------------------------
+    # -- what can wait
+    # ----------------------------------------------------------------------------------------------
 
     def tidy(self) -> bool:
-        """One piece of work that nobody waits for, if there is time to spare: a frame at rest is compressed once more,
-        or a few are packed. Whether there was any. Called without the lock, now and then."""
+        """One piece of work that nobody waits for, if there is time to spare: a frame at rest is
+        compressed once more, or a few are packed. Whether there was any. Called without the lock,
+        now and then."""
         if not self._may_work():
             return False
         if self._recompressor and self._recompress(self._recompressor.recompress_rested):
@@ -302,7 +315,8 @@ class Reclaimer:
         with self.spare_time.spending():
             return work()
 
-    # -- one flight -------------------------------------------------------------------------------------------------
+    # -- one flight
+    # -------------------------------------------------------------------------------------------------
 
     def _can_clean(self) -> bool:
         """Under the lock: whether there is a frame to clean, and room below for it."""
@@ -314,8 +328,8 @@ class Reclaimer:
         )
 
     def _start_flight(self, limit: int) -> tuple[int, int, list[int]]:
-        """Under the lock, after `_can_clean`: the first slot below, the first birth, and the frames that they are for,
-        now in WRITEBACK."""
+        """Under the lock, after `_can_clean`: the first slot below, the first birth, and the frames
+        that they are for, now in WRITEBACK."""
         assert self._tier
         waiting = self._frames.queue_length[Queue.PERSISTENT] - self._allocator.kept_frames
         first_slot, count = self._tier.reserve(min(limit, waiting))
@@ -323,8 +337,8 @@ class Reclaimer:
         return first_slot, self._frames.give_births(len(batch)), batch
 
     def _fly(self, first_slot: int, first_birth: int, batch: list[int]) -> bool:
-        """Without the lock: seal and write; then land the frames. False: the tier failed, and the frames are DIRTY
-        again."""
+        """Without the lock: seal and write; then land the frames. False: the tier failed, and the
+        frames are DIRTY again."""
         frames, tier, health = self._frames, self._tier, self._health
         assert tier
         size = frames.frame_bytes
@@ -365,14 +379,16 @@ class Reclaimer:
             self._tier.release(slot)
 
     def eat_ephemeral(self) -> bool:
-        """Under the lock: something persistent takes the RAM of the oldest ephemeral frame; False if there is none."""
+        """Under the lock: something persistent takes the RAM of the oldest ephemeral frame; False
+        if there is none."""
         has_eaten = self.evict_oldest_ephemeral()
         self._statistics.pers_ate_eph += has_eaten
         self._statistics.pers_ate_eph_failed += not has_eaten
         return has_eaten
 
     def evict_oldest_ephemeral(self) -> bool:
-        """Eat the tail of the ephemeral queue, under the lock; False if there is none. (ouroboros)"""
+        """Eat the tail of the ephemeral queue, under the lock; False if there is none.
+        (ouroboros)"""
         frame = self._frames.oldest_ephemeral()
         if not frame:
             return False

@@ -1,12 +1,15 @@
-"""Recompression: lz4 zpages that nobody has asked for in a while are compressed again, with zstd, into fewer frames.
+"""Recompression: lz4 zpages that nobody has asked for in a while are compressed again, with zstd,
+into fewer frames.
 
-lz4 is quick to write and quick to read; zstd gets half as much again out of the same pages, for five times the time of
-both. So what is cold is worth it: the oldest frames, before they are written below, and, when there is nothing else to
-do, all that has rested for `REST_SECONDS`. A frame that was read since gets one more round, as reclaim would give it.
+lz4 is quick to write and quick to read; zstd gets half as much again out of the same pages, for
+five times the time of both. So what is cold is worth it: the oldest frames, before they are written
+below, and, when there is nothing else to do, all that has rested for `REST_SECONDS`. A frame that
+was read since gets one more round, as reclaim would give it.
 
-One frame at a time: its zpages are copied out under the lock, compressed without it, and given their new place under
-it again, those whose entries are still what they were (the frame's birth says that it is the same frame). A zpage that
-does not become smaller is moved as it is. What is made of it is *tight*: not looked at again.
+One frame at a time: its zpages are copied out under the lock, compressed without it, and given
+their new place under it again, those whose entries are still what they were (the frame's birth says
+that it is the same frame). A zpage that does not become smaller is moved as it is. What is made of
+it is *tight*: not looked at again.
 
 What it may cost is `zcache.reclaim.spare_time`'s to say.
 """
@@ -32,7 +35,8 @@ WORTH_GAINING: Final = 0.1
 
 
 class Recompressor:
-    """Compresses what is at rest once more, with `codec`; called without the lock, by any thread."""
+    """Compresses what is at rest once more, with `codec`; called without the lock, by any
+    thread."""
 
     def __init__(
         self, frames: PageFrames, log: Log, codec: Codec, lock: threading.Lock, statistics: Statistics, clock: Clock
@@ -52,8 +56,8 @@ class Recompressor:
         return self._recompress(0, self._frames.sequence, is_walk=False)[0]
 
     def recompress_rested(self) -> bool:
-        """One frame that is at rest, anywhere in the queue; a second chance is used up by this. Whether there was
-        one."""
+        """One frame that is at rest, anywhere in the queue; a second chance is used up by this.
+        Whether there was one."""
         now = self._clock.now()
         if now - self._noted[0] >= REST_SECONDS:
             self._noted, self._noted_before = (now, self._frames.sequence), self._noted
@@ -61,7 +65,8 @@ class Recompressor:
         return found
 
     def _recompress(self, slot: int, last_birth: int, is_walk: bool) -> tuple[bool, int]:
-        """The first frame from `slot` on that is no younger; whether there was one, and the slot after it."""
+        """The first frame from `slot` on that is no younger; whether there was one, and the slot
+        after it."""
         frames, log = self._frames, self._log
         with self._lock:
             frame, after = self._find(slot, last_birth, is_walk)
@@ -97,8 +102,9 @@ class Recompressor:
         return zpage
 
     def _find(self, slot: int, last_birth: int, is_walk: bool) -> tuple[int, int]:
-        """Under the lock: such a frame (0: there is none as far as this looks), and the slot to look on from (0: the
-        oldest). What was read since it was last looked at is left alone; for a walk, not at the next look."""
+        """Under the lock: such a frame (0: there is none as far as this looks), and the slot to
+        look on from (0: the oldest). What was read since it was last looked at is left alone; for a
+        walk, not at the next look."""
         frames, is_tight = self._frames, self._log.is_tight
         state, newer, birth, referenced = frames.state, frames.newer, frames.birth, frames.referenced
         head = frames.slot_count + Queue.PERSISTENT

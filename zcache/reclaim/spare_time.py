@@ -7,9 +7,11 @@ from typing import Final
 
 from zcache.tiers.backoff import Clock
 
-#: Of one processor. At a tenth, 1 GiB of heap pages takes a minute and a half to be compressed again.
+#: Of one processor. At a tenth, 1 GiB of heap pages takes a minute and a half to be compressed
+#: again.
 SHARE: Final = 0.1
-#: What is saved up while there is nothing to do: as long as this, at most, one piece of work follows another.
+#: What is saved up while there is nothing to do: as long as this, at most, one piece of work
+#: follows another.
 MOST_SECONDS: Final = 0.05
 
 

@@ -1,15 +1,16 @@
-"""Seals: what a frame leaves RAM under, and what proves, when it comes back, that it is what was last written.
+"""Seals: what a frame leaves RAM under, and what proves, when it comes back, that it is what was
+last written.
 
 The contract, which every seal's contract suite runs:
 
-- `sealed` makes frames ready to be written, each under a *birth*, a word that no other write of any frame ever has
-  (`zcache.pageframes.frames`); their seals, `seal_bytes` each, are kept in the frame table and never below. RAM slots
-  are only read: gets go on meanwhile.
-- `opens` tells whether bytes that were read are those; a bit that flipped, in them, in the seal or in the birth, and
-  another frame's bytes, are refused. The bytes are then worthless, but in nobody's way: they are in a RAM slot that is
-  nobody's home.
-- Both are called without the store's lock and from several threads. But for small objects they take no memory that was
-  not there from the start, and they wait for nothing but their like.
+- `sealed` makes frames ready to be written, each under a *birth*, a word that no other write of any
+  frame ever has (`zcache.pageframes.frames`); their seals, `seal_bytes` each, are kept in the frame
+  table and never below. RAM slots are only read: gets go on meanwhile.
+- `opens` tells whether bytes that were read are those; a bit that flipped, in them, in the seal or
+  in the birth, and another frame's bytes, are refused. The bytes are then worthless, but in
+  nobody's way: they are in a RAM slot that is nobody's home.
+- Both are called without the store's lock and from several threads. But for small objects they take
+  no memory that was not there from the start, and they wait for nothing but their like.
 """
 
 from collections.abc import Sequence
@@ -28,8 +29,8 @@ class Seal(Protocol):
     def sealed(
         self, frames: Sequence[int], first_birth: int, views: Sequence[memoryview]
     ) -> AbstractContextManager[tuple[Sequence[memoryview], list[bytes]]]:
-        """What to write for the frames in `views`, good for as long as the context is entered, and their seals; births
-        count up from `first_birth`."""
+        """What to write for the frames in `views`, good for as long as the context is entered, and
+        their seals; births count up from `first_birth`."""
 
     def opens(self, frame: int, birth: int, seal: bytes, view: memoryview) -> bool:
         """Make `view` what it was when it was sealed, if it is what was written then."""

@@ -1,22 +1,26 @@
-"""The seal of `encrypt=yes`: AES-256-GCM. What is below is noise without the key, and a frame that comes back is what
-was last written, or refused.
+"""The seal of `encrypt=yes`: AES-256-GCM. What is below is noise without the key, and a frame that
+comes back is what was last written, or refused.
 
-- The key is made anew for each swap and never touches a disk: it is in the image (a memfd), or in this process alone.
-- The nonce is the frame's birth, which no other write under that key has, or will have: not of another frame, not when
-  a write that failed is tried again, not by the next server. The frame's number is additional data.
-- The tag is the seal, all 16 bytes. Like the nonce it is in RAM, not below: an attacker who owns the disk cannot even
-  give an older version of a frame back.
+- The key is made anew for each swap and never touches a disk: it is in the image (a memfd), or in
+  this process alone.
+- The nonce is the frame's birth, which no other write under that key has, or will have: not of
+  another frame, not when a write that failed is tried again, not by the next server. The frame's
+  number is additional data.
+- The tag is the seal, all 16 bytes. Like the nonce it is in RAM, not below: an attacker who owns
+  the disk cannot even give an older version of a frame back.
 
-What it does not hide is which slots are written and read, and when. Nothing is said of content by length: a slot is
-a whole frame, however full.
+What it does not hide is which slots are written and read, and when. Nothing is said of content by
+length: a slot is a whole frame, however full.
 
-GCM cannot work in place here (a get may read the frame that is being sealed), so frames are encrypted into memory that
-was made for that: for one flight of each size given. A second flight of that size waits until the first was written.
+GCM cannot work in place here (a get may read the frame that is being sealed), so frames are
+encrypted into memory that was made for that: for one flight of each size given. A second flight of
+that size waits until the first was written.
 
-Chosen by measurement (us a frame of 4096 bytes, cryptography 50.0, AES-NI and VAES): `AESGCM.encrypt_into` 1.35 and
-`decrypt_into` 1.45 with the copy that puts the tag behind the frame; `encrypt` 1.54, `decrypt` 1.62 and an object
-of 4 KiB each; `Cipher(...).encryptor().update_into` 4.2. From 2 KiB on they release the GIL. All of `sealed` and
-`opens`: 1.4 and 1.7; 16 and 16 without AES instructions.
+Chosen by measurement (us a frame of 4096 bytes, cryptography 50.0, AES-NI and VAES):
+`AESGCM.encrypt_into` 1.35 and `decrypt_into` 1.45 with the copy that puts the tag behind the frame;
+`encrypt` 1.54, `decrypt` 1.62 and an object of 4 KiB each; `Cipher(...).encryptor().update_into`
+4.2. From 2 KiB on they release the GIL. All of `sealed` and `opens`: 1.4 and 1.7; 16 and 16 without
+AES instructions.
 """
 
 import threading
@@ -37,7 +41,8 @@ FRAME_NUMBER_BYTES: Final = 4
 
 
 class _Flight:
-    """Memory for the ciphertext of `frame_count` frames, one behind the other; who writes from it holds `turn`."""
+    """Memory for the ciphertext of `frame_count` frames, one behind the other; who writes from it
+    holds `turn`."""
 
     def __init__(self, frame_count: int, frame_bytes: int) -> None:
         self.turn = threading.Lock()
@@ -49,7 +54,8 @@ class _Flight:
 
 
 class Aead:
-    """A `Seal`. `flights_frames` are the most frames that the flights of each kind have, smallest first."""
+    """A `Seal`. `flights_frames` are the most frames that the flights of each kind have, smallest
+    first."""
 
     encrypts = True
     seal_bytes = TAG_BYTES

@@ -1,4 +1,5 @@
-"""The seal of `encrypt=no`: a CRC-32, over the frame's birth and number, too. It finds damage and mistakes, not malice.
+"""The seal of `encrypt=no`: a CRC-32, over the frame's birth and number, too. It finds damage and
+mistakes, not malice.
 
 1.3 us a frame.
 """

@@ -1,12 +1,14 @@
 """Rebuild: a store made over an image goes on where its predecessor stopped, wherever that was.
 
-The page table is the truth: a frame is what its entries say is alive in it. What the predecessor was in the middle of
-falls away by itself: a put that had not published its entries (its pages are LOST, and its request, never answered,
-comes again), a frame whose last zpage had died, a flight that had not landed (its frames are in RAM only, again), a
-frame read back that had not been adopted. Nothing is believed that contradicts itself: two frames in one slot, two
-zpages in one place, a zpage in a frame that is nowhere end the rebuild with `Imbalance`.
+The page table is the truth: a frame is what its entries say is alive in it. What the predecessor
+was in the middle of falls away by itself: a put that had not published its entries (its pages are
+LOST, and its request, never answered, comes again), a frame whose last zpage had died, a flight
+that had not landed (its frames are in RAM only, again), a frame read back that had not been
+adopted. Nothing is believed that contradicts itself: two frames in one slot, two zpages in one
+place, a zpage in a frame that is nowhere end the rebuild with `Imbalance`.
 
-It runs when memory may be short: what it needs beside the store's own arrays is 4 bytes for each frame in RAM.
+It runs when memory may be short: what it needs beside the store's own arrays is 4 bytes for each
+frame in RAM.
 """
 
 from collections.abc import Callable
@@ -20,8 +22,8 @@ from zcache.store.store import Store
 
 
 def rebuild(store: Store, thing: TmemObject, beat: Callable[[], None] = lambda: None) -> None:
-    """`thing`, an object over the image's entries, becomes what its predecessor's was; before the first request. `beat`
-    is called now and then."""
+    """`thing`, an object over the image's entries, becomes what its predecessor's was; before the
+    first request. `beat` is called now and then."""
     frames, allocator = store.frames, store.allocator
     live, frame_count = frames.live, frames.frame_count
     highest = 0

@@ -1,8 +1,9 @@
 """Upkeep: what a server does beside its requests, each in a thread of its own.
 
-Tables are populated ahead of use by a thread that may wait for memory as long as it likes: background reclaim must not,
-and may be busy for as long as there is pressure, which is when tables grow. The heartbeat, by which the keeper knows
-that the server's threads run, comes from a thread that waits for nothing.
+Tables are populated ahead of use by a thread that may wait for memory as long as it likes:
+background reclaim must not, and may be busy for as long as there is pressure, which is when tables
+grow. The heartbeat, by which the keeper knows that the server's threads run, comes from a thread
+that waits for nothing.
 """
 
 import contextlib
@@ -12,14 +13,15 @@ from typing import Final
 
 from zcache.hardening.own_thread import OwnThread
 
-#: Tables are populated for 1 GiB of device and 256 MiB of frames beyond what is in use; no kernel swaps that out in
-#: this time.
+#: Tables are populated for 1 GiB of device and 256 MiB of frames beyond what is in use; no kernel
+#: swaps that out in this time.
 UPKEEP_SECONDS: Final = 0.25
 
 
 class Upkeep:
-    """Calls `work` every so many seconds, from `start` to `stop`, in a thread of that name. An `OSError` (no memory
-    now, or a kernel that cannot) is no reason to end: tables are then touched as they are used."""
+    """Calls `work` every so many seconds, from `start` to `stop`, in a thread of that name. An
+    `OSError` (no memory now, or a kernel that cannot) is no reason to end: tables are then touched
+    as they are used."""
 
     def __init__(self, name: str, work: Callable[[], None], seconds: float = UPKEEP_SECONDS) -> None:
         self._work = work

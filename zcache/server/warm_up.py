@@ -1,9 +1,11 @@
-"""Warm-up: runs every hot path of the store once, on a small store of its own, before the first request.
+"""Warm-up: runs every hot path of the store once, on a small store of its own, before the first
+request.
 
-What it is for: memory locked on fault is locked only once it was touched, and code is read from disk the first time
-that it runs. When memory is short it is too late for either. The scratch store shares nothing with the real one but
-code, codec and tier; its pages go through every state that a frame can be in, and its books must balance at the end.
-Its seal has a key of its own: births start anew in it.
+What it is for: memory locked on fault is locked only once it was touched, and code is read from
+disk the first time that it runs. When memory is short it is too late for either. The scratch store
+shares nothing with the real one but code, codec and tier; its pages go through every state that a
+frame can be in, and its books must balance at the end. Its seal has a key of its own: births start
+anew in it.
 """
 
 import contextlib
@@ -81,8 +83,8 @@ def _run_all(store: Store, pages: TmemObject, raw: bytes, mixed: bytearray, out:
 
 
 def try_seal(seal: Seal, frame_bytes: int) -> None:
-    """What a seal does about a flipped bit is code, too; and so is what it does first in each thread. Raises
-    `PageDamaged` if it does nothing."""
+    """What a seal does about a flipped bit is code, too; and so is what it does first in each
+    thread. Raises `PageDamaged` if it does nothing."""
     refused = []
     frame = memoryview(bytes(frame_bytes))
 

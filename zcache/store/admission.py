@@ -1,9 +1,11 @@
-"""Admission: which pages of ephemeral pools are worth their room. Persistent pools admit everything.
+"""Admission: which pages of ephemeral pools are worth their room. Persistent pools admit
+everything.
 
-Two questions. Before a page is compressed: has it shown that it is used again (WasActive)? The original asked the
-kernel whether a page had been on the active list; we see reads only, and ask whether the page was missed before, not
-long ago (`zcache.store.ghost`). So what is read once, by a scan of a disk or a backup, washes nothing out of the cache. Then,
-with the zpage in hand: is it short enough?
+Two questions. Before a page is compressed: has it shown that it is used again (WasActive)? The
+original asked the kernel whether a page had been on the active list; we see reads only, and ask
+whether the page was missed before, not long ago (`zcache.store.ghost`). So what is read once, by a
+scan of a disk or a backup, washes nothing out of the cache. Then, with the zpage in hand: is it
+short enough?
 """
 
 from typing import Final
@@ -17,14 +19,14 @@ ADMIT: Final = ("reused", "always")
 #: The ghost remembers as many pages as the whole budget can hold, at four to one.
 PAGES_A_PAGEFRAME: Final = 4
 
-#: The original's `zv_max_mean_zsize`: with a mean beyond 5/8 of a page, an ephemeral page that is worse still is not
-#: worth its room.
+#: The original's `zv_max_mean_zsize`: with a mean beyond 5/8 of a page, an ephemeral page that is
+#: worse still is not worth its room.
 MAX_MEAN_ZPAGE_BYTES: Final = PAGE_BYTES * 5 // 8
 
 
 class Admission:
-    """For the ephemeral pools of a store, with `budget_bytes` of pageframes; the caller holds its lock. `admit` may
-    change at any time."""
+    """For the ephemeral pools of a store, with `budget_bytes` of pageframes; the caller holds its
+    lock. `admit` may change at any time."""
 
     def __init__(self, admit: str, budget_bytes: int, statistics: Statistics) -> None:
         self.admit = admit
@@ -32,8 +34,8 @@ class Admission:
         self._statistics = statistics
 
     def were_active(self, owner: int, count: int) -> list[bool]:
-        """Which of the pages from `owner` on, all of them missed now, may be put; those that may not are counted. All
-        are remembered."""
+        """Which of the pages from `owner` on, all of them missed now, may be put; those that may
+        not are counted. All are remembered."""
         saw = self._ghost.saw
         active = [saw(key) for key in range(owner, owner + count)]
         if self.admit == "always":
@@ -44,8 +46,8 @@ class Admission:
         return active
 
     def reject_poor(self, bodies: list[bytes], tags: list[int]) -> None:
-        """Pages that compress poorly are not stored, their entry will be EMPTY. `bodies` and `tags` are those of a put,
-        and change in place; each reason is counted."""
+        """Pages that compress poorly are not stored, their entry will be EMPTY. `bodies` and `tags`
+        are those of a put, and change in place; each reason is counted."""
         statistics = self._statistics
         mean = statistics.ephemeral_bytes / statistics.ephemeral_pages if statistics.ephemeral_pages else 0
         for index, body in enumerate(bodies):

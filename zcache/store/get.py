@@ -1,7 +1,7 @@
 """Get: from entries to pages.
 
-A get copies its zpages out of their frames under the lock, once, and decompresses them without it; what is below only
-is fetched in between, also without it.
+A get copies its zpages out of their frames under the lock, once, and decompresses them without it;
+what is below only is fetched in between, also without it.
 """
 
 import threading
@@ -20,7 +20,8 @@ from zcache.statistics import Statistics
 
 
 class Getter:
-    """The gets of a store, by any number of threads, without its lock. `wait_for_lost` is the putter's."""
+    """The gets of a store, by any number of threads, without its lock. `wait_for_lost` is the
+    putter's."""
 
     def __init__(
         self,
@@ -37,10 +38,11 @@ class Getter:
         self._wait_for_lost = wait_for_lost
 
     def get(self, thing: TmemObject, first: int, out: memoryview) -> int:
-        """Fill `out` (format B, a multiple of 4096 bytes) with pages `first` and following; returns how many were
-        misses.
+        """Fill `out` (format B, a multiple of 4096 bytes) with pages `first` and following; returns
+        how many were misses.
 
-        A miss reads as zeros. Raises `PageLost` or `PageDamaged` if any page cannot be had; `out` is then undefined.
+        A miss reads as zeros. Raises `PageLost` or `PageDamaged` if any page cannot be had; `out`
+        is then undefined.
         """
         size_bytes = len(out)
         if size_bytes == PAGE_BYTES and self._get_page(thing, first, out):
@@ -54,8 +56,8 @@ class Getter:
         return misses
 
     def find(self, thing: TmemObject, first: int, out: memoryview) -> list[int]:
-        """The same, of an ephemeral pool; returns which pages are misses, ascending: they read as zeros, and are to be
-        had elsewhere."""
+        """The same, of an ephemeral pool; returns which pages are misses, ascending: they read as
+        zeros, and are to be had elsewhere."""
         missing: list[int] = []
         if len(out) == PAGE_BYTES and self._get_page(thing, first, out):
             with self._lock:
@@ -97,8 +99,8 @@ class Getter:
         return True
 
     def _get_run(self, thing: TmemObject, first: int, out: memoryview) -> Sequence[int]:
-        """One run; which of its pages are misses. Pages that are lost only while their put waits for room are waited
-        for."""
+        """One run; which of its pages are misses. Pages that are lost only while their put waits
+        for room are waited for."""
         while (misses := self._try_get_run(thing, first, out)) is None:
             self._wait_for_lost(thing, first, len(out) >> 12)
         return misses
@@ -156,8 +158,8 @@ class Getter:
         return misses
 
     def _collect(self, entries: list[int]) -> tuple[list[int], list[bytes]]:
-        """Under the lock: which of the zpages are in no frame in RAM; and the bytes of all, empty where there are none,
-        or not yet."""
+        """Under the lock: which of the zpages are in no frame in RAM; and the bytes of all, empty
+        where there are none, or not yet."""
         frames = self._frames
         ram, home, referenced, frame_shift = frames.ram, frames.home, frames.referenced, frames.frame_shift
         cold: list[int] = []

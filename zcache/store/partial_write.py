@@ -1,8 +1,9 @@
 """A write of part of a page: read, changed and put, while others may write the whole of it.
 
-One page at a time is written so, which is enough: no swap client does it in earnest. `turn` is held for all of it, and
-is the first of the store's locks; all else here is called under `Store.lock`. Whoever puts or flushes the page
-meanwhile says so (`agrees`), and the partial write, which finds that out at its own put, starts again.
+One page at a time is written so, which is enough: no swap client does it in earnest. `turn` is held
+for all of it, and is the first of the store's locks; all else here is called under `Store.lock`.
+Whoever puts or flushes the page meanwhile says so (`agrees`), and the partial write, which finds
+that out at its own put, starts again.
 """
 
 import threading
@@ -28,7 +29,8 @@ class PartialWrite:
         self.page = None
 
     def agrees(self, thing: TmemObject, first: int, last: int, own: bool) -> bool:
-        """Before pages `first` to `last` (exclusive) change: may they? Only a partial write's own can be refused."""
+        """Before pages `first` to `last` (exclusive) change: may they? Only a partial write's own
+        can be refused."""
         if own:
             return not self._broken
         if self.page:

@@ -1,12 +1,13 @@
 """Put: pages become zpages in frames, and entries that say where.
 
-A put first compresses all its pages, without the lock; then, under one lock, drops what the pages held, places all
-zpages and publishes all entries. So the lock is never held while a codec works, and the codec (which releases the GIL)
-can use a second core.
+A put first compresses all its pages, without the lock; then, under one lock, drops what the pages
+held, places all zpages and publishes all entries. So the lock is never held while a codec works,
+and the codec (which releases the GIL) can use a second core.
 
-No stale data, by construction: a put clears its pages' entries (to LOST) before it stores, and publishes new ones
-after, or goes from one to the other at once, where nothing can fail in between. A put that fails leaves its persistent
-pages LOST (a get is an error until they are written or flushed), never old and never zeros.
+No stale data, by construction: a put clears its pages' entries (to LOST) before it stores, and
+publishes new ones after, or goes from one to the other at once, where nothing can fail in between.
+A put that fails leaves its persistent pages LOST (a get is an error until they are written or
+flushed), never old and never zeros.
 """
 
 import itertools
@@ -28,8 +29,8 @@ from zcache.store.partial_write import PartialWrite
 
 
 class Putter:
-    """The puts of a store, by any number of threads. `put`, `put_run` and `wait_for_lost` take the store's lock;
-    whoever calls `clear`, or asks `waiting_pages`, holds it."""
+    """The puts of a store, by any number of threads. `put`, `put_run` and `wait_for_lost` take the
+    store's lock; whoever calls `clear`, or asks `waiting_pages`, holds it."""
 
     def __init__(
         self,
@@ -51,13 +52,15 @@ class Putter:
         self.partial_write = PartialWrite()
         self._waiting: list[tuple[TmemObject, range]] = []  # puts that wait for room: LOST for the time being
 
-    # -- hot --------------------------------------------------------------------------------------------------------
+    # -- hot
+    # --------------------------------------------------------------------------------------------------------
 
     def put(self, thing: TmemObject, first: int, data: memoryview) -> None:
-        """Store whole pages: `data` (format B, a multiple of 4096 bytes) becomes pages `first` and following.
+        """Store whole pages: `data` (format B, a multiple of 4096 bytes) becomes pages `first` and
+        following.
 
-        Raises `StoreFull` (persistent pools only); pages that found no room are then lost, all others are stored. So it
-        is with any other exception: no page keeps what it had.
+        Raises `StoreFull` (persistent pools only); pages that found no room are then lost, all
+        others are stored. So it is with any other exception: no page keeps what it had.
         """
         size_bytes = len(data)
         if size_bytes == PAGE_BYTES and self._put_page(thing, first, data):
@@ -79,9 +82,11 @@ class Putter:
             raise failure
 
     def _put_page(self, thing: TmemObject, first: int, data: memoryview) -> bool:
-        """Fast path: one page, if it is persistent, compresses, and finds room at once. False: nothing has been done.
+        """Fast path: one page, if it is persistent, compresses, and finds room at once. False:
+        nothing has been done.
 
-        Nothing can fail between the old entry and the new one, so the page is not LOST in between."""
+        Nothing can fail between the old entry and the new one, so the page is not LOST in
+        between."""
         if thing.kind:
             return False
         codec = self.codec
@@ -124,7 +129,8 @@ class Putter:
         return True
 
     def put_run(self, thing: TmemObject, first: int, data: memoryview, modifier: bool = False) -> bool:
-        """One run. False, and nothing is done, if the caller is `modify` and its page was written meanwhile."""
+        """One run. False, and nothing is done, if the caller is `modify` and its page was written
+        meanwhile."""
         kind = thing.kind
         try:
             bodies, tags, same_filled, raw, compressed_bytes = encode(self.codec, self._allocator.max_zpage_bytes, data)
@@ -211,7 +217,8 @@ class Putter:
                         self.clear(thing, *part)
             start = stop
 
-    # -- slow, and bookkeeping --------------------------------------------------------------------------------------
+    # -- slow, and bookkeeping
+    # --------------------------------------------------------------------------------------
 
     def _put_slowly(
         self,
@@ -222,7 +229,8 @@ class Putter:
         placed: list[int],
         modifier: bool,
     ) -> bool:
-        """Finish a put whose frames ran out: make room and place, until all are placed or no room can be made."""
+        """Finish a put whose frames ran out: make room and place, until all are placed or no room
+        can be made."""
         table, count = thing.table, len(bodies)
         try:
             while len(placed) < count:
@@ -258,8 +266,9 @@ class Putter:
                 self._reclaimer.landed.notify_all()
 
     def _abandon(self, thing: TmemObject, first: int, count: int, placed: list[int], cleared: bool = True) -> None:
-        """Under the lock, after an exception that nobody foresaw (no memory): a put's pages are absent; what was
-        placed dies, and so does what the pages had, if that is still there (not `cleared`)."""
+        """Under the lock, after an exception that nobody foresaw (no memory): a put's pages are
+        absent; what was placed dies, and so does what the pages had, if that is still there (not
+        `cleared`)."""
         self._allocator.release([entry for entry in placed if 0 < entry < SAME_FILLED])
         lost = thing.kind is Kind.PERSISTENT
         for index in range(first, first + count):
@@ -270,15 +279,16 @@ class Putter:
         self._statistics.lost_pages += count * lost
 
     def _abandon_early(self, thing: TmemObject, first: int, count: int, modifier: bool) -> None:
-        """After an exception before a put had changed anything: its pages are absent all the same, unless the caller is
-        `modify` and its page is another's by now."""
+        """After an exception before a put had changed anything: its pages are absent all the same,
+        unless the caller is `modify` and its page is another's by now."""
         with self._lock:
             if self.partial_write.agrees(thing, first, first + count, modifier):
                 thing.table.touch(first, first + count - 1)
                 self._abandon(thing, first, count, [], cleared=False)
 
     def _settle(self, thing: TmemObject, first: int, placed: list[int], start: int, count: int) -> None:
-        """Under the lock: account for what was placed from `start` on, and for the rest, which is absent now."""
+        """Under the lock: account for what was placed from `start` on, and for the rest, which is
+        absent now."""
         self._statistics.account(placed[start:], thing.kind, 1)
         missing = count - len(placed)
         if thing.kind is Kind.EPHEMERAL:
@@ -288,7 +298,8 @@ class Putter:
             self._statistics.lost_pages += missing
 
     def clear(self, thing: TmemObject, start: int, stop: int) -> int:
-        """Under the lock: pages of one block of the table become EMPTY; returns how many had been something."""
+        """Under the lock: pages of one block of the table become EMPTY; returns how many had been
+        something."""
         if self.partial_write.page:
             self.partial_write.agrees(thing, start, stop, False)
         old = thing.table.entries[start:stop].tolist()
@@ -309,8 +320,8 @@ class Putter:
         self._allocator.release([entry for entry in old if 0 < entry < SAME_FILLED])
 
     def wait_for_lost(self, thing: TmemObject, first: int, count: int) -> None:
-        """Return once none of the pages is lost only because its put still waits for room; `PageLost` if one is for
-        good: no put that waits is for it."""
+        """Return once none of the pages is lost only because its put still waits for room;
+        `PageLost` if one is for good: no put that waits is for it."""
         with self._lock:
             while True:
                 entries = thing.table.entries[first : first + count].tolist()

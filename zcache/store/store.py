@@ -1,11 +1,12 @@
 """The store: put, get and flush of pages of tmem objects, over all that they take.
 
-A request is the unit of work: `put` (put.py) and `get` (get.py) say how its pages become zpages and come back. Here is
-what the store is made of, and what happens to pages otherwise.
+A request is the unit of work: `put` (put.py) and `get` (get.py) say how its pages become zpages and
+come back. Here is what the store is made of, and what happens to pages otherwise.
 
-Locking: `lock` protects the page tables, frames, allocator, tier bookkeeping and statistics. It is the only lock of
-the store; conditions (`Reclaimer.landed`, the fetcher's) are built on it. Nothing under it waits, does I/O, or calls
-out: no codec, and not the tier. `PartialWrite.turn` and `CleanDisk._lock` come before it.
+Locking: `lock` protects the page tables, frames, allocator, tier bookkeeping and statistics. It is
+the only lock of the store; conditions (`Reclaimer.landed`, the fetcher's) are built on it. Nothing
+under it waits, does I/O, or calls out: no codec, and not the tier. `PartialWrite.turn` and
+`CleanDisk._lock` come before it.
 
 Pages are 4096 bytes; indexes count pages of an object.
 """
@@ -91,8 +92,8 @@ class Store:
         self.put, self.get = self.putter.put, self.getter.get
 
     def find(self, thing: TmemObject, first: int, out: memoryview) -> list[int]:
-        """Fill `out` with pages of an ephemeral pool; returns which are misses, and have to be had elsewhere. Pages
-        that are damaged are: they are flushed, with those beside them."""
+        """Fill `out` with pages of an ephemeral pool; returns which are misses, and have to be had
+        elsewhere. Pages that are damaged are: they are flushed, with those beside them."""
         try:
             return self.getter.find(thing, first, out)
         except PageDamaged:
@@ -100,10 +101,12 @@ class Store:
             self.flush(thing, first, count)
             return [*range(first, first + count)]
 
-    # -- flush ------------------------------------------------------------------------------------------------------
+    # -- flush
+    # ------------------------------------------------------------------------------------------------------
 
     def flush(self, thing: TmemObject, first: int, count: int) -> None:
-        """Drop pages: gets of them are misses from now on. Costs nothing for what was never written.
+        """Drop pages: gets of them are misses from now on. Costs nothing for what was never
+        written.
 
         The lock is given up after each block of 512 pages.
         """
@@ -129,13 +132,15 @@ class Store:
         with self.lock:
             self.tmem.drop_pool(pool)
 
-    # -- parts of pages ---------------------------------------------------------------------------------------------
+    # -- parts of pages
+    # ---------------------------------------------------------------------------------------------
 
     def modify(self, thing: TmemObject, index: int, offset: int, data: memoryview) -> None:
-        """Change `len(data)` bytes from `offset` in one page, and no others, whoever else writes the page meanwhile.
+        """Change `len(data)` bytes from `offset` in one page, and no others, whoever else writes
+        the page meanwhile.
 
-        Reads, changes and puts the page; if somebody put or flushed it in between, that is done again with what they
-        left.
+        Reads, changes and puts the page; if somebody put or flushed it in between, that is done
+        again with what they left.
         """
         partial = self.putter.partial_write
         page = bytearray(PAGE_BYTES)
@@ -155,10 +160,12 @@ class Store:
                         self.statistics.partial_writes += 1
                     return
 
-    # -- what is where ----------------------------------------------------------------------------------------------
+    # -- what is where
+    # ----------------------------------------------------------------------------------------------
 
     def extents(self, thing: TmemObject, first: int, count: int) -> Iterator[tuple[int, int, bool]]:
-        """Runs of pages from `first` as (first, count, reads as zeros), merged, in order, without gaps."""
+        """Runs of pages from `first` as (first, count, reads as zeros), merged, in order, without
+        gaps."""
         return thing.table.extents(first, count, self.lock)
 
     @property
@@ -175,8 +182,8 @@ class Store:
             self.tier.fault_ahead()
 
     def populate(self, beat: Callable[[], None] = lambda: None) -> None:
-        """Fault in everything that puts and gets touch: the RAM slots, and the tables as far as `fault_ahead` goes.
-        `beat` is called now and then."""
+        """Fault in everything that puts and gets touch: the RAM slots, and the tables as far as
+        `fault_ahead` goes. `beat` is called now and then."""
         self.frames.memory.populate(beat)
         self.seal.populate()
         if any(thing.kind for thing in self.tmem.objects()):

@@ -1,7 +1,7 @@
 """Work done in a process of its own, for what the work loads: that goes with the process.
 
-pyroute2 is some 15 MiB of private memory. In a guest of 256 MiB, with a server locked in half of what the kernel has,
-a swap-up that still held them at swapon was killed for memory (seen).
+pyroute2 is some 15 MiB of private memory. In a guest of 256 MiB, with a server locked in half of
+what the kernel has, a swap-up that still held them at swapon was killed for memory (seen).
 """
 
 import os
@@ -18,10 +18,12 @@ _Result = TypeVar("_Result")
 
 
 def apart(work: Callable[[], _Result], announce: Callable[[int], None] = lambda _pid: None) -> _Result:
-    """What `work` returns, from a fork, or as a `SwapError` what it raises; the result must be one that pickles.
+    """What `work` returns, from a fork, or as a `SwapError` what it raises; the result must be one
+    that pickles.
 
-    `announce` is told the child's pid before the work begins. When we are killed before that, it never begins; after
-    it, the child ends the work, and holds what locks we held (flock) until then.
+    `announce` is told the child's pid before the work begins. When we are killed before that, it
+    never begins; after it, the child ends the work, and holds what locks we held (flock) until
+    then.
     """
     go_reader, go = os.pipe()
     results, result_writer = os.pipe()
@@ -52,7 +54,8 @@ def apart(work: Callable[[], _Result], announce: Callable[[int], None] = lambda 
 
 
 def _child(work: Callable[[], _Result], go_reader: int, result_writer: int) -> NoReturn:
-    """Leaves the parent's buffers and locks alone. Ctrl-C is for the parent, which decides what becomes of us."""
+    """Leaves the parent's buffers and locks alone. Ctrl-C is for the parent, which decides what
+    becomes of us."""
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     status = 1

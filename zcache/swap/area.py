@@ -1,8 +1,8 @@
-"""The swap area on the device: made and turned on by util-linux, which knows the format and the kernel's
-flags.
+"""The swap area on the device: made and turned on by util-linux, which knows the format and the
+kernel's flags.
 
-Memory is not yet short here, so programs are started freely.  Turning the area off is another matter:
-swapoff.py.
+Memory is not yet short here, so programs are started freely.  Turning the area off is another
+matter: swapoff.py.
 """
 
 import os

@@ -1,9 +1,10 @@
 """The file below a swap, when swap-up has made it: so swap-down removes it.
 
-swap-up makes it empty, before the server starts, and notes which file that is; the server allocates it. A block device,
-or a file that was there before, is never removed; nor is one that has taken the place of ours, or that another server
-has taken since (it holds the lock of `BackingFile`). What is left after a power cut bears zcache's header, and the next
-swap-up takes it, as one that was there before.
+swap-up makes it empty, before the server starts, and notes which file that is; the server allocates
+it. A block device, or a file that was there before, is never removed; nor is one that has taken the
+place of ours, or that another server has taken since (it holds the lock of `BackingFile`). What is
+left after a power cut bears zcache's header, and the next swap-up takes it, as one that was there
+before.
 """
 
 import contextlib
@@ -19,8 +20,9 @@ from zcache.swap.error import SwapError
 
 
 def refuse_unsafe(parameters: Sequence[str]) -> None:
-    """Raise `SwapError` if a program has to write what is below: it waits for a page of its own, that page for the
-    server, and the server for it. With `force=yes` the server only warns, as it does of all else."""
+    """Raise `SwapError` if a program has to write what is below: it waits for a page of its own,
+    that page for the server, and the server for it. With `force=yes` the server only warns, as it
+    does of all else."""
     for place in _places(parameters):
         with contextlib.suppress(OSError):  # which the server will say
             for reason, is_program in troubles_at(Path(place)):
@@ -37,7 +39,8 @@ def _places(parameters: Sequence[str]) -> list[str]:
 
 
 def make(parameters: Sequence[str], is_kept: bool) -> Backing | None:
-    """The backing that the server's parameters name, made if it is not there; None if they name none.
+    """The backing that the server's parameters name, made if it is not there; None if they name
+    none.
 
     Whatever is wrong with it is for the server to say.
     """
@@ -96,7 +99,8 @@ def _opened(path: Path | str, flags: int, folder: int | None = None) -> Iterator
 
 
 def _is_the_one(backing: Backing, file: int) -> bool:
-    """By its number, which a new file may be given when the old one is gone: so by what it holds, too."""
+    """By its number, which a new file may be given when the old one is gone: so by what it holds,
+    too."""
     from zcache.tiers.header import HEADER  # late: the swap is off by now
 
     found = os.fstat(file)

@@ -1,9 +1,11 @@
-"""Bringing a program's pages in from swap while it goes on: for those who must not be frozen before a suspend.
+"""Bringing a program's pages in from swap while it goes on: for those who must not be frozen before
+a suspend.
 
-Private memory is read through /proc/PID/mem, page by page: that maps them, and the kernel then knows them for used.
-Only what is in swap is read, as /proc/PID/pagemap says. Of shared memory pagemap does not say that, and to read a page
-of it that never existed would make one; so of that the kernel is asked to read ahead what is in swap (MADV_WILLNEED),
-and who touches it then waits for nobody, unless it was dropped again.
+Private memory is read through /proc/PID/mem, page by page: that maps them, and the kernel then
+knows them for used. Only what is in swap is read, as /proc/PID/pagemap says. Of shared memory
+pagemap does not say that, and to read a page of it that never existed would make one; so of that
+the kernel is asked to read ahead what is in swap (MADV_WILLNEED), and who touches it then waits for
+nobody, unless it was dropped again.
 """
 
 import contextlib
@@ -32,8 +34,8 @@ class _Mapping:
 
 
 def bring_in(pid: int, most_bytes: int, proc: Path = PROC) -> int:
-    """How many bytes came, or were asked for; not more than `most_bytes`. A process that ends meanwhile needs nothing,
-    and what cannot be read is passed over. Waits for the swap's server."""
+    """How many bytes came, or were asked for; not more than `most_bytes`. A process that ends
+    meanwhile needs nothing, and what cannot be read is passed over. Waits for the swap's server."""
     brought_bytes = 0
     with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
         mappings = list(_with_swap((proc / str(pid) / "smaps").read_text()))

@@ -1,19 +1,22 @@
-"""Control groups (version 2) as a tree of folders: who is in which, who has something in swap, who may be frozen.
+"""Control groups (version 2) as a tree of folders: who is in which, who has something in swap, who
+may be frozen.
 
-Freezing a group (`cgroup.freeze`) freezes all below it, so a group that must go on keeps all above it from being
-frozen, too: these are the *awake* ones. They are
+Freezing a group (`cgroup.freeze`) freezes all below it, so a group that must go on keeps all above
+it from being frozen, too: these are the *awake* ones. They are
 
-  * those of the keeper with its servers, and of whoever asks for all this, with his ancestors: one of them is to write
-    to /sys/power/state;
-  * that of PID 1, and those of D-Bus, logind and journald, which a suspend needs. A user's own D-Bus is none of them.
+  * those of the keeper with its servers, and of whoever asks for all this, with his ancestors: one
+    of them is to write to /sys/power/state;
+  * that of PID 1, and those of D-Bus, logind and journald, which a suspend needs. A user's own
+    D-Bus is none of them.
 
-Where programs lie beside those who must go on (in the root group where there is no systemd; in the session of an
-administrator who suspends by hand), the group cannot be frozen. They are *parked*: moved into a group of ours below
-theirs, which is frozen, and moved back afterwards.
+Where programs lie beside those who must go on (in the root group where there is no systemd; in the
+session of an administrator who suspends by hand), the group cannot be frozen. They are *parked*:
+moved into a group of ours below theirs, which is frozen, and moved back afterwards.
 
-The kernel counts what a group has in swap (`memory.swap.current`); shared memory belongs to the group that first
-touched it, though, and may be in use in another. And the memory controller may be off. So the processes of a group are
-looked at, too (`Swap:` in /proc/PID/smaps_rollup, which has shared memory).
+The kernel counts what a group has in swap (`memory.swap.current`); shared memory belongs to the
+group that first touched it, though, and may be in use in another. And the memory controller may be
+off. So the processes of a group are looked at, too (`Swap:` in /proc/PID/smaps_rollup, which has
+shared memory).
 """
 
 import contextlib
@@ -121,7 +124,8 @@ class ControlGroups:
         ]
 
     def to_park(self, processes: list[Process], own_pids: set[int]) -> list[Process]:
-        """Who has something in swap and lies beside somebody who must go on: in the root, or a group of `own_pids`."""
+        """Who has something in swap and lies beside somebody who must go on: in the root, or a
+        group of `own_pids`."""
         shared = {self._root, *(process.group for process in processes if process.pid in own_pids)}
         return [
             process
@@ -145,7 +149,8 @@ def own_pids(processes: list[Process], own_pid: int, keeper_pids: set[int]) -> s
 
 
 def _domain(group: Path) -> Path:
-    """The group of all threads of the processes in it: libvirt puts those of a virtual machine into several."""
+    """The group of all threads of the processes in it: libvirt puts those of a virtual machine into
+    several."""
     with contextlib.suppress(OSError):
         while (group / "cgroup.type").read_text() == "threaded\n":
             group = group.parent
@@ -188,7 +193,8 @@ def park(process: Process) -> Path:
 
 
 def unpark(root: Path) -> None:
-    """Move back whoever is parked, wherever that is, and remove those groups. They are thawed by now."""
+    """Move back whoever is parked, wherever that is, and remove those groups. They are thawed by
+    now."""
     for folder, names, _files in os.walk(root):
         if PARKED not in names:
             continue

@@ -1,11 +1,12 @@
-"""swap-down: swap area, device, server, in that order, each only once the one before it is certainly gone.
+"""swap-down: swap area, device, server, in that order, each only once the one before it is
+certainly gone.
 
 The swap goes off when there is memory for what is in it, and not before: room.py says why.
 
-The server is what the kernel's pages live in.  So it is not signalled before /proc/swaps no longer names
-its device and sysfs no longer shows the device attached; until then any failure leaves everything running,
-says so, and can be tried again.  That also makes it idempotent: what is already gone is passed over, and
-with nothing up at all it says so and succeeds.
+The server is what the kernel's pages live in.  So it is not signalled before /proc/swaps no longer
+names its device and sysfs no longer shows the device attached; until then any failure leaves
+everything running, says so, and can be tried again.  That also makes it idempotent: what is already
+gone is passed over, and with nothing up at all it says so and succeeds.
 
 It runs when memory is short.  Until the swap is off it imports only what swapping off needs (no
 pyroute2, no subprocess), locks its memory, and forks once (why: swapoff.py).
@@ -37,7 +38,8 @@ Report = Callable[[str], None]
 
 
 class Teardown:
-    """What take_down does to the machine, one method a step; the fake of the unit tests has the same ones."""
+    """What take_down does to the machine, one method a step; the fake of the unit tests has the
+    same ones."""
 
     def __init__(self, report: Report, interval_seconds: float = 5.0) -> None:
         self._report = report
@@ -102,11 +104,13 @@ class Teardown:
         return process.is_running(server)
 
     def server_of(self, keeper: process.ProcessIdentity, folder: StateFolder) -> process.ProcessIdentity | None:
-        """One that is left: servers are in the session of the keeper that started them, be it dead by now."""
+        """One that is left: servers are in the session of the keeper that started them, be it dead
+        by now."""
         return next(process.in_session(keeper.pid, f"control={folder.control}"), None)
 
     def is_connected(self, server: process.ProcessIdentity) -> bool:
-        """Whether the device is, as the image says. One that has none any more has ended: that will be seen."""
+        """Whether the device is, as the image says. One that has none any more has ended: that will
+        be seen."""
         from zcache.image import image  # late: hardly ever needed
 
         try:
@@ -137,7 +141,8 @@ class Teardown:
         self._is_given_up = True  # what is lost needs no memory
 
     def stop_server(self, keeper: process.ProcessIdentity, folder: StateFolder) -> str:
-        """By its keeper; and if that has gone before it, by itself. Their control group goes with them."""
+        """By its keeper; and if that has gone before it, by itself. Their control group goes with
+        them."""
         outcome = process.stop(keeper, TERM_SECONDS)
         for server in process.in_session(keeper.pid, f"control={folder.control}"):
             outcome = process.stop(server, TERM_SECONDS)
@@ -162,8 +167,9 @@ def is_live(state: SwapState, folder: StateFolder, machine: Teardown) -> bool:
 def our_device(state: SwapState, machine: Teardown) -> str | None:
     """The device, if it is attached, and by us rather than by someone who got the same name later.
 
-    It stays attached, by the pid that sysfs shows, for as long as anything is swapped to it, even when its server has
-    died. A swap-up that was killed at the wrong moment knew the pid but not yet the device.
+    It stays attached, by the pid that sysfs shows, for as long as anything is swapped to it, even
+    when its server has died. A swap-up that was killed at the wrong moment knew the pid but not yet
+    the device.
     """
     if state.attached_by_pid is None:
         return None
@@ -194,7 +200,8 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
     outcome = machine.stop_server(state.keeper, folder)
     if outcome == "stuck":
         raise SwapError(f"the keeper (pid {state.keeper.pid}) does not end, not even by SIGKILL; see dmesg")
-    # After the keeper, which takes back what it has lent to a server (`reserve.py`), unless it is killed.
+    # After the keeper, which takes back what it has lent to a server (`reserve.py`), unless it is
+    # killed.
     machine.put_back_sysctls(folder, may_be_lent=not is_kept or outcome == "killed")
     machine.unguard_sleep()
     report(f"keeper (pid {state.keeper.pid}): {outcome}")
@@ -220,8 +227,8 @@ def run(folder: StateFolder, report: Report, interval_seconds: float) -> None:
     look: Callable[[], None] | None = None
 
     def wait_for_others() -> bool:
-        """They may wait for a server that has died, and may not be able to see it: a swapoff whose parent was
-        killed."""
+        """They may wait for a server that has died, and may not be able to see it: a swapoff whose
+        parent was killed."""
         nonlocal look
         if look is None:
             report(f"waiting for another command that is at work in {folder.path}")
@@ -250,7 +257,8 @@ def _look_of(folder: StateFolder, machine: Teardown, report: Report) -> Callable
 
 
 def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
-    """`swap-down [STATE-FOLDER]`.  Status: 0 all is down, 1 it is not and a line says why, 128+n a signal."""
+    """`swap-down [STATE-FOLDER]`.  Status: 0 all is down, 1 it is not and a line says why, 128+n a
+    signal."""
     if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
         print("usage: swap-down [STATE-FOLDER]   (turn zcache swap off; default folder /run/zcache)")
         return 0 if list(arguments) in (["-h"], ["--help"]) else 2

@@ -6,4 +6,5 @@ class SwapError(Exception):
 
 
 class StillSwappingError(SwapError):
-    """The swap area could not be turned off: the server and the device were left as they are, on purpose."""
+    """The swap area could not be turned off: the server and the device were left as they are, on
+    purpose."""

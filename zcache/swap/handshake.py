@@ -1,8 +1,9 @@
-"""The NBD handshake, by libnbd, and the connected socket that comes out of it for the kernel to go on with.
+"""The NBD handshake, by libnbd, and the connected socket that comes out of it for the kernel to go
+on with.
 
-The kernel speaks only the transmission phase, with simple replies, so structured ones must not be negotiated.
-libnbd never says goodbye unless told to: closing its handle after the descriptor was duplicated leaves the
-connection as it is.
+The kernel speaks only the transmission phase, with simple replies, so structured ones must not be
+negotiated. libnbd never says goodbye unless told to: closing its handle after the descriptor was
+duplicated leaves the connection as it is.
 """
 
 import contextlib
@@ -69,8 +70,8 @@ def _read_export(handle: "nbd.NBD") -> Export:
 
 @contextlib.contextmanager
 def connection(socket: Path, name: str = DEVICE_EXPORT) -> Iterator[tuple[Export, int]]:
-    """The device's connection, or another export's, past its handshake; closed at the end, for the kernel holds its
-    own."""
+    """The device's connection, or another export's, past its handshake; closed at the end, for the
+    kernel holds its own."""
     handle = nbd.NBD()
     handle.set_request_structured_replies(False)
     handle.set_export_name(name)

@@ -1,18 +1,22 @@
-"""While the swap is on the machine must not hibernate: the kernel freezes the server with all other programs, and then
-swaps out, to the server, to make room for the image of memory. Nothing comes back. (And the image would be written to
-a swap area: systemd would choose /dev/nbd0, which is gone when the machine is off.)
+"""While the swap is on the machine must not hibernate: the kernel freezes the server with all other
+programs, and then swaps out, to the server, to make room for the image of memory. Nothing comes
+back. (And the image would be written to a swap area: systemd would choose /dev/nbd0, which is gone
+when the machine is off.)
 
 What has the kernel refuse it (EPERM for a write to /sys/power/state), and leaves suspending alone:
 
-  * Secret memory (memfd_secret(2)): while any exists, the kernel does not hibernate (`hibernation_available()` in
-    kernel/power/hibernate.c). The keeper holds an empty one for as long as it lives. From Linux 6.5 on; before that
-    only with `secretmem.enable=1` on the kernel's command line.
-  * The kernel's own fault injection (`pm-notifier-error-inject`, a module that Debian's kernels have): it fails the
-    step by which all drivers are told of a hibernation, with the error that is written to a file of debugfs. swap-up
-    does that where there is no secret memory, and the last swap-down undoes it.
+  * Secret memory (memfd_secret(2)): while any exists, the kernel does not hibernate
+    (`hibernation_available()` in kernel/power/hibernate.c). The keeper holds an empty one for as
+    long as it lives. From Linux 6.5 on; before that only with `secretmem.enable=1` on the kernel's
+    command line.
+  * The kernel's own fault injection (`pm-notifier-error-inject`, a module that Debian's kernels
+    have): it fails the step by which all drivers are told of a hibernation, with the error that is
+    written to a file of debugfs. swap-up does that where there is no secret memory, and the last
+    swap-down undoes it.
 
-Not used: an open /dev/snapshot, which makes hibernation EBUSY, but tells all drivers that one is under way: no CPU can
-be plugged, no SD card is noticed, firmware is read ahead. And lockdown, which forbids much else, until a reboot.
+Not used: an open /dev/snapshot, which makes hibernation EBUSY, but tells all drivers that one is
+under way: no CPU can be plugged, no SD card is noticed, firmware is read ahead. And lockdown, which
+forbids much else, until a reboot.
 """
 
 import contextlib
@@ -42,7 +46,8 @@ def injection(debug: Path = DEBUG) -> Path:
 
 
 def refuse(power: Path = POWER, debug: Path = DEBUG) -> str | None:
-    """Have the kernel refuse to hibernate, if it does not yet; None, or one line on why it does not."""
+    """Have the kernel refuse to hibernate, if it does not yet; None, or one line on why it does
+    not."""
     if not is_possible(power):
         return None
     error = injection(debug)

@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM as an exception that comes only where a step can be undone.
 
-Between doing a step and registering its undo there must be no gap: `held` puts the exception off until the
-pair is complete.  Only the first signal counts; while its undoing runs, later ones are ignored, for a
-half-done undo is the worst outcome of all.
+Between doing a step and registering its undo there must be no gap: `held` puts the exception off
+until the pair is complete.  Only the first signal counts; while its undoing runs, later ones are
+ignored, for a half-done undo is the worst outcome of all.
 """
 
 import contextlib

@@ -2,24 +2,26 @@
 
 The timeouts, after drivers/block/nbd.c of Linux 6.1, and why they are what they are:
 
-  * A request's timeout (NBD_ATTR_TIMEOUT) is 0.  With any other the kernel takes a late answer for a dead
-    connection; a disk below that hangs (and neither fails nor ends) would first cost the connection, which cannot
-    be had again while the request is under way, and then, after the dead connection's timeout, every page.  With 0
-    the kernel waits for as long as the server lives, as it does for a disk of its own.  (A server that hangs is
-    the keeper's affair: it is killed, and with it the connection.)
-  * The queue's timeout (queue/io_timeout in sysfs; the driver sets 30 s).  When it runs out, the kernel looks
-    whether the request's connection has been replaced since, and if so sends it again on the new one.  So this is
-    how long a page that a dead server had not answered waits for nothing, and it is short; if the connection is
-    the same, there is a line in the kernel's log ("Possible stuck request") and the timer starts again.
-  * The dead connection's timeout (NBD_ATTR_DEAD_CONN_TIMEOUT).  With no live connection, requests wait this
-    long for a new one before they fail.  Zero would turn the death of the server into I/O errors in
-    that instant.
+  * A request's timeout (NBD_ATTR_TIMEOUT) is 0.  With any other the kernel takes a late answer for
+    a dead connection; a disk below that hangs (and neither fails nor ends) would first cost the
+    connection, which cannot be had again while the request is under way, and then, after the dead
+    connection's timeout, every page.  With 0 the kernel waits for as long as the server lives, as
+    it does for a disk of its own.  (A server that hangs is the keeper's affair: it is killed, and
+    with it the connection.)
+  * The queue's timeout (queue/io_timeout in sysfs; the driver sets 30 s).  When it runs out, the
+    kernel looks whether the request's connection has been replaced since, and if so sends it again
+    on the new one.  So this is how long a page that a dead server had not answered waits for
+    nothing, and it is short; if the connection is the same, there is a line in the kernel's log
+    ("Possible stuck request") and the timer starts again.
+  * The dead connection's timeout (NBD_ATTR_DEAD_CONN_TIMEOUT).  With no live connection, requests
+    wait this long for a new one before they fail.  Zero would turn the death of the server into I/O
+    errors in that instant.
 
-One connection: with two, the kernel sends a late request again on the other one while the server may still be at
-work on the first, which could then overwrite what came after it.
+One connection: with two, the kernel sends a late request again on the other one while the server
+may still be at work on the first, which could then overwrite what came after it.
 
-Queue settings are left as the driver has them, which is what swap wants: not rotational (so the kernel
-allocates swap slots by clusters), no seek penalty, requests of 128 KiB at most.
+Queue settings are left as the driver has them, which is what swap wants: not rotational (so the
+kernel allocates swap slots by clusters), no seek penalty, requests of 128 KiB at most.
 """
 
 import contextlib
@@ -34,14 +36,16 @@ from zcache.swap.error import SwapError
 
 # The device's page, whatever the kernel's is: a kernel with larger pages sends larger requests.
 BLOCK_SIZE_BYTES = PAGE_BYTES
-# A healthy server answers within 0.4 s.  What was under way at a server's death waits for as long as this.
+# A healthy server answers within 0.4 s.  What was under way at a server's death waits for as long
+# as this.
 RESEND_SECONDS = 5
 # Time for the keeper to replace the server, however long a new one takes to start.  Not measured.
 DEAD_CONNECTION_SECONDS = 300
 
 
 def has_driver(devices: Path = Path("/proc/devices")) -> bool:
-    """Whether the kernel has the nbd driver now, built in or loaded; what is not known it has not."""
+    """Whether the kernel has the nbd driver now, built in or loaded; what is not known it has
+    not."""
     try:
         block_devices = devices.read_text().partition("Block devices:")[2]
     except OSError:
@@ -49,7 +53,8 @@ def has_driver(devices: Path = Path("/proc/devices")) -> bool:
     return any(line.split()[1:] == ["nbd"] for line in block_devices.splitlines())
 
 
-#: Its netlink family, by which alone a device is attached, is there in the first network namespace only.
+#: Its netlink family, by which alone a device is attached, is there in the first network namespace
+#: only.
 OUT_OF_REACH = (
     "this network namespace is not the machine's first one, from which alone the kernel's nbd driver can be reached: "
     "run it outside (nsenter --net=/proc/1/ns/net …; a unit without PrivateNetwork=)"
@@ -91,8 +96,8 @@ class NbdDevice:
         return (self._read("size") or 0) * 512
 
     def resend_after(self, seconds: int) -> None:
-        """How long an unanswered request waits until it is sent again on a new connection, if there is one by then;
-        0: as the driver has it."""
+        """How long an unanswered request waits until it is sent again on a new connection, if there
+        is one by then; 0: as the driver has it."""
         if seconds:
             with contextlib.suppress(OSError):  # sysfs cannot be written to (a container): 30 s, then
                 (self._sysfs / "queue/io_timeout").write_text(str(seconds * 1000))
@@ -106,7 +111,8 @@ class NbdDevice:
             raise SwapError(f"{self._sysfs / name} cannot be read: {error.strerror}") from error
 
     def detach(self, timeout_seconds: float) -> None:
-        """Disconnect and wait until the kernel has let go.  The caller vouches that no swap is on it."""
+        """Disconnect and wait until the kernel has let go.  The caller vouches that no swap is on
+        it."""
         from zcache.swap import nbd_netlink  # late: see its header
 
         pid = self.attached_by_pid()
@@ -114,8 +120,8 @@ class NbdDevice:
         self.wait_until_detached(pid, timeout_seconds)
 
     def wait_until_detached(self, pid: int | None, timeout_seconds: float) -> None:
-        """The last opener (udev looks at each new device) may hold it a moment longer; and as soon as it is free,
-        somebody else may attach it."""
+        """The last opener (udev looks at each new device) may hold it a moment longer; and as soon
+        as it is free, somebody else may attach it."""
         deadline_seconds = time.monotonic() + timeout_seconds
         while True:
             now = self.attached_by_pid()
@@ -128,8 +134,9 @@ class NbdDevice:
     def warm_up(self) -> None:
         """Read the first page, past the page cache.
 
-        A server's thread that serves its first request while memory is already short makes its Python thread state
-        and populates its stack at the worst moment, and waits for memory that only it can free.
+        A server's thread that serves its first request while memory is already short makes its
+        Python thread state and populates its stack at the worst moment, and waits for memory that
+        only it can free.
         """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)

@@ -1,8 +1,8 @@
 """The kernel's `nbd` generic netlink family, in the kernel's own names (linux/nbd-netlink.h).
 
-Three commands: connect, reconfigure, disconnect.  pyroute2 does the protocol; this file only names its
-fields. It is imported late on purpose: it costs some 15 MiB, which swap-down must not hold while it turns
-the swap off.
+Three commands: connect, reconfigure, disconnect.  pyroute2 does the protocol; this file only names
+its fields. It is imported late on purpose: it costs some 15 MiB, which swap-down must not hold
+while it turns the swap off.
 """
 
 import errno
@@ -48,7 +48,8 @@ class _NbdMessage(genlmsg):  # type: ignore[misc]  # pyroute2 has no types
 
 @dataclass(frozen=True)
 class ConnectRequest:
-    """What the kernel is told about a device; see `NbdDevice` for why the timeouts are as they are."""
+    """What the kernel is told about a device; see `NbdDevice` for why the timeouts are as they
+    are."""
 
     size_bytes: int
     block_size_bytes: int
@@ -63,11 +64,12 @@ def _socket_attribute(socket_fd: int) -> tuple[str, dict[str, Any]]:
 
 
 def connect_attributes(request: ConnectRequest, socket_fd: int) -> list[tuple[str, Any]]:
-    """No NBD_ATTR_INDEX: the kernel takes the first free device, and makes a new one when there is none.
+    """No NBD_ATTR_INDEX: the kernel takes the first free device, and makes a new one when there is
+    none.
 
-    The timeout is always sent: a device keeps that of its last use otherwise.  No client flags: the swap
-    area's own life decides, so the device must neither go when mkswap closes it nor vanish from /dev
-    afterwards.
+    The timeout is always sent: a device keeps that of its last use otherwise.  No client flags: the
+    swap area's own life decides, so the device must neither go when mkswap closes it nor vanish
+    from /dev afterwards.
     """
     return [
         ("NBD_ATTR_SIZE_BYTES", request.size_bytes),
@@ -115,7 +117,8 @@ def _encoded(command: int, attributes: list[tuple[str, Any]]) -> bytes:
 
 
 def disconnect(index: int) -> None:
-    """Detach; requests still under way become I/O errors.  Nothing happens when it is not attached."""
+    """Detach; requests still under way become I/O errors.  Nothing happens when it is not
+    attached."""
     _call(NBD_CMD_DISCONNECT, [("NBD_ATTR_INDEX", index)])
 
 

@@ -1,12 +1,12 @@
 """Other swap beside zcache's: which area the kernel fills first, and zswap in front of all of them.
 
-The kernel fills the areas from the highest priority down; those of the same priority in turn, page by page (swapon(2)).
-What one area holds does not move to another. So beside a zram of the same priority half of the pages, cold ones too,
-stay in zram for good, and the disk below zcache is idle; beside one of a higher priority zcache gets nothing until that
-one is full.
+The kernel fills the areas from the highest priority down; those of the same priority in turn, page
+by page (swapon(2)). What one area holds does not move to another. So beside a zram of the same
+priority half of the pages, cold ones too, stay in zram for good, and the disk below zcache is idle;
+beside one of a higher priority zcache gets nothing until that one is full.
 
-zswap (the kernel's, Documentation/admin-guide/mm/zswap.rst) keeps compressed what goes to any swap area, until it is
-full: what zcache then gets it has to compress once more.
+zswap (the kernel's, Documentation/admin-guide/mm/zswap.rst) keeps compressed what goes to any swap
+area, until it is full: what zcache then gets it has to compress once more.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +34,8 @@ def is_zswap_on(switch: Path = ZSWAP) -> bool:
 
 
 def remarks(device: str, priority: int, areas: Sequence[SwapEntry], has_zswap: bool) -> Iterator[str]:
-    """What is to be said of the others when `device` is turned on: a line each, with what to do about it."""
+    """What is to be said of the others when `device` is turned on: a line each, with what to do
+    about it."""
     others = [area for area in areas if area.path != device]
     # Two of zcache's share the work: that is meant.
     same = [area.path for area in others if area.priority == priority and not area.path.startswith("/dev/nbd")]

@@ -1,5 +1,5 @@
-"""What keeps a swap safe and is set outside its processes, where others may change it: looked at again by who asks for
-the status. (The keeper looks, too, and puts back what it can.)"""
+"""What keeps a swap safe and is set outside its processes, where others may change it: looked at
+again by who asks for the status. (The keeper looks, too, and puts back what it can.)"""
 
 from pathlib import Path
 from typing import Final
@@ -17,8 +17,8 @@ _PROC: Final = Path("/proc")
 def troubles(
     folder: StateFolder, server_pid: int, root: Path = cgroup.ROOT, proc: Path = _PROC, *, is_exempt: bool = False
 ) -> list[str]:
-    """What is not as swap-up left it, a line each; none for a server that is not swap-up's. `is_exempt`: the server
-    could have itself spared by the OOM killer at its start."""
+    """What is not as swap-up left it, a line each; none for a server that is not swap-up's.
+    `is_exempt`: the server could have itself spared by the OOM killer at its start."""
     try:
         state = folder.load()
     except (SwapError, OSError):
@@ -57,8 +57,9 @@ def _of_score(pid: int, proc: Path) -> str:
 
 
 def _had_no_limit(folder: StateFolder) -> bool:
-    """Whether the keeper could have none at its start (no cgroup v2, a container where it is read-only). It said so
-    then, in words that all versions have used, and there is nothing to put back."""
+    """Whether the keeper could have none at its start (no cgroup v2, a container where it is
+    read-only). It said so then, in words that all versions have used, and there is nothing to put
+    back."""
     try:
         return NO_LIMIT in folder.log.read_text(errors="replace")
     except OSError:

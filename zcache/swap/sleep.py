@@ -1,23 +1,27 @@
-"""`zcache sleep pre` before the machine is suspended, `post` when it is awake again, or when nothing came of it.
+"""`zcache sleep pre` before the machine is suspended, `post` when it is awake again, or when
+nothing came of it.
 
-To suspend, the kernel first freezes all programs, in no order that we could choose: the server at once, and a program
-that waits for a page of its own from the server never. After 20 s the kernel gives up ("tasks refusing to freeze").
-So whoever has something in swap is frozen before, while the server still serves; then nobody is left to ask for a page:
+To suspend, the kernel first freezes all programs, in no order that we could choose: the server at
+once, and a program that waits for a page of its own from the server never. After 20 s the kernel
+gives up ("tasks refusing to freeze"). So whoever has something in swap is frozen before, while the
+server still serves; then nobody is left to ask for a page:
 
   1. sync(2), which the kernel is going to do anyway: now, while all goes on.
-  2. Freeze all control groups that have something in swap, but for those who must go on (control_groups.py). What is
-     frozen is written down first (frozen.py). A task that never freezes (it waits for a dead file server; FUSE) costs
-     the suspend: all is thawed, and the exit status says so.
+  2. Freeze all control groups that have something in swap, but for those who must go on
+     (control_groups.py). What is frozen is written down first (frozen.py). A task that never
+     freezes (it waits for a dead file server; FUSE) costs the suspend: all is thawed, and the exit
+     status says so.
   3. Have the frozen ones give up some memory, for what comes next must not swap out either.
-  4. Bring in what those who go on have in swap: PID 1, D-Bus, whoever asks for the suspend (bring_in.py).
+  4. Bring in what those who go on have in swap: PID 1, D-Bus, whoever asks for the suspend
+     (bring_in.py).
   5. Wait until nothing of the swap is under way.
 
-`post` thaws what `pre` froze, and nothing else. Each may be run twice. With no swap of zcache's on, both do nothing.
-For a hibernation the swap has to be off: taken_off.py.
+`post` thaws what `pre` froze, and nothing else. Each may be run twice. With no swap of zcache's on,
+both do nothing. For a hibernation the swap has to be off: taken_off.py.
 
-Where there is no cgroup v2, not even beside version 1 as systemd has it, there is nothing to freeze by; version 1's own
-freezer is not used, for nobody makes a tree of groups for it. Then the pages of all programs are brought in, as far as
-memory allows, and a line says so.
+Where there is no cgroup v2, not even beside version 1 as systemd has it, there is nothing to freeze
+by; version 1's own freezer is not used, for nobody makes a tree of groups for it. Then the pages of
+all programs are brought in, as far as memory allows, and a line says so.
 """
 
 import contextlib
@@ -43,15 +47,18 @@ from zcache.swap.error import SwapError
 from zcache.swap.interruption import Interrupted, Interruption
 from zcache.swap.taken_off import TakenOff
 
-#: A task under load waits for its page first, and then freezes: 4 s were seen in an emulated guest that thrashes.
+#: A task under load waits for its page first, and then freezes: 4 s were seen in an emulated guest
+#: that thrashes.
 FREEZE_SECONDS: Final = 30.0
-#: What starts after the groups are frozen may have swap by then: new rounds, until there is nothing new.
+#: What starts after the groups are frozen may have swap by then: new rounds, until there is nothing
+#: new.
 MOST_ROUNDS: Final = 5
 #: That no page has come or gone for so long means that nothing of the swap is under way.
 QUIET_SECONDS: Final = 0.3
 UNTIL_QUIET_SECONDS: Final = 20.0
-#: Free memory for the kernel, systemd-sleep and the drivers, none of which can swap any more: a share of all, within
-#: limits; above the high watermarks, below which kswapd would begin to swap out.
+#: Free memory for the kernel, systemd-sleep and the drivers, none of which can swap any more: a
+#: share of all, within limits; above the high watermarks, below which kswapd would begin to swap
+#: out.
 ROOM_SHARE: Final = 1 / 16
 ROOM_MOST_BYTES: Final = 128 << 20
 ROOM_SECONDS: Final = 15.0
@@ -138,7 +145,8 @@ class Sleep:
         self._ours: set[Path] = set()  # that we froze, whatever becomes of the records
 
     def pre(self) -> str:
-        """What was done, in a line. Raises `SwapError` when a suspend would fail; everything goes on then."""
+        """What was done, in a line. Raises `SwapError` when a suspend would fail; everything goes
+        on then."""
         begin = time.monotonic()
         self._machine.sync()
         times = [time.monotonic()]
@@ -192,7 +200,8 @@ class Sleep:
         return sorted(ours | others)
 
     def _write_down(self, groups: set[Path]) -> None:
-        """Into each area's folder, in the group of its keeper: what is written there is never swapped out."""
+        """Into each area's folder, in the group of its keeper: what is written there is never
+        swapped out."""
         for area in self._areas:
 
             def write(area: Area = area) -> None:
@@ -283,7 +292,8 @@ def thaw(records: Iterable[Path], root: Path | None, more: Iterable[Path] = ()) 
 
 
 def _records() -> list[Path]:
-    """Of all swap areas, also of one whose state cannot be read; of the usual one, if nobody knows which there are."""
+    """Of all swap areas, also of one whose state cannot be read; of the usual one, if nobody knows
+    which there are."""
     try:
         holders = sysctls.holders()
     except (SwapError, OSError):
@@ -340,7 +350,8 @@ def main() -> int:
 
 
 def command(moment: str, is_hibernation: bool = False) -> int:
-    """Exit status: 0; 1 when the machine had better not sleep, and a line says why; 128+n a signal."""
+    """Exit status: 0; 1 when the machine had better not sleep, and a line says why; 128+n a
+    signal."""
 
     def report(line: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # nobody to read it is no reason to stop half-way

@@ -1,15 +1,18 @@
-"""What systemd is told for as long as any swap of zcache's is on: to run `zcache sleep` around a suspend, and not to
-hibernate.
+"""What systemd is told for as long as any swap of zcache's is on: to run `zcache sleep` around a
+suspend, and not to hibernate.
 
-Drop-ins in /run, one for all swap areas. Those of the units that suspend the machine run `pre` before anything else
-of a suspend, and nothing is suspended if that fails; `post` runs whatever came of it. (Not files in system-sleep/:
-those run all at once, what they return is ignored, and from systemd 256 on they come after user.slice was frozen.)
-The one in sleep.conf.d has logind and systemd-sleep say no to all that hibernates.
+Drop-ins in /run, one for all swap areas. Those of the units that suspend the machine run `pre`
+before anything else of a suspend, and nothing is suspended if that fails; `post` runs whatever came
+of it. (Not files in system-sleep/: those run all at once, what they return is ignored, and from
+systemd 256 on they come after user.slice was frozen.) The one in sleep.conf.d has logind and
+systemd-sleep say no to all that hibernates.
 
-When the last swap goes off they are removed. Were they left (by an older swap-down), `zcache sleep` would find no swap
-on and do nothing. So systemd need not hear of their removal at once: while the machine shuts down it is not told.
+When the last swap goes off they are removed. Were they left (by an older swap-down), `zcache sleep`
+would find no swap on and do nothing. So systemd need not hear of their removal at once: while the
+machine shuts down it is not told.
 
-When all areas were turned on with `--hibernate` it may hibernate, and `zcache sleep` takes the swap off before that.
+When all areas were turned on with `--hibernate` it may hibernate, and `zcache sleep` takes the swap
+off before that.
 """
 
 import contextlib

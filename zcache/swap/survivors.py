@@ -1,9 +1,10 @@
 """Who is left to answer a device's requests while its swap is taken off.
 
-That is the keeper's affair; this is for when the keeper has died. Its server goes on. But a keeper that died between
-the death of one server and the connecting of the next has left a server, with all pages, that the device is not
-connected to: it is connected here, or the kernel would fail everything when its patience ends. With neither, what was
-out is lost: requests are failed, for those that are under way would wait for ever, and swapoff for them.
+That is the keeper's affair; this is for when the keeper has died. Its server goes on. But a keeper
+that died between the death of one server and the connecting of the next has left a server, with all
+pages, that the device is not connected to: it is connected here, or the kernel would fail
+everything when its patience ends. With neither, what was out is lost: requests are failed, for
+those that are under way would wait for ever, and swapoff for them.
 
 Either may die at any time, and swapoff take long: so this is looked at again and again.
 """

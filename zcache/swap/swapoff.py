@@ -1,12 +1,12 @@
 """Turning the swap area off: the one step that runs when memory is short and may take minutes.
 
 The system call is made directly, in a forked child, and for three reasons not by util-linux:
-  * Nothing is loaded from disk.  The pages of /sbin/swapoff may have been evicted; ours are here, and
-    locked.
-  * The kernel marks the task inside swapoff(2) as the first to be killed when memory runs out (its "OOM
-    origin"), whatever its oom_score_adj.  A child takes that blow, and the parent lives to say what
-    happened. Nothing is lost by it: a swapoff that is killed or interrupted leaves the swap on and every
-    page where it was.
+  * Nothing is loaded from disk.  The pages of /sbin/swapoff may have been evicted; ours are here,
+    and locked.
+  * The kernel marks the task inside swapoff(2) as the first to be killed when memory runs out (its
+    "OOM origin"), whatever its oom_score_adj.  A child takes that blow, and the parent lives to say
+    what happened. Nothing is lost by it: a swapoff that is killed or interrupted leaves the swap on
+    and every page where it was.
   * The parent can show progress meanwhile.
 """
 
@@ -27,7 +27,8 @@ _ADVICE = "the swap is still on and its server still runs"
 
 
 def lock_memory() -> bool:
-    """Lock what this process has touched and will touch; on fault, so that unused libraries cost nothing."""
+    """Lock what this process has touched and will touch; on fault, so that unused libraries cost
+    nothing."""
     locked: int = ctypes.CDLL(None).mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
     return locked == 0
 
@@ -48,7 +49,8 @@ def spared_by_oom_killer(score: Path = Path("/proc/self/oom_score_adj")) -> Iter
 def swap_off(device: str, progress: Callable[[], None], interval_seconds: float) -> None:
     """Return when the swap is off, however long that takes; `progress` is called at each interval.
 
-    Raises StillSwappingError, with the area as it was, when the kernel cannot or the user will not wait.
+    Raises StillSwappingError, with the area as it was, when the kernel cannot or the user will not
+    wait.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     path = device.encode()

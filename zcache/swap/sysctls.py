@@ -1,17 +1,19 @@
 """Kernel settings that are held while any zcache swap is on, and put back when the last one is off.
 
-`vm.watermark_boost_factor=0`: after a fragmentation event the kernel raises ("boosts") the min watermark until kswapd
-has reclaimed that much. While kswapd waits for the swap device that cannot happen, and the memory that the server
-needs for its next reply lies below the raised mark: seen in the test VM, 4.9 MiB free of a min of 2.5 raised to 6.6,
-and the server looping in the page allocator for ever.
+`vm.watermark_boost_factor=0`: after a fragmentation event the kernel raises ("boosts") the min
+watermark until kswapd has reclaimed that much. While kswapd waits for the swap device that cannot
+happen, and the memory that the server needs for its next reply lies below the raised mark: seen in
+the test VM, 4.9 MiB free of a min of 2.5 raised to 6.6, and the server looping in the page
+allocator for ever.
 
-`vm.min_free_kbytes` at least 16 MiB: each reply of the server needs a socket buffer from the kernel. A real-time task
-may take a quarter of what lies below the min watermark (ALLOC_HARDER in mm/page_alloc.c of 6.1), and the server is
-one; that quarter has to be worth something. Without it a worker looped in the page allocator, sending a reply (seen,
-500 MiB guest).
+`vm.min_free_kbytes` at least 16 MiB: each reply of the server needs a socket buffer from the
+kernel. A real-time task may take a quarter of what lies below the min watermark (ALLOC_HARDER in
+mm/page_alloc.c of 6.1), and the server is one; that quarter has to be worth something. Without it a
+worker looped in the page allocator, sending a reply (seen, 500 MiB guest).
 
-There can be several swap areas, so what the settings were before is kept beside the names of all that hold them, in a
-record of its own; it is written before the settings are. One that somebody else has changed meanwhile is left alone.
+There can be several swap areas, so what the settings were before is kept beside the names of all
+that hold them, in a record of its own; it is written before the settings are. One that somebody
+else has changed meanwhile is left alone.
 """
 
 import contextlib
@@ -35,7 +37,8 @@ MIN_FREE_KIB: Final = 16 << 10
 
 @dataclass
 class _Held:
-    """The record: who holds the settings (paths of state files), what they were, and what we made of them."""
+    """The record: who holds the settings (paths of state files), what they were, and what we made
+    of them."""
 
     holders: list[str] = field(default_factory=list)
     before: dict[str, str] = field(default_factory=dict)
@@ -43,7 +46,8 @@ class _Held:
 
 
 def _decode(text: bytes) -> _Held:
-    """Raises an error of Python's own for what is not a record: its names and values go to /proc/sys."""
+    """Raises an error of Python's own for what is not a record: its names and values go to
+    /proc/sys."""
     held = _Held(**json.loads(text))
     settings = {**held.before, **held.ours}
     if not held.before.keys() == held.ours.keys() <= {BOOST_FACTOR, MIN_FREE}:
@@ -54,7 +58,8 @@ def _decode(text: bytes) -> _Held:
 
 
 def while_on(root: Path = PROC) -> dict[str, str]:
-    """What to set: the reserve is only ever raised, and a setting that a kernel does not have is left out."""
+    """What to set: the reserve is only ever raised, and a setting that a kernel does not have is
+    left out."""
     wanted = {BOOST_FACTOR: "0"}
     min_free_kib = int((root / MIN_FREE).read_text())
     wanted[MIN_FREE] = str(max(min_free_kib, MIN_FREE_KIB))
@@ -78,9 +83,11 @@ def hold(holder: Path, root: Path = PROC, record: Path = RECORD) -> None:
 
 
 def release(holder: Path, root: Path = PROC, record: Path = RECORD, may_be_lent: bool = False) -> list[str]:
-    """Undo `hold`: the last holder puts the settings back. Returns what could not be put back, one line each.
+    """Undo `hold`: the last holder puts the settings back. Returns what could not be put back, one
+    line each.
 
-    The reserve `may_be_lent` to a server (`reserve.py`) by a keeper that was killed: it is ours, whatever it is now.
+    The reserve `may_be_lent` to a server (`reserve.py`) by a keeper that was killed: it is ours,
+    whatever it is now.
     """
     if not record.exists():
         return []
@@ -91,8 +98,8 @@ def release(holder: Path, root: Path = PROC, record: Path = RECORD, may_be_lent:
 
 
 def changed(holder: Path, root: Path = PROC, record: Path = RECORD) -> list[str]:
-    """What somebody else has changed of that which `holder` holds, and how to put it right, a line each. (A larger
-    reserve is no harm.)"""
+    """What somebody else has changed of that which `holder` holds, and how to put it right, a line
+    each. (A larger reserve is no harm.)"""
     try:
         held = _decode(record.read_bytes().partition(b"\n")[0])
         now = {name: (root / name).read_text().strip() for name in held.ours}
@@ -160,7 +167,8 @@ def _locked(record: Path) -> Iterator[tuple[_Held, Callable[[], None]]]:
                 ) from None
 
             def save(descriptor: int = descriptor, held: _Held = held) -> None:
-                # The first line is what counts: whoever is killed between the two calls leaves a longer text's rest.
+                # The first line is what counts: whoever is killed between the two calls leaves a
+                # longer text's rest.
                 written = os.pwrite(descriptor, json.dumps(asdict(held)).encode() + b"\n", 0)
                 os.ftruncate(descriptor, written)
 

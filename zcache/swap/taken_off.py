@@ -1,11 +1,13 @@
-"""The swap taken off for as long as the machine hibernates, and turned on again, for who has asked for that
-(`swap-up --hibernate`): `zcache sleep pre --hibernate` and `post --hibernate`.
+"""The swap taken off for as long as the machine hibernates, and turned on again, for who has asked
+for that (`swap-up --hibernate`): `zcache sleep pre --hibernate` and `post --hibernate`.
 
-Only swapoff(2) and swapon(2): device, server and keeper stay, and go into the image of memory with all others. With no
-swap on them they are like any program, and the kernel swaps out to other areas, one of which the image needs anyway.
-What is out has to fit elsewhere, in memory or in those, or nothing is done.
+Only swapoff(2) and swapon(2): device, server and keeper stay, and go into the image of memory with
+all others. With no swap on them they are like any program, and the kernel swaps out to other areas,
+one of which the image needs anyway. What is out has to fit elsewhere, in memory or in those, or
+nothing is done.
 
-The priority is written down before the swap goes off, so that whoever is killed in between leaves it to `post`.
+The priority is written down before the swap goes off, so that whoever is killed in between leaves
+it to `post`.
 """
 
 import contextlib

@@ -1,9 +1,10 @@
-"""swap-up: server, device, swap area, in that order, with each step's undo registered as it is done.
+"""swap-up: server, device, swap area, in that order, with each step's undo registered as it is
+done.
 
-Whatever fails, and wherever Ctrl-C or SIGTERM falls, the undos run in reverse and nothing is left: no
-server, no socket, no attached device, no state folder.  One thing outranks that: while /proc/swaps names
-the device, or the device stays attached, its server stays, whatever else went wrong, and swap-down is left to
-try again.
+Whatever fails, and wherever Ctrl-C or SIGTERM falls, the undos run in reverse and nothing is left:
+no server, no socket, no attached device, no state folder.  One thing outranks that: while
+/proc/swaps names the device, or the device stays attached, its server stays, whatever else went
+wrong, and swap-down is left to try again.
 """
 
 import argparse
@@ -53,7 +54,8 @@ class Options:
 
 
 class Buildup:
-    """What bring_up does to the machine, one method a step; the fake of the unit tests has the same ones."""
+    """What bring_up does to the machine, one method a step; the fake of the unit tests has the same
+    ones."""
 
     def __init__(self, options: Options, folder: StateFolder, report: Report) -> None:
         self._options = options
@@ -63,7 +65,8 @@ class Buildup:
         self._backing: Backing | None = None
 
     def load_driver(self) -> None:
-        """The driver may be built in, and there no module of it, nor a folder of modules: modprobe fails then."""
+        """The driver may be built in, and there no module of it, nor a folder of modules: modprobe
+        fails then."""
         if nbd_device.is_in_another_network():
             raise SwapError(nbd_device.OUT_OF_REACH)
         if nbd_device.has_driver():
@@ -90,7 +93,8 @@ class Buildup:
             raise
 
     def _scope(self) -> list[str]:
-        """What puts the keeper into a group of systemd's, where there is one to be had: tried before it is needed."""
+        """What puts the keeper into a group of systemd's, where there is one to be had: tried
+        before it is needed."""
         if not cgroup.needs_scope():
             return []
         try:
@@ -104,8 +108,8 @@ class Buildup:
         return cgroup.scope(self._scope_name())
 
     def _scope_name(self) -> str:
-        """One that is free. That of the swap before is until systemd has seen its end, and for as long as anything is
-        left in it."""
+        """One that is free. That of the swap before is until systemd has seen its end, and for as
+        long as anything is left in it."""
         name = self._folder.cgroup
         deadline_seconds = time.monotonic() + SCOPE_SECONDS
         while not sleep_units.is_free(cgroup.scope_unit(name)):
@@ -132,7 +136,8 @@ class Buildup:
             backing.remove(self._backing, even_if_kept=True)
 
     def attach(self, announce: Callable[[int], None]) -> str:
-        """The device; `announce` is told beforehand the pid that sysfs will show for it while it is ours."""
+        """The device; `announce` is told beforehand the pid that sysfs will show for it while it is
+        ours."""
         options = self._options
         seconds = options.timeout_seconds, options.dead_connection_seconds
         pids = []
@@ -155,7 +160,8 @@ class Buildup:
             raise
 
     def arm_keeper(self, device: str) -> None:
-        """Leave it the message by which it can give the device a new server, and wait until it has one ready."""
+        """Leave it the message by which it can give the device a new server, and wait until it has
+        one ready."""
         assert self._keeper is not None
         keeper = self._keeper.identity
 
@@ -193,7 +199,8 @@ class Buildup:
         area.make_swap(device)
 
     def swap_on(self, device: str) -> None:
-        """What the server has said is shown before anything can be swapped; what it says later is in its log."""
+        """What the server has said is shown before anything can be swapped; what it says later is
+        in its log."""
         assert self._keeper is not None
         for line in self._keeper.log().splitlines():
             self._report(f"server: {line}")
@@ -242,7 +249,8 @@ def bring_up(
 ) -> SwapState:
     """Turn the swap on, or leave nothing behind; the folder exists and is locked.
 
-    `hold` puts off signals while a step and its undo are made one. What of the options others need is in the state.
+    `hold` puts off signals while a step and its undo are made one. What of the options others need
+    is in the state.
     """
     undo = ExitStack()
     try:
@@ -259,7 +267,8 @@ def _first_state(keeper: ProcessIdentity, below: Backing | None, options: Option
 
 
 def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack, options: Options) -> SwapState:
-    """Each step's trace in the state comes before it, for whoever finds us killed; its undo after it."""
+    """Each step's trace in the state comes before it, for whoever finds us killed; its undo after
+    it."""
     states: list[SwapState] = []
 
     def save(state: SwapState) -> None:
@@ -278,7 +287,8 @@ def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack, o
         save(states[-1].with_device(device))
     machine.arm_keeper(device)
     with hold():
-        # A descriptor lost to a signal between open and close would keep the device attached (seen).
+        # A descriptor lost to a signal between open and close would keep the device attached
+        # (seen).
         machine.warm_up(device)
     machine.make_swap(device)
     with hold():
@@ -301,7 +311,8 @@ def _swap_off_if_on(machine: Buildup, device: str) -> None:
 
 
 def _or_keep(undo: ExitStack, step: Callable[..., None], *arguments: object) -> None:
-    """An undo that the ones after it depend on: when it fails, they do not run, and the state is left to swap-down."""
+    """An undo that the ones after it depend on: when it fails, they do not run, and the state is
+    left to swap-down."""
     try:
         step(*arguments)
     except BaseException as error:  # not only ours: there may be no memory
@@ -358,8 +369,8 @@ def refuse_if_up(folder: StateFolder, report: Report) -> None:
 
 @contextlib.contextmanager
 def swap_area(options: Options, report: Report = print) -> Iterator[SwapState]:
-    """Swap for the length of a block, for scripts and tests; its end may raise StillSwappingError, or SwapError for a
-    server that ended badly."""
+    """Swap for the length of a block, for scripts and tests; its end may raise StillSwappingError,
+    or SwapError for a server that ended badly."""
     state = run(options, report)
     folder = StateFolder(options.folder)
     try:
@@ -414,7 +425,8 @@ def parse(arguments: Sequence[str] | None) -> Options:
         dead_connection_seconds=chosen.dead_server_seconds,
         start_seconds=chosen.start_seconds,
         keep_backing=chosen.keep_backing,
-        # Absolute, for the server starts in /; and by one name only, which is that of processes' arguments.
+        # Absolute, for the server starts in /; and by one name only, which is that of processes'
+        # arguments.
         folder=chosen.state_folder.resolve(),
     )
 
@@ -435,7 +447,8 @@ def _print(line: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 the swap is on, 1 it is not and a line says why, 2 wrong usage, 128+n a signal."""
+    """Exit status: 0 the swap is on, 1 it is not and a line says why, 2 wrong usage, 128+n a
+    signal."""
     options = parse(arguments)
     try:
         with Interruption() as interruption:

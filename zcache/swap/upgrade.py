@@ -1,7 +1,8 @@
 """swap-upgrade: the code that is on disk now takes the running server's place, with the swap on.
 
-The keeper does it, exactly as after a death, once the new code has started and found that it can go on with the image;
-if it cannot, the old server goes on as if nothing had been asked for. The requests of some seconds wait.
+The keeper does it, exactly as after a death, once the new code has started and found that it can go
+on with the image; if it cannot, the old server goes on as if nothing had been asked for. The
+requests of some seconds wait.
 """
 
 import argparse
@@ -30,7 +31,8 @@ REPLACE_SECONDS: Final = 300.0
 
 
 def upgrade(folder: StateFolder, report: Callable[[str], None] = print) -> float:
-    """Replace the server; how many seconds it took. Raises `SwapError`, and then says whether the old one goes on."""
+    """Replace the server; how many seconds it took. Raises `SwapError`, and then says whether the
+    old one goes on."""
     state = folder.load()
     if state is None:
         raise SwapError(f"no swap is up in {folder.path}")

@@ -1,4 +1,5 @@
-"""A throw-away virtual machine with a stock Debian kernel, for whatever must really swap, stall or panic.
+"""A throw-away virtual machine with a stock Debian kernel, for whatever must really swap, stall or
+panic.
 
 Here: what a run is asked for and what it answers. `vm.run_in_vm` is the run.
 """
@@ -26,7 +27,8 @@ class VmConfig:
     kernel_log: Path | None = None
     # Also turns an oops into a panic: for tests in which a stall is a failure.
     hung_task_panic: bool = False
-    # PID 1 is systemd, the command a unit of its, and what it says goes to the kernel log; boots in twice the time.
+    # PID 1 is systemd, the command a unit of its, and what it says goes to the kernel log; boots in
+    # twice the time.
     systemd: bool = False
     # `key=value` words for scripts/serve: the guest swaps to a server on the host. None: no swap.
     host_swap: tuple[str, ...] | None = None

@@ -1,7 +1,8 @@
 """The command line of the test VM: `scripts/vm [options] -- COMMAND…`.
 
-Exit status: the command's own; 124 when time ran out; 125 when the machine failed (panic, no boot, swap
-that would not come off, a swap server that ended badly), with one line on stderr; 2 for a wrong option.
+Exit status: the command's own; 124 when time ran out; 125 when the machine failed (panic, no boot,
+swap that would not come off, a swap server that ended badly), with one line on stderr; 2 for a
+wrong option.
 """
 
 import argparse

@@ -2,13 +2,15 @@
 
 usage: .venv/bin/python -m zcache.testvm.debian_root RELEASE [--fresh] -- COMMAND…      (as root; scripts/test --debian)
 
-The root is what `mmdebstrap --variant=minbase` makes from this machine's own mirror, and what `scripts/setup` then
-installs in it: so a package that setup forgets is missing there, whatever the developer's machine has. It is kept, and
-made anew when `scripts/setup` or `pyproject.toml` have changed, for what an older one installed would hide that. The
-command runs in a copy of this tree, /zcache, in namespaces of its own for mounts and processes: whatever it leaves is
-unmounted and ended with it. /tmp is this machine's.
+The root is what `mmdebstrap --variant=minbase` makes from this machine's own mirror, and what
+`scripts/setup` then installs in it: so a package that setup forgets is missing there, whatever the
+developer's machine has. It is kept, and made anew when `scripts/setup` or `pyproject.toml` have
+changed, for what an older one installed would hide that. The command runs in a copy of this tree,
+/zcache, in namespaces of its own for mounts and processes: whatever it leaves is unmounted and
+ended with it. /tmp is this machine's.
 
-Its test VM is that Debian, too: `scripts/vm` boots the newest kernel in /boot on the root file system that it finds.
+Its test VM is that Debian, too: `scripts/vm` boots the newest kernel in /boot on the root file
+system that it finds.
 """
 
 import argparse
@@ -78,7 +80,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def run(release: str, command: Sequence[str], is_fresh: bool = False) -> int:
-    """The exit status of `command`, in the tree's copy in the root, which is made first if need be."""
+    """The exit status of `command`, in the tree's copy in the root, which is made first if need
+    be."""
     if os.geteuid() != 0:
         raise EnvironmentProblem("only root can make another root, and run in it")
     folder = roots_folder()

@@ -28,7 +28,8 @@ def status_kib(pid: int, name: str) -> int:
 
 
 def own_kib(pid: int) -> int:
-    """A process's memory without the image: its share of what it has (Pss), anonymous and of files."""
+    """A process's memory without the image: its share of what it has (Pss), anonymous and of
+    files."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     sizes = {name: int(value) for name, value, _ in (line.split() for line in lines)}
     return sizes["Pss_Anon:"] + sizes["Pss_File:"]
@@ -44,9 +45,8 @@ def others_in_group(pid: int) -> list[int]:
 def page_faults(pid: int) -> int:
     """Page faults so far, minor and major, of the threads of a server that a request may wait for.
 
-    Those that populate memory ahead or for a budget that grows, beat, answer on the control socket or write the log may
-    fault as they like.
-    (Fields 10 and 12 of /proc/PID/task/TID/stat.)
+    Those that populate memory ahead or for a budget that grows, beat, answer on the control socket
+    or write the log may fault as they like. (Fields 10 and 12 of /proc/PID/task/TID/stat.)
     """
     faults = 0
     for stat in Path(f"/proc/{pid}/task").glob("*/stat"):

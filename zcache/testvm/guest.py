@@ -43,13 +43,15 @@ def main(job_folder: Path) -> None:
 
 
 def run(command: list[str]) -> int:
-    """The command's exit status by the shell's rule: 128 + n for signal n, 126/127 if it cannot start."""
+    """The command's exit status by the shell's rule: 128 + n for signal n, 126/127 if it cannot
+    start."""
 
     def mortal_again() -> None:
         Path("/proc/self/oom_score_adj").write_text("0")
 
     try:
-        # preexec_fn is safe with one thread, and the command must not inherit the immunity even for a moment.
+        # preexec_fn is safe with one thread, and the command must not inherit the immunity even for
+        # a moment.
         status = subprocess.call(command, preexec_fn=mortal_again)
     except OSError as error:
         print(f"vm: {command[0]}: {error.strerror}", file=sys.stderr)
@@ -58,7 +60,8 @@ def run(command: list[str]) -> int:
 
 
 def give_tmp(keep: list[Path]) -> None:
-    """A writable /tmp over the read-only root. What in `keep` lies under /tmp stays visible through it.
+    """A writable /tmp over the read-only root. What in `keep` lies under /tmp stays visible through
+    it.
 
     It is a tmpfs, as on many systems: what is written there can be swapped out.
     """
@@ -74,7 +77,8 @@ def give_tmp(keep: list[Path]) -> None:
 
 
 def find_disk(serial: str) -> Path:
-    """The virtio disk with this serial number, asked of the kernel, so that udev need not have finished."""
+    """The virtio disk with this serial number, asked of the kernel, so that udev need not have
+    finished."""
     tool("modprobe", "virtio_blk")
     found: list[Path] = []
 

@@ -1,11 +1,11 @@
 """What a guest runs on: the kernel to boot, and whether KVM can run it.
 
-`/dev/kvm` being there proves nothing: on some hosts QEMU aborts when it sets the first registers, on
-others the guest spins for ever before its first message, and `accel=kvm:tcg` falls back in neither case.
-So the answer is measured: boot the very kernel without a root file system and see whether it gets as far
-as complaining of that. A yes takes about a second; a no costs at most PROBE_DEADLINE_SECONDS, once per
-host boot, kernel and QEMU: the answer is remembered in the virtual environment. ZCACHE_ACCEL=kvm or =tcg
-overrides it.
+`/dev/kvm` being there proves nothing: on some hosts QEMU aborts when it sets the first registers,
+on others the guest spins for ever before its first message, and `accel=kvm:tcg` falls back in
+neither case. So the answer is measured: boot the very kernel without a root file system and see
+whether it gets as far as complaining of that. A yes takes about a second; a no costs at most
+PROBE_DEADLINE_SECONDS, once per host boot, kernel and QEMU: the answer is remembered in the virtual
+environment. ZCACHE_ACCEL=kvm or =tcg overrides it.
 """
 
 import json
@@ -24,7 +24,8 @@ PROBE_MARKER = b"Unable to mount root fs"
 
 
 def newest_kernel(boot: Path = Path("/boot")) -> Path:
-    """Debian's stock kernel of the highest version; not the host's running one, which may be anything."""
+    """Debian's stock kernel of the highest version; not the host's running one, which may be
+    anything."""
     kernels = list(boot.glob("vmlinuz-*-amd64"))
     if not kernels:
         raise EnvironmentProblem(f"no {boot}/vmlinuz-*-amd64: run scripts/setup, it installs linux-image-amd64")
@@ -52,7 +53,8 @@ def usable_kvm() -> bool:
 
 
 def _probe_key(kernel: Path) -> str:
-    """Whatever may change the answer: a reboot (another host kernel, other nesting), guest kernel, QEMU."""
+    """Whatever may change the answer: a reboot (another host kernel, other nesting), guest kernel,
+    QEMU."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     version = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True).stdout
     return f"{boot_id} {kernel} {version.splitlines()[0]}"

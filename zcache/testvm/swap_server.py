@@ -49,7 +49,8 @@ class SwapServer:
         return status
 
     def stop(self) -> int:
-        """SIGTERM to the group's head only: a server may have helpers that know better when to go."""
+        """SIGTERM to the group's head only: a server may have helpers that know better when to
+        go."""
         self.process.terminate()
         try:
             return self.process.wait(STOP_DEADLINE_SECONDS)
@@ -86,7 +87,8 @@ def swap_server(words: tuple[str, ...], work: Path) -> Iterator[SwapServer]:
 
 
 def _await_server(process: subprocess.Popen[bytes], socket_path: Path) -> None:
-    """nbdinfo, not a bare connect: a connection without a handshake is an error in the server's log."""
+    """nbdinfo, not a bare connect: a connection without a handshake is an error in the server's
+    log."""
     deadline = time.monotonic() + START_DEADLINE_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:

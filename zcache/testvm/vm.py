@@ -1,36 +1,42 @@
-"""One run of one command in a throw-away guest: stock kernel, the host's own root file system read-only.
+"""One run of one command in a throw-away guest: stock kernel, the host's own root file system
+read-only.
 
-virtme-ng composes QEMU's arguments and the initramfs; the process is ours, so that it can be killed,
-asked for a dump and outlived. Guarantees: only a command that ended by itself in a guest that came down
-cleanly has an exit status, so a panic, a kill, a failed boot or swap that would not come off never looks
-like 0; the timeout is kept from outside; the kernel log is in a file on the host whatever happens, apart
-from the command's output; no process or temporary file is left behind.
+virtme-ng composes QEMU's arguments and the initramfs; the process is ours, so that it can be
+killed, asked for a dump and outlived. Guarantees: only a command that ended by itself in a guest
+that came down cleanly has an exit status, so a panic, a kill, a failed boot or swap that would not
+come off never looks like 0; the timeout is kept from outside; the kernel log is in a file on the
+host whatever happens, apart from the command's output; no process or temporary file is left behind.
 
 Traps that shaped it, each seen here:
-- The kernel's 8250 driver is a single console: a second `console=ttyS1` is silently not enabled. So the
-  log takes ttyS0, which virtme throws away, and the command's own streams use virtio ports.
+- The kernel's 8250 driver is a single console: a second `console=ttyS1` is silently not enabled. So
+  the log takes ttyS0, which virtme throws away, and the command's own streams use virtio ports.
 - QEMU's `file` chardev truncates what it opens and keeps an offset of its own: given the caller's
   stdout, it would destroy a log that is being appended to. So it gets pipes, which threads copy.
-- A write error of a disk pauses a guest by default (`werror=enospc`), for ever: errors are reported to
-  it instead.
-- Coldplugging drivers that no test needs is a third of a boot under emulation: 18.6 s with all of them,
-  12.0 s without (one run each, idle host, a list that differed from SKIPPED_MODULES in a few names).
-- Without KVM, QEMU carries out `rep stosb`, by which a kernel clears a page where `erms` is offered, byte by
-  byte; and a kernel that does not trust the TSC reads the emulated HPET, under the lock with which QEMU's main
-  thread works for the disks. A CPU stood in the clearing of one page for 23 s ("soft lockup"). The longest touch
-  of memory in a 384 MiB guest under `cache` of scripts/pressure: 15 s; with the TSC, which is the host's and the
-  same for all CPUs, 8 s; without `erms` as well, 4 to 7 s in four runs; a boot is 3 s shorter. `rep stosq`, which
-  comes next, is as slow: kcompactd stood still for 22 s in one cell of forty. Without it (no `rep_good`) the first
+- A write error of a disk pauses a guest by default (`werror=enospc`), for ever: errors are reported
+  to it instead.
+- Coldplugging drivers that no test needs is a third of a boot under emulation: 18.6 s with all of
+  them, 12.0 s without (one run each, idle host, a list that differed from SKIPPED_MODULES in a few
+  names).
+- Without KVM, QEMU carries out `rep stosb`, by which a kernel clears a page where `erms` is
+  offered, byte by byte; and a kernel that does not trust the TSC reads the emulated HPET, under the
+  lock with which QEMU's main thread works for the disks. A CPU stood in the clearing of one page
+  for 23 s ("soft lockup"). The longest touch of memory in a 384 MiB guest under `cache` of
+  scripts/pressure: 15 s; with the TSC, which is the host's and the same for all CPUs, 8 s; without
+  `erms` as well, 4 to 7 s in four runs; a boot is 3 s shorter. `rep stosq`, which comes next, is as
+  slow: kcompactd stood still for 22 s in one cell of forty. Without it (no `rep_good`) the first
   touch of a page takes 10 us instead of 19.
-- QEMU 7.2 without KVM keeps what it has translated until its buffer (1 GiB) is full, in the pages' names, whatever
-  becomes of them; whoever writes to such a page undoes it block by block, and each block empties the jump caches of all
-  CPUs (TARGET_TB_PCREL in accel/tcg/tb-maint.c). After a build had run, the kernel's compaction of memory took 5.6 ms a
-  page, 20 s in one cell of scripts/pressure, and was reported as a soft lockup once it took 22 s on end. With a buffer
-  of 64 MiB (which is emptied whole), in the same guest under `stress,build,cache`: 20.5 s of kcompactd became 0.05, the
-  longest gap of an ordinary program 7.0 s became 0.02, the cell 75 s became 39, and no load took longer.
-- One guest stood still, both CPUs at one no-op in kmem_cache_alloc, before a test of __GFP_ACCOUNT: the place that
-  the kernel patches when the first control group turns the accounting of kernel memory on. QEMU without KVM seems
-  to be no good at code that another CPU changes. With `cgroup.memory=nokmem` that place is left alone.
+- QEMU 7.2 without KVM keeps what it has translated until its buffer (1 GiB) is full, in the pages'
+  names, whatever becomes of them; whoever writes to such a page undoes it block by block, and each
+  block empties the jump caches of all CPUs (TARGET_TB_PCREL in accel/tcg/tb-maint.c). After a build
+  had run, the kernel's compaction of memory took 5.6 ms a page, 20 s in one cell of
+  scripts/pressure, and was reported as a soft lockup once it took 22 s on end. With a buffer of 64
+  MiB (which is emptied whole), in the same guest under `stress,build,cache`: 20.5 s of kcompactd
+  became 0.05, the longest gap of an ordinary program 7.0 s became 0.02, the cell 75 s became 39,
+  and no load took longer.
+- One guest stood still, both CPUs at one no-op in kmem_cache_alloc, before a test of __GFP_ACCOUNT:
+  the place that the kernel patches when the first control group turns the accounting of kernel
+  memory on. QEMU without KVM seems to be no good at code that another CPU changes. With
+  `cgroup.memory=nokmem` that place is left alone.
 """
 
 import compileall
@@ -75,7 +81,8 @@ PANIC_LINE = re.compile(rb"^\[ *\d+\.\d+\](?:\[[^]]*\])? Kernel panic - not sync
 def run_in_vm(
     config: VmConfig, command: list[str], stdout: BinaryIO | None = None, stderr: BinaryIO | None = None
 ) -> VmResult:
-    """Boot, run the command as root in the repository, shut down; its output goes, live, to the streams."""
+    """Boot, run the command as root in the repository, shut down; its output goes, live, to the
+    streams."""
     _refuse_the_impossible(config, command)
     kernel, kvm = newest_kernel(), usable_kvm()
     kernel_log = config.kernel_log or _new_kernel_log()
@@ -90,7 +97,8 @@ def run_in_vm(
         server = None
         if config.host_swap is not None:
             server = cleanup.enter_context(swap_server(config.host_swap, work))
-        # It sees the tree read-only: what has no bytecode it would compile anew at each start of a program.
+        # It sees the tree read-only: what has no bytecode it would compile anew at each start of a
+        # program.
         for folder in ("zcache", "nbd_plugin", "tests"):
             compileall.compile_dir(REPOSITORY / folder, quiet=2)
         socket_path = server.socket if server else config.host_socket
@@ -112,7 +120,8 @@ def run_in_vm(
 def _verdict(
     config: VmConfig, job: Path, qemu_status: int | None, panicked: bool, server_exit_status: int | None
 ) -> tuple[int | None, str | None]:
-    """(exit status, None) when everything went right, else (None, the first thing that went wrong)."""
+    """(exit status, None) when everything went right, else (None, the first thing that went
+    wrong)."""
     if qemu_status is None:
         return None, f"no end after {config.timeout_seconds:g} s"
     if panicked:
@@ -160,14 +169,16 @@ def _job(config: VmConfig, command: list[str]) -> dict[str, Any]:
 def _compose(
     config: VmConfig, kernel: Path, kvm: bool, work: Path, kernel_log: Path, swap_socket: Path | None
 ) -> list[str]:
-    """QEMU's command line, from a dry run of virtme-run, with its console turned into the kernel log."""
+    """QEMU's command line, from a dry run of virtme-run, with its console turned into the kernel
+    log."""
     path = f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     environment = f"PATH={path} HOME=/root LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1"
     # By path and without site-packages: it needs none, and reading them over 9p takes seconds.
     script = f"cd {REPOSITORY} && exec env {environment} python -I -S zcache/testvm/guest.py {JOB_MOUNT}\n"
     (work / "job" / "command").write_text(script)
     argv = [f"{sys.prefix}/bin/virtme-run", "--dry-run", "--show-command", "--show-boot-console"]
-    # 9p by name: virtme would try virtiofs first, and fall back or not as the host's virtiofsd pleases.
+    # 9p by name: virtme would try virtiofs first, and fall back or not as the host's virtiofsd
+    # pleases.
     argv += f"--kimg {kernel} --mods=auto --force-9p --memory {config.memory} --cpus {config.cpus}".split()
     argv += [] if kvm else ["--disable-kvm"]
     argv += [f"--rwdir={JOB_MOUNT}={work / 'job'}", f"--rodir={REPOSITORY}={REPOSITORY}"]
@@ -215,8 +226,9 @@ def _kernel_args(config: VmConfig, kvm: bool) -> list[str]:
 
 
 def _disk_args(serial: str, protocol: dict[str, Any]) -> list[str]:
-    """A virtio disk. Flushes are not passed on: nothing here has to outlive the host, and O_DIRECT, the other
-    honest choice, does not work on every file system that a temporary image may lie on."""
+    """A virtio disk. Flushes are not passed on: nothing here has to outlive the host, and O_DIRECT,
+    the other honest choice, does not work on every file system that a temporary image may lie
+    on."""
     cache = {"direct": False, "no-flush": protocol["driver"] == "file"}
     node = {"driver": "raw", "node-name": serial, "discard": "unmap", "cache": cache, "file": protocol}
     protocol |= {"discard": "unmap", "cache": cache}
@@ -231,7 +243,8 @@ def _run_qemu(
     argv: list[str], work: Path, kernel_log: Path, deadline: float, stdout: BinaryIO, stderr: BinaryIO
 ) -> int | None:
     """QEMU's exit status, or None when the deadline ended it."""
-    # A process group of its own keeps the terminal's Ctrl-C for us; setpriv ends it even if we are killed.
+    # A process group of its own keeps the terminal's Ctrl-C for us; setpriv ends it even if we are
+    # killed.
     with subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *argv],
         stdin=subprocess.DEVNULL,
@@ -272,8 +285,8 @@ def _wait_for_end(qemu: subprocess.Popen[bytes], started: Path, deadline: float)
 
 
 def _copy(source: IO[bytes], sink: BinaryIO) -> None:
-    """Drains the source even when the sink takes no more (nobody reads it, its disk is full): a full pipe would stop
-    the guest."""
+    """Drains the source even when the sink takes no more (nobody reads it, its disk is full): a
+    full pipe would stop the guest."""
     while chunk := os.read(source.fileno(), 65536):
         with suppress(OSError):  # the last flush of a command's output meets it again
             sink.write(chunk)
@@ -281,9 +294,11 @@ def _copy(source: IO[bytes], sink: BinaryIO) -> None:
 
 
 def dump_tasks(qmp: Path, kernel_log: Path) -> None:
-    """Have the kernel log its memory, blocked tasks, CPUs and all tasks, through the keyboard's SysRq.
+    """Have the kernel log its memory, blocked tasks, CPUs and all tasks, through the keyboard's
+    SysRq.
 
-    It needs interrupts, but neither user space nor memory. If nothing comes, an NMI panics the guest.
+    It needs interrupts, but neither user space nor memory. If nothing comes, an NMI panics the
+    guest.
     """
     before = kernel_log.stat().st_size
     try:

@@ -2,12 +2,14 @@
 
 The contract, which every tier's contract suite runs:
 
-- Slots are numbered from 1; slot 0 is the tier's own. `reserve` and `release` are bookkeeping: they are called under
-  the store's lock, never block and never touch the medium.
-- `write` and `read` move whole frames between consecutive slots and buffers in RAM. They are called without any lock,
-  may take long, and raise `OSError` when the medium fails; a short transfer is a failure. What a failed write leaves
-  in its slots is undefined; all other slots keep what they held.
-- `read` gives back what the last `write` to a slot put there. Proving it is the caller's seal's work, not the tier's.
+- Slots are numbered from 1; slot 0 is the tier's own. `reserve` and `release` are bookkeeping: they
+  are called under the store's lock, never block and never touch the medium.
+- `write` and `read` move whole frames between consecutive slots and buffers in RAM. They are called
+  without any lock, may take long, and raise `OSError` when the medium fails; a short transfer is a
+  failure. What a failed write leaves in its slots is undefined; all other slots keep what they
+  held.
+- `read` gives back what the last `write` to a slot put there. Proving it is the caller's seal's
+  work, not the tier's.
 """
 
 from collections.abc import Sequence
@@ -23,10 +25,12 @@ class Tier(Protocol):
     used_slots: int
 
     def reserve(self, count: int) -> tuple[int, int]:
-        """Reserve up to `count` consecutive free slots; returns the first and how many (0: the tier is full)."""
+        """Reserve up to `count` consecutive free slots; returns the first and how many (0: the tier
+        is full)."""
 
     def take_over(self, slot: int) -> None:
-        """Mark a slot as in use by a frame that a predecessor wrote; raises `Imbalance` if it cannot be."""
+        """Mark a slot as in use by a frame that a predecessor wrote; raises `Imbalance` if it
+        cannot be."""
 
     def release(self, slot: int) -> None:
         """Give one slot back."""

@@ -1,11 +1,14 @@
-"""The blocks of a backing file: its own, and all of them allocated before the first page is written.
+"""The blocks of a backing file: its own, and all of them allocated before the first page is
+written.
 
-So a full file system is an error at the start and not in the middle of a swap-out. That takes more than room: where a
-file is copied on write, or shares blocks with another, each write takes new ones. A file on btrfs is kept from that
-while it is empty (`zcache.beneath.own_blocks`); one that holds something is emptied first, for what it holds is
-worthless, or its caller would have refused it.
+So a full file system is an error at the start and not in the middle of a swap-out. That takes more
+than room: where a file is copied on write, or shares blocks with another, each write takes new
+ones. A file on btrfs is kept from that while it is empty (`zcache.beneath.own_blocks`); one that
+holds something is emptied first, for what it holds is worthless, or its caller would have refused
+it.
 
-Where there is no fallocate(2) (ext2, exFAT, NFSv3), zeros are written, once: not where the file has all its blocks.
+Where there is no fallocate(2) (ext2, exFAT, NFSv3), zeros are written, once: not where the file has
+all its blocks.
 """
 
 import contextlib
@@ -31,8 +34,8 @@ Progress = Callable[[str, int, int], None]
 
 
 def make_own(descriptor: int, path: Path, go_on: Callable[[], None]) -> None:
-    """See to it that writing the file takes no new blocks once it has been allocated: it may be empty after that.
-    Raises `BadInput`, `OSError`."""
+    """See to it that writing the file takes no new blocks once it has been allocated: it may be
+    empty after that. Raises `BadInput`, `OSError`."""
     if os.fstat(descriptor).st_size and writes_to_new_blocks(descriptor, go_on):
         os.ftruncate(descriptor, 0)
         libc.syncfs(descriptor)  # until then its blocks are not free
@@ -59,7 +62,8 @@ def make_own(descriptor: int, path: Path, go_on: Callable[[], None]) -> None:
 def allocate(descriptor: int, path: Path, size_bytes: int, progress: Progress) -> None:
     """Every block, now. Raises `BadInput`.
 
-    What cannot work is not begun: a file system is never filled up just to find out that it is too small.
+    What cannot work is not begun: a file system is never filled up just to find out that it is too
+    small.
     """
     status = os.fstat(descriptor)
     file_system = os.fstatvfs(descriptor)

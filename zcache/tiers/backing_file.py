@@ -1,20 +1,24 @@
 """The tier that is a regular file or a block device: slot n is the n-th frame-sized block of it.
 
-Block 0 is the header (`header.py`): it says that what follows is zcache's, so that a later start may overwrite it, and
-nothing else. Nothing below outlives the server: swap does not survive a reboot, so writes are never synced. The blocks
-of a file are its own, and all allocated, before the first page is written (`allocation.py`).
+Block 0 is the header (`header.py`): it says that what follows is zcache's, so that a later start
+may overwrite it, and nothing else. Nothing below outlives the server: swap does not survive a
+reboot, so writes are never synced. The blocks of a file are its own, and all allocated, before the
+first page is written (`allocation.py`).
 
-O_DIRECT is used where the file allows it: the page cache would keep a second copy of every frame, in the memory that
-this program is there to save, and would need memory to write. Frames are written straight from their RAM slots
-(`pwritev`), which are page-aligned, so that no bounce buffer is needed and each batch is one system call.
+O_DIRECT is used where the file allows it: the page cache would keep a second copy of every frame,
+in the memory that this program is there to save, and would need memory to write. Frames are written
+straight from their RAM slots (`pwritev`), which are page-aligned, so that no bounce buffer is
+needed and each batch is one system call.
 
-Not over a network, though. A process that is killed waits for a disk before it ends, but not for a file server: what it
-was reading may arrive later, straight into RAM slots that its successor uses by then, and what it was writing may land
-in a slot that the successor has written anew. Through the page cache neither can be.
+Not over a network, though. A process that is killed waits for a disk before it ends, but not for a
+file server: what it was reading may arrive later, straight into RAM slots that its successor uses
+by then, and what it was writing may land in a slot that the successor has written anew. Through the
+page cache neither can be.
 
-Safety: a file or device is never overwritten unless it is blank (all zero), holds our header, or `force` was given;
-it is locked (`flock`; a block device by `O_EXCL`, which the kernel refuses while it is mounted or swapped on) for as
-long as we live, and nobody else has the same blocks through a loop device when it is opened (`zcache.beneath`).
+Safety: a file or device is never overwritten unless it is blank (all zero), holds our header, or
+`force` was given; it is locked (`flock`; a block device by `O_EXCL`, which the kernel refuses while
+it is mounted or swapped on) for as long as we live, and nobody else has the same blocks through a
+loop device when it is opened (`zcache.beneath`).
 """
 
 import errno
@@ -43,7 +47,8 @@ SCAN_BYTES: Final = 1 << 20
 #: How often a long check says how far it has got.
 REPORT_SECONDS: Final = 5.0
 
-#: Slot numbers and frame ids are kept in 31 bits; what a larger device has beyond 4 TiB is not used.
+#: Slot numbers and frame ids are kept in 31 bits; what a larger device has beyond 4 TiB is not
+#: used.
 MAX_SLOTS: Final = 1 << 30
 
 #: For a descriptor: each transfer is EBADF.
@@ -53,8 +58,8 @@ GIVE: Final = "give a block device, or a regular file in an existing folder"
 
 
 class BackingFile(SlotMap):
-    """A `Tier` over one file descriptor. Opening it may take seconds: the file is checked to be blank, and
-    allocated."""
+    """A `Tier` over one file descriptor. Opening it may take seconds: the file is checked to be
+    blank, and allocated."""
 
     def __init__(
         self, descriptor: int, path: Path, slot_count: int, frame_bytes: int, direct: bool, made: Path | None
@@ -66,7 +71,8 @@ class BackingFile(SlotMap):
         self.direct = direct
         self._descriptor = descriptor
         self._made = made
-        # Without O_DIRECT the page cache would take any write, and say later, to nobody, that it failed.
+        # Without O_DIRECT the page cache would take any write, and say later, to nobody, that it
+        # failed.
         self._write_flags = 0 if direct else os.RWF_DSYNC
 
     @classmethod
@@ -86,10 +92,11 @@ class BackingFile(SlotMap):
     ) -> "BackingFile":
         """Open, lock, check and allocate `path`.
 
-        A file that is new or empty is made `new_bytes` large, and its header; one that is not must have `needed_bytes`
-        already (0, with overcommit: any size will do). Of a larger one `max_slots` frames are used. `report` is given
-        warnings, `tell` how far something long has got, `go_on` is called whenever there is progress, and `made` is
-        told of a file that was not there. Raises `BadInput` with the whole reason.
+        A file that is new or empty is made `new_bytes` large, and its header; one that is not must
+        have `needed_bytes` already (0, with overcommit: any size will do). Of a larger one
+        `max_slots` frames are used. `report` is given warnings, `tell` how far something long has
+        got, `go_on` is called whenever there is progress, and `made` is told of a file that was not
+        there. Raises `BadInput` with the whole reason.
         """
         real = _real_path(path)
         is_new = not real.exists()
@@ -143,9 +150,9 @@ class BackingFile(SlotMap):
         *,
         report: Callable[[str], None] = print,
     ) -> "BackingFile":
-        """Go on with what a predecessor has opened, whatever is found under its name by now: that may be another's.
-        Nothing is checked: what is wrong with it shows in its reads and writes, and pages in RAM do not depend on it.
-        All fail without a descriptor."""
+        """Go on with what a predecessor has opened, whatever is found under its name by now: that
+        may be another's. Nothing is checked: what is wrong with it shows in its reads and writes,
+        and pages in RAM do not depend on it. All fail without a descriptor."""
         if descriptor is None:
             report(f"WARNING: backing={path}: has not been handed on; going on with what is in RAM")
             return cls(_NOWHERE, path, slot_count, frame_bytes, False, None)
@@ -281,7 +288,8 @@ def _refuse_foreign_content(descriptor: int, path: Path, size_bytes: int, progre
 
 
 def _try_direct(descriptor: int, frame_bytes: int) -> bool:
-    """Switch to O_DIRECT if a frame can be read and written that way. tmpfs, for one, may refuse."""
+    """Switch to O_DIRECT if a frame can be read and written that way. tmpfs, for one, may
+    refuse."""
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)

@@ -1,12 +1,15 @@
 """Backoff: when something that fails is tried again, and how long others may wait for that.
 
-One policy for writes and for reads. The first failure begins a *trouble*; the first success ends it. While it lasts,
-tries are spaced: each rest is twice as long as the last one, up to `LAST_REST_SECONDS`. So a disk that has healed is
-noticed after that rest and one try at the latest, and one that is dead is asked once in two seconds. Whoever cannot go
-on without it waits while the trouble is young (`PATIENCE_SECONDS`), and for a try that began then: most are over by
-then. After that, waiting has shown itself to be useless, and it is told of the failure at once, until a try succeeds.
+One policy for writes and for reads. The first failure begins a *trouble*; the first success ends
+it. While it lasts, tries are spaced: each rest is twice as long as the last one, up to
+`LAST_REST_SECONDS`. So a disk that has healed is noticed after that rest and one try at the latest,
+and one that is dead is asked once in two seconds. Whoever cannot go on without it waits while the
+trouble is young (`PATIENCE_SECONDS`), and for a try that began then: most are over by then. After
+that, waiting has shown itself to be useless, and it is told of the failure at once, until a try
+succeeds.
 
-It holds no lock: its owner says which one protects it. Time comes from a `Clock`, so that tests need not wait.
+It holds no lock: its owner says which one protects it. Time comes from a `Clock`, so that tests
+need not wait.
 """
 
 import threading
@@ -17,9 +20,10 @@ from typing import Final
 FIRST_REST_SECONDS: Final = 0.05
 #: The longest rest. Each try on a dead disk costs one request and a line or two in the kernel log.
 LAST_REST_SECONDS: Final = 2.0
-#: Tries come 0.05, 0.15, 0.35, 0.75 and 1.55 s after the first one, each later by what those before it took; so nobody
-#: is told of a disk that was gone for a second and a half. (With 1.6 s the last one came too late now and then:
-#: dm-flakey, one second in four, test VM.) A slow disk makes the kernel's reclaim wait longer.
+#: Tries come 0.05, 0.15, 0.35, 0.75 and 1.55 s after the first one, each later by what those before
+#: it took; so nobody is told of a disk that was gone for a second and a half. (With 1.6 s the last
+#: one came too late now and then: dm-flakey, one second in four, test VM.) A slow disk makes the
+#: kernel's reclaim wait longer.
 PATIENCE_SECONDS: Final = 2.0
 
 
@@ -67,13 +71,13 @@ class Backoff:
         self._try_began = None
 
     def forget(self) -> None:
-        """There is nothing left to try with: whether the trouble lasts cannot be known, and the next failure begins
-        another."""
+        """There is nothing left to try with: whether the trouble lasts cannot be known, and the
+        next failure begins another."""
         self.succeeded()
 
     def begin_try(self) -> bool:
-        """Whether to try now. In a trouble, who is told so is alone in it until they say how it ended, or a rest has
-        passed."""
+        """Whether to try now. In a trouble, who is told so is alone in it until they say how it
+        ended, or a rest has passed."""
         if self.failures:
             now = self._clock.now()
             if now < self._retry_at:
@@ -87,8 +91,8 @@ class Backoff:
         return max(self._retry_at - self._clock.now(), 0.0) if self.failures else 0.0
 
     def patience_seconds(self) -> float:
-        """How much longer to wait for the end of the trouble; 0: fail at once. A try that began in time is waited
-        for."""
+        """How much longer to wait for the end of the trouble; 0: fail at once. A try that began in
+        time is waited for."""
         left = max(PATIENCE_SECONDS - self.trouble_seconds(), 0.0)
         if self._try_began is not None and self._try_began - self._began < PATIENCE_SECONDS:
             return max(left, FIRST_REST_SECONDS)

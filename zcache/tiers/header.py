@@ -1,9 +1,11 @@
-"""The header of a backing: by it a later start knows what zcache wrote, and may overwrite. It holds no state.
+"""The header of a backing: by it a later start knows what zcache wrote, and may overwrite. It holds
+no state.
 
-It fills the first frame-sized block, which no frame is ever put into. Frames are of one size today and another the next
-time (`allocator=log` and `zbud`), so a line of it says of which, and so how far it goes. What lies behind it is
-anything. An older zcache did not say it: then the first 4 KiB, which are in each header, have to do. Another's file
-system may begin behind those: a few leave the first 4 KiB, or more, as they found them.
+It fills the first frame-sized block, which no frame is ever put into. Frames are of one size today
+and another the next time (`allocator=log` and `zbud`), so a line of it says of which, and so how
+far it goes. What lies behind it is anything. An older zcache did not say it: then the first 4 KiB,
+which are in each header, have to do. Another's file system may begin behind those: a few leave the
+first 4 KiB, or more, as they found them.
 """
 
 import os

@@ -1,13 +1,14 @@
-"""Health: what is wrong with the tier now, as flights and fetches see it; in words, what `zcache status` says.
+"""Health: what is wrong with the tier now, as flights and fetches see it; in words, what `zcache
+status` says.
 
-Counters say what has ever happened and stay (`statistics.py`); this is what is the matter still. A failing write is
-over when one succeeds, or nothing is left to be written. A frame that could not be had is over when it is read after
-all, or when nothing in it is alive any more: its pages were written or trimmed. A slow disk is over when none of its
-transfers has been slow for a minute. What `decode_errors` counts is never over: the memory of this machine changed by
-itself.
+Counters say what has ever happened and stay (`statistics.py`); this is what is the matter still. A
+failing write is over when one succeeds, or nothing is left to be written. A frame that could not be
+had is over when it is read after all, or when nothing in it is alive any more: its pages were
+written or trimmed. A slow disk is over when none of its transfers has been slow for a minute. What
+`decode_errors` counts is never over: the memory of this machine changed by itself.
 
-Locking: the store's lock, but for `begin_transfer` and `end_transfer`: each transfer has an entry of its own there.
-Cost: nothing on the hot paths; two looks at the clock for each transfer.
+Locking: the store's lock, but for `begin_transfer` and `end_transfer`: each transfer has an entry
+of its own there. Cost: nothing on the hot paths; two looks at the clock for each transfer.
 """
 
 import errno
@@ -18,12 +19,13 @@ from zcache.pageframes import PageFrames, State
 from zcache.pageframes.queues import Queue
 from zcache.tiers.backoff import Backoff, Clock
 
-#: A transfer is slow from here on: a hundred times what a busy disk takes for the largest one, and long enough to be
-#: felt at a keyboard.
+#: A transfer is slow from here on: a hundred times what a busy disk takes for the largest one, and
+#: long enough to be felt at a keyboard.
 SLOW_SECONDS: Final = 1.0
 #: How long a slow transfer is worth a line.
 SLOW_MEMORY_SECONDS: Final = 60.0
-#: Frames that could not be had are remembered by name up to here, because a dead disk may hold a million.
+#: Frames that could not be had are remembered by name up to here, because a dead disk may hold a
+#: million.
 REMEMBERED_FRAMES: Final = 4096
 
 SEAL_BROKEN: Final = "failed their seal"
@@ -51,7 +53,8 @@ class Health:
         self._slow_last = -SLOW_MEMORY_SECONDS
         self._slow_longest = 0.0
 
-    # -- called by flights and fetches --------------------------------------------------------------------------------
+    # -- called by flights and fetches
+    # --------------------------------------------------------------------------------
 
     def begin_transfer(self) -> int:
         """A read or a write begins; returns its number."""
@@ -80,7 +83,8 @@ class Health:
         """A frame was read as it was written."""
         self.damaged.pop(frame, None)
 
-    # -- called by status ---------------------------------------------------------------------------------------------
+    # -- called by status
+    # ---------------------------------------------------------------------------------------------
 
     def reasons(self, frames: PageFrames, lost_pages: int, decode_errors: int) -> list[str]:
         """What is the matter now, a line each; none: all is well.

@@ -1,10 +1,11 @@
 """Which slots of a tier are in use: one byte each, handed out next-fit in runs.
 
-A run of free slots is what makes writeback one large sequential write, so `reserve` looks for a whole run first, then
-for half of it, and so on down to a single slot. It looks from where the last run ended, a window at a time, and
-begins with twice the length that was found last time: in a fragmented map a call costs a few scans of a window, not
-of the map. `mmap.find` does the looking in C, as fast as that of a bytearray, which would be touched, and so locked,
-whole. Cost: a byte for each slot up to some way beyond the highest that was used.
+A run of free slots is what makes writeback one large sequential write, so `reserve` looks for a
+whole run first, then for half of it, and so on down to a single slot. It looks from where the last
+run ended, a window at a time, and begins with twice the length that was found last time: in a
+fragmented map a call costs a few scans of a window, not of the map. `mmap.find` does the looking in
+C, as fast as that of a bytearray, which would be touched, and so locked, whole. Cost: a byte for
+each slot up to some way beyond the highest that was used.
 """
 
 from typing import Final
@@ -64,7 +65,8 @@ class SlotMap:
         self.used_slots -= 1
 
     def fault_ahead(self) -> None:
-        """Keep the map populated a window beyond what is in use. Not for the I/O path: it may wait for memory.
+        """Keep the map populated a window beyond what is in use. Not for the I/O path: it may wait
+        for memory.
 
         Raises `OSError` when there is none, or on a kernel that cannot.
         """

@@ -23,7 +23,8 @@ PAGES = 400
 
 
 class Bench:
-    """An allocator over frames of its own, with a page table for each kind, and the bytes that ought to be in place."""
+    """An allocator over frames of its own, with a page table for each kind, and the bytes that
+    ought to be in place."""
 
     def __init__(self, name: str, frame_count: int, rng: random.Random) -> None:
         chosen = ALLOCATORS[name]
@@ -60,7 +61,8 @@ class Bench:
         return {self.frame_of(kind, page) for page in self.bodies[kind]}
 
     def is_intact(self) -> None:
-        """Every zpage is where its entry says, none overlaps another, and no frame has both kinds."""
+        """Every zpage is where its entry says, none overlaps another, and no frame has both
+        kinds."""
         taken: dict[int, list[tuple[int, int]]] = {}
         for kind in Kind:
             for page, body in self.bodies[kind].items():
@@ -95,7 +97,8 @@ def test_zpages_are_where_their_entries_say_until_they_are_released(bench: Bench
 
 
 def test_what_finds_no_room_is_placed_once_there_is_some(bench: Bench) -> None:
-    """A request of raw pages that is larger than all frames stops where they end, and goes on from there."""
+    """A request of raw pages that is larger than all frames stops where they end, and goes on from
+    there."""
     bodies = [bench.rng.randbytes(4096) for _ in range(17 * 64)]
     tags, entries = [zpage_tag(0, 4096)] * len(bodies), list[int]()
     done = bench.allocator.place(0, bodies, tags, entries, 0)
@@ -167,7 +170,8 @@ def test_an_evicted_frame_says_whose_pages_it_had(bench: Bench, rng: random.Rand
     assert not bench.bodies[Kind.EPHEMERAL]
 
 
-# -- the promise ------------------------------------------------------------------------------------------------------
+# -- the promise
+# ------------------------------------------------------------------------------------------------------
 
 
 def store_that_just_suffices(name: str, page_count: int, has_tier: bool) -> Store:
@@ -186,7 +190,8 @@ def store_that_just_suffices(name: str, page_count: int, has_tier: bool) -> Stor
 def test_as_many_frames_as_are_promised_suffice(
     rng: random.Random, name: str, sizes: list[int], has_tier: bool
 ) -> None:
-    """Pages of sizes that fill frames badly are overwritten and trimmed at random: no put fails, and none is wrong."""
+    """Pages of sizes that fill frames badly are overwritten and trimmed at random: no put fails,
+    and none is wrong."""
     page_count = 600
     store = store_that_just_suffices(name, page_count, has_tier)
     thing = new_object(store, page_count)

@@ -1,4 +1,5 @@
-"""The soak's traffic against a device that is a bytearray: it must know at any time what is in it."""
+"""The soak's traffic against a device that is a bytearray: it must know at any time what is in
+it."""
 
 import random
 

@@ -1,5 +1,5 @@
-"""The budget follows what it is told of the machine, and does not swing. (What a machine really does: scripts/bench
-breathing.)"""
+"""The budget follows what it is told of the machine, and does not swing. (What a machine really
+does: scripts/bench breathing.)"""
 
 import itertools
 import random
@@ -81,8 +81,8 @@ class Machine:
         self._vmstat.write_text(f"pswpin 0\npswpout {self.swapped}\n")
 
     def breathe(self, puts: int = 0, stalled: float = 0.0, is_swap: bool = True) -> int:
-        """Half a second in which so many pages were swapped out, of which this machine had to wait for a share; the
-        budget then, in frames."""
+        """Half a second in which so many pages were swapped out, of which this machine had to wait
+        for a share; the budget then, in frames."""
         for _ in range(puts):
             put(self.store, self.thing, self.next % 4096, raw_page(self.rng))
             self.next += 1
@@ -273,7 +273,8 @@ def test_the_machine_itself_can_be_looked_at() -> None:
 
 
 def test_a_group_s_limit_is_never_grown_into(machine: Machine) -> None:
-    """Though the machine has plenty, and pages are swapped out: at the limit the kernel would kill."""
+    """Though the machine has plenty, and pages are swapped out: at the limit the kernel would
+    kill."""
     machine.groups.limit_bytes, machine.groups.used_bytes = 1000 * FRAME, 300 * FRAME
     sizes = [machine.breathe(puts=100) for _ in range(30)]
     assert sizes[-1] == 600 and turns(sizes) == 0

@@ -1,4 +1,5 @@
-"""The budget becomes less and more under a store that is in use: nothing is lost by it, and memory really goes back."""
+"""The budget becomes less and more under a store that is in use: nothing is lost by it, and memory
+really goes back."""
 
 import errno
 import os
@@ -127,7 +128,8 @@ def test_the_memory_of_an_image_goes_back_whoever_has_it_mapped(rng: random.Rand
     blocks = os.fstat(descriptor).st_blocks
     assert budget_of(store, 16).shrink(400, may_write=False) == 400
     assert os.fstat(descriptor).st_blocks <= blocks - 400 * 128
-    # The next server has what holds something, and what it is told; the rest is given back, whatever had memory.
+    # The next server has what holds something, and what it is told; the rest is given back,
+    # whatever had memory.
     heir, thing = store_with_image(descriptor, 64, 512, the_same_disk(tier), allocator="log")
     budget = budget_of(heir, 16)
     budget.begin(32)
@@ -200,7 +202,8 @@ def test_a_clean_frame_that_goes_is_below(rng: random.Random) -> None:
     check(store)
 
 
-# -- settings --------------------------------------------------------------------------------------------------------
+# -- settings
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_settings_are_set_and_refused() -> None:

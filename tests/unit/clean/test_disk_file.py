@@ -1,4 +1,5 @@
-"""A disk file is what it was: nothing is changed by opening it, and nobody else has it meanwhile."""
+"""A disk file is what it was: nothing is changed by opening it, and nobody else has it
+meanwhile."""
 
 import errno
 import mmap

@@ -82,7 +82,8 @@ def test_check_says_what_balanced_books_do_not(
 
 
 def test_an_answer_that_cannot_be_printed(control: Path) -> None:
-    """It is there, but a table, or JSON, has nowhere to go: one line and 2; see `test_standard_streams`."""
+    """It is there, but a table, or JSON, has nowhere to go: one line and 2; see
+    `test_standard_streams`."""
     command = [sys.executable, "-m", "zcache.client.command", "status", "--control", str(control)]
     for words in ([], ["--json"]):
         for place, reason in ((">&-", "it is closed"), (">/dev/full", "No space left on device")):
@@ -174,7 +175,8 @@ def held_connections(path: Path, count: int, said: bytes) -> list[socket.socket]
 
 @pytest.mark.parametrize("said", [b"", b"stat"])
 def test_clients_that_never_ask_hold_up_nobody(control: Path, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
-    """More of them than are kept, and with all the time in the world: only the others' independence can help."""
+    """More of them than are kept, and with all the time in the world: only the others' independence
+    can help."""
     monkeypatch.setattr("zcache.control.listener.DEADLINE_SECONDS", 1e6)
     clients = held_connections(control, 3 * MAX_CONNECTIONS, said)
     for _ in range(3):

@@ -15,7 +15,8 @@ PAGES = 1600
 
 
 class ColdStore:
-    """`PAGES` pages, all of them below, and a budget of a tenth; `transfers` counts reads of the tier."""
+    """`PAGES` pages, all of them below, and a budget of a tenth; `transfers` counts reads of the
+    tier."""
 
     def __init__(self, rng: random.Random, allocator: str) -> None:
         frame_pages = {"zbud": 1, "log": 27}[allocator]

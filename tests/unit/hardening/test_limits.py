@@ -1,5 +1,5 @@
-"""What stands against a process: which limit it was, how much is missing, and what to give. In words and figures that
-are asked of a kernel that is not this one."""
+"""What stands against a process: which limit it was, how much is missing, and what to give. In
+words and figures that are asked of a kernel that is not this one."""
 
 import errno
 import os

@@ -1,4 +1,5 @@
-"""The pipe in front of stderr, each time in a process of its own, because it takes file descriptor 2 over."""
+"""The pipe in front of stderr, each time in a process of its own, because it takes file descriptor
+2 over."""
 
 import os
 import signal
@@ -120,8 +121,8 @@ def test_a_log_file_does_not_grow_for_ever(tmp_path: Path) -> None:
 
 
 def test_what_comes_again_is_counted(tmp_path: Path) -> None:
-    """Of others, however it arrives in pieces; what a callback has said already is not passed on at all. Our own lines
-    are each passed on: two deaths are two lines."""
+    """Of others, however it arrives in pieces; what a callback has said already is not passed on at
+    all. Our own lines are each passed on: two deaths are two lines."""
     with (tmp_path / "log").open("w") as log:
         assert run(NOISE, log.fileno()).returncode == 0
     lines = (tmp_path / "log").read_text().splitlines()

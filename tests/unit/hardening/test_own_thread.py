@@ -1,4 +1,5 @@
-"""A thread whose start fails, rather than hangs. Each in a process of its own: what is taken away is the process's."""
+"""A thread whose start fails, rather than hangs. Each in a process of its own: what is taken away
+is the process's."""
 
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from zcache.errors import EnvironmentProblem
 from zcache.hardening.own_thread import OwnThread
 """
 
-#: As CPython's own when it finds no memory for the frames of a new thread: that ends before a line of ours runs.
+#: As CPython's own when it finds no memory for the frames of a new thread: that ends before a line
+#: of ours runs.
 NO_FRAMES = """
 begin_really = _thread.start_new_thread
 

@@ -1,4 +1,5 @@
-"""Memory that is mapped anew, as shared: which that may be, and that each stretch is one of its own."""
+"""Memory that is mapped anew, as shared: which that may be, and that each stretch is one of its
+own."""
 
 import mmap
 import re
@@ -54,7 +55,8 @@ def test_what_is_written_in_one_stretch_shows_in_no_other(bss: mmap.mmap) -> Non
 
 
 def test_variables_beside_and_between_the_buffers_stay_private(bss: mmap.mmap) -> None:
-    """On pages that are not touched yet: a lock there would be one lock for a server and its heir."""
+    """On pages that are not touched yet: a lock there would be one lock for a server and its
+    heir."""
     bss[8 * MIB] = 1
     release_unused_bss()
     stretches = [

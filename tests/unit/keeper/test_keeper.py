@@ -1,4 +1,5 @@
-"""The keeper's loop when something it does fails: nothing of that may keep it from replacing a server that has died.
+"""The keeper's loop when something it does fails: nothing of that may keep it from replacing a
+server that has died.
 
 Its servers are sleeping programs here; the real ones are in tests/nbd/test_keeper.py.
 """
@@ -82,7 +83,8 @@ def looked(tmp_path: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_second_upgrade_that_cannot_start_a_process(looked: Looked, servers: Servers) -> None:
-    """While the first one's new code is still starting: that is ended, and nothing is left of it to be asked."""
+    """While the first one's new code is still starting: that is ended, and nothing is left of it to
+    be asked."""
     keeper = looked.keeper
     servers.started.append((new := servers.start(), servers.started[-1][1]))
     new._is_ready = False
@@ -125,7 +127,8 @@ def test_a_second_upgrade_after_the_first_has_died_goes_back_to_the_code_before_
 
 
 def test_there_is_no_upgrade_without_a_standby_of_the_server_s_code(looked: Looked) -> None:
-    """The heir was killed: the standby is of what was on disk then, which need not be what serves now."""
+    """The heir was killed: the standby is of what was on disk then, which need not be what serves
+    now."""
     keeper = looked.keeper
     looked.standby.kill()
     assert looked.standby._wait(10)
@@ -197,7 +200,8 @@ def stood_still() -> StepsWatch:
 def test_what_starts_beside_a_server_has_as_long_for_one_step_as_for_all(
     looked: Looked, servers: Servers, is_served: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a guest that thrashes that was a minute and a half; it was killed after one, again and again."""
+    """In a guest that thrashes that was a minute and a half; it was killed after one, again and
+    again."""
     keeper = looked.keeper
     looked.standby.is_heir = False
     replacement = keeper._replacement = servers.start()
@@ -218,7 +222,8 @@ def test_what_starts_beside_a_server_has_as_long_for_one_step_as_for_all(
 def test_a_server_that_stands_still_is_named_once_however_long_it_takes_to_die(
     looked: Looked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In an uninterruptible wait it does not die before that ends; it was said ten times a second."""
+    """In an uninterruptible wait it does not die before that ends; it was said ten times a
+    second."""
     looked.first.steps = stood_still()
     looked.first.steps.saying = 1
     kills: list[None] = []
@@ -273,7 +278,8 @@ def lent(looked: Looked, monkeypatch: pytest.MonkeyPatch) -> Lent:
 def test_a_server_from_disk_is_lent_the_reserve_and_leaves_no_heir(
     looked: Looked, servers: Servers, lent: Lent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server and its standby have died; until another serves all memory that can be had is for that."""
+    """The server and its standby have died; until another serves all memory that can be had is for
+    that."""
     keeper = looked.keeper
     looked.turns(2)
     assert lent.since() == ["take back", "remember", "take back"]
@@ -313,7 +319,8 @@ def test_a_standby_that_is_ready_is_lent_only_what_is_usually_reserved(
 
 
 def test_an_heir_that_takes_over_leaves_one_whatever_was_before(looked: Looked, servers: Servers) -> None:
-    """As when new code has died at once: back to the old code's heir, which must have one in its turn."""
+    """As when new code has died at once: back to the old code's heir, which must have one in its
+    turn."""
     looked.keeper._is_from_disk = True
     assert looked.replaces_a_server_that_dies()
     assert servers.started[1][1].recv(1) == BEGIN

@@ -63,7 +63,8 @@ def test_one_that_ends_at_its_start_says_why(folder: StateFolder, started: list[
 def test_who_allows_more_for_the_start_allows_more_for_a_step(
     folder: StateFolder, started: list[KeeperProcess]
 ) -> None:
-    """A step that showed no progress for a minute ended every wait, whatever --start-seconds was."""
+    """A step that showed no progress for a minute ended every wait, whatever --start-seconds
+    was."""
     script = ["sh", "-c", "echo may take $ZCACHE_STEP_SECONDS; exit 1"]
     for start_seconds, step_seconds in ((600.0, 300.0), (30.0, 60.0)):
         started.append(each := KeeperProcess(script, folder.log, lambda _identity: None, start_seconds))
@@ -95,7 +96,8 @@ def test_the_step_is_named_when_patience_is_at_its_end(folder: StateFolder, star
 def test_progress_moves_the_deadline_and_is_told(
     folder: StateFolder, started: list[KeeperProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A backing that had to be written to be allocated was given up after 120 s, whatever it said."""
+    """A backing that had to be written to be allocated was given up after 120 s, whatever it
+    said."""
     monkeypatch.setattr(keeper_process, "TELL_SECONDS", 0.0)
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -139,7 +141,8 @@ def test_no_such_program(folder: StateFolder, started: list[KeeperProcess], tmp_
 
 
 def test_it_does_not_end_with_its_starter(folder: StateFolder, started: list[KeeperProcess]) -> None:
-    """nbdkit asks for SIGTERM at its parent's death, so its parent must not be the one that started it."""
+    """nbdkit asks for SIGTERM at its parent's death, so its parent must not be the one that started
+    it."""
     each = start(started, folder, GOOD)
     each.wait_until_ready(folder, timeout_seconds=10)
     stat = Path(f"/proc/{each.identity.pid}/stat").read_text()

@@ -61,7 +61,8 @@ def test_a_page_that_cannot_be_had_keeps_no_other_from_being_kept(monkeypatch: p
 
 
 def mapped_pages(address: int, count: int) -> set[int]:
-    """By /proc/self/pagemap: bit 63 of each page's word says that it is in this process's page table."""
+    """By /proc/self/pagemap: bit 63 of each page's word says that it is in this process's page
+    table."""
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123
         pagemap.seek(address // mmap.PAGESIZE * 8)
         words = memoryview(pagemap.read(8 * count)).cast("Q")

@@ -78,7 +78,8 @@ class Machine:
 
     @property
     def min_kib(self) -> int:
-        """A shorter number leaves the end of a longer one, which is no digit of it in the kernel's file."""
+        """A shorter number leaves the end of a longer one, which is no digit of it in the kernel's
+        file."""
         return int(self._min_free.read_text().split()[0])
 
     @property
@@ -102,7 +103,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_what_is_free_is_nobody_else_s_and_comes_back(machine: Machine) -> None:
-    """The watermark, as the kernel shares it out, is where the free memory of the largest zone ends."""
+    """The watermark, as the kernel shares it out, is where the free memory of the largest zone
+    ends."""
     reserve = Reserve(machine.root)
     for free_kib in (70_000, 50_000, 20_000, 30_000):
         machine.free_kib = free_kib

@@ -1,4 +1,5 @@
-"""What is set outside of keeper and servers, and put back when others have changed it: files here."""
+"""What is set outside of keeper and servers, and put back when others have changed it: files
+here."""
 
 import errno
 import os

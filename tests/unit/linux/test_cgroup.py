@@ -1,4 +1,5 @@
-"""The keeper's control group, where there is none to be had, and its marks. (What a real one does is for the VM.)"""
+"""The keeper's control group, where there is none to be had, and its marks. (What a real one does
+is for the VM.)"""
 
 import errno
 import json
@@ -21,7 +22,8 @@ from zcache.swap.up import Buildup, Options
 
 
 def test_where_there_is_no_cgroup_v2_nothing_is_made_and_it_says_so(tmp_path: Path) -> None:
-    """A tmpfs with the folders of version 1 takes any file, and keeps nobody from being swapped out."""
+    """A tmpfs with the folders of version 1 takes any file, and keeps nobody from being swapped
+    out."""
     (tmp_path / "memory").mkdir()
     problem = cgroup.enter_swapless("run-zcache", tmp_path)
     assert problem == f"{tmp_path} is not cgroup v2"
@@ -63,7 +65,8 @@ def test_a_kernel_without_such_marks_has_the_group_all_the_same(
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The tree of a machine with systemd, as files; this process is in `system.slice/zcache.service`."""
+    """The tree of a machine with systemd, as files; this process is in
+    `system.slice/zcache.service`."""
     group = tmp_path / "system.slice/zcache.service"
     group.mkdir(parents=True)
     for folder in (tmp_path, group.parent):
@@ -145,7 +148,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Buildup, l
 def test_a_scope_whose_name_is_still_taken_is_waited_for_and_then_has_another_name(
     machine: tuple[Buildup, list[str]], monkeypatch: pytest.MonkeyPatch, looks: int
 ) -> None:
-    """swap-down has ended, and PID 1 has not seen it yet; or something is left in it. systemd-run would fail."""
+    """swap-down has ended, and PID 1 has not seen it yet; or something is left in it. systemd-run
+    would fail."""
     asked: list[str] = []
 
     def show(words: Sequence[str]) -> str:

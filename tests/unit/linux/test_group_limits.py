@@ -1,4 +1,5 @@
-"""Limits of control groups, of both versions, in trees of ordinary files: which group it is, and what it leaves."""
+"""Limits of control groups, of both versions, in trees of ordinary files: which group it is, and
+what it leaves."""
 
 from pathlib import Path
 

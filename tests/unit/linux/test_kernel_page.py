@@ -1,5 +1,6 @@
-"""Kernels with pages of 16 and 64 KiB, as arm64 has them: what is mapped, populated and given back is whole pages of
-theirs, and what shares a page with something else is left alone. (On such a machine: tests/vm/arm64.py.)"""
+"""Kernels with pages of 16 and 64 KiB, as arm64 has them: what is mapped, populated and given back
+is whole pages of theirs, and what shares a page with something else is left alone. (On such a
+machine: tests/vm/arm64.py.)"""
 
 import os
 import random
@@ -77,8 +78,8 @@ def test_where_pages_begin_and_end() -> None:
 
 
 class Watched:
-    """What is asked of a kernel with pages of `page_bytes`, which refuses (EINVAL) to do what is not in whole pages, or
-    would zero a part of one."""
+    """What is asked of a kernel with pages of `page_bytes`, which refuses (EINVAL) to do what is
+    not in whole pages, or would zero a part of one."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, page_bytes: int) -> None:
         self.base = 0
@@ -123,7 +124,8 @@ def new_ram(slots: int, frame_bytes: int, page_bytes: int, has_image: bool, watc
 def test_a_page_goes_back_with_the_last_slot_in_it_and_comes_back_with_the_first(
     page_bytes: int, frame_bytes: int, has_image: bool, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever leaves and comes back in whatever order: the bytes of all others stay what they are."""
+    """Whatever leaves and comes back in whatever order: the bytes of all others stay what they
+    are."""
     watched = Watched(monkeypatch, page_bytes)
     slots = 77  # the last page is not full
     ram = new_ram(slots, frame_bytes, page_bytes, has_image, watched)

@@ -81,7 +81,8 @@ def test_a_process_is_found_by_its_session() -> None:
 
 
 def test_the_leader_of_a_session_that_it_has_left_behind_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its pid is still the session's, and so Linux 6.1 says something else of it than of one that is nobody's."""
+    """Its pid is still the session's, and so Linux 6.1 says something else of it than of one that
+    is nobody's."""
 
     def of_no_process(_pid: int) -> int:
         raise OSError(errno.EINVAL, "Invalid argument")

@@ -1,5 +1,5 @@
-"""Every command, with standard output and error closed, full, or a pipe that nobody reads: its documented exit status,
-and never a traceback."""
+"""Every command, with standard output and error closed, full, or a pipe that nobody reads: its
+documented exit status, and never a traceback."""
 
 import contextlib
 import os

@@ -79,7 +79,8 @@ def callback() -> None:
 
 
 def test_nbdkit_is_given_nothing_that_takes_memory() -> None:
-    """What arrives where the callback was called from has no traceback but that place's own, and is the same again."""
+    """What arrives where the callback was called from has no traceback but that place's own, and is
+    the same again."""
     kept = []
     for _ in range(3):
         try:

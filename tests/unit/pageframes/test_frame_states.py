@@ -109,7 +109,8 @@ def test_a_put_succeeds_in_a_partly_filled_frame_when_no_frame_is_free(rng: rand
 
 
 def test_the_capacity_that_is_promised_is_there_when_nothing_compresses(rng: random.Random) -> None:
-    """size = budget + below: every page of the device can be written with noise, again and again, in any order."""
+    """size = budget + below: every page of the device can be written with noise, again and again,
+    in any order."""
     store = small_store(budget_frames=6, below_frames=26)
     thing = new_object(store, 32)
     model = {}

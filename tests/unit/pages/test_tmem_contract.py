@@ -54,7 +54,8 @@ def test_a_failed_duplicate_put_invalidates_a_persistent_page(rng: random.Random
 
 
 def test_a_failed_put_of_several_runs_leaves_none_of_its_pages_as_it_was(rng: random.Random) -> None:
-    """It fails in its first run of 64 pages: the pages of the second are stored, or lost, but not what they were."""
+    """It fails in its first run of 64 pages: the pages of the second are stored, or lost, but not
+    what they were."""
     store = small_store(budget_frames=40)
     thing = new_object(store, 140)
     old = [page_with_zpage_of(rng, 1500) for _ in range(70)]
@@ -252,8 +253,9 @@ def test_swap_pushes_ephemeral_frames_out_one_for_one(allocator: str, rng: rando
 
 
 def test_clean_copies_and_ephemeral_frames_share_what_is_left(rng: random.Random) -> None:
-    """A cold frame that is read takes the place of an ephemeral one while there are more of those; an ephemeral put
-    that of a clean copy, while there are more of those. Neither kind starves the other."""
+    """A cold frame that is read takes the place of an ephemeral one while there are more of those;
+    an ephemeral put that of a clean copy, while there are more of those. Neither kind starves the
+    other."""
     store = small_store(budget_frames=16, below_frames=64)
     swap, clean = new_object(store, 40), new_object(store, 100, Kind.EPHEMERAL)
     pages = [page_with_zpage_of(rng, 3000) for _ in range(40)]

@@ -1,4 +1,5 @@
-"""Parameters in all their spellings (refusals are tested on a real nbdkit, in tests/nbd/test_bad_input.py)."""
+"""Parameters in all their spellings (refusals are tested on a real nbdkit, in
+tests/nbd/test_bad_input.py)."""
 
 import os
 import random

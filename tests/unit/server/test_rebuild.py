@@ -1,7 +1,7 @@
 """An image that contradicts itself is believed in nothing: who would know which half is right?
 
-The images are made by a store, and then changed by hand. That a whole image is gone on with, wherever the last server
-died, is tests/property/test_death_and_rebuild.py.
+The images are made by a store, and then changed by hand. That a whole image is gone on with,
+wherever the last server died, is tests/property/test_death_and_rebuild.py.
 """
 
 import os

@@ -27,7 +27,8 @@ FAILURES = Failures(lambda _: None, lambda _: None, Clock())
 
 @pytest.fixture(autouse=True)
 def own_process() -> Iterator[None]:
-    """A server sets its process's mask for files, and does not care for its children; here the process is ours."""
+    """A server sets its process's mask for files, and does not care for its children; here the
+    process is ours."""
     mask = os.umask(0o022)
     on_child = signal.getsignal(signal.SIGCHLD)
     yield

@@ -1,4 +1,5 @@
-"""What a server that goes on with an image may do, by whether another serves: if none does, programs wait."""
+"""What a server that goes on with an image may do, by whether another serves: if none does,
+programs wait."""
 
 import os
 from collections.abc import Iterator

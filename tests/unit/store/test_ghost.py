@@ -24,7 +24,8 @@ def test_what_was_missed_long_ago_is_forgotten(rng: random.Random) -> None:
 
 
 def test_how_many_are_remembered(rng: random.Random) -> None:
-    """Rows fill by chance, so not each of the last `capacity`: but nearly all of the last half, of random keys."""
+    """Rows fill by chance, so not each of the last `capacity`: but nearly all of the last half, of
+    random keys."""
     ghost = Ghost(1 << 14)
     keys = [rng.getrandbits(56) for _ in range(3 * ghost.capacity)]
     for key in keys:
@@ -34,7 +35,8 @@ def test_how_many_are_remembered(rng: random.Random) -> None:
 
 
 def test_strangers_are_seldom_recognized(rng: random.Random) -> None:
-    """16 fingerprints of 65,535 in a row: one in 4096. Keys as they come: pages of several objects, in order."""
+    """16 fingerprints of 65,535 in a row: one in 4096. Keys as they come: pages of several objects,
+    in order."""
     ghost = Ghost(1 << 14)
     found = 0
     for handle in range(4):

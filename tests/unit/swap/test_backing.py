@@ -145,7 +145,8 @@ def test_none_or_two() -> None:
 def test_what_a_program_has_to_write_is_refused_before_anything_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The machine stood still: the server waited in the file system for a program that waited for its own page."""
+    """The machine stood still: the server waited in the file system for a program that waited for
+    its own page."""
     monkeypatch.setattr(troubles, "mount_of", lambda _descriptor: Mount("fuseblk", None))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     words = ("size=1G", "budget=64M", f"backing={tmp_path}/swap")
@@ -192,7 +193,8 @@ def test_a_swap_down_that_fails_leaves_it_for_the_next(tmp_path: Path) -> None:
 
 
 def test_the_next_swap_up_removes_what_one_left_that_is_gone(tmp_path: Path) -> None:
-    """Keeper, servers and device are gone, and nobody has run swap-down. It would be taken for one that was there."""
+    """Keeper, servers and device are gone, and nobody has run swap-down. It would be taken for one
+    that was there."""
     folder = StateFolder(tmp_path / "zcache")
     folder.create()
     below = made(tmp_path / "swap")

@@ -1,4 +1,5 @@
-"""From another network namespace than the first the kernel's nbd driver cannot be reached: that is what is said."""
+"""From another network namespace than the first the kernel's nbd driver cannot be reached: that is
+what is said."""
 
 import errno
 import os

@@ -23,7 +23,8 @@ GIB = 1 << 30
 
 
 class FakeMachine:
-    """The folders that `sleep` looks at. Groups freeze as soon as they are told to, but for `stuck` ones."""
+    """The folders that `sleep` looks at. Groups freeze as soon as they are told to, but for `stuck`
+    ones."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.proc, self.sysfs = folder / "cgroup", folder / "proc", folder / "block"
@@ -147,7 +148,8 @@ def test_it_freezes_who_has_something_in_swap_and_nobody_that_a_suspend_needs(ma
 
 
 def test_shared_memory_of_another_group_counts_and_so_does_a_group_that_nobody_counts(machine: FakeMachine) -> None:
-    """The kernel counts shared memory for who touched it first; and without the memory controller it counts nothing."""
+    """The kernel counts shared memory for who touched it first; and without the memory controller
+    it counts nothing."""
     machine.process(20, "worker", "a", swap_kib=4)
     machine.group("b", swap_bytes=None)
     machine.process(21, "worker", "b", swap_kib=4)
@@ -285,7 +287,8 @@ def test_who_comes_while_others_are_being_frozen_is_frozen_too(
 
 
 def test_by_hand_who_lies_beside_the_shell_is_parked(machine: FakeMachine) -> None:
-    """Without systemd all are in the root group; by hand with it, in the session of whoever runs it."""
+    """Without systemd all are in the root group; by hand with it, in the session of whoever runs
+    it."""
     session = "user.slice/user-0.slice/session-1.scope"
     machine.process(30, "sshd", session, swap_kib=4)
     machine.process(31, "bash", session, swap_kib=4, parent=30)
@@ -307,7 +310,8 @@ def test_by_hand_who_lies_beside_the_shell_is_parked(machine: FakeMachine) -> No
 
 
 def test_an_ancestor_in_another_group_keeps_that_awake(machine: FakeMachine) -> None:
-    """Or nobody would be left to suspend the machine: `systemd-run --scope zcache sleep pre`, from a shell."""
+    """Or nobody would be left to suspend the machine: `systemd-run --scope zcache sleep pre`, from
+    a shell."""
     machine.process(31, "bash", "session-1.scope", swap_kib=4)
     machine.group("session-1.scope", 4096)
     (machine.proc / str(os.getpid()) / "stat").write_text(f"{os.getpid()} (zcache) S 31 1 1 0 -1 0 0 0\n")

@@ -1,4 +1,5 @@
-"""The unit that is shipped, by systemd's own account where systemd is; and what is shipped beside it."""
+"""The unit that is shipped, by systemd's own account where systemd is; and what is shipped beside
+it."""
 
 import re
 import shutil
@@ -32,13 +33,15 @@ def test_systemd_has_nothing_to_say_against_it(tmp_path: Path) -> None:
 
 
 def test_whom_it_tells_to_leave_it_alone() -> None:
-    """systemd-oomd, the end of any process of its by the OOM killer, and the last round of killing."""
+    """systemd-oomd, the end of any process of its by the OOM killer, and the last round of
+    killing."""
     settings = UNIT.read_text().splitlines()
     assert {"ManagedOOMPreference=omit", "OOMPolicy=continue", "SurviveFinalKillSignal=yes"} <= set(settings)
 
 
 def test_systemd_has_no_reason_of_its_own_to_stop_it_or_to_end_its_processes() -> None:
-    """By what the unit says, and by what it must not say. (The scope of a swap-up by hand is in test_cgroup.py.)"""
+    """By what the unit says, and by what it must not say. (The scope of a swap-up by hand is in
+    test_cgroup.py.)"""
     lines = [line for line in UNIT.read_text().splitlines() if "=" in line and not line.startswith("#")]
     settings = dict(line.split("=", 1) for line in lines)
     assert settings.items() >= {
@@ -56,7 +59,8 @@ def test_systemd_has_no_reason_of_its_own_to_stop_it_or_to_end_its_processes() -
     assert [key for key in settings if stopping.match(key)] == []
 
 
-#: As needrestart itself asks its settings: the first pattern that fits says whether a unit is restarted.
+#: As needrestart itself asks its settings: the first pattern that fits says whether a unit is
+#: restarted.
 NEEDRESTART = """
 our %nrconf = (override_rc => {qr(^dbus) => 0});
 defined(do shift) or die $@ || $!;

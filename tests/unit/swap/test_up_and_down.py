@@ -1,4 +1,5 @@
-"""The order of steps up and down, with a machine that only remembers, and fails where it is told to."""
+"""The order of steps up and down, with a machine that only remembers, and fails where it is told
+to."""
 
 import contextlib
 import os
@@ -223,7 +224,8 @@ def test_a_signal_that_falls_after_a_step_finds_its_undo(folder: StateFolder, st
 
 @pytest.mark.parametrize("killed_in", STEPS[1:])
 def test_what_a_killed_swap_up_left_is_found(folder: StateFolder, killed_in: str) -> None:
-    """SIGKILL, right after the step was done and before anything could be said about it: no undo runs."""
+    """SIGKILL, right after the step was done and before anything could be said about it: no undo
+    runs."""
     machine = FakeMachine()
     original = getattr(machine, killed_in)
 
@@ -332,7 +334,8 @@ def test_down_gives_up_requests_only_if_nobody_will_ever_answer_them(folder: Sta
 
 
 def test_down_connects_a_server_whose_keeper_died_before_it_had(folder: StateFolder) -> None:
-    """With all pages; the kernel would have failed their reads in the end, and swapoff taken that for success."""
+    """With all pages; the kernel would have failed their reads in the end, and swapoff taken that
+    for success."""
     machine, state = up_machine(folder, "")
     machine.running, machine.has_orphan, machine.connected = False, True, False
     machine.take_down(state, folder)
@@ -556,7 +559,8 @@ def test_how_soon_a_request_is_sent_again(tmp_path: Path) -> None:
 def test_a_device_that_sysfs_shows_under_another_pid_is_given_back(
     folder: StateFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a PID namespace: swap-down would take it for somebody else's, and end the server under the swap."""
+    """In a PID namespace: swap-down would take it for somebody else's, and end the server under the
+    swap."""
 
     def apart(_work: object, announce: Callable[[int], None]) -> str:
         announce(42)

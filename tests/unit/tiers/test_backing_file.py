@@ -1,4 +1,5 @@
-"""What may be used as a backing file, and what is refused: nothing that is not ours is ever overwritten."""
+"""What may be used as a backing file, and what is refused: nothing that is not ours is ever
+overwritten."""
 
 import errno
 import os
@@ -387,7 +388,8 @@ def test_a_device_is_not_in_memory_because_its_name_is(tmp_path: Path) -> None:
 def test_o_direct_is_not_used_over_a_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_system: str, direct: bool
 ) -> None:
-    """A killed server does not wait for it, and what it was reading may arrive in its successor's memory."""
+    """A killed server does not wait for it, and what it was reading may arrive in its successor's
+    memory."""
     monkeypatch.setattr(backing_file, "mount_of", lambda _descriptor: Mount(file_system, None))
     monkeypatch.setattr(backing_file, "_try_direct", lambda *_: True)
     backing = open_backing(tmp_path / "new")

@@ -1,4 +1,5 @@
-"""When something that fails is tried again, and who waits for that. No time passes but the clock's own."""
+"""When something that fails is tried again, and who waits for that. No time passes but the clock's
+own."""
 
 import errno
 

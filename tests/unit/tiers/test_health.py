@@ -67,7 +67,8 @@ def test_a_store_that_is_well(
 def test_a_store_that_is_not(
     served: Served, rng: random.Random, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A line for each reason, the same as in the JSON; the counters stay when the reasons are gone."""
+    """A line for each reason, the same as in the JSON; the counters stay when the reasons are
+    gone."""
     served.tier.failing_writes = 100
     with pytest.raises(StoreFull):
         put(served.store, served.pages, 4, raw_page(rng))
@@ -90,7 +91,8 @@ def test_memory_that_changed_by_itself_is_never_over(served: Served) -> None:
 
 
 def test_more_damaged_frames_than_are_remembered(served: Served) -> None:
-    """The memory for them is bounded; what is said is then a lower bound, and goes with the frames all the same."""
+    """The memory for them is bounded; what is said is then a lower bound, and goes with the frames
+    all the same."""
     health: Health = served.store.health
     frames = served.store.frames
     frame = decode_zpage(served.pages.table.entries[0]).frame

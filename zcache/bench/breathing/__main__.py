@@ -1,9 +1,11 @@
-"""`scripts/bench breathing`: a budget that may move follows a step of memory pressure, up and down; a table and a plot.
+"""`scripts/bench breathing`: a budget that may move follows a step of memory pressure, up and down;
+a table and a plot.
 
-In the test VM, swapping to zcache inside it, a program fills a heap that is larger than the guest, touches it at
-random, and ends: twice, with a rest after each. The plot shows the budget, what memory could be had, and the swapping.
-The table says, for each step, how long after it, or after the first page went out, the budget had come nine tenths of
-its way, and how often it had turned round by the next: not once, if it does not oscillate.
+In the test VM, swapping to zcache inside it, a program fills a heap that is larger than the guest,
+touches it at random, and ends: twice, with a rest after each. The plot shows the budget, what
+memory could be had, and the swapping. The table says, for each step, how long after it, or after
+the first page went out, the budget had come nine tenths of its way, and how often it had turned
+round by the next: not once, if it does not oscillate.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""The guest's half of `scripts/bench breathing`: `python -m zcache.bench.breathing.guest FOLDER`, which the host
-shares. `job.json` comes in there; `report.json` goes out.
+"""The guest's half of `scripts/bench breathing`: `python -m zcache.bench.breathing.guest FOLDER`,
+which the host shares. `job.json` comes in there; `report.json` goes out.
 
-The budget is read from the image's header, which costs the server nothing and this process next to nothing: it is
-locked in memory, for it has to look when everybody else waits.
+The budget is read from the image's header, which costs the server nothing and this process next to
+nothing: it is locked in memory, for it has to look when everybody else waits.
 """
 
 import json

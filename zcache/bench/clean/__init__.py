@@ -1,1 +1,2 @@
-"""What is a cache of clean data worth: hits, and reads of the disk saved, with and without admission by reuse."""
+"""What is a cache of clean data worth: hits, and reads of the disk saved, with and without
+admission by reuse."""

@@ -1,8 +1,10 @@
-"""`scripts/bench clean`: reads of a hot set, and of a scan of ten times the budget beside it, from a clean export.
+"""`scripts/bench clean`: reads of a hot set, and of a scan of ten times the budget beside it, from
+a clean export.
 
-In the test VM, on a disk of heap pages (corpus.py), each page verified. The cache is off (nbdkit's own file plugin, and
-the kernel told to keep nothing), or admits all that is read (`admit=always`), or what is read twice (`admit=reused`).
-A hit is a hot page that took no read of the disk. Disks are files in the host's page cache: no disk is faster.
+In the test VM, on a disk of heap pages (corpus.py), each page verified. The cache is off (nbdkit's
+own file plugin, and the kernel told to keep nothing), or admits all that is read (`admit=always`),
+or what is read twice (`admit=reused`). A hit is a hot page that took no read of the disk. Disks are
+files in the host's page cache: no disk is faster.
 """
 
 import argparse

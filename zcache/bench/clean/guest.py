@@ -1,5 +1,5 @@
-"""The guest's half of `scripts/bench clean`: `python -m zcache.bench.clean.guest FOLDER`, which the host shares.
-`job.json` comes in there; `report.json` goes out.
+"""The guest's half of `scripts/bench clean`: `python -m zcache.bench.clean.guest FOLDER`, which the
+host shares. `job.json` comes in there; `report.json` goes out.
 """
 
 import contextlib
@@ -24,8 +24,9 @@ _READS_FIELD = 0
 
 @contextlib.contextmanager
 def server(kind: str, budget_mib: int, folder: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """A client of the disk's export, and what the server says of itself at the end. `kind` is off, for nbdkit's own
-    file plugin, which is told to let the kernel keep nothing, or what `admit=` is to be."""
+    """A client of the disk's export, and what the server says of itself at the end. `kind` is off,
+    for nbdkit's own file plugin, which is told to let the kernel keep nothing, or what `admit=` is
+    to be."""
     client, status = nbd.NBD(), dict[str, Any]()
     if kind == "off":
         with tempfile.TemporaryDirectory() as name:

@@ -1,9 +1,10 @@
-"""Reads over NBD: a hot set at random, and a scan of the rest of the disk beside it, each page verified.
+"""Reads over NBD: a hot set at random, and a scan of the rest of the disk beside it, each page
+verified.
 
-The disk is the hot set, and behind it what is scanned. The work: the hot set is read `WARM_ROUNDS` times, in random
-order; then the scan, in large requests, with hot pages between them; then the hot set once more: what is still in RAM
-has outlived the scan. And the same with a scan that nothing is read beside, as of a backup at night: no page of the hot
-set has a chance to show that it is in use.
+The disk is the hot set, and behind it what is scanned. The work: the hot set is read `WARM_ROUNDS`
+times, in random order; then the scan, in large requests, with hot pages between them; then the hot
+set once more: what is still in RAM has outlived the scan. And the same with a scan that nothing is
+read beside, as of a backup at night: no page of the hot set has a chance to show that it is in use.
 """
 
 import random
@@ -32,8 +33,8 @@ class Layout:
 
 
 class Load:
-    """By one libnbd client. `disk_reads` tells how often the disk has been read so far; `seals` are the CRCs of all
-    pages."""
+    """By one libnbd client. `disk_reads` tells how often the disk has been read so far; `seals` are
+    the CRCs of all pages."""
 
     def __init__(
         self, client: Any, layout: Layout, seals: "array[int]", disk_reads: Callable[[], int], seed: int

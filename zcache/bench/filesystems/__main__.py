@@ -1,9 +1,10 @@
-"""`scripts/bench filesystems`: what zcache says of each file system and kind of device, and what it loses there.
+"""`scripts/bench filesystems`: what zcache says of each file system and kind of device, and what it
+loses there.
 
-As root, on images in a folder. For each: a server with a backing there ("works"; "warned", with a WARNING line;
-"refused", by it or by swap-up), the file system is filled by a neighbour, and all of the device is overwritten several
-times with pages that do not compress. What a tool or the kernel lacks is said in its row. In the test VM, whose kernel
-has them all:
+As root, on images in a folder. For each: a server with a backing there ("works"; "warned", with a
+WARNING line; "refused", by it or by swap-up), the file system is filled by a neighbour, and all of
+the device is overwritten several times with pages that do not compress. What a tool or the kernel
+lacks is said in its row. In the test VM, whose kernel has them all:
 
     scripts/vm --memory 700M --disk 2G --timeout 3600 -- .venv/bin/python -P -m zcache.bench filesystems \\
         --disk /dev/disk/by-id/virtio-vmdisk0 --folder /tmp/table

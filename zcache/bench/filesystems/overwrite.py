@@ -2,8 +2,8 @@
 
     python -m zcache.bench.filesystems.overwrite SOCKET ROUNDS
 
-Prints, as JSON, how many pages are lost: cannot be read, or are not as they were last written; and how many writes
-failed. A process of its own, for a disk that hangs hangs it.
+Prints, as JSON, how many pages are lost: cannot be read, or are not as they were last written; and
+how many writes failed. A process of its own, for a disk that hangs hangs it.
 """
 
 import json

@@ -1,8 +1,9 @@
-"""Places for a backing, made from images in a folder, with real tools: each is gone when its `ExitStack` is closed.
+"""Places for a backing, made from images in a folder, with real tools: each is gone when its
+`ExitStack` is closed.
 
-An image is allocated in full, and stays so (nothing is discarded, or zeroed later), and is reached by a loop device
-that goes past the page cache, or zcache would warn of that in every row. Raises `EnvironmentProblem` where a tool or
-the kernel lacks something.
+An image is allocated in full, and stays so (nothing is discarded, or zeroed later), and is reached
+by a loop device that goes past the page cache, or zcache would warn of that in every row. Raises
+`EnvironmentProblem` where a tool or the kernel lacks something.
 """
 
 import contextlib
@@ -37,7 +38,8 @@ PACKAGES: Final = {
 
 
 class Place(NamedTuple):
-    """A backing that is there or can be made, what fills the room beside it, and what the server has to be told."""
+    """A backing that is there or can be made, what fills the room beside it, and what the server
+    has to be told."""
 
     backing: Path
     fill: Callable[[], None] = lambda: None

@@ -1,5 +1,5 @@
-"""fio's nbd engine as a client: one job for each server, all at once; and the command line of what is measured with
-it."""
+"""fio's nbd engine as a client: one job for each server, all at once; and the command line of what
+is measured with it."""
 
 import argparse
 import json
@@ -43,7 +43,8 @@ class Target:
 
 
 class Measure(Protocol):
-    """What a benchmark with fio is: measures for so many rounds of seconds on devices of that size, into the report."""
+    """What a benchmark with fio is: measures for so many rounds of seconds on devices of that size,
+    into the report."""
 
     def __call__(
         self, report: Report, size_mib: int, seconds: int, rounds: int, parameters: Sequence[str] = ()
@@ -69,8 +70,9 @@ def run_benchmark(name: str, description: str | None, measure: Measure, words: S
 
 
 def run_fio(targets: Sequence[Target], load: Load, size_mib: int, seconds: int) -> dict[str, float]:
-    """One run on all targets together: I/Os and MB a second, latency (the mean over jobs), the servers' and the
-    clients' CPU for each I/O. With 0 seconds, once over the whole of each device."""
+    """One run on all targets together: I/Os and MB a second, latency (the mean over jobs), the
+    servers' and the clients' CPU for each I/O. With 0 seconds, once over the whole of each
+    device."""
     words = ["fio", "--output-format=json"]
     for target in targets:
         words += [f"--name={target.name}", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={target.socket}"]

@@ -1,10 +1,12 @@
-"""`scripts/bench peers`: zcache over NBD beside nbdkit's own plugins, by fio's nbd engine, in one run.
+"""`scripts/bench peers`: zcache over NBD beside nbdkit's own plugins, by fio's nbd engine, in one
+run.
 
-`memory` does not compress: it is the protocol's floor; `memory -t 1` is the floor with one thread for a connection, as
-zcache has. `memory zstd` is what a C plugin makes of the same idea (32 KiB pieces, so it pays for what it does not need
-at 4 KiB). `file` is a file on this machine's disk, through the page cache, as nbdkit has it. All are up together and
-measured turn about, each figure the median of its rounds, because the machine is never quiet; the device is written
-whole first. fio makes up what it writes, to compress to about a third, and takes a good share of two CPUs itself.
+`memory` does not compress: it is the protocol's floor; `memory -t 1` is the floor with one thread
+for a connection, as zcache has. `memory zstd` is what a C plugin makes of the same idea (32 KiB
+pieces, so it pays for what it does not need at 4 KiB). `file` is a file on this machine's disk,
+through the page cache, as nbdkit has it. All are up together and measured turn about, each figure
+the median of its rounds, because the machine is never quiet; the device is written whole first. fio
+makes up what it writes, to compress to about a third, and takes a good share of two CPUs itself.
 """
 
 import contextlib
@@ -57,8 +59,8 @@ class Peer:
         return float(ask(self.control, "status")["budget_bytes"]) / (1 << 20) if self.control else 0.0
 
     def memory_mib(self) -> float:
-        """What it takes for what is stored: what it grew by; zcache, whose budget is all there from the start, the
-        frames in use."""
+        """What it takes for what is stored: what it grew by; zcache, whose budget is all there from
+        the start, the frames in use."""
         if self.control is None:
             return (status_kib(self.target.pid, "VmRSS") - self.rss_before_kib) / 1024
         status = ask(self.control, "status")

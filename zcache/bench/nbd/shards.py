@@ -1,8 +1,9 @@
-"""`scripts/bench shards`: two servers beside one, each with half of the device, as two swap areas of equal priority
-would have it: the kernel spreads its pages over both.
+"""`scripts/bench shards`: two servers beside one, each with half of the device, as two swap areas
+of equal priority would have it: the kernel spreads its pages over both.
 
-The GIL keeps a server on one processor, so more servers are the way to more of them, where there are more. What the
-client takes of the same processors is shown, because on two of them that is the limit.
+The GIL keeps a server on one processor, so more servers are the way to more of them, where there
+are more. What the client takes of the same processors is shown, because on two of them that is the
+limit.
 """
 
 import contextlib

@@ -1,15 +1,17 @@
-"""scripts/pressure: guests of every size, under every load, swapping to zcache inside them or outside.
+"""scripts/pressure: guests of every size, under every load, swapping to zcache inside them or
+outside.
 
-A cell passes if its load ended by itself and verified what it had in memory, the guest truly swapped, nothing was
-killed for memory, the server lived, its books balance (if it is inside) and its counters tell of no loss, and the
-kernel's log has nothing to complain of. A task that is blocked for a minute panics the guest; a guest that does not
-come to an end is made to dump its tasks, and killed. Both are failures of the cell that they happened in; the cells
-that are left get a new guest.
+A cell passes if its load ended by itself and verified what it had in memory, the guest truly
+swapped, nothing was killed for memory, the server lived, its books balance (if it is inside) and
+its counters tell of no loss, and the kernel's log has nothing to complain of. A task that is
+blocked for a minute panics the guest; a guest that does not come to an end is made to dump its
+tasks, and killed. Both are failures of the cell that they happened in; the cells that are left get
+a new guest.
 
-One guest takes all loads of a size and attachment, one after the other; a swap area inside is new for each, one on
-the host serves them all. The tables are also written to a folder, as markdown and JSON, beside the kernel log of each
-guest and what it printed; runs whose results are in there already are kept, and those of now are added. Exit status 0
-only if every cell of now passed.
+One guest takes all loads of a size and attachment, one after the other; a swap area inside is new
+for each, one on the host serves them all. The tables are also written to a folder, as markdown and
+JSON, beside the kernel log of each guest and what it printed; runs whose results are in there
+already are kept, and those of now are added. Exit status 0 only if every cell of now passed.
 """
 
 import argparse
@@ -85,7 +87,8 @@ def main() -> int:
 def run_cells(
     memory_mib: int, attachment: str, loads: list[str], seconds: int, run: int, folder: Path
 ) -> Iterator[Cell]:
-    """All loads in guests of one kind: one guest, and another one for what is left whenever one goes down."""
+    """All loads in guests of one kind: one guest, and another one for what is left whenever one
+    goes down."""
     left = list(loads)
     while left:
         done = list(_one_guest(memory_mib, attachment, left, seconds, run, folder))
@@ -138,7 +141,8 @@ def _one_guest(memory_mib: int, attachment: str, loads: list[str], seconds: int,
 
 
 def judge_guest(cells: list[Cell], share: Path, result: VmResult) -> list[Cell]:
-    """The cells that the guest came to, with what is known against them; the last one bears how the guest ended."""
+    """The cells that the guest came to, with what is known against them; the last one bears how the
+    guest ended."""
     logs = cells_of_log(result.kernel_log.read_text(errors="replace"))
     came_to = [cell for cell in cells if cell.load in logs] or cells[:1]
     for cell in came_to:

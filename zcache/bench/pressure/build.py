@@ -1,7 +1,9 @@
-"""A build: `build.py FOLDER JOBS` compiles a tree of sources it has made, over and over, until SIGTERM.
+"""A build: `build.py FOLDER JOBS` compiles a tree of sources it has made, over and over, until
+SIGTERM.
 
-Each source is compiled by a Python of its own, in a shell pipeline of its own: four forks and four execs. What comes
-out for a source must be the same each time. The last line of its output is JSON: how many were compiled.
+Each source is compiled by a Python of its own, in a shell pipeline of its own: four forks and four
+execs. What comes out for a source must be the same each time. The last line of its output is JSON:
+how many were compiled.
 """
 
 import json
@@ -59,8 +61,9 @@ class Build:
 
 def main(folder: Path, jobs: int) -> int:
     build = Build(make_sources(folder))
-    # Blocked everywhere and waited for, not handled: subprocess masks all signals of its thread while it forks, and a
-    # thread that unmasks a signal takes it from the main thread, which then sleeps on (one time in twelve).
+    # Blocked everywhere and waited for, not handled: subprocess masks all signals of its thread
+    # while it forks, and a thread that unmasks a signal takes it from the main thread, which then
+    # sleeps on (one time in twelve).
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threads = [threading.Thread(target=build.work) for _ in range(jobs)]
     for thread in threads:

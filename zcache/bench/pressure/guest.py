@@ -1,11 +1,13 @@
-"""The guest's half of scripts/pressure: cell after cell, each with a swap area of its own, each reported as it ends.
+"""The guest's half of scripts/pressure: cell after cell, each with a swap area of its own, each
+reported as it ends.
 
-Called as `python -m zcache.bench.pressure.guest FOLDER`; the folder is shared with the host and holds `job.json`. For
-each load: a line in the kernel log that says so, then LOAD.json. A cell without a report is one that the guest
-did not live through.
+Called as `python -m zcache.bench.pressure.guest FOLDER`; the folder is shared with the host and
+holds `job.json`. For each load: a line in the kernel log that says so, then LOAD.json. A cell
+without a report is one that the guest did not live through.
 
-In a guest whose swap is on the host it is already on, and `/proc/swaps` names it; else swap-up and swap-down are run,
-as a user would. This process is an ordinary one: it may be swapped out, and killed when memory runs out.
+In a guest whose swap is on the host it is already on, and `/proc/swaps` names it; else swap-up and
+swap-down are run, as a user would. This process is an ordinary one: it may be swapped out, and
+killed when memory runs out.
 """
 
 import contextlib
@@ -28,7 +30,8 @@ from zcache.keeper.state import StateFolder
 from zcache.testvm.figures import page_faults, read_meminfo_kib, read_vmstat
 from zcache.testvm.guest import GuestError, swap_off, swap_on
 
-#: For turning a swap area on or off: 20 s on an idle host, and ten times that on one with much else to do.
+#: For turning a swap area on or off: 20 s on an idle host, and ten times that on one with much else
+#: to do.
 SWAP_SECONDS: Final = 300
 START_SECONDS: Final = 240
 #: Beyond the seconds asked for: filling memory larger than RAM comes first.
@@ -150,7 +153,8 @@ class _Program:
 def standing_of_session(session: int) -> str:
     """Where each thread of a session is, twice, a second apart.
 
-    A line each: process/thread, state, CPU ticks used, what it waits for in the kernel, (system call), command.
+    A line each: process/thread, state, CPU ticks used, what it waits for in the kernel, (system
+    call), command.
     """
     lines: list[str] = []
     for _ in range(2):

@@ -1,9 +1,11 @@
-"""Memory that is touched page by page at random, and verified: `heap.py MIB PROCESSES SECONDS REST_SECONDS`.
+"""Memory that is touched page by page at random, and verified: `heap.py MIB PROCESSES SECONDS
+REST_SECONDS`.
 
-Fills MIB of anonymous memory, divided among as many processes, with pages that compress to between a quarter and
-three quarters and are never same-filled; touches them for SECONDS or more, resting in between; every other touch also
-writes. The last line of its output is JSON: how many pages were touched, and the longest that one took. A page that is
-not what was last written to it ends everything with exit status 1 and a line that names it.
+Fills MIB of anonymous memory, divided among as many processes, with pages that compress to between
+a quarter and three quarters and are never same-filled; touches them for SECONDS or more, resting in
+between; every other touch also writes. The last line of its output is JSON: how many pages were
+touched, and the longest that one took. A page that is not what was last written to it ends
+everything with exit status 1 and a line that names it.
 """
 
 import json
@@ -16,7 +18,8 @@ import time
 
 PAGE_BYTES = 4096
 HEADER = struct.Struct("<QII")
-# A prime: a page's template differs from its neighbours', and from its own when it is written again.
+# A prime: a page's template differs from its neighbours', and from its own when it is written
+# again.
 TEMPLATE_COUNT = 61
 
 
@@ -35,7 +38,8 @@ class Heap:
             self._touch(number, write=True, read=False)
 
     def touch_at_random(self, seconds: float, rest_seconds: float) -> None:
-        """For so long, and until an eighth as many pages were touched as there are: a slow machine shall swap, too."""
+        """For so long, and until an eighth as many pages were touched as there are: a slow machine
+        shall swap, too."""
         rng = random.Random(self._owner)
         deadline = time.monotonic() + seconds
         least = self.touches + len(self._writes) // 8

@@ -1,8 +1,8 @@
 """The loads: which programs each one runs, and how large they are.
 
-All are sized by what the guest has free once its swap is on: as much as there is, and OVERCOMMIT budgets more. So the
-same share of each is swapped out whatever the guest and the server take for themselves, and even at two pages to a
-frame the budget is exhausted, and frames are written back.
+All are sized by what the guest has free once its swap is on: as much as there is, and OVERCOMMIT
+budgets more. So the same share of each is swapped out whatever the guest and the server take for
+themselves, and even at two pages to a frame the budget is exhausted, and frames are written back.
 """
 
 import sys
@@ -16,7 +16,8 @@ OVERCOMMIT: Final = 3
 #: What a process of the heap program takes besides its share of memory.
 PROCESS_MIB: Final = 4
 BUILD_JOBS: Final = 4
-#: How fast memory fills while it is swapped out: 12 to 20 MiB a second were seen, under emulation on a busy host.
+#: How fast memory fills while it is swapped out: 12 to 20 MiB a second were seen, under emulation
+#: on a busy host.
 FILL_MIB_PER_SECOND: Final = 12
 #: Beside a build, whatever else is open on the machine: looked at, but not all the time.
 OPEN_REST_SECONDS: Final = 0.002
@@ -53,7 +54,8 @@ def program_words(name: str, *arguments: object) -> list[str]:
 
 
 def _stress(guest: Guest) -> Load:
-    # rand-set: every page compresses to a little less than half; with other methods many are same-filled.
+    # rand-set: every page compresses to a little less than half; with other methods many are
+    # same-filled.
     words = ["stress-ng", "--vm", "2", "--vm-bytes", f"{guest.load_mib}M", "--vm-method", "rand-set", "--vm-keep"]
     # Unlike the others it counts the time in which it fills its memory.
     return Load([*words, "--verify", "--timeout", f"{guest.seconds + guest.load_mib // FILL_MIB_PER_SECOND}s"])

@@ -1,7 +1,9 @@
-"""Fills the page cache: `reader.py DEVICE` reads a stamped disk from end to end, again and again, until SIGTERM.
+"""Fills the page cache: `reader.py DEVICE` reads a stamped disk from end to end, again and again,
+until SIGTERM.
 
-Through the page cache, as any file is read; a file system in between would add nothing to the pressure. Each MiB begins
-with its number, which is verified. The last line of its output is JSON: how much was read.
+Through the page cache, as any file is read; a file system in between would add nothing to the
+pressure. Each MiB begins with its number, which is verified. The last line of its output is JSON:
+how much was read.
 """
 
 import json

@@ -27,7 +27,8 @@ class Cell:
     failures: list[str] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     kernel_log: str = ""
-    #: Of the machine that the guest ran on, over its last minute (load average): emulation shares its cpus.
+    #: Of the machine that the guest ran on, over its last minute (load average): emulation shares
+    #: its cpus.
     host_load: float | None = None
 
     @property
@@ -39,7 +40,8 @@ class Cell:
         return "FAILED" if self.failures else "passed"
 
     def longest_stall_seconds(self) -> float | None:
-        """Of a touch of a page, or of an ordinary program that did nothing but tick; None when neither was seen."""
+        """Of a touch of a page, or of an ordinary program that did nothing but tick; None when
+        neither was seen."""
         touch = self.report.get("programs", [{}])[0].get("longest_touch_seconds")
         stalls = [stall for stall in (self.report.get("longest_gap_seconds"), touch) if stall is not None]
         return max(stalls, default=None)
@@ -75,7 +77,8 @@ def print_tables(cells: list[Cell]) -> None:
 
 
 def summary(cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows: for each kind of guest and load the longest stall of all runs, in seconds, and what failed."""
+    """Headings and rows: for each kind of guest and load the longest stall of all runs, in seconds,
+    and what failed."""
     loads = list(dict.fromkeys(cell.load for cell in cells))
     kinds = list(dict.fromkeys((cell.memory_mib, cell.attachment, cell.budget_mib) for cell in cells))
     rows = []

@@ -1,7 +1,7 @@
 """A program that wants to do next to nothing, 100 times a second: how long was it kept from that?
 
-Runs until SIGTERM; then prints the longest time, in seconds, by which it woke too late. That counts the scheduler of a
-busy machine as well as memory: what somebody at the keyboard would feel.
+Runs until SIGTERM; then prints the longest time, in seconds, by which it woke too late. That counts
+the scheduler of a busy machine as well as memory: what somebody at the keyboard would feel.
 """
 
 import signal

@@ -1,4 +1,5 @@
-"""What a cell has to show to have passed. Everything that speaks against it is said, in a line each."""
+"""What a cell has to show to have passed. Everything that speaks against it is said, in a line
+each."""
 
 import re
 from typing import Any, Final

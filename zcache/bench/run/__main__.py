@@ -1,8 +1,8 @@
-"""scripts/run: see it work. A stock kernel in a small guest swaps to zcache inside that guest while stress-ng
-overcommits its memory.
+"""scripts/run: see it work. A stock kernel in a small guest swaps to zcache inside that guest while
+stress-ng overcommits its memory.
 
-Exit status 0 only if stress-ng verified its memory, the kernel log has nothing to complain of, the store's books
-balance, and pages were in fact swapped out, in and written back.
+Exit status 0 only if stress-ng verified its memory, the kernel log has nothing to complain of, the
+store's books balance, and pages were in fact swapped out, in and written back.
 """
 
 import argparse
@@ -26,7 +26,8 @@ from zcache.testvm.arguments import whole_number
 from zcache.testvm.signals import end_in_order
 from zcache.testvm.vm import run_in_vm
 
-#: What it writes when a server has died: the last is how it looks whether to send again what that had not answered.
+#: What it writes when a server has died: the last is how it looks whether to send again what that
+#: had not answered.
 LOST_CONNECTION: Final = re.compile(r"nbd\d+: (?:Dead connection|Possible stuck request)")
 
 #: What a kernel writes when swap, or the machine, is in trouble.
@@ -76,8 +77,9 @@ def main() -> int:
     keys = {word.partition("=")[0] for word in arguments.parameters}
     defaults = [word for word in PARAMETERS if word.partition("=")[0] not in keys]
     backing = "backing=/dev/disk/by-id/virtio-vmdisk0"
-    # rand-set: every page compresses to a little less than half. With "all" methods it is chance whether the pages that
-    # are swapped out are same-filled, and then the budget is never exhausted (one run in three).
+    # rand-set: every page compresses to a little less than half. With "all" methods it is chance
+    # whether the pages that are swapped out are same-filled, and then the budget is never exhausted
+    # (one run in three).
     load = ["stress-ng", "--vm", "2", "--vm-bytes", arguments.stress_bytes, "--vm-method", "rand-set", "--vm-keep"]
     load += ["--verify", "--timeout", f"{seconds}s", "--metrics-brief"]
 
@@ -119,7 +121,8 @@ def main() -> int:
 
 
 def kernel_troubles(log: str, *, disturbed: bool = False) -> list[str]:
-    """The lines of a kernel log that tell of trouble; a server that was ended on purpose leaves lost connections."""
+    """The lines of a kernel log that tell of trouble; a server that was ended on purpose leaves
+    lost connections."""
     return [
         line
         for line in log.splitlines()

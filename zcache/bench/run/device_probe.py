@@ -1,7 +1,9 @@
-"""How long swap stands still: one page of a device is read, past the page cache, several times a second.
+"""How long swap stands still: one page of a device is read, past the page cache, several times a
+second.
 
-The first page of a swap area is never swapped to, and what it takes to read it is what it takes to swap a page in. Run
-inside the guest; locked in memory, for a probe that is swapped out would measure itself.
+The first page of a swap area is never swapped to, and what it takes to read it is what it takes to
+swap a page in. Run inside the guest; locked in memory, for a probe that is swapped out would
+measure itself.
 """
 
 import mmap

@@ -29,7 +29,8 @@ def replace(folder: StateFolder) -> None:
     upgrade(folder, lambda _line: None)
 
 
-#: What an upgrade takes in an emulated guest that thrashes, and more: 30 s to load the code, 12 to take over (seen).
+#: What an upgrade takes in an emulated guest that thrashes, and more: 30 s to load the code, 12 to
+#: take over (seen).
 UPGRADE_SECONDS: Final = 65
 #: For the load to go on after the last one.
 LAST_SECONDS: Final = 15

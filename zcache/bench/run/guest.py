@@ -1,9 +1,10 @@
-"""The guest's half of scripts/run: real swap on /dev/nbdN, served from inside, under a load; the outcome as JSON.
+"""The guest's half of scripts/run: real swap on /dev/nbdN, served from inside, under a load; the
+outcome as JSON.
 
-Called as `python -m zcache.bench.run.guest REPORT [KIND:TIMES:SECONDS] KEY=VALUE… -- COMMAND`, the second being what is
-done to the server meanwhile (disturbance.py). Measures what the kernel says (/proc/vmstat,
-the server's page faults) and what the server says, checks the store's books while the pages are still out, then takes
-the swap off.
+Called as `python -m zcache.bench.run.guest REPORT [KIND:TIMES:SECONDS] KEY=VALUE… -- COMMAND`, the
+second being what is done to the server meanwhile (disturbance.py). Measures what the kernel says
+(/proc/vmstat, the server's page faults) and what the server says, checks the store's books while
+the pages are still out, then takes the swap off.
 """
 
 import json

@@ -1,12 +1,15 @@
-"""`scripts/bench soak`: does the server grow? Puts, overwrites, trims and gets over NBD for as long as asked.
+"""`scripts/bench soak`: does the server grow? Puts, overwrites, trims and gets over NBD for as long
+as asked.
 
-Two clients write, trim, zero and read half of the device each, whole pages and parts of them, and verify all that they
-read; each of their connections lives for a few hundred requests. The budget is an eighth of the device, so that
-everything moves to the backing file and back. Measurements are taken in between, when no client is connected and the
-server is at rest. Each is laid a line through (flatness.py) and has a limit of growth an hour.
+Two clients write, trim, zero and read half of the device each, whole pages and parts of them, and
+verify all that they read; each of their connections lives for a few hundred requests. The budget is
+an eighth of the device, so that everything moves to the backing file and back. Measurements are
+taken in between, when no client is connected and the server is at rest. Each is laid a line through
+(flatness.py) and has a limit of growth an hour.
 
-Kernel memory is the whole machine's: judged in the test VM, where nothing else runs; elsewhere it is shown, and means
-little. Exit status 0 if all that is judged is flat; 1 if something grows; 3 if it was too short to tell.
+Kernel memory is the whole machine's: judged in the test VM, where nothing else runs; elsewhere it
+is shown, and means little. Exit status 0 if all that is judged is flat; 1 if something grows; 3 if
+it was too short to tell.
 """
 
 import argparse
@@ -34,8 +37,8 @@ from zcache.testvm.arguments import whole_number
 from zcache.testvm.figures import read_meminfo_kib
 from zcache.testvm.vm import JOB_MOUNT
 
-#: What is measured, and how much more of it there may be each hour. One object of the smallest size (32 bytes) leaked
-#: by every hundredth request comes to 1700 KiB an hour at 1500 requests a second.
+#: What is measured, and how much more of it there may be each hour. One object of the smallest size
+#: (32 bytes) leaked by every hundredth request comes to 1700 KiB an hour at 1500 requests a second.
 LIMITS: Final = {
     "rss_kib": 1024.0,
     "locked_kib": 1024.0,
@@ -49,7 +52,8 @@ LIMITS: Final = {
 OF_THE_MACHINE: Final = ("slab_kib", "kernel_stack_kib")
 CLIENTS: Final = 2
 REQUESTS_PER_CONNECTION: Final = 400
-#: Between two measurements, if that gives LEAST_SAMPLES of them: three in each tenth of what comes after the warm-up.
+#: Between two measurements, if that gives LEAST_SAMPLES of them: three in each tenth of what comes
+#: after the warm-up.
 PERIOD_SECONDS: Final = 10.0
 LEAST_SAMPLES: Final = 40
 #: For the threads of a connection, which end after it has.
@@ -121,7 +125,8 @@ def soak(server: Served, page_count: int, seconds: float, seed: int, table: Path
 
 
 def leak_of_failures(count: int, folder: Path) -> str:
-    """What a server keeps of each failed request: nbdkit 1.32 never frees the exception that it is told of it by."""
+    """What a server keeps of each failed request: nbdkit 1.32 never frees the exception that it is
+    told of it by."""
     with serve(folder / "failures.log", "size=16M", "budget=1M", "overcommit=yes") as server:
         figures = []
         for round_count in (count // 4, count):

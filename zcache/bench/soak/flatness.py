@@ -1,9 +1,10 @@
 """Is a series of measurements flat? A straight line is laid through what comes after the warm-up.
 
-The line goes through the means of BLOCKS stretches of equal length, so that its standard error is one of values that
-hardly depend on each other, however the single measurements do. Twice that error is the noise. The series is `flat` if
-slope and noise together are below the limit; it `grows` if the slope is above it by more than the noise; otherwise
-nothing was shown, and it is `undecided`: measure for longer.
+The line goes through the means of BLOCKS stretches of equal length, so that its standard error is
+one of values that hardly depend on each other, however the single measurements do. Twice that error
+is the noise. The series is `flat` if slope and noise together are below the limit; it `grows` if
+the slope is above it by more than the noise; otherwise nothing was shown, and it is `undecided`:
+measure for longer.
 """
 
 import math

@@ -1,4 +1,5 @@
-"""Requests of every kind against a device, whose content is known at any time by one seed a page."""
+"""Requests of every kind against a device, whose content is known at any time by one seed a
+page."""
 
 import random
 import struct
@@ -20,7 +21,8 @@ class WrongPage(Exception):
 
 
 class Traffic:
-    """One client at a time on `page_count` pages from `first_page` on; `seeds` says what is in them, 0 for zeros."""
+    """One client at a time on `page_count` pages from `first_page` on; `seeds` says what is in
+    them, 0 for zeros."""
 
     def __init__(self, connect: Callable[[], Any], first_page: int, page_count: int, rng: random.Random) -> None:
         self._connect = connect
@@ -87,7 +89,8 @@ class Traffic:
         return b"".join(map(self._page, self._seeds[start : start + count]))
 
     def _page(self, seed: int) -> bytes:
-        """One in 32 is same-filled, one repeats a word of eight bytes; half do not compress to half."""
+        """One in 32 is same-filled, one repeats a word of eight bytes; half do not compress to
+        half."""
         if not seed:
             return bytes(PAGE_BYTES)
         match seed >> 1 & 31:

@@ -1,8 +1,10 @@
-"""`scripts/bench store`: what a put and a get cost in process, beside what the codec alone costs for the same pages;
-how dense the store is beside the codec's own ratio; and what comes on top of it.
+"""`scripts/bench store`: what a put and a get cost in process, beside what the codec alone costs
+for the same pages; how dense the store is beside the codec's own ratio; and what comes on top of
+it.
 
-The codec called through the same package, page by page, is the limit; the ratio to it is what the store adds. Measured
-turn about in one run, in CPU time and as the median over rounds, because the machine is never quiet.
+The codec called through the same package, page by page, is the limit; the ratio to it is what the
+store adds. Measured turn about in one run, in CPU time and as the median over rounds, because the
+machine is never quiet.
 """
 
 import argparse
@@ -201,8 +203,8 @@ def _turn_about(
 def spread_cost(
     corpus: Corpus, codec: Codec, allocator: str, sizes_bytes: Sequence[int], rounds: int, seed: int
 ) -> list[dict[str, Figure]]:
-    """Requests of 32 KiB all over devices of those sizes, turn about; and the memory that each takes beside the
-    budget."""
+    """Requests of 32 KiB all over devices of those sizes, turn about; and the memory that each
+    takes beside the budget."""
     data = memoryview(b"".join(corpus.pages[:8]))
     out = memoryview(bytearray(8 * PAGE_BYTES))
     stores: list[Store] = []

@@ -1,5 +1,5 @@
-"""How dense the store is beside the codec's own ratio: fresh, after overwrites and trims, and when it has had time to
-itself; and what it keeps beside its frames."""
+"""How dense the store is beside the codec's own ratio: fresh, after overwrites and trims, and when
+it has had time to itself; and what it keeps beside its frames."""
 
 import multiprocessing
 import os
@@ -64,9 +64,10 @@ def new_device(
 
 
 def density_of(corpus: Corpus, codec: Codec, allocator: str, seed: int) -> dict[str, Figure]:
-    """Of all pages but the same-filled, which take no room anywhere: stored fresh; in a budget that they fill to `FULL`
-    after rounds in which some are trimmed, some overwritten, and all that are missing written again; and when nobody
-    has asked for anything for as long as the store has something to tidy up."""
+    """Of all pages but the same-filled, which take no room anywhere: stored fresh; in a budget that
+    they fill to `FULL` after rounds in which some are trimmed, some overwritten, and all that are
+    missing written again; and when nobody has asked for anything for as long as the store has
+    something to tidy up."""
     rng = random.Random(seed)
     pages = [page for page in corpus.pages if page != page[:8] * (PAGE_BYTES // 8)]
     order = list(range(len(pages)))
@@ -128,7 +129,8 @@ def recompression_of(corpus: Corpus, codec: Codec, recompress: Codec) -> dict[st
 def metadata_of(corpus: Corpus, codec: Codec, allocator: str) -> dict[str, Figure]:
     """Memory that a process takes beside the RAM slots, for each page that is written.
 
-    In a process of its own: what others have left in this one may be given back in the middle, a MiB at a time.
+    In a process of its own: what others have left in this one may be given back in the middle, a
+    MiB at a time.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         grown_bytes = pool.submit(_grown_bytes, b"".join(corpus.pages[:32]), codec.name, allocator).result()

@@ -1,10 +1,12 @@
-"""`scripts/bench swap`: how long a fixed piece of work takes in a guest whose memory is two thirds of what it needs.
+"""`scripts/bench swap`: how long a fixed piece of work takes in a guest whose memory is two thirds
+of what it needs.
 
-The work fills a heap with real pages (corpus.py) and touches them at random, verifying each. Each row is a guest of its
-own with another swap area. What swap takes in memory is taken from the guest, whoever has it: a server on the host has
-its memory, budget and all, from the same total. The rows of nbdkit's `memory` are what NBD itself costs at the place
-of the zcache row before: it does not compress, has all the memory it wants besides, and the guest as much
-as it had there. Disks are files in the host's page cache: no disk is faster.
+The work fills a heap with real pages (corpus.py) and touches them at random, verifying each. Each
+row is a guest of its own with another swap area. What swap takes in memory is taken from the guest,
+whoever has it: a server on the host has its memory, budget and all, from the same total. The rows
+of nbdkit's `memory` are what NBD itself costs at the place of the zcache row before: it does not
+compress, has all the memory it wants besides, and the guest as much as it had there. Disks are
+files in the host's page cache: no disk is faster.
 """
 
 import argparse
@@ -77,7 +79,8 @@ class Work:
 
     @property
     def size_mib(self) -> int:
-        """Of the swap area: room for the whole heap, and for slots that the kernel does not give back at once."""
+        """Of the swap area: room for the whole heap, and for slots that the kernel does not give
+        back at once."""
         return self.heap_mib * 5 // 4
 
     @property

@@ -1,7 +1,8 @@
-"""In the guest: one swap area of each kind, on for the length of a block, and what it takes of the guest's memory.
+"""In the guest: one swap area of each kind, on for the length of a block, and what it takes of the
+guest's memory.
 
-zram, zswap and a plain disk are set up as their documentation has it, with the fastest settings that it names:
-Documentation/admin-guide/blockdev/zram.rst and mm/zswap.rst of Linux 6.1.
+zram, zswap and a plain disk are set up as their documentation has it, with the fastest settings
+that it names: Documentation/admin-guide/blockdev/zram.rst and mm/zswap.rst of Linux 6.1.
 """
 
 import contextlib
@@ -31,8 +32,8 @@ _ZRAM: Final = Path("/sys/block/zram0")
 
 @dataclass(frozen=True)
 class Use:
-    """What a swap area holds, and in how much of the guest's memory besides what it took at its start; a page that is
-    on a disk only is not held."""
+    """What a swap area holds, and in how much of the guest's memory besides what it took at its
+    start; a page that is on a disk only is not held."""
 
     pages: int
     memory_bytes: int
@@ -65,7 +66,8 @@ def zcache(sizes: Sizes) -> Iterator[Callable[[], Use | None]]:
 
 @contextlib.contextmanager
 def memory(sizes: Sizes) -> Iterator[Callable[[], Use | None]]:
-    """nbdkit's memory plugin inside the guest, attached as zcache is: all its memory is there and locked before."""
+    """nbdkit's memory plugin inside the guest, attached as zcache is: all its memory is there and
+    locked before."""
     area.run(["modprobe", "nbd"])
     with ExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory()))
@@ -100,7 +102,8 @@ def zram(algorithm: str) -> Area:
 
 @contextlib.contextmanager
 def zswap(sizes: Sizes) -> Iterator[Callable[[], Use | None]]:
-    """The kernel's compressed cache before a swap disk: lz4, and of its pools the densest that writes back in 6.1."""
+    """The kernel's compressed cache before a swap disk: lz4, and of its pools the densest that
+    writes back in 6.1."""
     area.run(["modprobe", "z3fold"])
     percent = sizes.budget_mib * 100 // sizes.memory_mib
     for name, value in (("compressor", "lz4"), ("zpool", "z3fold"), ("max_pool_percent", percent), ("enabled", 1)):

@@ -1,7 +1,8 @@
-"""The guest's half of `scripts/bench swap`: `python -m zcache.bench.swap.guest FOLDER`, which the host shares.
-`job.json` comes in there; `report.json` goes out.
+"""The guest's half of `scripts/bench swap`: `python -m zcache.bench.swap.guest FOLDER`, which the
+host shares. `job.json` comes in there; `report.json` goes out.
 
-With `available_mib` in the job, as much memory is locked away as leaves just that, so that two guests are alike.
+With `available_mib` in the job, as much memory is locked away as leaves just that, so that two
+guests are alike.
 """
 
 import json

@@ -1,11 +1,12 @@
 """Real pages, touched at random and verified: `heap_of_pages.py PAGES MIB TOUCHES SEED`.
 
-Fills MIB of anonymous memory with the pages of PAGES (a file or a disk) in random order, as often as it takes, each
-with a number of its own in it, and touches TOUCHES pages drawn evenly; every fourth touch also writes. The last line of
-its output is JSON: the seconds of both parts, the major faults, the longest touch, and how many pages were not what was
-last written to them.
+Fills MIB of anonymous memory with the pages of PAGES (a file or a disk) in random order, as often
+as it takes, each with a number of its own in it, and touches TOUCHES pages drawn evenly; every
+fourth touch also writes. The last line of its output is JSON: the seconds of both parts, the major
+faults, the longest touch, and how many pages were not what was last written to them.
 
-Run by path and without site-packages, so that it is small. All that it needs to know of a page is a CRC.
+Run by path and without site-packages, so that it is small. All that it needs to know of a page is a
+CRC.
 """
 
 import json
