@@ -265,7 +265,7 @@ def test_a_get_that_waits_for_a_put_is_told_when_it_fails(rng: random.Random, mo
 
 
 # -- partial writes
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_partial_write_that_meets_a_whole_one_starts_again(

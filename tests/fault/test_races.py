@@ -254,7 +254,7 @@ def test_a_trim_in_the_flight_that_was_a_puts_last_hope(rng: random.Random) -> N
 
 
 # -- the end
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_shutdown_in_the_middle_of_writeback(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ class Client:
         self._meanwhile: dict[int, list[bytes | None]] = {}  # what operations in the middle of this one made of pages
 
     # -- choosing
-    # ---------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def act(self) -> None:
         """One operation."""
@@ -152,7 +152,7 @@ class Client:
         return ZEROS
 
     # -- operations
-    # -------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def put(self, first: int, count: int) -> None:
         """Pages are what was put last, or lost if it failed; of two at once, either."""
@@ -292,7 +292,7 @@ class Client:
             self.unsure.pop(index, None)
 
     # -- judging
-    # ----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def check_extents(self) -> None:
         """They cover all pages in order; what they call zeros reads as zeros, and nothing else

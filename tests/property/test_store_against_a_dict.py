@@ -48,7 +48,7 @@ class StoreAgainstADict(RuleBasedStateMachine):
         self.clean_models: list[dict[int, bytes]] = [{}, {}]
 
     # -- persistent
-    # -------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     @rule(first=st.integers(0, PAGES - 1), length=lengths, seed=seeds)
     def put(self, first: int, length: int, seed: int) -> None:

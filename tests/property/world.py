@@ -204,7 +204,7 @@ class World:
             time.sleep(self.rng.random() * 3e-4)
 
     # -- running
-    # ----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def run(self, operations: int) -> None:
         """About so many operations, and the end of the world."""
@@ -319,7 +319,7 @@ class World:
         assert not self.tier or not self.tier.used_slots, "slots below are held for nobody"
 
     # -- deaths
-    # -----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _die(self) -> None:
         """The server is killed, between two operations or at some line of one, and the next one

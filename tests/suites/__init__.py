@@ -1,10 +1,11 @@
 """`scripts/test --suites [NAME…]`: test suites that other projects wrote for NBD servers, run
 against zcache.
 
-    nbd       nbd-server's own tests: integrity logs, TLS, handshake      (its nbd-server is replaced)
-    libnbd    nbdcopy, nbdinfo, nbdfuse; parallel clients that verify     (nbdkit's memory and pattern plugins)
-    nbdkit    its filters, its --run, limits and protocol variants        (its memory plugin)
-    qemu      iotests, `check -raw -nbd`                                  (its qemu-nbd)
+    name      what it runs                                         what zcache stands in for
+    nbd       nbd-server's own: integrity logs, TLS, handshake     its nbd-server
+    libnbd    nbdcopy, nbdinfo, nbdfuse; parallel clients          nbdkit's memory and pattern
+    nbdkit    its filters, its --run, limits, protocol variants    its memory plugin
+    qemu      iotests, `check -raw -nbd`                           its qemu-nbd
 
 The scripts run as they are. Each starts its server by name, so a stand-in of that name comes first
 on the path: it starts zcache where the script asks for a writable disk of a certain size, notes so

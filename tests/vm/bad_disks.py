@@ -3,7 +3,8 @@ nbdkit's filters and a full file system.
 
 Runs as root in the test VM: the scenes that are named, or all (some 15 minutes under emulation):
 
-    scripts/vm --memory 600M --disk 200M --disk 64M --timeout 1500 -- .venv/bin/python -m tests.vm.bad_disks
+    scripts/vm --memory 600M --disk 200M --disk 64M --timeout 1500 -- \\
+        .venv/bin/python -m tests.vm.bad_disks
 
 In each scene a client writes more than the RAM holds and reads it page by page: every page is what
 was last written, or an error that the scene expects, and never anything else. What is counted and
@@ -473,7 +474,7 @@ def flaky_disk() -> None:
 
 
 # -- files
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -546,7 +547,7 @@ def truncated() -> None:
 
 
 # -- real swap
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def swap_on_a_disk_that_comes_and_goes() -> None:

@@ -3,7 +3,8 @@ good and bad days.
 
 Runs as root in the test VM: the scenes that are named, or all (some 10 minutes under emulation):
 
-    scripts/vm --memory 500M --disk 560M --timeout 1200 -- .venv/bin/python -m tests.vm.swap_commands
+    scripts/vm --memory 500M --disk 560M --timeout 1200 -- \\
+        .venv/bin/python -m tests.vm.swap_commands
 
 The first thing that is not as it should be is an AssertionError, and exit status 1.
 """

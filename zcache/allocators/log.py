@@ -317,7 +317,7 @@ class Log:
         """See `Allocator.populate_for_ephemeral`: whose they are is in the frame."""
 
     # -- packing
-    # ----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def collect(self, frame: int, slot: int) -> list[Live]:
         """All that is alive in a frame, whose bytes are in RAM slot `slot`, in the order in which

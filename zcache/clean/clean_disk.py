@@ -68,7 +68,7 @@ class CleanDisk:
         self._errors: dict[str, str] = {}  # what failed last, by what it was
 
     # -- requests
-    # -----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def read(self, offset: int, out: memoryview) -> None:
         """Fill `out` from `offset`."""

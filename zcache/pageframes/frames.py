@@ -436,7 +436,7 @@ class PageFrames(Queues):
         self.seal_table.fault_ahead(stop * self.seal_bytes)
 
     # -- within
-    # ------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _put_free_slot(self, slot: int) -> None:
         self._free_slots[self.free_slot_count] = slot

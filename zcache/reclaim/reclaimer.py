@@ -316,7 +316,7 @@ class Reclaimer:
             return work()
 
     # -- one flight
-    # -------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _can_clean(self) -> bool:
         """Under the lock: whether there is a frame to clean, and room below for it."""

@@ -53,7 +53,7 @@ class Putter:
         self._waiting: list[tuple[TmemObject, range]] = []  # puts that wait for room: LOST for the time being
 
     # -- hot
-    # --------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def put(self, thing: TmemObject, first: int, data: memoryview) -> None:
         """Store whole pages: `data` (format B, a multiple of 4096 bytes) becomes pages `first` and

@@ -102,7 +102,7 @@ class Store:
             return [*range(first, first + count)]
 
     # -- flush
-    # ------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def flush(self, thing: TmemObject, first: int, count: int) -> None:
         """Drop pages: gets of them are misses from now on. Costs nothing for what was never

@@ -1,6 +1,7 @@
 """A command in a minimal Debian of its own: what a new user's machine has, and no more.
 
-usage: .venv/bin/python -m zcache.testvm.debian_root RELEASE [--fresh] -- COMMAND…      (as root; scripts/test --debian)
+usage: .venv/bin/python -m zcache.testvm.debian_root RELEASE [--fresh] -- COMMAND…
+(as root; scripts/test --debian)
 
 The root is what `mmdebstrap --variant=minbase` makes from this machine's own mirror, and what
 `scripts/setup` then installs in it: so a package that setup forgets is missing there, whatever the

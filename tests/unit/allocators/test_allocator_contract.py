@@ -171,7 +171,7 @@ def test_an_evicted_frame_says_whose_pages_it_had(bench: Bench, rng: random.Rand
 
 
 # -- the promise
-# ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def store_that_just_suffices(name: str, page_count: int, has_tier: bool) -> Store:

@@ -6,7 +6,8 @@ WARNING line; "refused", by it or by swap-up), the file system is filled by a ne
 the device is overwritten several times with pages that do not compress. What a tool or the kernel
 lacks is said in its row. In the test VM, whose kernel has them all:
 
-    scripts/vm --memory 700M --disk 2G --timeout 3600 -- .venv/bin/python -P -m zcache.bench filesystems \\
+    scripts/vm --memory 700M --disk 2G --timeout 3600 -- \\
+        .venv/bin/python -P -m zcache.bench filesystems \\
         --disk /dev/disk/by-id/virtio-vmdisk0 --folder /tmp/table
 """
 
