@@ -28,10 +28,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
+from zcache.clock import Clock
 from zcache.errors import BadInput, PageDamaged, PageLost, StoreFull
 from zcache.hardening.log_pipe import SAID
 from zcache.hardening.repeats import Repeats
-from zcache.tiers.backoff import Clock
 
 #: Of what an exception says of itself.
 _MAX_TEXT: Final = 300

@@ -27,13 +27,13 @@ from nbd_plugin.failures import FAILED, Failures, RequestFailed, print_failures_
 from nbd_plugin.nbdkit_options import LAST_WORDS
 from nbd_plugin.scratch import scratch_disks
 from nbd_plugin.server import Server
+from zcache.clock import Clock
 from zcache.errors import StoreFull
 from zcache.hardening import keep_thread, limits
 from zcache.hardening.log_pipe import say, say_what_nobody_catches
 from zcache.image.image import DEVICE_EXPORT
 from zcache.linux import libc
 from zcache.steps import Steps
-from zcache.tiers.backoff import Clock
 
 API_VERSION = 2
 

@@ -31,6 +31,7 @@ from zcache.budget.breathing import BREATH_SECONDS, Breathing
 from zcache.budget.budget import Budget
 from zcache.budget.pressure import PressureGauge
 from zcache.clean.disk_file import DiskFile
+from zcache.clock import Clock
 from zcache.control.listener import ControlSocket, rehearse
 from zcache.control.peaks import Peaks
 from zcache.control.settings import Settings
@@ -55,7 +56,6 @@ from zcache.server.warm_up import try_seal, warm_up
 from zcache.steps import Steps
 from zcache.store.store import Store
 from zcache.tiers.backing_file import BackingFile
-from zcache.tiers.backoff import Clock
 
 if TYPE_CHECKING:
     from zcache.clean.clean_disk import CleanDisk

@@ -1,9 +1,10 @@
-"""The three kinds of error, split by blame.
+"""The kinds of error, split by blame.
 
 `BadInput` is the caller's: one line that names the key, what was given and what may be given.
 `PageLost`, `PageDamaged` and `StoreFull` are answers to one request and end as an errno at the
-client. `EnvironmentProblem` is the machine's: it says what to do about it. Our own bugs are
-assertions and `Imbalance`.
+client. `EnvironmentProblem` is the machine's: it says what to do about it; `SwapError` is a
+command's for turning swap on or off, and may be either. Our own bugs are assertions and
+`Imbalance`.
 """
 
 
@@ -35,3 +36,12 @@ class StoreFull(ZcacheError):
 class Imbalance(ZcacheError):
     """`check()` found that the store's books do not balance, or `rebuild()` that an image
     contradicts itself."""
+
+
+class SwapError(ZcacheError):
+    """Something the user or the machine must change; str() is one line that says what."""
+
+
+class StillSwappingError(SwapError):
+    """The swap area could not be turned off: the server and the device were left as they are, on
+    purpose."""

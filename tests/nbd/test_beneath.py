@@ -20,10 +20,9 @@ from zcache.bench.filesystems.overwrite import BLOCK_BYTES
 from zcache.bench.filesystems.places import IMAGE_MIB, MIB, PLACES, Bench, neighbour
 from zcache.beneath.own_blocks import copies_on_write, writes_to_new_blocks
 from zcache.control.ask import ask
-from zcache.errors import BadInput, EnvironmentProblem
+from zcache.errors import BadInput, EnvironmentProblem, SwapError
 from zcache.linux import libc
 from zcache.swap import backing
-from zcache.swap.error import SwapError
 from zcache.tiers.backing_file import BackingFile
 
 SIZE = ("size=24M", "budget=4M")

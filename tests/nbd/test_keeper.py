@@ -25,12 +25,12 @@ import pytest
 from tests.support.other_code import python_of
 from zcache.bench.complaints import fail_writes
 from zcache.control.ask import ask
+from zcache.errors import SwapError
 from zcache.image import image
 from zcache.keeper import launch as keeper_process
 from zcache.keeper.state import StateFolder, SwapState
 from zcache.linux import process
 from zcache.swap import upgrade as upgrade_module
-from zcache.swap.error import SwapError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = ("size=64M", "budget=16M", "overcommit=yes")

@@ -2,7 +2,7 @@
 
 import threading
 
-from zcache.tiers.backoff import Clock
+from zcache.clock import Clock
 
 
 class FakeClock(Clock):

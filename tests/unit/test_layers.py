@@ -2,6 +2,7 @@
 nbdkit."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,64 +10,21 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-#: From the bottom up. A module may import from its own row and from rows above it in this list,
-#: never from below it.
-LAYERS = [
-    ["zcache.linux.kernel_page", "zcache.linux.sockets"],
-    [
-        "zcache.tiers.backoff",
-        "zcache.errors",
-        "zcache.linux.libc",
-        "zcache.linux.meminfo",
-        "zcache.linux.standard_streams",
-        "zcache.steps",
-    ],
-    [
-        "zcache.pages.entry",
-        "zcache.linux.group_limits",
-        "zcache.image.image",
-        "zcache.budget.pressure",
-        "zcache.image.whole_words",
-    ],
-    ["zcache.sizes", "zcache.beneath"],
-    ["zcache.image.flat_array", "zcache.clean.disk_file"],
-    [
-        "zcache.pages.codec",
-        "zcache.seals",
-        "zcache.pages.page_table",
-        "zcache.pageframes",
-        "zcache.tiers",
-        "zcache.hardening",
-    ],
-    ["zcache.inherited"],
-    ["zcache.store.ghost"],
-    ["zcache.tiers.health", "zcache.statistics"],
-    [
-        "zcache.allocators",
-        "zcache.pages.tmem",
-        "zcache.store.admission",
-        "zcache.pages.zpages",
-        "zcache.fetch.readahead",
-    ],
-    ["zcache.fetch.fetch", "zcache.store.partial_write"],
-    ["zcache.reclaim.compaction", "zcache.reclaim.recompression", "zcache.reclaim.spare_time"],
-    ["zcache.reclaim.reclaimer"],
-    ["zcache.budget.budget"],
-    ["zcache.store.put", "zcache.store.get"],
-    ["zcache.store.store"],
-    ["zcache.control.snapshot", "zcache.clean.clean_disk", "zcache.budget.breathing", "zcache.control.peaks"],
-    ["zcache.control.check", "zcache.control.status", "zcache.server.rebuild", "zcache.control.settings"],
-    ["zcache.control.listener", "zcache.control.ask", "zcache.server.warm_up", "zcache.server.upkeep"],
-    ["zcache.client.command", "zcache.swap", "zcache.testvm", "zcache.bench", "nbd_plugin"],
-]
+TABLE = REPOSITORY / "ARCHITECTURE.md"
 
 
-def layer_of(module: str) -> int | None:
-    for level, names in enumerate(LAYERS):
-        if any(module == name or module.startswith(name + ".") for name in names):
-            return level
-    return None
+def layers() -> dict[str, set[str]]:
+    """What each folder of the product, or file of zcache/ itself, may import, from the bottom up:
+    the table in ARCHITECTURE.md."""
+    text = TABLE.read_text().partition("## Layers")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)(?:/|\.py)` \|[^|]*\|([^|]*)\|$", text, re.MULTILINE)
+    return {name: set(imported.split()) for name, imported in rows}
+
+
+def layer_of(module: str) -> str:
+    """A row's name; "" for what has none."""
+    head, _, rest = module.partition(".")
+    return rest.partition(".")[0] if head == "zcache" else head if head == "nbd_plugin" else ""
 
 
 def imports_of(path: Path) -> set[str]:
@@ -90,18 +48,20 @@ def modules() -> dict[str, Path]:
     return names
 
 
-def test_every_module_has_a_layer() -> None:
-    assert [name for name in modules() if name != "zcache" and layer_of(name) is None] == []
+def test_the_table_is_what_the_imports_are() -> None:
+    found: dict[str, set[str]] = {layer_of(name): set() for name in modules() if layer_of(name)}
+    for name, path in modules().items():
+        for imported in map(layer_of, imports_of(path)):
+            if imported in found and imported != layer_of(name):
+                found[layer_of(name)].add(imported)
+    assert found == layers()
 
 
 def test_imports_point_down() -> None:
-    wrong = []
-    for name, path in modules().items():
-        for imported in imports_of(path):
-            own, other = layer_of(name), layer_of(imported)
-            if own is not None and other is not None and other > own:
-                wrong.append(f"{name} imports {imported}")
-    assert wrong == []
+    above: set[str] = set()
+    for layer, imported in reversed(layers().items()):
+        above.add(layer)
+        assert not imported & above, layer
 
 
 def test_zcache_never_imports_nbdkit_or_the_plugin() -> None:

@@ -29,11 +29,11 @@ from typing import Any, Final, NamedTuple
 
 from zcache.budget.budget import Budget
 from zcache.budget.pressure import Pressure, PressureGauge
+from zcache.clock import Clock
 from zcache.linux import meminfo
 from zcache.linux.kernel_page import KERNEL_PAGE_BYTES
 from zcache.pages.entry import PAGE_BYTES
 from zcache.store.store import Store
-from zcache.tiers.backoff import Clock
 from zcache.tiers.health import describe
 
 BREATH_SECONDS: Final = 0.5

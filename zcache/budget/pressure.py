@@ -15,9 +15,9 @@ import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from zcache.clock import Clock
 from zcache.linux import meminfo
 from zcache.linux.group_limits import GroupLimits, Room
-from zcache.tiers.backoff import Clock
 
 PSI: Final = Path("/proc/pressure/memory")
 

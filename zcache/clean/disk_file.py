@@ -27,6 +27,7 @@ from zcache.beneath.users import used_otherwise
 from zcache.errors import BadInput
 from zcache.image.flat_array import anonymous_memory
 from zcache.linux import libc
+from zcache.linux.files import data_extents, why_not_opened
 from zcache.linux.kernel_page import KERNEL_PAGE_BYTES, page_end, page_start
 
 #: For a descriptor: each transfer is EBADF.
@@ -59,7 +60,7 @@ class DiskFile:
             is_device = path.is_block_device()
             descriptor = os.open(path, flags | (os.O_EXCL if is_device else 0))
         except OSError as error:
-            raise BadInput(_why_not_opened(error)) from None
+            raise BadInput(why_not_opened(error)) from None
         try:
             mode = os.fstat(descriptor).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
@@ -74,6 +75,8 @@ class DiskFile:
             os.close(descriptor)
             if isinstance(error, BlockingIOError):
                 raise BadInput("in use: held by another export, or another program") from None
+            if isinstance(error, OSError):  # it has no size (a file of /proc)
+                raise BadInput(why_not_opened(error)) from None
             raise
 
     @classmethod
@@ -159,34 +162,3 @@ class DiskFile:
         """And so give up its lock."""
         if self._descriptor != _NOWHERE:
             os.close(self._descriptor)
-
-
-def data_extents(descriptor: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file, from `start` to `stop`, that are not holes; all of it where the file
-    cannot tell (a block device)."""
-    while start < stop:
-        try:
-            start = os.lseek(descriptor, start, os.SEEK_DATA)
-            end = os.lseek(descriptor, start, os.SEEK_HOLE)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
-                return
-            end = stop
-        if start >= stop:
-            return
-        yield start, min(end, stop)
-        start = end
-
-
-def _why_not_opened(error: OSError) -> str:
-    match error.errno:
-        case errno.ENOENT | errno.ENOTDIR:
-            return "does not exist"
-        case errno.EISDIR:
-            return "is a directory"
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return "cannot be opened for that (read-only, or no permission)"
-        case errno.EBUSY:
-            return "in use: mounted, swapped on, or held by another program"
-        case _:
-            return os.strerror(error.errno or 0)

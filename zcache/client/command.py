@@ -16,12 +16,11 @@ from rich.table import Table
 
 from zcache import __version__
 from zcache.control.ask import ask
-from zcache.errors import BadInput, ZcacheError
+from zcache.errors import BadInput, SwapError, ZcacheError
 from zcache.inherited.start import run
 from zcache.keeper.state import StateFolder
 from zcache.linux.proc_swaps import ProcSwaps
 from zcache.swap import neighbours, outside
-from zcache.swap.error import SwapError
 
 DEFAULT_CONTROL: Final = Path("/run/zcache/control")
 

@@ -30,6 +30,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from zcache.clock import Clock
 from zcache.errors import PageDamaged
 from zcache.fetch.readahead import Readahead
 from zcache.pageframes import PageFrames, State
@@ -38,7 +39,7 @@ from zcache.pages.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MAS
 from zcache.seals import Seal
 from zcache.statistics import Statistics
 from zcache.tiers import Tier
-from zcache.tiers.backoff import PATIENCE_SECONDS, Clock
+from zcache.tiers.backoff import PATIENCE_SECONDS
 from zcache.tiers.health import SEAL_BROKEN, UNREADABLE, Health, describe
 
 __all__ = ["Fetcher"]

@@ -24,12 +24,12 @@ import stat
 import sys
 from typing import Final
 
+from zcache.clock import Clock
 from zcache.hardening.limits import explain
 from zcache.hardening.own_thread import OwnThread
 from zcache.hardening.repeats import Repeats
 from zcache.linux.kernel_page import KERNEL_PAGE_BYTES
 from zcache.steps import Steps
-from zcache.tiers.backoff import Clock
 
 #: A page of the kernel's: it gives no pipe less.
 PIPE_BYTES: Final = KERNEL_PAGE_BYTES

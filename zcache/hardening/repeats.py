@@ -15,7 +15,7 @@ No lock, no I/O: its owner has both.
 import re
 from typing import Final
 
-from zcache.tiers.backoff import Clock
+from zcache.clock import Clock
 
 #: How lines that say how often another came begin. Those are never counted.
 AGAIN: Final = "zcache: the same again"

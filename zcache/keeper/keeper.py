@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from zcache.errors import EnvironmentProblem
+from zcache.errors import EnvironmentProblem, SwapError
 from zcache.hardening import Hardening, limits
 from zcache.hardening.log_pipe import say, say_what_nobody_catches
 from zcache.inherited.start import put_right
@@ -45,7 +45,6 @@ from zcache.keeper.watched import Watched
 from zcache.linux import cgroup, libc
 from zcache.linux.proc_swaps import ProcSwaps
 from zcache.steps import Steps
-from zcache.swap.error import SwapError
 
 #: What it needs of what the server needs: it serves no requests, so its heap and code may fault.
 PROTECTIONS: Final = ("io_flusher", "real_time", "small_pages", "memory_lock", "oom_score", "stderr", "shutdown")

@@ -20,13 +20,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from zcache.control.ask import ask
-from zcache.errors import EnvironmentProblem
+from zcache.errors import EnvironmentProblem, SwapError
 from zcache.keeper.server_process import TRY_PARAMETERS
 from zcache.keeper.state import StateFolder
 from zcache.linux import process
 from zcache.linux.process import ProcessIdentity
 from zcache.steps import STEP_SECONDS, StepsWatch
-from zcache.swap.error import SwapError
 
 _ERROR_LINE_COUNT = 8
 

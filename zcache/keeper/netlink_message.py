@@ -10,7 +10,7 @@ import socket
 import struct
 from typing import Final
 
-from zcache.swap.error import SwapError
+from zcache.errors import SwapError
 
 ANSWER_SECONDS: Final = 30.0
 

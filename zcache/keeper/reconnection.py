@@ -13,9 +13,9 @@ from typing import Final
 
 import nbd
 
+from zcache.errors import SwapError
 from zcache.image.image import DEVICE_EXPORT
 from zcache.keeper.netlink_message import NetlinkSocket
-from zcache.swap.error import SwapError
 
 #: The socket's descriptor has this number in the message: out of the way of all others, and within
 #: any limit on them.

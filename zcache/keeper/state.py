@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from zcache.errors import SwapError
 from zcache.linux.process import ProcessIdentity, is_pid
-from zcache.swap.error import SwapError
 
 DEFAULT_FOLDER = Path("/run/zcache")
 

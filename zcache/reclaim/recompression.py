@@ -18,13 +18,13 @@ import threading
 from typing import Final
 
 from zcache.allocators.log import Live, Log, Stream
+from zcache.clock import Clock
 from zcache.errors import PageDamaged
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.queues import Queue
 from zcache.pages.codec import LZ4, Codec, decompress
 from zcache.pages.entry import CODEC_MASK, CODEC_SHIFT, LENGTH_SHIFT
 from zcache.statistics import Statistics
-from zcache.tiers.backoff import Clock
 
 #: A frame that was begun so long ago is at rest; or up to twice as long.
 REST_SECONDS: Final = 10.0

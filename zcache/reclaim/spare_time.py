@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from zcache.tiers.backoff import Clock
+from zcache.clock import Clock
 
 #: Of one processor. At a tenth, 1 GiB of heap pages takes a minute and a half to be compressed
 #: again.

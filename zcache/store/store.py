@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from zcache.allocators import Allocator
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
 from zcache.allocators.log import Log
+from zcache.clock import Clock
 from zcache.errors import PageDamaged
 from zcache.fetch.fetch import Fetcher
 from zcache.image.image import Image
@@ -34,7 +35,6 @@ from zcache.store.admission import Admission
 from zcache.store.get import Getter
 from zcache.store.put import Putter
 from zcache.tiers import Tier
-from zcache.tiers.backoff import Clock
 from zcache.tiers.health import Health
 
 

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-from zcache.swap.error import SwapError
+from zcache.errors import SwapError
 from zcache.swap.interruption import SIGNALS
 
 _Result = TypeVar("_Result")

@@ -10,8 +10,8 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from zcache.errors import SwapError
 from zcache.linux.proc_swaps import ProcSwaps, SwapEntry
-from zcache.swap.error import SwapError
 
 LABEL = "zcache"
 SBIN: Final = ("/usr/sbin", "/sbin")

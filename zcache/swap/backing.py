@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from zcache.beneath.troubles import troubles_at
+from zcache.errors import SwapError
 from zcache.keeper.state import Backing
-from zcache.swap.error import SwapError
 
 
 def refuse_unsafe(parameters: Sequence[str]) -> None:

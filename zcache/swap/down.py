@@ -19,14 +19,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from zcache.errors import EnvironmentProblem
+from zcache.errors import EnvironmentProblem, StillSwappingError, SwapError
 from zcache.inherited import start
 from zcache.keeper.netlink_message import NetlinkSocket
 from zcache.keeper.state import DEFAULT_FOLDER, Backing, StateFolder, SwapState
 from zcache.linux import cgroup, process, standard_streams
 from zcache.linux.proc_swaps import ProcSwaps
 from zcache.swap import backing, room, swapoff, sysctls
-from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.interruption import Interrupted, Interruption
 from zcache.swap.nbd_device import NbdDevice
 from zcache.swap.survivors import Survivors

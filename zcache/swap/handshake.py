@@ -14,9 +14,9 @@ from pathlib import Path
 
 import nbd
 
+from zcache.errors import SwapError
 from zcache.image.image import DEVICE_EXPORT
 from zcache.linux.kernel_page import KERNEL_PAGE_BYTES
-from zcache.swap.error import SwapError
 
 # linux/nbd.h; the flags of the NBD protocol's transmission phase, of which the kernel uses these.
 NBD_FLAG_HAS_FLAGS = 1 << 0

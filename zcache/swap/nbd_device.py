@@ -30,9 +30,9 @@ import os
 import time
 from pathlib import Path
 
+from zcache.errors import SwapError
 from zcache.image.image import DEVICE_EXPORT
 from zcache.pages.entry import PAGE_BYTES
-from zcache.swap.error import SwapError
 
 # The device's page, whatever the kernel's is: a kernel with larger pages sends larger requests.
 BLOCK_SIZE_BYTES = PAGE_BYTES

@@ -15,7 +15,7 @@ from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, genlmsg, nla
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
-from zcache.swap.error import SwapError
+from zcache.errors import SwapError
 from zcache.swap.nbd_device import OUT_OF_REACH, has_driver
 
 NBD_CMD_CONNECT, NBD_CMD_DISCONNECT, NBD_CMD_RECONFIGURE = 1, 2, 3

@@ -4,10 +4,10 @@ again by who asks for the status. (The keeper looks, too, and puts back what it 
 from pathlib import Path
 from typing import Final
 
+from zcache.errors import SwapError
 from zcache.keeper.state import StateFolder
 from zcache.linux import cgroup, process
 from zcache.swap import sysctls
-from zcache.swap.error import SwapError
 
 #: In what the keeper says at its start when it could not enter a group with a limit (keeper.py).
 NO_LIMIT: Final = "WARNING: a server that starts when memory is short may be swapped out, to itself: "

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from zcache.errors import SwapError
 from zcache.inherited import start
 from zcache.keeper import frozen
 from zcache.keeper.state import StateFolder
@@ -43,7 +44,6 @@ from zcache.swap import control_groups, swapoff, sysctls, taken_off
 from zcache.swap.apart import apart
 from zcache.swap.bring_in import bring_in
 from zcache.swap.control_groups import PARKED, ControlGroups, Process
-from zcache.swap.error import SwapError
 from zcache.swap.interruption import Interrupted, Interruption
 from zcache.swap.taken_off import TakenOff
 

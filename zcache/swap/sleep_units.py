@@ -22,10 +22,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from zcache.errors import SwapError
 from zcache.keeper.state import StateFolder
 from zcache.linux import cgroup
 from zcache.swap import hibernation, sysctls
-from zcache.swap.error import SwapError
 
 UNITS: Final = ("suspend", "hibernate", "hybrid-sleep", "suspend-then-hibernate")
 #: Late in the order of names, for the last one counts.

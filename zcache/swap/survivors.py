@@ -12,9 +12,9 @@ Either may die at any time, and swapoff take long: so this is looked at again an
 from collections.abc import Callable
 from typing import Protocol
 
+from zcache.errors import SwapError
 from zcache.keeper.state import StateFolder, SwapState
 from zcache.linux.process import ProcessIdentity
-from zcache.swap.error import SwapError
 
 
 class Machine(Protocol):

@@ -18,8 +18,8 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from zcache.errors import StillSwappingError
 from zcache.linux import process
-from zcache.swap.error import StillSwappingError
 from zcache.swap.interruption import SIGNALS, is_ignored
 
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-from zcache.swap.error import SwapError
+from zcache.errors import SwapError
 
 PROC: Final = Path("/proc/sys")
 #: /run is emptied at boot, as the settings are.

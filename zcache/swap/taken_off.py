@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from zcache.errors import SwapError
 from zcache.linux.proc_swaps import ProcSwaps
 from zcache.swap import area, hibernation, room, swapoff
-from zcache.swap.error import SwapError
 
 REPORT_SECONDS: Final = 5.0
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from zcache.errors import StillSwappingError, SwapError
 from zcache.inherited import start
 from zcache.keeper import launch as keeper_process
 from zcache.keeper.launch import KeeperProcess
@@ -28,7 +29,6 @@ from zcache.linux.process import ProcessIdentity
 from zcache.swap import area, backing, nbd_device, neighbours, sleep_units, sysctls
 from zcache.swap.apart import apart
 from zcache.swap.down import Report, Teardown, is_live, take_down
-from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.interruption import Hold, Interrupted, Interruption
 from zcache.swap.nbd_device import NbdDevice
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from zcache.errors import EnvironmentProblem
+from zcache.errors import EnvironmentProblem, SwapError
 from zcache.image import image
 from zcache.inherited import start
 from zcache.keeper.keeper import REPLACE_SIGNAL
@@ -22,7 +22,6 @@ from zcache.keeper.launch import error_lines
 from zcache.keeper.state import DEFAULT_FOLDER, StateFolder
 from zcache.linux import process, standard_streams
 from zcache.swap import sleep_units
-from zcache.swap.error import SwapError
 
 KEEPER_GONE: Final = "run swap-down soon, while the server lives, and then swap-up"
 

@@ -34,9 +34,9 @@ from typing import Final
 from zcache.beneath.lookup import mount_of
 from zcache.beneath.troubles import is_remote, troubles
 from zcache.beneath.users import used_otherwise
-from zcache.clean.disk_file import data_extents
 from zcache.errors import BadInput
 from zcache.hardening.limits import in_words
+from zcache.linux.files import data_extents, why_not_opened
 from zcache.tiers.allocation import Progress, allocate, make_own
 from zcache.tiers.header import header_of, is_ours, other_owner
 from zcache.tiers.slot_map import SlotMap
@@ -55,6 +55,7 @@ MAX_SLOTS: Final = 1 << 30
 _NOWHERE: Final = -1
 
 GIVE: Final = "give a block device, or a regular file in an existing folder"
+_NO_FOLDER: Final = "its folder does not exist"
 
 
 class BackingFile(SlotMap):
@@ -201,7 +202,7 @@ def _real_path(path: Path) -> Path:
         real = path.resolve()
         real.exists()  # may be refused, too
     except (OSError, RuntimeError) as error:
-        reason = _why_not_opened(error) if isinstance(error, OSError) else "a loop of symbolic links"
+        reason = why_not_opened(error, _NO_FOLDER) if isinstance(error, OSError) else "a loop of symbolic links"
         raise BadInput(f"backing={path}: {reason}; {GIVE}") from None
     return real
 
@@ -213,7 +214,7 @@ def _open_locked(path: Path, new: Path | None) -> int:
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if is_device else os.O_CREAT)
         descriptor = os.open(path, flags, 0o600)
     except OSError as error:
-        raise BadInput(f"backing={path}: {_why_not_opened(error)}; {in_words(error) or GIVE}") from None
+        raise BadInput(f"backing={path}: {why_not_opened(error, _NO_FOLDER)}; {in_words(error) or GIVE}") from None
     mode = os.fstat(descriptor).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         os.close(descriptor)
@@ -234,25 +235,15 @@ def _open_locked(path: Path, new: Path | None) -> int:
             if new:
                 new.unlink()
             raise BadInput(f"backing={path}: cannot be locked: {error.strerror}; {GIVE}") from None
-    user = used_otherwise(descriptor)
+    try:
+        user = used_otherwise(descriptor)
+    except OSError as error:  # it has no size (a file of /proc)
+        os.close(descriptor)
+        raise BadInput(f"backing={path}: {why_not_opened(error)}; {GIVE}") from None
     if user:
         os.close(descriptor)
         raise BadInput(f"backing={path}: {user}; give each server a backing of its own")
     return descriptor
-
-
-def _why_not_opened(error: OSError) -> str:
-    match error.errno:
-        case errno.EISDIR:
-            return "is a directory"
-        case errno.ENOENT | errno.ENOTDIR:
-            return "its folder does not exist"
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return "cannot be written (read-only, or no permission)"
-        case errno.EBUSY:
-            return "in use: mounted, swapped on, or held by another server"
-        case _:
-            return os.strerror(error.errno or 0)
 
 
 def _progress(path: Path, tell: Callable[[str], None], go_on: Callable[[], None]) -> Progress:

@@ -12,9 +12,9 @@ It holds no lock: its owner says which one protects it. Time comes from a `Clock
 need not wait.
 """
 
-import threading
-import time
 from typing import Final
+
+from zcache.clock import Clock
 
 #: Between the first failure and the next try: what a path failover or a link reset begins with.
 FIRST_REST_SECONDS: Final = 0.05
@@ -25,23 +25,6 @@ LAST_REST_SECONDS: Final = 2.0
 #: one came too late now and then: dm-flakey, one second in four, test VM.) A slow disk makes the
 #: kernel's reclaim wait longer.
 PATIENCE_SECONDS: Final = 2.0
-
-
-class Clock:
-    """Monotonic time in seconds, and the ways to let it pass."""
-
-    def now(self) -> float:
-        """Since some moment in the past."""
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        """Not under a lock."""
-        if seconds:
-            time.sleep(seconds)
-
-    def wait(self, condition: threading.Condition, seconds: float) -> None:
-        """Until somebody notifies, `seconds` at the longest; the condition's lock is held."""
-        condition.wait(seconds)
 
 
 class Backoff:

@@ -15,9 +15,10 @@ import errno
 import itertools
 from typing import Final
 
+from zcache.clock import Clock
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.queues import Queue
-from zcache.tiers.backoff import Backoff, Clock
+from zcache.tiers.backoff import Backoff
 
 #: A transfer is slow from here on: a hundred times what a busy disk takes for the largest one, and
 #: long enough to be felt at a keyboard.

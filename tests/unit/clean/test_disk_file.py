@@ -48,6 +48,11 @@ def test_beyond_its_end_there_is_an_error(path: Path) -> None:
     file.close()
 
 
+def test_what_has_no_size_is_refused() -> None:
+    with pytest.raises(BadInput, match="Invalid argument"):
+        DiskFile.open(Path("/proc/self/mem"), read_only=True)
+
+
 def test_a_file_is_not_shared_with_a_writer(path: Path) -> None:
     writer = DiskFile.open(path, read_only=False)
     for read_only in (False, True):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from zcache.errors import SwapError
 from zcache.keeper import launch as keeper_process
 from zcache.keeper.launch import KeeperProcess
 from zcache.keeper.state import StateFolder
 from zcache.linux import process
 from zcache.swap import up
-from zcache.swap.error import SwapError
 
 GOOD = 'echo warming up; touch "$SOCKET"; echo $$ > "$PIDFILE"; exec sleep 60'
 

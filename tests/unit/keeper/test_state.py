@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from zcache.errors import SwapError
 from zcache.keeper.state import Backing, StateFolder, SwapState, decode, encode
 from zcache.linux.process import ProcessIdentity
 from zcache.swap import down, up, upgrade
-from zcache.swap.error import SwapError
 
 STATE = SwapState(ProcessIdentity(7, 22))
 BACKED = SwapState(ProcessIdentity(7, 22), backing=Backing("/var/swap", 2049, 131, True))

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from zcache.client import command as cli
+from zcache.errors import SwapError
 from zcache.keeper import keeper
 from zcache.keeper.state import StateFolder, SwapState
 from zcache.linux import cgroup
 from zcache.linux.cgroup import SwaplessGroup
 from zcache.linux.process import identify
 from zcache.swap import area, outside, sleep_units, up
-from zcache.swap.error import SwapError
 from zcache.swap.up import Buildup, Options
 
 

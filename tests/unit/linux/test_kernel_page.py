@@ -18,12 +18,12 @@ from zcache.budget.budget import SWEEPS, Budget
 from zcache.budget.pressure import PressureGauge
 from zcache.clean.disk_file import DiskFile
 from zcache.control.check import check
+from zcache.errors import SwapError
 from zcache.image.image import HEADER_BYTES, Geometry, Image, Signs, new_descriptor
 from zcache.linux import libc
 from zcache.linux.kernel_page import page_end, page_start
 from zcache.pageframes.frames import slots_of
 from zcache.pageframes.ram import Ram
-from zcache.swap.error import SwapError
 from zcache.swap.handshake import Export
 
 KIB = 1 << 10

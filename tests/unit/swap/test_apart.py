@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from zcache.errors import SwapError
 from zcache.swap.apart import apart
-from zcache.swap.error import SwapError
 
 
 def test_the_result_comes_from_another_process_which_was_announced_before() -> None:

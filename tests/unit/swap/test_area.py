@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from zcache.errors import SwapError
 from zcache.linux.proc_swaps import ProcSwaps, SwapEntry, parse_swaps
 from zcache.swap import area, room, swapoff
-from zcache.swap.error import SwapError
 
 HEADING = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
 NBD = "/dev/nbd0                               partition\t1048572\t\t2816\t\t100\n"

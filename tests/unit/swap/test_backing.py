@@ -13,11 +13,11 @@ from zcache.beneath import troubles
 from zcache.beneath.lookup import Mount
 from zcache.client import command as cli
 from zcache.control.status import gather_status
+from zcache.errors import SwapError
 from zcache.keeper import launch as keeper_process
 from zcache.keeper.state import Backing, StateFolder, SwapState
 from zcache.linux.process import ProcessIdentity
 from zcache.swap import backing, down, up
-from zcache.swap.error import SwapError
 from zcache.swap.up import Buildup, Options
 from zcache.tiers.backing_file import BackingFile
 from zcache.tiers.header import HEADER

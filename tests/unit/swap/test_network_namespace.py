@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from pyroute2.netlink.exceptions import NetlinkError
 
+from zcache.errors import SwapError
 from zcache.keeper.state import StateFolder
 from zcache.swap import area, nbd_device, nbd_netlink
-from zcache.swap.error import SwapError
 from zcache.swap.nbd_device import is_in_another_network
 from zcache.swap.up import Buildup, Options
 

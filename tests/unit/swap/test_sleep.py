@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from zcache.errors import SwapError
 from zcache.keeper import frozen
 from zcache.keeper.frozen import Forgotten
 from zcache.linux import cgroup
 from zcache.swap import control_groups, sleep, sysctls
-from zcache.swap.error import SwapError
 from zcache.swap.sleep import Area, Machine, Sleep
 from zcache.swap.taken_off import TakenOff
 

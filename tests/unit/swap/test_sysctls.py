@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zcache.swap.error import SwapError
+from zcache.errors import SwapError
 from zcache.swap.sysctls import MIN_FREE, changed, hold, release
 
 BOOST = "vm/watermark_boost_factor"

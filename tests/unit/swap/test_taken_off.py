@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from zcache.errors import StillSwappingError, SwapError
 from zcache.linux.proc_swaps import SwapEntry
 from zcache.swap import area, hibernation, room, swapoff, taken_off
-from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.taken_off import TakenOff
 
 

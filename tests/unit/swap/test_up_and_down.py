@@ -11,12 +11,12 @@ from typing import cast
 
 import pytest
 
+from zcache.errors import StillSwappingError, SwapError
 from zcache.keeper.state import Backing, StateFolder, SwapState
 from zcache.linux.proc_swaps import ProcSwaps
 from zcache.linux.process import ProcessIdentity
 from zcache.swap import area, down, interruption, nbd_device, up
 from zcache.swap.down import Teardown, is_live, take_down
-from zcache.swap.error import StillSwappingError, SwapError
 from zcache.swap.handshake import Export
 from zcache.swap.interruption import Interrupted, Interruption
 from zcache.swap.nbd_device import NbdDevice

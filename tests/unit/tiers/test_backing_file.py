@@ -113,6 +113,7 @@ def test_what_cannot_be_a_backing_file(tmp_path: Path) -> None:
     assert "is a directory" in refusal(tmp_path)
     assert "folder does not exist" in refusal(tmp_path / "no" / "file")
     assert "neither a regular file nor a block device" in refusal(Path("/dev/null"))
+    assert refusal(Path("/proc/self/mem")).startswith("backing=/proc/self/mem: Invalid argument; give a block device")
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     assert "neither a regular file nor a block device" in refusal(fifo)

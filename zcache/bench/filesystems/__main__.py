@@ -28,9 +28,8 @@ from rich.console import Console
 from zcache.bench.filesystems.places import PLACES, Bench, Place
 from zcache.bench.report import Figure, Report
 from zcache.bench.served import REPOSITORY, serve
-from zcache.errors import BadInput, EnvironmentProblem
+from zcache.errors import BadInput, EnvironmentProblem, SwapError
 from zcache.swap.backing import refuse_unsafe
-from zcache.swap.error import SwapError
 from zcache.testvm.arguments import whole_number
 
 BUDGET_MIB: Final = 8

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from zcache.errors import SwapError
 from zcache.image.image import Signs, of_process
 from zcache.keeper.state import StateFolder
-from zcache.swap.error import SwapError
 from zcache.swap.upgrade import upgrade
 
 

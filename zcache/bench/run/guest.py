@@ -20,7 +20,6 @@ from zcache.bench.run.disturbance import parse as parse_disturbance
 from zcache.control.ask import ask
 from zcache.errors import ZcacheError
 from zcache.keeper.state import StateFolder
-from zcache.swap.error import SwapError
 from zcache.swap.up import Options, swap_area
 from zcache.testvm.figures import others_in_group, own_kib, page_faults, read_vmstat
 
@@ -35,7 +34,7 @@ def main(words: list[str]) -> int:
     split -= disturbance is not None
     try:
         report = run_load(tuple(words[1:split]), words[split + 1 :], disturbance)
-    except (SwapError, ZcacheError) as error:
+    except ZcacheError as error:
         print(f"swap_run: {error}", file=sys.stderr)
         return 1
     report_path.write_text(json.dumps(report, indent=2))

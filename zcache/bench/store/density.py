@@ -11,6 +11,7 @@ from typing import Final
 from zcache.allocators.choice import ALLOCATORS
 from zcache.bench.corpus import PAGE_BYTES, Corpus
 from zcache.bench.report import Figure
+from zcache.clock import Clock
 from zcache.control.check import check
 from zcache.linux import libc
 from zcache.pages.codec import Codec, parse_codec
@@ -18,7 +19,6 @@ from zcache.pages.tmem import Kind, TmemObject
 from zcache.reclaim.recompression import REST_SECONDS
 from zcache.store.store import Store
 from zcache.testvm.figures import status_kib
-from zcache.tiers.backoff import Clock
 
 #: Of what puts may use of the budget, before the rounds of overwrites begin.
 FULL: Final = 0.85

@@ -15,9 +15,9 @@ from typing import Final
 
 from zcache.bench.served import running
 from zcache.control.ask import ask
+from zcache.errors import SwapError
 from zcache.keeper.state import StateFolder
 from zcache.swap import area, nbd_device
-from zcache.swap.error import SwapError
 from zcache.swap.up import Options, swap_area
 from zcache.testvm.guest import swap_on
 
