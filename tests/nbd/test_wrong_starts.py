@@ -459,9 +459,9 @@ def test_an_older_keeper_starts_a_server_of_this_code(tmp_path: Path) -> None:
     environment that it was itself started in."""
     program = f"""
 import os, subprocess, sys
-from zcache.swap import server_process
+from zcache.keeper import server_process
 server_process.SERVE = (sys.executable, "-P", "-m", "nbd_plugin.serve")
-from zcache.swap import keeper
+from zcache.keeper import keeper
 os.environ |= {{"LD_LIBRARY_PATH": "/opt/conda/lib", "PYTHONWARNINGS": "error", "LC_ALL": "C", "LISTEN_PID": "1"}}
 sys.exit(keeper.main({[str(tmp_path / "stäte"), *WORDS]!r}))
 """

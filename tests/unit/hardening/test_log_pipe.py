@@ -82,7 +82,7 @@ os.read(heirs_end, 1)
 
 ABORT = """
 import ctypes, os
-from zcache import libc
+from zcache.linux import libc
 from zcache.hardening.log_pipe import LogPipe
 libc.forbid_core_dumps()
 pipe = LogPipe()

@@ -21,7 +21,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 #: Threads that Python has not made, as nbdkit's are: each calls in some times, and ends.
 FOREIGN = """
 import ctypes, gc, threading
-from zcache import libc
+from zcache.linux import libc
 from zcache.hardening.threads import keep_thread, kept_threads
 
 calls = []

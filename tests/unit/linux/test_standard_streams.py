@@ -19,7 +19,7 @@ from zcache.swap.interruption import Interrupted
 #: A program that prints, and asks which descriptor its next file gets.
 PROGRAM = """
 import os, sys
-from zcache import standard_streams
+from zcache.linux import standard_streams
 def main():
     print("x" * 100_000 if sys.argv[1] == "much" else "little")
     print("complaint", file=sys.stderr)
@@ -80,7 +80,7 @@ def test_a_root_without_dev_null(streams: str, status: int) -> None:
 #: `zcache sleep`, but for what it does to the machine.
 SLEEP = """
 import sys
-from zcache import cli
+from zcache.client import command as cli
 from zcache.swap import sleep
 def command(moment, is_hibernation=False):
     print(f"zcache sleep {moment}: 3 control groups frozen", flush=len(sys.argv) > 3)
