@@ -170,7 +170,8 @@ def parse_config(
     min_bytes, needed_bytes = _budget_range(allocator, size_bytes)
     if not before and least_bytes < min_bytes:
         raise BadInput(
-            f"budget={given['budget']}: too small for allocator={allocator}; give at least {min_bytes >> 10}K"
+            f"budget={given['budget']}: too small{f' for allocator={allocator}' if 'allocator' in given else ''}; "
+            f"give at least {min_bytes >> 10}K"
         )
     if is_all and not before and needed_bytes > least_bytes:
         what = f"takes {needed_bytes} bytes with allocator={allocator} if nothing compresses, more"

@@ -10,9 +10,11 @@ sources.
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from zcache.errors import BadInput
+from zcache.linux.files import why_not_opened
 
 #: Those whose argument is a word of its own.
 _WITH_ARGUMENT: Final = frozenset(
@@ -76,6 +78,20 @@ def refuse_what_opens_later(options: list[str], parameters: list[str]) -> None:
     for word in parameters:
         if word.startswith(_LATE_PARAMETERS):
             raise BadInput(f"{word}: {why}; leave it away, or give hardening=off")
+
+
+def refuse_no_keys(options: list[str]) -> None:
+    """nbdkit takes a file with --tls-psk as it comes, and opens it when a client does, who is then
+    refused. Raises `BadInput` if it cannot be read, or holds nothing."""
+    for text in arguments_of(options, "--tls-psk"):
+        path = Path(text)
+        try:
+            if path.exists() and not path.is_file():
+                raise BadInput(f"--tls-psk={text}: not a regular file; give one that psktool(1) has made")
+            if not path.read_bytes().strip():
+                raise BadInput(f"--tls-psk={text}: no key is in it; give a file that psktool(1) has made")
+        except OSError as error:
+            raise BadInput(f"--tls-psk={text}: {why_not_opened(error)}; give a file of keys") from None
 
 
 def warnings_of(options: list[str], version: str | None = None) -> Iterator[str]:

@@ -19,7 +19,14 @@ import sysconfig
 from pathlib import Path
 from typing import Final
 
-from nbd_plugin.nbdkit_options import LAST_WORDS, arguments_of, refuse_what_opens_later, split_words, warnings_of
+from nbd_plugin.nbdkit_options import (
+    LAST_WORDS,
+    arguments_of,
+    refuse_no_keys,
+    refuse_what_opens_later,
+    split_words,
+    warnings_of,
+)
 from nbd_plugin.start_guard import leave_guard
 from zcache.errors import BadInput
 from zcache.hardening import limits
@@ -60,14 +67,20 @@ def command_line(words: list[str]) -> list[str]:
     return ["nbdkit", "-f", *threads, *options, "python", str(plugin), *parameters]
 
 
-def remove_dead_socket(options: list[str]) -> None:
+def free_socket(options: list[str]) -> None:
     """nbdkit leaves its Unix socket behind when it ends, and then refuses to start on it. Removed
-    if nobody answers there."""
-    for path in arguments_of(options, "-U", "--unix"):
+    if nobody answers there. Raises `BadInput` if something else is there."""
+    for text in arguments_of(options, "-U", "--unix"):
+        path = Path(text)
         try:
-            remove_if_dead(Path(path))
+            if remove_if_dead(path):
+                raise BadInput(f"-U {text}: a server listens there; end it, or give another path")
+            if text not in ("", "-") and path.exists():
+                raise BadInput(f"-U {text}: something else is there; give a path that is free")
+            if not path.absolute().parent.is_dir():
+                raise BadInput(f"-U {text}: its folder does not exist; give a path in an existing folder")
         except PermissionError:
-            sys.exit(f"zcache: {path}: a socket of another user's is there; give another path with -U")
+            raise BadInput(f"-U {text}: a socket of another user's is there; give another path") from None
         except OSError:  # nbdkit will say what is wrong
             continue
 
@@ -120,6 +133,8 @@ def main() -> None:
         )
     try:
         refuse_what_opens_later(options, parameters)
+        refuse_no_keys(options)
+        free_socket(options)
     except BadInput as refusal:
         sys.exit(f"zcache: {refusal}")
     for warning in warnings_of(options):
@@ -128,7 +143,6 @@ def main() -> None:
             os.environ[LAST_WORDS] = "1"
     if complaint and not is_kept(parameters):
         say(f"zcache: WARNING: {complaint}")
-    remove_dead_socket(options)
     root = Path(__file__).resolve().parent.parent
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(root), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]

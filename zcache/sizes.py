@@ -63,7 +63,8 @@ def parse_budget(text: str, what: str, rooms: Iterable[Room] = ()) -> tuple[int,
 
 def _parse_bound(bound: str, text: str, what: str, ram_bytes: int) -> int:
     if not bound.strip():
-        raise BadInput(f"budget={text}: not a number of bytes; give {what}")
+        lacking = "one end is missing" if text.strip() else "empty"
+        raise BadInput(f"budget={text}: {lacking}; give {what}")
     machine_bytes = meminfo.read_bytes("MemTotal")
     if bound.strip().endswith("%"):
         share = parse_share(bound) or 0.0

@@ -1,6 +1,7 @@
 """Bad input: one line that names the key, what was given and what may be given; no socket, no
 traceback, nothing overwritten."""
 
+import socket
 import subprocess
 from pathlib import Path
 
@@ -12,11 +13,11 @@ GOOD = {"size": "64M", "budget": "64M"}
 
 def refusal(folder: Path, *words: str) -> str:
     """Start a server that must not start; its only line."""
-    socket = folder / "nbd.sock"
-    command = [str(REPOSITORY / "scripts/serve"), "-U", str(socket), *words]
+    path = folder / "nbd.sock"
+    command = [str(REPOSITORY / "scripts/serve"), "-U", str(path), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
-    assert not socket.exists()
+    assert not path.exists()
     lines = done.stderr.splitlines()
     assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
     assert done.stdout == ""
@@ -56,8 +57,8 @@ def with_words(**changes: str) -> list[str]:
         ({"budget": "512T"}, ["budget=", "bytes of RAM"]),
         ({"budget": "64M..16M"}, ["budget=64M..16M", "give the smaller one first"]),
         ({"budget": "16M..64M"}, ["size=64M", "larger than budget=16M..64M", "backing=PATH"]),
-        ({"budget": "16M.."}, ["budget=16M..", "not a number of bytes", "64M..25%"]),
-        ({"budget": "..64M"}, ["budget=..64M", "not a number of bytes"]),
+        ({"budget": "16M.."}, ["budget=16M..", "one end is missing", "64M..25%"]),
+        ({"budget": "..64M"}, ["budget=..64M", "one end is missing"]),
         ({"budget": "16K..64M", "overcommit": "yes"}, ["budget=16K..64M", "too small"]),
         ({"codec": "lzo"}, ["codec=lzo", "no such codec", "zstd:LEVEL"]),
         ({"codec": "zstd:99"}, ["codec=zstd:99", "zstd:LEVEL"]),
@@ -80,6 +81,31 @@ def test_one_line(tmp_path: Path, changes: dict[str, str], said: list[str]) -> N
     line = refusal(tmp_path, *with_words(**changes))
     for part in said:
         assert part in line
+
+
+def test_places_to_listen_that_are_taken(tmp_path: Path) -> None:
+    folder, file, socket_path = tmp_path / "folder", tmp_path / "file", tmp_path / "socket"
+    folder.mkdir()
+    file.write_text("a letter")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(socket_path))
+        listener.listen()
+        for path, why in (
+            (folder, "something else is there"),
+            (file, "something else is there"),
+            (socket_path, "a server listens there"),
+            (tmp_path / "no" / "socket", "its folder does not exist"),
+        ):
+            done = subprocess.run(
+                [REPOSITORY / "scripts/serve", "-U", path, "size=1M", "budget=4M"],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert done.returncode == 1
+            assert done.stderr.startswith(f"zcache: -U {path}: {why}; ") and done.stderr.count("\n") == 1
+    assert file.read_text() == "a letter" and socket_path.is_socket()
 
 
 def test_missing_and_repeated_keys(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ from zcache.steps import Steps
 #: A page of the kernel's: it gives no pipe less.
 PIPE_BYTES: Final = KERNEL_PAGE_BYTES
 MAX_FILE_BYTES: Final = 1 << 20
+#: What each server may say, whatever the file held when it began: others write there, too.
+LEAST_BYTES: Final = 64 << 10
 
 #: How a line ends that is not passed on: nbdkit prints one for each callback that fails, which has
 #: said why itself.
@@ -55,10 +57,10 @@ class LogPipe:
     """Takes file descriptor 2 over; `close` gives it back after passing on what is left."""
 
     def __init__(self, max_file_bytes: int = MAX_FILE_BYTES) -> None:
-        self._max_file_bytes = max_file_bytes
         self._is_full = False
         self._repeats = Repeats(Clock())
         self._original = os.dup(2)
+        self._max_file_bytes = max(max_file_bytes, os.fstat(self._original).st_size + LEAST_BYTES)
         self._before = -1  # whose heir we are, its pipe
         self._reader = _divert()
         self._thread = OwnThread("zcache-log", self._pass_on)

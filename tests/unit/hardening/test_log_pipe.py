@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from zcache.hardening.log_pipe import FULL, MAX_FILE_BYTES
+from zcache.hardening.log_pipe import FULL, LEAST_BYTES, MAX_FILE_BYTES
 
 LATE_WORDS = """
 import sys
@@ -118,6 +118,18 @@ def test_a_log_file_does_not_grow_for_ever(tmp_path: Path) -> None:
         assert run(TALK.replace("EAGER", "False"), log.fileno()).stdout == "went on\n"
     assert MAX_FILE_BYTES <= (tmp_path / "log").stat().st_size < MAX_FILE_BYTES + 2 * 4096
     assert (tmp_path / "log").read_text().splitlines()[-1] == FULL
+
+
+def test_a_log_file_that_others_have_filled_has_room_for_what_matters(tmp_path: Path) -> None:
+    """The line of the start among it; and then it ends."""
+    (tmp_path / "log").write_bytes(b"others\n" * MAX_FILE_BYTES)
+    size_bytes = (tmp_path / "log").stat().st_size
+    with (tmp_path / "log").open("a") as log:
+        assert run(LATE_WORDS, log.fileno()).returncode == 0
+        assert run(TALK.replace("EAGER", "False"), log.fileno()).stdout == "went on\n"
+    said = (tmp_path / "log").read_bytes()[size_bytes:]
+    assert said.startswith(b"late words\n") and said.splitlines()[-1].decode() == FULL
+    assert LEAST_BYTES <= len(said) < LEAST_BYTES + 3 * 4096
 
 
 def test_what_comes_again_is_counted(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """nbdkit's options: how they are found, and which are refused or warned of."""
 
+from pathlib import Path
+
 import pytest
 
-from nbd_plugin.nbdkit_options import arguments_of, refuse_what_opens_later, warnings_of
+from nbd_plugin.nbdkit_options import arguments_of, refuse_no_keys, refuse_what_opens_later, warnings_of
 from zcache.errors import BadInput
 
 
@@ -67,3 +69,19 @@ def test_what_opens_something_later_is_refused(options: list[str], parameters: l
     with pytest.raises(BadInput) as refusal:
         refuse_what_opens_later(options, parameters)
     assert str(refusal.value).startswith(said) and "hardening=off" in str(refusal.value)
+
+
+def test_keys_that_are_none_are_refused(tmp_path: Path) -> None:
+    """nbdkit would take them, and refuse every client."""
+    empty, keys = tmp_path / "empty", tmp_path / "keys"
+    empty.write_text("\n")
+    keys.write_text("user:00ff\n")
+    refuse_no_keys(["-U", "/s", f"--tls-psk={keys}"])
+    for path, why in (
+        (tmp_path / "none", "does not exist"),
+        (tmp_path, "not a regular file"),
+        ("/dev/null", "not a regular file"),
+        (empty, "no key is in it"),
+    ):
+        with pytest.raises(BadInput, match=f"^--tls-psk={path}: {why}; give "):
+            refuse_no_keys(["--tls=require", "--tls-psk", str(path)])

@@ -156,7 +156,10 @@ def judge(result: VmResult, report: dict[str, Any] | None, disturbance: str | No
         if not report[name]:
             failures.append(f"nothing was swapped ({name} is 0): the load is too small")
     if not status["written_back_frames"] + status["backing_frames"]:
-        failures.append("no frame was written back: the budget was not exhausted")
+        failures.append(
+            f"no frame was written back: {report['load_seconds']:.0f} s of load did not exhaust the budget; "
+            "is the machine busy? Give --seconds, or a smaller budget="
+        )
     return failures
 
 

@@ -5,6 +5,9 @@ Called as `python -m zcache.bench.run.guest REPORT [KIND:TIMES:SECONDS] KEY=VALU
 second being what is done to the server meanwhile (disturbance.py). Measures what the kernel says
 (/proc/vmstat, the server's page faults) and what the server says, checks the store's books while
 the pages are still out, then takes the swap off.
+
+On a slow machine a load may end before it has filled the budget. With a backing, it runs again
+then, `MAX_LOADS` times in all: what there is to see is what happens after that.
 """
 
 import json
@@ -24,6 +27,7 @@ from zcache.swap.up import Options, swap_area
 from zcache.testvm.figures import others_in_group, own_kib, page_faults, read_vmstat
 
 PROGRESS_SECONDS: Final = 10.0
+MAX_LOADS: Final = 3
 
 
 def main(words: list[str]) -> int:
@@ -57,7 +61,11 @@ def run_load(parameters: tuple[str, ...], load: list[str], disturbance: str | No
         probe.start()
         if trouble:
             trouble.start()
-        report["load_exit_status"], report["load_output"] = _watch(load, before)
+        for number in range(1, MAX_LOADS + 1):
+            report["load_exit_status"], report["load_output"] = _watch(load, before)
+            if trouble or report["load_exit_status"] or number == MAX_LOADS or not _is_unfilled(ask(control, "status")):
+                break
+            print("  the budget is not exhausted yet: the load runs once more", flush=True)
         report["load_seconds"] = round(time.monotonic() - begin, 1)
         if trouble:
             report["disturbed"], report["disturbance_failure"] = trouble.stop(), trouble.failure
@@ -73,6 +81,11 @@ def run_load(parameters: tuple[str, ...], load: list[str], disturbance: str | No
         begin = time.monotonic()
     report["swap_off_seconds"] = round(time.monotonic() - begin, 1)
     return report
+
+
+def _is_unfilled(status: dict[str, Any]) -> bool:
+    """Whether there is a backing, and nothing was ever written there."""
+    return status["backing"] is not None and not status["written_back_frames"] + status["backing_frames"]
 
 
 def _watch(load: list[str], before: dict[str, int]) -> tuple[int, str]:
