@@ -155,6 +155,9 @@ def parse_config(
     else:
         least_bytes, budget_bytes = _parse_budget(given["budget"], rooms)
     backing = _absolute("backing", given["backing"]) if given.get("backing") else None
+    for export in clean:
+        if backing and _is_same(export.path, backing):
+            raise BadInput(f"clean={export}: that is the backing; give a disk of its own")
     overcommit = _parse_choice("overcommit", given.get("overcommit", "no"), ("yes", "no")) == "yes"
     if size_bytes > MAX_SIZE_BYTES:
         raise BadInput(f"size={given['size']}: more than frames can be numbered for; give at most 4T")
@@ -278,6 +281,13 @@ def _room_below(backing: Path) -> int:
 def _shown(text: str) -> str:
     """On one line, whatever it is."""
     return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        return path == other or path.samefile(other)
+    except OSError:  # one is not there
+        return False
 
 
 def _absolute(key: str, text: str) -> Path:

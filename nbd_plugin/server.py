@@ -14,6 +14,7 @@ import itertools
 import os
 import signal
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -216,6 +217,12 @@ class Server:
                 go_on=self._steps.go_on,
                 made=self._steps.made,
             )
+            mode = config.backing.stat().st_mode
+            if stat.S_ISREG(mode) and mode & (0o022 if config.encrypt else 0o066):
+                _say(
+                    f"WARNING: backing={config.backing}: has mode {mode & 0o777:o}, so others may "
+                    f"{'spoil' if config.encrypt else 'see or spoil'} what is swapped out; chmod 600"
+                )
 
     def _tell(self, progress: str) -> None:
         """How far a step has got: in the log, and to whoever watches the start."""
@@ -319,12 +326,12 @@ class Server:
         self.exports = Exports(Device(store, pages), {disk.name: disk for disk in self._clean})
         self._store = store
         breathing, settings = self._make_budget(store)
-        if self.config.min_budget_bytes < self.config.budget_bytes:
-            breathing.report_limit()
         if self._hardening:
             self._prove_safe(self._hardening, store)
         else:
             _say("hardening=off: NOT safe to swap to itself")
+        if self.config.min_budget_bytes < self.config.budget_bytes:
+            breathing.report_limit()  # now that the least budget has its memory, and is not counted as left
         self._steps.begin("starting threads")
         store.reclaimer.start()
         peaks = Peaks(store)

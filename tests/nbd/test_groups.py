@@ -1,6 +1,7 @@
 """A real server in a real control group, of whichever version the machine has: as root. What does
 not fit is refused in one line; what serves is not killed, and loses nothing."""
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -67,6 +68,15 @@ def test_a_budget_that_breathes_stays_below_the_limit_and_gives_way(memory: Grou
     assert first_bytes == 4 * MIB and 12 * MIB < most_bytes < 40 * MIB and outcome.given_way_bytes > 2 * MIB, outcome
 
 
+def test_the_ceiling_in_the_log_is_below_the_limit(memory: Group, disk: Path) -> None:
+    """The least budget has its memory by then, and is not counted as left."""
+    memory.set_limit(128 * MIB)
+    outcome = try_budget(memory, disk, "40M..90%", 150 * MIB)
+    (ceiling,) = re.findall(r"the budget grows to (\d+) MiB there, as things stand", outcome.said)
+    assert outcome.is_good(1, is_breathing=True) and 40 < int(ceiling) < 128 - 16 - 15, outcome
+    assert abs(outcome.budget_bytes[1] - int(ceiling) * MIB) < 8 * MIB, outcome  # what else is used moves a little
+
+
 def test_a_share_is_of_the_group_and_not_of_the_machine(memory: Group, disk: Path) -> None:
     memory.set_limit(100 * MIB)
     outcome = try_budget(memory, disk, "25%", 50 * MIB)
@@ -86,10 +96,10 @@ def test_in_a_container_the_limit_is_seen_and_what_is_lacking_is_one_line(memory
     apart = ("unshare", "--mount", "--propagation", "unchanged")  # the root need not be a mount: a chroot
     cage = memory._replace(around=(*apart, "sh", "-c", CONTAINER, "sh", str(memory.path), str(top)))
     refused = try_budget(cage, disk, "40M", 64 * MIB)
-    assert refused.is_refused and refused.said.startswith(f"zcache: {top}/memory."), refused
+    assert refused.is_refused and refused.own_lines()[0].startswith(f"zcache: {top}/memory."), refused
     served = try_budget(cage, disk, "8M", 16 * MIB)
     assert served.is_good(0, is_breathing=False), served
-    assert len(served.said.splitlines()) == 1 and "NOT safe to swap to itself: without " in served.said, served
+    assert len(served.own_lines()) == 1 and "NOT safe to swap to itself: without " in served.said, served
 
 
 @pytest.mark.thorough

@@ -141,12 +141,16 @@ class Outcome(NamedTuple):
     budget_bytes: tuple[int, int] = (0, 0)  # at the start, and at the most
     given_way_bytes: int = 0
 
+    def own_lines(self) -> list[str]:
+        """Of the log: not the one about whoever started this (under nice, say)."""
+        return [line for line in self.said.splitlines() if "WARNING: inherited from " not in line]
+
     def is_good(self, lines: int, is_breathing: bool) -> bool:
         """Whether nothing was killed, lost, or left unsaid: `lines` of the log name the group."""
         if self.killed or self.wrong_pages:
             return False
         if self.is_refused:
-            return self.exit_status == 1 and lines == len(self.said.splitlines()) == 1
+            return self.exit_status == 1 and lines == len(self.own_lines()) == 1
         return self.exit_status is None and lines >= is_breathing
 
 

@@ -142,7 +142,6 @@ class Breathing:
             self.trouble = f"the budget does not move: {describe(error)}"
 
     def _breathe(self) -> None:
-        self.pressure = self._gauge.look()
         self.report_limit()
         before, self._seen = self._seen, self._look()
         if self._rested:
@@ -248,7 +247,9 @@ class Breathing:
         return (tightest.available - self._reserve_bytes) // frames.frame_bytes
 
     def report_limit(self) -> None:
-        """Say what limits the groups set, if any do: at the start, and when that has changed."""
+        """Look how short memory is, and say what limits the groups set, if any do: at the start,
+        and when that has changed."""
+        self.pressure = self._gauge.look()
         limits = [(room.name, room.limit) for room in self.pressure.groups]
         if limits == self._reported or self._clock.now() < self._next_report_seconds:
             return

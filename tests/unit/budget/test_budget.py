@@ -223,7 +223,7 @@ def test_settings_are_set_and_refused() -> None:
         ("budget=5M", "more than the server was started with; give at most 4096K"),
         ("budget=100K..1M", "give at least 256K"),
         ("budget=2M..1M", "give the smaller one first"),
-        ("budget=", "not a number of bytes"),
+        ("budget=", "empty; give a size"),
         ("low_watermark=3M", "half of the largest"),
         ("high_watermark=4K", "high 8K or more"),
         ("recompress_share=0%", "more than 0%"),

@@ -34,6 +34,14 @@ def test_sizes(text: str, size_bytes: int) -> None:
     assert parse_size("size", text) == size_bytes
 
 
+def test_a_backing_is_no_clean_export(tmp_path: Path) -> None:
+    (tmp_path / "disk").touch()
+    (tmp_path / "link").symlink_to("disk")
+    words = [("size", "64M"), ("budget", "16M"), ("backing", f"{tmp_path}/disk"), ("clean", f"a:{tmp_path}/link:ro")]
+    with pytest.raises(BadInput, match=r"^clean=a:.*/link:ro: that is the backing; give a disk of its own$"):
+        parse_config(words)
+
+
 def test_budget_as_a_share_of_ram() -> None:
     budget_bytes, most_bytes = parse_budget("25%", "")
     assert budget_bytes == most_bytes
