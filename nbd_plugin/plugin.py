@@ -33,6 +33,7 @@ from zcache.hardening import keep_thread, limits
 from zcache.hardening.log_pipe import say, say_what_nobody_catches
 from zcache.image.image import DEVICE_EXPORT
 from zcache.linux import libc
+from zcache.pages.entry import PAGE_BYTES
 from zcache.steps import Steps
 
 API_VERSION = 2
@@ -40,6 +41,9 @@ API_VERSION = 2
 #: More extents than this are not gathered for one request; the client asks again from where they
 #: end.
 MAX_EXTENTS = 1024
+
+#: What a client is told to ask for at once, at most.
+MOST_REQUEST_BYTES = 1 << 20
 
 _words: list[tuple[str, str]] = []
 _steps = Steps.from_environment()
@@ -150,8 +154,9 @@ def get_size(connection: Connection) -> int:
 
 def block_size(connection: Connection) -> tuple[int, int, int]:  # noqa: ARG001
     """Any size works (QEMU and blkid send 512 bytes whatever is said here); whole pages are what we
-    are made for."""
-    return 1, 4096, 32 << 20
+    are made for. The most is the least that the protocol recommends: nbdkit keeps a buffer as large
+    as the largest request for each connection, and it is locked."""
+    return 1, PAGE_BYTES, MOST_REQUEST_BYTES
 
 
 def can_write(connection: Connection) -> bool:

@@ -39,6 +39,7 @@ from zcache.control.settings import Settings
 from zcache.control.status import gather_status
 from zcache.errors import BadInput, EnvironmentProblem, Imbalance, PageDamaged
 from zcache.hardening import Hardening, limits, threads
+from zcache.hardening.heap import GrownHeap
 from zcache.hardening.log_pipe import say
 from zcache.hardening.own_thread import try_threads
 from zcache.hardening.program import unshare
@@ -341,8 +342,11 @@ class Server:
         if self._signs:
             self._upkeep.append(Upkeep("zcache-beat", self._signs.beat))
 
+        heap = GrownHeap()
+
         def breathe() -> None:
             peaks.look()
+            heap.give_back()
             self._failures.say_counts()
             breathing.breathe()
 

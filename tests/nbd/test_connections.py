@@ -173,3 +173,20 @@ def test_threads_that_have_ended_leave_nothing(serve: Serve) -> None:
         grown_bytes = after["malloc_bytes"] - before["malloc_bytes"]
         assert grown_bytes < CONNECTIONS * STATE_BYTES // 4, (threads, before, after)  # malloc's own chips are some
         assert server.status()["kept_threads"] <= 1 + int(threads)
+
+
+def test_what_large_requests_took_is_given_back(serve: Serve) -> None:
+    """nbdkit keeps a buffer as large as the largest request for each connection; it is locked."""
+    server = serve("size=64M", "budget=80M")
+    before_bytes = server.status()["rss_bytes"]
+    clients = [server.connect() for _ in range(10)]
+    for client in clients:
+        client.set_strict_mode(0)  # or it would keep to what it is told is the most
+        client.pread(16 << 20, 0)
+    assert server.status()["rss_bytes"] > before_bytes + (100 << 20)
+    for client in clients:
+        client.shutdown()
+    deadline = time.monotonic() + 30
+    while server.status()["rss_bytes"] > before_bytes + (24 << 20):
+        assert time.monotonic() < deadline, server.status()["rss_bytes"] - before_bytes
+        time.sleep(0.2)

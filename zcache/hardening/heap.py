@@ -8,8 +8,13 @@ room for what requests need before the first one comes.
 CPython's own allocator for small objects would take arenas of 1 MiB with mmap and touch them as
 they fill. With PYTHONMALLOC=malloc in the environment (scripts/serve sets it) there is one heap for
 all, and it is populated to its end.
+
+nbdkit's buffer for a connection is as large as its largest request, which may be 64 MiB. Of a swap
+device requests are small; what others made the heap grow by is given back when they have gone
+(`GrownHeap`), for it is locked.
 """
 
+import time
 from typing import Final
 
 from zcache.linux import libc
@@ -18,6 +23,9 @@ from zcache.linux.kernel_page import page_end, page_start
 #: Room for requests of 128 KiB: nbdkit's buffers and our copies, of a few connections; measured use
 #: is below 2 MiB.
 HEAP_BYTES: Final = 4 << 20
+#: More than this beyond its end at the start is given back, if it is free; looked at so often.
+GROWN_BYTES: Final = 16 << 20
+LOOK_SECONDS: Final = 2.0
 
 
 def fix_heap() -> None:
@@ -39,6 +47,22 @@ def give_back_free_memory() -> None:
     address = libc.malloc(HEAP_BYTES)
     libc.drop_range(page_end(address), page_start(address + HEAP_BYTES))
     libc.free(address)
+
+
+class GrownHeap:
+    """A heap that has grown since this was made. For one thread."""
+
+    def __init__(self) -> None:
+        self._end = libc.program_break()
+        self._looked_seconds = 0.0
+
+    def give_back(self) -> None:
+        """At its end, what is free. Costs nothing while the heap is as it was."""
+        if libc.program_break() > self._end + GROWN_BYTES:
+            now = time.monotonic()
+            if now > self._looked_seconds + LOOK_SECONDS:
+                self._looked_seconds = now
+                libc.malloc_trim(2 * HEAP_BYTES)
 
 
 def heap_is_fixed() -> bool:
