@@ -3,7 +3,7 @@
 Everything is applied in `after_fork`, while the process has one thread: IO_FLUSHER is inherited by
 threads made later, memory locks do not survive a fork, and malloc's arenas are handed out to
 threads. Each protection says what it is against; what happened without most of them is in
-ARCHITECTURE.md ("Ablation").
+README.md ("Ablation") here.
 """
 
 import contextlib

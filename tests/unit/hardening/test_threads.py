@@ -1,4 +1,4 @@
-"""Thread states that are kept (what they are for is measured: ARCHITECTURE.md, "Ablation")."""
+"""Thread states that are kept (what they are for is measured: zcache/hardening/README.md)."""
 
 import subprocess
 import sys

@@ -131,4 +131,4 @@ def test_one_heir_is_all_that_a_server_asks_for_beside_its_store(
     sections = geometry_of(config, config.below_bytes // config.frame_bytes).sections()
     (needed_bytes,) = asked
     assert needed_bytes == (32 << 20) + sum(sections.values()) - sections["ram"] + PROMISED_BYTES
-    assert PROMISED_BYTES == 25 << 20, "README and ARCHITECTURE say so"
+    assert PROMISED_BYTES == 25 << 20, "zcache/server and hardening README.md say so"
