@@ -28,7 +28,7 @@ from pathlib import Path
 import nbd
 
 from tests.nbd.conftest import RunningServer
-from zcache.client.command import TROUBLES
+from zcache.control.answers import TROUBLES
 from zcache.control.ask import ask
 from zcache.image.image import new_descriptor
 from zcache.keeper.state import StateFolder
