@@ -1,5 +1,5 @@
-"""The `zcache` command: what a running server says about itself; and what is to be done before the
-machine sleeps."""
+"""The `zcache` command: what a running server says about itself; what is to be done before the
+machine sleeps; the unit for systemd. The other words become programs of their own (programs.py)."""
 
 import argparse
 import contextlib
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from zcache import __version__
-from zcache.client import tables
+from zcache.client import programs, systemd_unit, tables
 from zcache.control.answers import Audit, SettingsNow, Status
 from zcache.control.ask import ask
 from zcache.errors import BadInput, SwapError, ZcacheError
@@ -17,6 +17,8 @@ from zcache.inherited.start import run
 from zcache.keeper.state import StateFolder
 from zcache.linux.proc_swaps import ProcSwaps
 from zcache.swap import neighbours, outside
+
+DESCRIPTION: Final = "Compressed swap in user space: turn it on and off, and ask a running server."
 
 DEFAULT_CONTROL: Final = Path("/run/zcache/control")
 
@@ -39,18 +41,23 @@ def command() -> int:
 
 def main() -> int:
     """The command, but for what becomes of its output."""
+    programs.become(sys.argv[1:])
     arguments = _parse()
     if arguments.command == "sleep":
         from zcache.swap import sleep  # late: the others need none of it
 
         return sleep.command(arguments.moment, arguments.hibernate)
+    if arguments.command == "systemd-unit":
+        return _print_unit(arguments.needrestart)
     return _ask_and_print(arguments)
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="zcache", description="Ask a running zcache server.")
+    parser = argparse.ArgumentParser(prog="zcache", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"zcache {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    for name, program in programs.PROGRAMS.items():
+        commands.add_parser(name, help=program.text, add_help=False)
     for name, text in (
         ("status", "what it stores and how well"),
         ("check", "walk a copy of the store's books: do they balance?"),
@@ -67,7 +74,19 @@ def _parse() -> argparse.Namespace:
     command = commands.add_parser("sleep", help=text, description=text)
     command.add_argument("moment", choices=("pre", "post"), help=MOMENTS)
     command.add_argument("--hibernate", action="store_true", help="take the swap off; turn it on again (see swap-up)")
+    text = "print what systemd needs to turn the swap on at boot; its first lines say where to put it"
+    command = commands.add_parser("systemd-unit", help=text, description=text)
+    command.add_argument("--needrestart", action="store_true", help="print what keeps needrestart from restarting it")
     return parser.parse_args()
+
+
+def _print_unit(is_needrestart: bool) -> int:
+    try:
+        print(systemd_unit.needrestart() if is_needrestart else systemd_unit.unit(), end="")
+    except BadInput as error:
+        print(f"zcache: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _ask_and_print(arguments: argparse.Namespace) -> int:

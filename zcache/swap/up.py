@@ -21,7 +21,7 @@ from zcache.keeper import launch as keeper_process
 from zcache.keeper.state import Backing, StateFolder, SwapState
 from zcache.linux import standard_streams
 from zcache.linux.process import ProcessIdentity
-from zcache.swap import backing
+from zcache.swap import backing, requirements
 from zcache.swap.buildup import DEFAULTS, Buildup, Options
 from zcache.swap.down import take_down
 from zcache.swap.interruption import Hold, Interrupted, Interruption
@@ -121,6 +121,7 @@ def check(options: Options) -> None:
     ):
         if not least <= seconds <= 86400:  # which nan is not
             raise SwapError(f"{name} is {least} to 86400")
+    requirements.check()
     if os.geteuid() != 0:
         raise SwapError("only root can do this")
     backing.refuse_unsafe(options.parameters)
