@@ -462,7 +462,7 @@ def test_a_free_signal_comes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "export, words",
+    ("export", "words"),
     [
         (Export(1 << 30, 0b11), "read-only"),
         (Export(4096, 1), "too small"),
@@ -475,7 +475,7 @@ def test_an_export_that_will_not_do(export: Export, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options, words",
+    ("options", "words"),
     [
         (Options(parameters=("size",)), "key=value"),
         (Options(priority=-1), "--priority"),
