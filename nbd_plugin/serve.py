@@ -52,6 +52,9 @@ NBDKIT_BYTES: Final = 208 << 20
 #: watches its start.
 LEAST_TASKS: Final = 8
 
+#: Of Debian's.
+NBDKIT_PACKAGES: Final = "nbdkit nbdkit-plugin-python"
+
 #: How nbdkit's options begin that say where to listen, or that end it before it does.
 _PLACES: Final = (
     *("-U", "--unix", "-p", "--port", "-i", "--ip", "--vsock", "--single"),
@@ -171,7 +174,8 @@ def main() -> None:
     try:
         os.execvp("nbdkit", command_line(sys.argv[1:]))
     except OSError as error:
-        sys.exit(f"serve: cannot run nbdkit: {error.strerror}; run scripts/setup")
+        remedy = "run scripts/setup" if (root / "scripts/setup").exists() else f"apt-get install {NBDKIT_PACKAGES}"
+        sys.exit(f"serve: cannot run nbdkit: {error.strerror}; {remedy}")
 
 
 if __name__ == "__main__":

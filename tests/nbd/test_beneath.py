@@ -16,8 +16,9 @@ import pytest
 
 from tests.nbd.conftest import RunningServer, Serve
 from tests.nbd.test_bad_input import refusal
+from zcache.bench.filesystems.images import IMAGE_MIB, MIB, Bench, neighbour
 from zcache.bench.filesystems.overwrite import BLOCK_BYTES
-from zcache.bench.filesystems.places import IMAGE_MIB, MIB, PLACES, Bench, neighbour
+from zcache.bench.filesystems.places import PLACES
 from zcache.beneath.own_blocks import copies_on_write, writes_to_new_blocks
 from zcache.control.ask import ask
 from zcache.errors import BadInput, EnvironmentProblem, SwapError

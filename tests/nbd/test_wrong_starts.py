@@ -38,6 +38,7 @@ COMMANDS: Final = {
     "swap-down": [str(REPOSITORY / "scripts/swap-down"), "--help"],
     "swap-upgrade": [str(REPOSITORY / "scripts/swap-upgrade"), "--help"],
     "zcache": [str(REPOSITORY / "scripts/zcache"), "--help"],
+    "zcache up": [str(REPOSITORY / "scripts/zcache"), "up", "--help"],
     "zcache sleep": [sys.executable, "-I", "-m", "zcache.swap.sleep"],
     "an older unit's zcache sleep": [sys.executable, "-P", "-m", "zcache.swap.sleep"],
 }
@@ -405,6 +406,8 @@ def test_a_backing_may_be_named_beyond_ascii(tmp_path: Path, locale: str, monkey
         (["scripts/swap-up", "--priority"], 2, "swap-up: error: argument --priority"),
         (["scripts/swap-down", "/nowhere"], 1, "swap-down: "),
         (["scripts/swap-upgrade", "/nowhere"], 1, "swap-upgrade: error: "),
+        (["scripts/zcache", "serve"], 1, "zcache: say where to listen"),
+        (["scripts/zcache", "down", "/nowhere"], 1, "swap-down: "),
         (["scripts/zcache", "status", "--control", "/nowhere"], 2, "zcache: no server answers at /nowhere"),
         ([f"{sys.prefix}/bin/zcache", "check", "--control", "/nowhere"], 2, "zcache: no server answers at /nowhere"),
         (["scripts/vm", "--nonsense"], 2, "error: "),

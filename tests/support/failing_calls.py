@@ -122,7 +122,7 @@ class FailingCalls:
         self._thread = threading.Thread(target=self._answer_all, args=(ours,), daemon=True)
         self._thread.start()
         with theirs:
-            return subprocess.Popen(command, preexec_fn=lambda: _install(theirs), **options)
+            return subprocess.Popen(command, preexec_fn=lambda: _install(theirs), **options)  # noqa: PLW1509 (system calls only)
 
     def close(self) -> None:
         """When all programs have ended; what they call now fails with ENOSYS."""

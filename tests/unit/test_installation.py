@@ -5,6 +5,7 @@ No network: the wheel is built by this environment's setuptools, and what it nee
 here.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import zcache
+from tests.unit.swap.test_systemd_unit import UNKNOWN
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -89,12 +91,94 @@ def test_whoever_calls_it_has_a_python_of_his_own(installed: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"zcache {zcache.__version__}\n", "")
 
 
+def run(installed: Path, *words: object, path: str | None = None) -> "subprocess.CompletedProcess[str]":
+    """`zcache` with these words, and nothing of this environment but its `PATH`."""
+    command = [str(word) for word in (installed / "zcache", *words)]
+    environment = {"PATH": path or os.environ["PATH"], "HOME": "/nonexistent"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=environment, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["up", "--help"], "usage: swap-up "),
+        (["down", "--help"], "usage: swap-down "),
+        (["upgrade", "--help"], "usage: swap-upgrade "),
+        (["serve", "--version"], "nbdkit 1."),
+        (["sleep", "--help"], "usage: zcache sleep "),
+        (["set", "--help"], "usage: zcache set "),
+        (["check", "--help"], "usage: zcache check "),
+        (["systemd-unit", "--needrestart"], "# For /etc/needrestart/"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_each_command_starts(installed: Path, words: list[str], said: str) -> None:
+    done = run(installed, *words)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(said)
+    assert f" {words[0]} " in run(installed, "--help").stdout
+
+
+def test_what_is_installed_serves(installed: Path) -> None:
+    done = run(
+        installed, "serve", "-U", "-", "--run", 'nbdinfo --size "$uri"', "size=64M", "budget=16M", "overcommit=yes"
+    )
+    assert (done.returncode, done.stdout) == (0, f"{64 << 20}\n"), done.stderr
+
+
+def test_without_nbdkit_it_says_so(installed: Path, tmp_path: Path) -> None:
+    for name in ("sh", "dirname", "readlink"):
+        (tmp_path / name).symlink_to(shutil.which(name) or name)
+    done = run(installed, "up", "--state-folder", tmp_path / "state", path=str(tmp_path))
+    remedy = "apt-get install nbdkit nbdkit-plugin-python\n"
+    assert (done.returncode, done.stderr) == (1, f"swap-up: error: nbdkit is missing: {remedy}")
+    done = run(installed, "serve", "-U", tmp_path / "socket", "size=64M", path=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr == f"serve: cannot run nbdkit: No such file or directory; {remedy}"
+    assert not (tmp_path / "state").exists()
+
+
+def test_without_libnbd_it_says_so(installed: Path, tmp_path: Path) -> None:
+    """Which no package of PyPI brings, and this environment does not see."""
+    done = run(installed, "up", "--state-folder", tmp_path / "state")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("swap-up: error: libnbd's Python module is missing: apt-get install python3-libnbd")
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_systemd_unit_names_what_is_installed(installed: Path, tmp_path: Path) -> None:
+    done = run(installed, "systemd-unit")
+    assert (done.returncode, done.stderr) == (0, "") and "@ROOT@" not in done.stdout
+    settings = [line for line in done.stdout.splitlines() if line.startswith(("Exec", "Documentation"))]
+    program = f'"{installed}/zcache"'
+    assert settings == [
+        f"ExecStart={program} up $ZCACHE",
+        f"ExecReload={program} upgrade",
+        f"ExecStop={program} down",
+        f"ExecStopPost=/bin/sh -c 'test \"$$SERVICE_RESULT\" = exit-code || exec {program} down'",
+    ]
+    assert f"#   {installed}/zcache systemd-unit | sudo tee" in done.stdout
+    if shutil.which("systemd-analyze"):
+        (tmp_path / "zcache.service").write_text(done.stdout)
+        command = ["systemd-analyze", "verify", str(tmp_path / "zcache.service")]
+        verified = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (verified.returncode, UNKNOWN.sub("", verified.stderr)) == (0, "")
+
+
 @pytest.mark.parametrize(
     "module", ["zcache.swap.up", "zcache.swap.nbd_netlink", "zcache.swap.down", "nbd_plugin.server"]
 )
 def test_it_is_whole(installed: Path, module: str) -> None:
     """Whatever a command imports is there. (libnbd's Python module is the system's.)"""
     subprocess.run([installed / "python", "-P", "-c", f"import {module}"], check=True, cwd="/")
+
+
+def test_zcache_becomes_swap_down_before_it_loads_more(installed: Path) -> None:
+    """For swap-down runs when memory is short."""
+    ask = "import os, sys; os.execv = lambda *_: sys.exit(' '.join(sys.modules)); sys.argv = ['zcache', 'down'];"
+    ask += "import runpy; runpy.run_module('zcache.client', run_name='__main__')"
+    done = subprocess.run([installed / "python", "-I", "-c", ask], capture_output=True, text=True, check=False, cwd="/")
+    assert "zcache.client.programs" in done.stderr.split()
+    assert not {"rich", "argparse", "subprocess", "pyroute2", "zcache.client.command"} & set(done.stderr.split())
 
 
 @pytest.mark.parametrize("module", ["nbd_plugin.server", "zcache.keeper.keeper", "zcache.swap.down"])

@@ -28,12 +28,13 @@ from pathlib import Path
 import nbd
 
 from tests.nbd.conftest import RunningServer
-from zcache.client.command import TROUBLES
+from zcache.control.answers import TROUBLES
 from zcache.control.ask import ask
 from zcache.image.image import new_descriptor
 from zcache.keeper.state import StateFolder
+from zcache.swap.buildup import Options
 from zcache.swap.nbd_device import RESEND_SECONDS, attach
-from zcache.swap.up import Options, swap_area
+from zcache.swap.up import swap_area
 from zcache.tiers.backoff import LAST_REST_SECONDS, PATIENCE_SECONDS
 
 PAGE = 4096

@@ -24,7 +24,8 @@ from typing import Final
 from zcache.control.ask import ask
 from zcache.keeper.state import StateFolder
 from zcache.swap import nbd_device
-from zcache.swap.up import Options, swap_area
+from zcache.swap.buildup import Options
+from zcache.swap.up import swap_area
 from zcache.testvm.figures import read_vmstat
 
 BACKING: Final = Path("/dev/disk/by-id/virtio-vmdisk0")

@@ -25,10 +25,10 @@ from typing import Final
 
 from zcache.beneath.users import used_otherwise
 from zcache.errors import BadInput
-from zcache.image.flat_array import anonymous_memory
 from zcache.linux import libc
 from zcache.linux.files import data_extents, why_not_opened
 from zcache.linux.kernel_page import KERNEL_PAGE_BYTES, page_end, page_start
+from zcache.linux.memory import anonymous_memory
 
 #: For a descriptor: each transfer is EBADF.
 _NOWHERE: Final = -1

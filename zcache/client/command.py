@@ -1,20 +1,16 @@
-"""The `zcache` command: what a running server says about itself; and what is to be done before the
-machine sleeps."""
+"""The `zcache` command: what a running server says about itself; what is to be done before the
+machine sleeps; the unit for systemd. The other words become programs of their own (programs.py)."""
 
 import argparse
 import contextlib
 import json
 import sys
-import time
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from typing import Any, Final, cast
 
 from zcache import __version__
+from zcache.client import programs, systemd_unit, tables
+from zcache.control.answers import Audit, SettingsNow, Status
 from zcache.control.ask import ask
 from zcache.errors import BadInput, SwapError, ZcacheError
 from zcache.inherited.start import run
@@ -22,9 +18,9 @@ from zcache.keeper.state import StateFolder
 from zcache.linux.proc_swaps import ProcSwaps
 from zcache.swap import neighbours, outside
 
-DEFAULT_CONTROL: Final = Path("/run/zcache/control")
+DESCRIPTION: Final = "Compressed swap in user space: turn it on and off, and ask a running server."
 
-TABLE_COLUMNS: Final = 240
+DEFAULT_CONTROL: Final = Path("/run/zcache/control")
 
 SETTINGS: Final = (
     "budget=SIZE or MIN..MAX, low_watermark=SIZE, high_watermark=SIZE, recompress_share=SHARE, admit=reused or always"
@@ -32,18 +28,6 @@ SETTINGS: Final = (
 
 MOMENTS: Final = (
     "pre: freeze whoever has pages in swap, and wait until all is quiet; post: thaw them, whatever came of it"
-)
-
-#: Counters that are 0 as long as nothing was ever wrong.
-TROUBLES: Final = (
-    "failed_puts",
-    "checksum_errors",
-    "decode_errors",
-    "writeback_errors",
-    "fetch_errors",
-    "fetch_retries",
-    "slow_writes",
-    "slow_reads",
 )
 
 
@@ -57,18 +41,23 @@ def command() -> int:
 
 def main() -> int:
     """The command, but for what becomes of its output."""
+    programs.become(sys.argv[1:])
     arguments = _parse()
     if arguments.command == "sleep":
         from zcache.swap import sleep  # late: the others need none of it
 
         return sleep.command(arguments.moment, arguments.hibernate)
+    if arguments.command == "systemd-unit":
+        return _print_unit(arguments.needrestart)
     return _ask_and_print(arguments)
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="zcache", description="Ask a running zcache server.")
+    parser = argparse.ArgumentParser(prog="zcache", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"zcache {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    for name, program in programs.PROGRAMS.items():
+        commands.add_parser(name, help=program.text, add_help=False)
     for name, text in (
         ("status", "what it stores and how well"),
         ("check", "walk a copy of the store's books: do they balance?"),
@@ -85,7 +74,19 @@ def _parse() -> argparse.Namespace:
     command = commands.add_parser("sleep", help=text, description=text)
     command.add_argument("moment", choices=("pre", "post"), help=MOMENTS)
     command.add_argument("--hibernate", action="store_true", help="take the swap off; turn it on again (see swap-up)")
+    text = "print what systemd needs to turn the swap on at boot; its first lines say where to put it"
+    command = commands.add_parser("systemd-unit", help=text, description=text)
+    command.add_argument("--needrestart", action="store_true", help="print what keeps needrestart from restarting it")
     return parser.parse_args()
+
+
+def _print_unit(is_needrestart: bool) -> int:
+    try:
+        print(systemd_unit.needrestart() if is_needrestart else systemd_unit.unit(), end="")
+    except BadInput as error:
+        print(f"zcache: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _ask_and_print(arguments: argparse.Namespace) -> int:
@@ -107,15 +108,11 @@ def _ask_and_print(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(answer, indent=2))
     elif arguments.command == "status":
-        _print_status(answer)
+        tables.print_status(cast(Status, answer))
     elif arguments.command == "set":
-        _print_settings(answer)
-    elif answer["balanced"]:
-        print(f"balanced: {answer['stored_pages']} pages stored, {answer['lost_pages']} lost")
-        for reason in answer.get("reasons", []):  # books may balance, and their pages lie on a dead disk
-            print(f"but {reason}")
+        tables.print_settings(cast(SettingsNow, answer))
     else:
-        print(f"NOT balanced: {answer['imbalance']}")
+        tables.print_audit(cast(Audit, answer))
     return 0 if answer.get("balanced", True) else 1
 
 
@@ -155,96 +152,6 @@ def _may_be_there(path: Path) -> bool:
         return path.exists()
     except OSError:  # a folder that only its owner may enter
         return True
-
-
-def _print_status(status: dict[str, Any]) -> None:
-    """A table in the manner of zramctl; below it whether all is well, and if not, why."""
-    stored_bytes = status["stored_pages"] * 4096
-    columns = {
-        "DISKSIZE": _human(status["size_bytes"]),
-        "CODEC": status["codec"],
-        "ALLOC": status["allocator"],
-        "DATA": _human(stored_bytes),
-        "COMPR": _human(status["compressed_bytes"]),
-        "RATIO": status["ratio"] or "-",
-        "SAME": str(status["same_filled_pages"]),
-        "RAM": f"{_human(status['resident_frames'] * status['frame_bytes'])}/{_human(status['budget_bytes'])}",
-        "CLEAN": _human(status["clean_frames"] * status["frame_bytes"]),
-        "EPHEMERAL": _human(status["ephemeral_frames"] * status["frame_bytes"]),
-        "BACKING": f"{_human(status['backing_frames'] * status['frame_bytes'])}"
-        f"/{_human(status['backing_capacity_frames'] * status['frame_bytes'])}",
-        "ENCRYPT": "yes" if status["encrypt"] else "no",
-        "WRITTEN-BACK": _human(status["written_back_frames"] * status["frame_bytes"]),
-        "RSS": _human(status["rss_bytes"]),
-        "LOCKED": _human(status["locked_bytes"]),
-    }
-    _print_table(columns, [list(map(str, columns.values()))])
-    lines = [f"state: {status['state'].upper()}", *(f"  {reason}" for reason in status["reasons"])]
-    if status["backing"]:
-        goes = " (swap-up has made it, swap-down removes it)" if status.get("backing_goes_with_swap") else ""
-        lines.append(f"backing: {status['backing']}{goes}")
-    if status["server_number"] > 1:
-        lines.append(f"server number {status['server_number']} of this swap; what it counts, it counts from its start")
-    if status["recompress"] != "off":
-        saved = _human(status["recompressed_saved_bytes"])
-        lines.append(f"recompressed with {status['recompress']}: {status['recompressed_pages']} pages, {saved} saved")
-    least, most = (status.get(f"budget_{which}_bytes", status["budget_bytes"]) for which in ("min", "max"))
-    if least < most or status["budget_bytes"] != most:
-        lines.append(f"budget: {_human(status['budget_bytes'])} now, {_human(least)} to {_human(most)}")
-    for decision in status.get("budget_decisions", [])[:3]:
-        clock = time.strftime("%H:%M:%S", time.localtime(decision["seconds"]))
-        sizes = f"{_human(decision['before_bytes'])} to {_human(decision['after_bytes'])}"
-        lines.append(f"  {clock} {sizes}: {decision['why']}")
-    for export in status.get("clean_exports", []):
-        hits = export["gets"] - export["misses"]
-        share = f" ({hits * 100 // export['gets']}%)" if export["gets"] else ""
-        kind = "read-only" if export["read_only"] else "read-write"
-        lines.append(
-            f"clean export {export['name']}: {_human(export['size_bytes'])}, {kind}; {hits} of {export['gets']} pages "
-            f"from RAM{share}, {export['file_reads']} reads of the file"
-        )
-    troubles = [f"{status[name]} {name.replace('_', ' ')}" for name in TROUBLES if status[name]]
-    if troubles:
-        lines.append("since the start: " + ", ".join(troubles))
-    exposed = [name for name, holds in status["hardening"].items() if not holds]
-    if exposed:
-        lines.append("not protected: " + ", ".join(exposed))
-    print("\n".join(lines))
-    areas = [
-        [area["path"], area["type"], _human(area["size_bytes"]), _human(area["used_bytes"]), str(area["priority"])]
-        for area in status.get("swap_areas", [])
-    ]
-    if areas:
-        print("all swap, as the kernel fills it:" + (" zswap, and then" if status["zswap"] else ""))
-        _print_table(("NAME", "TYPE", "SIZE", "USED", "PRIO"), areas)
-
-
-def _print_table(names: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
-    """No figure is ever cut short: a narrow terminal folds the line."""
-    table = Table(box=None, pad_edge=False)
-    for name in names:
-        table.add_column(name, justify="left" if name in ("NAME", "TYPE") else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console(width=TABLE_COLUMNS).print(table)
-
-
-def _print_settings(settings: dict[str, Any]) -> None:
-    """What all are now."""
-    least, most = settings["budget_min_bytes"], settings["budget_max_bytes"]
-    print(f"budget={_human(least)}" + (f"..{_human(most)}" if most > least else ""))
-    print(f"low_watermark={_human(settings['low_watermark_bytes'])}")
-    print(f"high_watermark={_human(settings['high_watermark_bytes'])}")
-    print(f"recompress_share={settings['recompress_share']:.2%}")
-    print(f"admit={settings['admit']}")
-
-
-def _human(size_bytes: float) -> str:
-    for suffix in ("B", "K", "M", "G"):
-        if size_bytes < 1024:
-            return f"{size_bytes:.0f}{suffix}" if suffix == "B" else f"{size_bytes:.1f}{suffix}"
-        size_bytes /= 1024
-    return f"{size_bytes:.1f}T"
 
 
 if __name__ == "__main__":

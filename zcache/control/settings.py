@@ -75,8 +75,7 @@ class Settings:
         most = self._store.frames.max_budget_frames
         budget.min_frames = min(kept("min_budget_frames"), most) or budget.min_frames
         budget.max_frames = min(kept("max_budget_frames"), most) or budget.max_frames
-        if budget.min_frames > budget.max_frames:  # a death between the two words
-            budget.max_frames = budget.min_frames
+        budget.max_frames = max(budget.min_frames, budget.max_frames)  # a death between the two words
         if kept("high_watermark"):
             reclaimer.chosen_watermarks = kept("low_watermark"), kept("high_watermark")
         reclaimer.spare_time.share = kept("share") / _SHARE_PARTS or SHARE

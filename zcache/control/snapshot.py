@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from zcache.errors import EnvironmentProblem
-from zcache.image.flat_array import anonymous_memory
-from zcache.linux import libc
+from zcache.linux import memory
+from zcache.linux.memory import anonymous_memory
 from zcache.statistics import HELD_NOW
 from zcache.store.store import Store
 
@@ -43,10 +43,10 @@ class Room:
 
     def make(self) -> None:
         """Take the memory that was counted, and some more."""
-        memory = memoryview(anonymous_memory(self._used_bytes + self._used_bytes // 8 + MARGIN_BYTES))
+        copies = memoryview(anonymous_memory(self._used_bytes + self._used_bytes // 8 + MARGIN_BYTES))
         with populating():
-            libc.populate(memory)
-        self._memory, self._used_bytes = memory, 0
+            memory.populate(copies)
+        self._memory, self._used_bytes = copies, 0
 
     def copy(self, original: memoryview) -> memoryview:
         """A copy with the same items, or the original while it only counts; raises

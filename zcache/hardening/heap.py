@@ -17,7 +17,7 @@ device requests are small; what others made the heap grow by is given back when 
 import time
 from typing import Final
 
-from zcache.linux import libc
+from zcache.linux import libc, memory
 from zcache.linux.kernel_page import page_end, page_start
 
 #: Room for requests of 128 KiB: nbdkit's buffers and our copies, of a few connections; measured use
@@ -35,7 +35,7 @@ def fix_heap() -> None:
     libc.mallopt(libc.M_TRIM_THRESHOLD, (1 << 31) - 1)
     libc.mallopt(libc.M_TOP_PAD, 1 << 20)
     address = libc.malloc(HEAP_BYTES)
-    libc.fill(address, HEAP_BYTES)
+    memory.fill(address, HEAP_BYTES)
     libc.free(address)
 
 
@@ -45,7 +45,7 @@ def give_back_free_memory() -> None:
     `program.unshare`."""
     libc.malloc_trim(2 * HEAP_BYTES)
     address = libc.malloc(HEAP_BYTES)
-    libc.drop_range(page_end(address), page_start(address + HEAP_BYTES))
+    memory.drop_range(page_end(address), page_start(address + HEAP_BYTES))
     libc.free(address)
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from zcache.linux import libc
+from zcache.linux import landlock, libc
 
 _STATUS: Final = Path("/proc/thread-self/status")
 _LAST_CAPABILITY: Final = Path("/proc/sys/kernel/cap_last_cap")
@@ -109,17 +109,17 @@ def _empty_bounding_set() -> None:
 def _restrict_files(rules: Mapping[Path, int]) -> None:
     """Of all that can be done to a file by its path, leave what is allowed beneath these folders,
     or to these files."""
-    version = libc.landlock_version()
+    version = landlock.version()
     accesses = (1 << _FILE_ACCESSES.get(version, _FILE_ACCESSES_SINCE_5)) - 1
     words = [accesses] + [_NETWORK] * (version >= 4) + [_SCOPE] * (version >= 6)
-    ruleset = libc.landlock_create_ruleset(struct.pack(f"={len(words)}Q", *words))
+    ruleset = landlock.create_ruleset(struct.pack(f"={len(words)}Q", *words))
     try:
         for folder, allowed in rules.items():
             descriptor = os.open(folder, os.O_PATH | os.O_CLOEXEC)
             try:
-                libc.landlock_add_rule(ruleset, struct.pack("=Qi", allowed, descriptor))
+                landlock.add_rule(ruleset, struct.pack("=Qi", allowed, descriptor))
             finally:
                 os.close(descriptor)
-        libc.landlock_restrict_self(ruleset)
+        landlock.restrict_self(ruleset)
     finally:
         os.close(ruleset)

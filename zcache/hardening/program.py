@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from zcache.linux import libc
+from zcache.linux import memory
 from zcache.linux.kernel_page import page_end, page_start
 
 #: Objects by the start of their file's name.
@@ -64,14 +64,14 @@ _PT_LOAD: Final = 1
 def populate_program() -> None:
     """Fault in every page of the objects; raises `OSError` when there is not that much memory."""
     for start, stop, writable in _mappings():
-        libc.populate_range(start, stop, write=writable)
+        memory.populate_range(start, stop, write=writable)
 
 
 def map_program() -> None:
     """In a copy made by fork(2), which has no page of a file mapped, and so none locked: map those
     that are in memory. Its data stays the original's until somebody writes to it."""
     for start, stop, _ in _mappings():
-        libc.populate_range(start, stop, write=False)
+        memory.populate_range(start, stop, write=False)
 
 
 def unshare() -> None:
@@ -82,7 +82,7 @@ def unshare() -> None:
     for line in Path("/proc/self/maps").read_text().splitlines():
         if line.endswith("[heap]"):
             start, stop = (int(end, 16) for end in line.split()[0].split("-"))
-            libc.populate_range(start, stop, write=True)
+            memory.populate_range(start, stop, write=True)
 
 
 def drop_what_the_start_left() -> None:
@@ -94,23 +94,23 @@ def drop_what_the_start_left() -> None:
             span = head
             is_dropped = len(rest) > 4 and _file_name(rest[4]).startswith(DROPPED_OBJECTS)
         elif is_dropped and head == "Anonymous:" and rest[0] == "0":
-            libc.drop_range(*(int(end, 16) for end in span.split("-")))
+            memory.drop_range(*(int(end, 16) for end in span.split("-")))
 
 
 def is_populated() -> bool:
     """Whether every page is in memory, asked of the kernel."""
-    return all(libc.resident_share_of_range(start, stop) == 1.0 for start, stop, _ in _mappings())
+    return all(memory.resident_share_of_range(start, stop) == 1.0 for start, stop, _ in _mappings())
 
 
 def end_of_object(start: int) -> int:
     """Where an object that is mapped from `start` on ends, .bss and all, in whole pages; `start` if
     that is not the beginning of one."""
-    if libc.read(start, len(_MAGIC)) != _MAGIC:
+    if memory.read(start, len(_MAGIC)) != _MAGIC:
         return start
-    offset, size_bytes, count = _ELF.unpack(libc.read(start, _ELF.size))
+    offset, size_bytes, count = _ELF.unpack(memory.read(start, _ELF.size))
     first, end = None, 0
     for number in range(count):
-        kind, address, memory_bytes = _SEGMENT.unpack(libc.read(start + offset + number * size_bytes, _SEGMENT.size))
+        kind, address, memory_bytes = _SEGMENT.unpack(memory.read(start + offset + number * size_bytes, _SEGMENT.size))
         if kind == _PT_LOAD:
             first = page_start(address) if first is None else first
             end = max(end, address + memory_bytes)

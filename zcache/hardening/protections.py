@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from zcache.errors import EnvironmentProblem
 from zcache.hardening import heap, log_pipe, privileges, program
 from zcache.hardening.threads import REAL_TIME_PRIORITY
-from zcache.linux import libc
+from zcache.linux import libc, memory
 
 OOM_SCORE_ADJ: Final = Path("/proc/self/oom_score_adj")
 MIN_OOM_SCORE_ADJ: Final = -1000
@@ -245,7 +245,7 @@ def _mark_as_storage_daemon() -> None:
     of root's whose command line begins with an @ (systemd's "Root Storage Daemons")."""
     with Path("/proc/self/stat").open() as stat:
         arg_start = int(stat.read().rpartition(")")[2].split()[_ARG_START])
-    libc.write_byte(arg_start, ord("@"))
+    memory.write_byte(arg_start, ord("@"))
 
 
 def _is_storage_daemon() -> bool:

@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Final
 
-from zcache.linux import libc
+from zcache.linux import libc, memory
 
 #: All of a thread stack as scripts/serve sets it; where stacks are larger (8 MiB by default), the
 #: part that is used.
@@ -66,7 +66,7 @@ def begin_own_thread(name: str) -> None:
     """Call first in a thread that we start ourselves: it has a state, but needs its stack all the
     same, because a fault is taken with the GIL held; and a name that the kernel shows."""
     libc.name_thread(name)
-    libc.populate_stack(OWN_STACK_BYTES)
+    memory.populate_stack(OWN_STACK_BYTES)
 
 
 def keep_thread() -> None:
@@ -82,7 +82,7 @@ def keep_thread() -> None:
             state = _this_state()
             for key in _farewell or _make_farewell():
                 libc.set_thread_value(key, state)
-            libc.populate_stack(STACK_BYTES)
+            memory.populate_stack(STACK_BYTES)
 
 
 def _make_farewell() -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from zcache.hardening.program import end_of_object
-from zcache.linux import libc
+from zcache.linux import memory
 from zcache.linux.kernel_page import KERNEL_PAGE_BYTES
 
 #: Smaller stretches are left alone: a mapping each.
@@ -50,7 +50,7 @@ def release_unused_bss(program: str = "nbdkit") -> None:
     try:
         os.ftruncate(descriptor, sum(sizes))
         for (start, stop), offset in zip(spans, itertools.accumulate(sizes, initial=0), strict=False):
-            libc.map_shared_over(start, stop, descriptor, offset)
+            memory.map_shared_over(start, stop, descriptor, offset)
     finally:
         os.close(descriptor)
 

@@ -9,29 +9,20 @@ Cost: one `mmap` for each array, never resized, never given back. An array is pr
 unless it is made over memory of an image (`zcache.image.image`), which outlives it.
 """
 
-import mmap
 import os
 from collections.abc import Iterator
 from typing import Final, Literal
 
 from zcache.image.image import Section
-from zcache.linux import libc
+from zcache.linux import memory
 from zcache.linux.kernel_page import page_start
-
-#: `mmap(2)` flag: address space is not accounted as memory. Python names it from 3.13 on.
-MAP_NORESERVE: Final = 0x4000
+from zcache.linux.memory import anonymous_memory
 
 #: Bytes that are looked at, as a copy, at a time.
 COUNTED_RUN_BYTES: Final = 1 << 16
 
 Typecode = Literal["B", "H", "I", "Q"]
 _ITEM_BYTES: Final[dict[Typecode, int]] = {"B": 1, "H": 2, "I": 4, "Q": 8}
-
-
-def anonymous_memory(size_bytes: int) -> mmap.mmap:
-    """Private zeroed memory that is not reserved until it is touched; under strict overcommit it is
-    at once."""
-    return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
 
 
 def sparse_section(size_bytes: int) -> Section:
@@ -70,8 +61,8 @@ class FlatArray:
         first = page_start(start * self.item_bytes)
         last = min(stop * self.item_bytes, len(self._memory))
         if last > first:
-            with memoryview(self._memory) as memory, memory[first:last] as part:
-                libc.populate(part)
+            with memoryview(self._memory) as items, items[first:last] as part:
+                memory.populate(part)
 
     def touched(self) -> Iterator[tuple[int, int]]:
         """The parts of an array over an image that were ever written, as item numbers; all the rest

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 
 from zcache.image import image
-from zcache.linux import libc
+from zcache.linux import libc, memory
 from zcache.linux.kernel_page import page_start
 
 
@@ -42,7 +42,7 @@ class LockedImage:
             self._kept, self._blocks = [], -1
         if status.st_blocks == self._blocks:
             return
-        address = libc.address(self._memory)
+        address = memory.address(self._memory)
         populated = list(self._populated())
         failure = None
         for start, stop in _without(populated, self._kept):
@@ -67,7 +67,7 @@ class LockedImage:
 def _populate(start: int, stop: int) -> OSError | None:
     """What went wrong, if something did. A page that is damaged keeps no other from being kept."""
     try:
-        libc.populate_range(start, stop, write=False)
+        memory.populate_range(start, stop, write=False)
     except OSError as error:
         middle = page_start((start + stop) // 2)
         if error.errno == libc.EHWPOISON and middle > start:

@@ -44,6 +44,8 @@ class Backing(NamedTuple):
 
 
 class SwapState(NamedTuple):
+    """What swap-up has done so far, and what of its options others need: swap.json."""
+
     # Who holds the image and starts the servers; it ends the server when it is told to end.
     keeper: ProcessIdentity
     # None until the kernel has been given the connection.

@@ -10,6 +10,8 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 class SwapEntry(NamedTuple):
+    """A line of /proc/swaps."""
+
     path: str
     size_kib: int
     used_kib: int

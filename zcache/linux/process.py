@@ -19,6 +19,8 @@ _PROC = Path("/proc")
 
 
 class ProcessIdentity(NamedTuple):
+    """A process, and not another that has got its pid since."""
+
     pid: int
     start_time_ticks: int
 

@@ -13,10 +13,11 @@ import mmap
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from zcache.image.flat_array import anonymous_memory, sparse_section
+from zcache.image.flat_array import sparse_section
 from zcache.image.image import Section
-from zcache.linux import libc, meminfo
+from zcache.linux import meminfo, memory
 from zcache.linux.kernel_page import KERNEL_PAGE_BYTES, page_end, page_start
+from zcache.linux.memory import anonymous_memory
 
 #: RAM that is populated between two signs of life: some 10 ms.
 POPULATED_RUN_BYTES: Final = 64 << 20
@@ -66,7 +67,7 @@ class Ram:
             start = page_start(start, self._page_bytes)
             if self._section:
                 self._section.allocate(start, stop)
-            libc.populate(self.view[start:stop])
+            memory.populate(self.view[start:stop])
 
     def _discard(self, start: int, stop: int) -> None:
         """Of the pages that hold absent slots, from byte `start` to `stop`, those that hold no
@@ -81,7 +82,7 @@ class Ram:
         if self._section:
             self._section.discard(first, min(last, len(self.view)))
         else:
-            libc.discard(self.view[first:last])
+            memory.discard(self.view[first:last])
 
     def _are_absent(self, start: int, stop: int) -> bool:
         """Whether the slots are, or none are there."""
@@ -92,14 +93,14 @@ class Ram:
         `beat` is called on the way."""
         for start, stop in self._runs(is_absent=False):
             for part in range(page_start(start, self._page_bytes), stop, POPULATED_RUN_BYTES):
-                libc.populate(self.view[part : min(part + POPULATED_RUN_BYTES, stop)])
+                memory.populate(self.view[part : min(part + POPULATED_RUN_BYTES, stop)])
                 beat()
 
     def is_populated(self) -> bool:
         """Whether all that is not absent is in memory, asked of the kernel."""
         runs = self._runs(is_absent=False)
         starts = ((page_start(start, self._page_bytes), stop) for start, stop in runs)
-        return all(libc.resident_share(self.view[start:stop]) == 1.0 for start, stop in starts)
+        return all(memory.resident_share(self.view[start:stop]) == 1.0 for start, stop in starts)
 
     def slots_with_memory(self) -> bytearray:
         """Taking over: a byte for each slot, 1 if a predecessor has left all of it memory."""

@@ -31,9 +31,9 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from zcache.image.flat_array import anonymous_memory
 from zcache.image.image import SEAL_BYTES
-from zcache.linux import libc
+from zcache.linux import memory
+from zcache.linux.memory import anonymous_memory
 
 TAG_BYTES: Final = SEAL_BYTES["yes"]
 NONCE_BYTES: Final = 12
@@ -101,8 +101,8 @@ class Aead:
     def populate(self) -> None:
         """Fault in the memory for flights and reads."""
         for flight in self._flights:
-            libc.populate(flight.memory)
-        libc.populate(self._read_memory)
+            memory.populate(flight.memory)
+        memory.populate(self._read_memory)
 
 
 def _nonce(birth: int) -> bytes:

@@ -47,7 +47,7 @@ def apart(work: Callable[[], _Result], announce: Callable[[int], None] = lambda 
     if status:
         raise SwapError(f"a process of ours ended with {os.waitstatus_to_exitcode(status)}")
     result: _Result
-    result, complaint = pickle.loads(answer)
+    result, complaint = pickle.loads(answer)  # noqa: S301 (a child's of ours)
     if complaint is not None:
         raise SwapError(complaint)
     return result

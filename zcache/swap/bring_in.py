@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from zcache.linux import libc
+from zcache.linux import memory
 
 PROC: Final = Path("/proc")
 PAGE_BYTES: Final = mmap.PAGESIZE
@@ -39,14 +39,14 @@ def bring_in(pid: int, most_bytes: int, proc: Path = PROC) -> int:
     brought_bytes = 0
     with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
         mappings = list(_with_swap((proc / str(pid) / "smaps").read_text()))
-        memory, pagemap = (_open(proc / str(pid) / name, opened) for name in ("mem", "pagemap"))
+        mem, pagemap = (_open(proc / str(pid) / name, opened) for name in ("mem", "pagemap"))
         for mapping in mappings:
             left_bytes = most_bytes - brought_bytes
             if mapping.is_shared and mapping.swapped_bytes <= left_bytes:
                 _read_ahead(pid, mapping)
                 brought_bytes += mapping.swapped_bytes
             elif not mapping.is_shared:
-                brought_bytes += _touch(memory, pagemap, mapping, left_bytes)
+                brought_bytes += _touch(mem, pagemap, mapping, left_bytes)
     return brought_bytes
 
 
@@ -56,13 +56,13 @@ def _open(path: Path, opened: contextlib.ExitStack) -> int:
     return descriptor
 
 
-def _touch(memory: int, pagemap: int, mapping: _Mapping, most_bytes: int) -> int:
+def _touch(mem: int, pagemap: int, mapping: _Mapping, most_bytes: int) -> int:
     touched_bytes = 0
     for page in _swapped(pagemap, mapping):
         if touched_bytes + PAGE_BYTES > most_bytes:
             break
         with contextlib.suppress(OSError):
-            os.pread(memory, 1, page * PAGE_BYTES)
+            os.pread(mem, 1, page * PAGE_BYTES)
             touched_bytes += PAGE_BYTES
     return touched_bytes
 
@@ -71,7 +71,7 @@ def _read_ahead(pid: int, mapping: _Mapping) -> None:
     with contextlib.suppress(OSError):
         pidfd = os.pidfd_open(pid)
         try:
-            libc.process_madvise(pidfd, mapping.start, mapping.stop - mapping.start, libc.MADV_WILLNEED)
+            memory.process_madvise(pidfd, mapping.start, mapping.stop - mapping.start, memory.MADV_WILLNEED)
         finally:
             os.close(pidfd)
 

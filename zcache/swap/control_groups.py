@@ -43,6 +43,8 @@ PARKED: Final = "zcache-asleep"
 
 @dataclass(frozen=True)
 class Process:
+    """A process, as far as it counts for who is to be frozen."""
+
     pid: int
     parent_pid: int
     session: int  # the pid of its leader: a keeper leads that of its servers

@@ -70,6 +70,8 @@ def is_in_another_network(proc: Path = Path("/proc")) -> bool:
 
 
 class NbdDevice:
+    """A /dev/nbdN, by its path."""
+
     def __init__(self, path: str, sysfs: Path = Path("/sys/block")) -> None:
         self.path = path
         self.index = int(path.removeprefix("/dev/nbd"))

@@ -36,23 +36,16 @@ from typing import Final
 
 from zcache.errors import SwapError
 from zcache.inherited import start
-from zcache.keeper import frozen
 from zcache.keeper.state import StateFolder
 from zcache.linux import cgroup, meminfo
 from zcache.linux.proc_swaps import parse_swaps
 from zcache.swap import control_groups, swapoff, sysctls, taken_off
-from zcache.swap.apart import apart
 from zcache.swap.bring_in import bring_in
-from zcache.swap.control_groups import PARKED, ControlGroups, Process
+from zcache.swap.control_groups import ControlGroups, Process
+from zcache.swap.freezing import Freezer, all_records, thaw
 from zcache.swap.interruption import Interrupted, Interruption
 from zcache.swap.taken_off import TakenOff
 
-#: A task under load waits for its page first, and then freezes: 4 s were seen in an emulated guest
-#: that thrashes.
-FREEZE_SECONDS: Final = 30.0
-#: What starts after the groups are frozen may have swap by then: new rounds, until there is nothing
-#: new.
-MOST_ROUNDS: Final = 5
 #: That no page has come or gone for so long means that nothing of the swap is under way.
 QUIET_SECONDS: Final = 0.3
 UNTIL_QUIET_SECONDS: Final = 20.0
@@ -141,8 +134,8 @@ class Sleep:
     def __init__(self, areas: list[Area], machine: Machine) -> None:
         self._areas = areas
         self._machine = machine
-        self._keeper_pids = {area.keeper_pid for area in areas}
-        self._ours: set[Path] = set()  # that we froze, whatever becomes of the records
+        records = {area.record: area.keeper_pid for area in areas}
+        self._freezer = Freezer(machine.root, machine.proc, records) if machine.root else None
 
     def pre(self) -> str:
         """What was done, in a line. Raises `SwapError` when a suspend would fail; everything goes
@@ -151,7 +144,7 @@ class Sleep:
         self._machine.sync()
         times = [time.monotonic()]
         try:
-            groups = self._freeze() if self._machine.root else []
+            groups = self._freezer.freeze() if self._freezer else []
             times.append(time.monotonic())
             self._make_room(groups)
             times.append(time.monotonic())
@@ -168,59 +161,11 @@ class Sleep:
         )
 
     def post(self) -> None:
-        thaw([area.record for area in self._areas], self._machine.root, self._ours)
-
-    # 2: freezing
-
-    def _freeze(self) -> list[Path]:
-        """The groups that are frozen, by us or by others."""
-        assert self._machine.root
-        groups = ControlGroups(self._machine.root, self._machine.proc)
-        ours = self._ours
-        for area in self._areas:  # of a `pre` before this one
-            found = frozen.read(area.record)
-            ours.update(found[1] if found else [])
-        deadline_seconds = time.monotonic() + FREEZE_SECONDS
-        others: set[Path] = set()
-        for _ in range(MOST_ROUNDS):
-            processes = list(groups.processes())
-            own_pids = control_groups.own_pids(processes, os.getpid(), self._keeper_pids)
-            with_swap = groups.with_swap(processes, groups.awake(processes, own_pids))
-            others.update(each for each in with_swap if each not in ours and control_groups.is_asked_to_freeze(each))
-            parking = groups.to_park(processes, own_pids)
-            new = {*with_swap, *(process.group / PARKED for process in parking)} - ours - others
-            if not (new or parking):
-                break
-            ours |= new
-            self._write_down(ours)
-            _park(parking)
-            for group in sorted(new):
-                control_groups.freeze(group)
-            self._wait_until_frozen(ours | others, processes, deadline_seconds)
-        return sorted(ours | others)
-
-    def _write_down(self, groups: set[Path]) -> None:
-        """Into each area's folder, in the group of its keeper: what is written there is never
-        swapped out."""
-        for area in self._areas:
-
-            def write(area: Area = area) -> None:
-                cgroup.join(area.keeper_pid)
-                frozen.write(area.record, sorted(groups))
-
-            apart(write)
-
-    def _wait_until_frozen(self, groups: set[Path], processes: list[Process], deadline_seconds: float) -> None:
-        while late := [group for group in sorted(groups) if not control_groups.is_frozen(group)]:
-            if time.monotonic() > deadline_seconds:
-                assert self._machine.root
-                group = late[0]
-                names = ", ".join(f"{each.name} ({each.pid})" for each in processes if each.group == group) or "nobody"
-                raise SwapError(
-                    f"/{group.relative_to(self._machine.root)} does not freeze in {FREEZE_SECONDS:.0f} s, so the "
-                    f"machine cannot sleep: end what waits there (in {names}), or see the kernel log"
-                )
-            time.sleep(LOOK_SECONDS)
+        """Thaw what was frozen, and nothing else."""
+        if self._freezer:
+            self._freezer.thaw()
+        else:
+            thaw([area.record for area in self._areas], None)
 
     # 3: room
 
@@ -278,35 +223,6 @@ class Sleep:
                 )
 
 
-def thaw(records: Iterable[Path], root: Path | None, more: Iterable[Path] = ()) -> None:
-    """What the records name, and `more`; whoever was parked goes back."""
-    records = list(records)
-    for record in records:
-        found = frozen.read(record)
-        frozen.thaw(found[1] if found else [])
-    frozen.thaw(more)
-    if root:
-        control_groups.unpark(root)
-    for record in records:
-        record.unlink(missing_ok=True)
-
-
-def _records() -> list[Path]:
-    """Of all swap areas, also of one whose state cannot be read; of the usual one, if nobody knows
-    which there are."""
-    try:
-        holders = sysctls.holders()
-    except (SwapError, OSError):
-        return [StateFolder().frozen]
-    return [StateFolder(Path(holder).parent).frozen for holder in holders]
-
-
-def _park(processes: list[Process]) -> None:
-    for process in processes:
-        with contextlib.suppress(OSError):  # it has ended
-            control_groups.park(process)
-
-
 def _memory_bytes(group: Path) -> int:
     try:
         return int((group / "memory.current").read_text())
@@ -318,7 +234,7 @@ def run(what: str, report: Report, is_hibernation: bool = False) -> None:
     """`pre` or `post`. Raises `SwapError`."""
     root = control_groups.version_2()
     if what == "post" and not is_hibernation:  # with the swap off by now, too
-        thaw(_records(), root)
+        thaw(all_records(), root)
         return
     areas = find_areas(sysctls.holders())
     if is_hibernation:

@@ -17,7 +17,6 @@ from typing import Final
 from zcache.errors import EnvironmentProblem, SwapError
 from zcache.image import image
 from zcache.inherited import start
-from zcache.keeper.keeper import REPLACE_SIGNAL
 from zcache.keeper.launch import error_lines
 from zcache.keeper.state import DEFAULT_FOLDER, StateFolder
 from zcache.linux import process, standard_streams
@@ -32,6 +31,8 @@ REPLACE_SECONDS: Final = 300.0
 def upgrade(folder: StateFolder, report: Callable[[str], None] = print) -> float:
     """Replace the server; how many seconds it took. Raises `SwapError`, and then says whether the
     old one goes on."""
+    from zcache.keeper.keeper import REPLACE_SIGNAL  # late: it loads libnbd, which may be what is missing
+
     state = folder.load()
     if state is None:
         raise SwapError(f"no swap is up in {folder.path}")

@@ -14,6 +14,8 @@ REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class VmConfig:
+    """A guest, and what it is given."""
+
     memory: str = "900M"
     cpus: int = 2
     # Raw images; the guest finds the n-th, from 0, as /dev/disk/by-id/virtio-vmdisk<n>.
@@ -38,6 +40,8 @@ class VmConfig:
 
 @dataclass(frozen=True)
 class VmResult:
+    """What became of a run."""
+
     # None: the command did not get to an end that can be trusted; `failure` says why.
     exit_status: int | None
     timed_out: bool

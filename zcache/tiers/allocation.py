@@ -22,9 +22,9 @@ from zcache.beneath.lookup import SECTOR_BYTES, mount_of
 from zcache.beneath.own_blocks import copies_on_write, stop_copying, writes_to_new_blocks
 from zcache.errors import BadInput
 from zcache.hardening.limits import in_words
-from zcache.image.flat_array import anonymous_memory
 from zcache.image.image import ALLOCATED_BYTES
 from zcache.linux import libc
+from zcache.linux.memory import anonymous_memory
 
 #: Zeros that are written at a time, and waited for: a card takes 10 MB/s.
 _WRITTEN_BYTES: Final = 4 << 20

@@ -11,9 +11,9 @@ each slot up to some way beyond the highest that was used.
 from typing import Final
 
 from zcache.errors import Imbalance
-from zcache.image.flat_array import anonymous_memory
-from zcache.linux import libc
+from zcache.linux import memory
 from zcache.linux.kernel_page import page_start
+from zcache.linux.memory import anonymous_memory
 
 #: Slots looked at before shorter runs are tried: 1 GiB of zbud frames; a scan takes some 50 us.
 WINDOW_SLOTS: Final = 1 << 18
@@ -72,8 +72,8 @@ class SlotMap:
         """
         end = min(self._next + 2 * WINDOW_SLOTS, self.slot_count + 1)
         if end > self._populated:
-            with memoryview(self._used) as memory, memory[page_start(self._populated) : end] as part:
-                libc.populate(part)
+            with memoryview(self._used) as used, used[page_start(self._populated) : end] as part:
+                memory.populate(part)
             self._populated = end
 
     def used_map(self) -> memoryview:

@@ -25,7 +25,7 @@ from zcache.control.check import check
 from zcache.control.settings import Settings
 from zcache.errors import BadInput, StoreFull
 from zcache.image.image import Signs, new_descriptor
-from zcache.linux import libc
+from zcache.linux import libc, memory
 from zcache.pageframes.queues import Queue
 from zcache.pages.tmem import Kind
 from zcache.store.store import Store
@@ -180,7 +180,7 @@ def test_memory_that_cannot_be_had_leaves_the_budget_as_it_is(monkeypatch: pytes
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="Cannot allocate"):
-        patched.setattr(libc, "populate", refuse)
+        patched.setattr(memory, "populate", refuse)
         budget.grow(10)
     assert store.frames.budget_frames == 20 and not budget.is_settled()
     sweep(budget)

@@ -17,7 +17,7 @@ from zcache.control import snapshot
 from zcache.control.check import check
 from zcache.errors import EnvironmentProblem, Imbalance
 from zcache.image.flat_array import COUNTED_RUN_BYTES, count_bytes
-from zcache.linux import libc
+from zcache.linux import memory
 from zcache.pageframes import State
 from zcache.pages.entry import decode_zpage
 from zcache.pages.tmem import Kind
@@ -177,21 +177,21 @@ def test_all_memory_of_an_audit_is_populated_before_the_walk(monkeypatch: pytest
     """A page fault in Python is taken with the GIL held, and may wait for the server itself."""
     store = busy_store()
     populated: list[tuple[int, int]] = []
-    populate, walk = libc.populate, check_module._walk_tables
+    populate, walk = memory.populate, check_module._walk_tables
 
-    def note(memory: memoryview) -> None:
-        start = libc.address(memory)
-        populated.append((start, start + len(memory)))
-        populate(memory)
+    def note(part: memoryview) -> None:
+        start = memory.address(part)
+        populated.append((start, start + len(part)))
+        populate(part)
 
     def walk_what_is_populated(books: snapshot.Snapshot, found: Any) -> dict[str, int]:
         blocks = [block for _, blocks in books.tables for block in blocks]
         for array in [*vars(found).values(), *blocks]:
-            start = libc.address(array.cast("B"))
+            start = memory.address(array.cast("B"))
             assert any(first <= start and start + array.nbytes <= stop for first, stop in populated)
         return walk(books, found)
 
-    monkeypatch.setattr(libc, "populate", note)
+    monkeypatch.setattr(memory, "populate", note)
     monkeypatch.setattr(check_module, "_walk_tables", walk_what_is_populated)
     check(store)
     assert len(populated) == 7
@@ -206,7 +206,7 @@ def test_an_audit_for_which_there_is_no_memory_is_not_begun(monkeypatch: pytest.
         if next(calls) == failing:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
-    monkeypatch.setattr(libc, "populate", populate)
+    monkeypatch.setattr(memory, "populate", populate)
     with pytest.raises(EnvironmentProblem, match="no memory"):
         check(store)
 
@@ -216,7 +216,7 @@ def test_an_audit_goes_on_where_the_kernel_cannot_populate(monkeypatch: pytest.M
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # before Linux 5.14
 
     store = busy_store()
-    monkeypatch.setattr(libc, "populate", populate)
+    monkeypatch.setattr(memory, "populate", populate)
     check(store)
 
 

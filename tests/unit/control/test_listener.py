@@ -277,19 +277,6 @@ def test_a_socket_of_another_type_is_refused_in_one_line(tmp_path: Path) -> None
     assert (tmp_path / "control").is_socket()
 
 
-def test_the_table_shows_every_figure_whole(
-    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status = gather_status(store, new_object(store, 16), {})
-    for name, value in status.items():
-        if type(value) is int:
-            status[name] = 123456789012
-    monkeypatch.setenv("COLUMNS", "80")
-    cli._print_status(status)
-    said = capsys.readouterr().out
-    assert "\N{HORIZONTAL ELLIPSIS}" not in said and "115.0G" in said
-
-
 def test_a_folder_that_one_may_not_enter_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,7 +86,7 @@ def test_lifting_raises_each_soft_limit_as_far_as_it_goes() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(64, hard), hard))
             limits.lift()
             soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-            status = 0 if soft == hard or soft == resource.RLIM_INFINITY else 2
+            status = 0 if soft in (hard, resource.RLIM_INFINITY) else 2
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from zcache.hardening import program
-from zcache.linux import libc
+from zcache.linux import memory
 
 MAPS = """\
 7f0000000000-7f0000010000 r-xp 00000000 08:01 123       /srv/my swap/.venv/lib/_block.cpython-311-x86_64-linux-gnu.so
@@ -39,6 +39,7 @@ BEHIND_THE_LINKER = """
 import ctypes, mmap
 from pathlib import Path
 from zcache.hardening import program
+from zcache.linux import memory
 
 def spans():
     return [(start, stop) for start, stop, _ in program._mappings()]
@@ -61,13 +62,13 @@ print("right")
 
 def test_what_is_no_object_is_not_believed() -> None:
     """Its words would be taken for offsets, and read there."""
-    with mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        start = libc.address(memory)
-        memory[:64] = b"\x01" * 64
-        memory[32:40] = (4096).to_bytes(8, "little")  # where its program headers would be, of 256 bytes each
-        memory[4096:4100] = (1).to_bytes(4, "little")
-        memory[4136:4144] = (1 << 30).to_bytes(8, "little")
-        memory[54:58] = b"\x00\x01\x01\x00"
+    with mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as mapped:
+        start = memory.address(mapped)
+        mapped[:64] = b"\x01" * 64
+        mapped[32:40] = (4096).to_bytes(8, "little")  # where its program headers would be, of 256 bytes each
+        mapped[4096:4100] = (1).to_bytes(4, "little")
+        mapped[4136:4144] = (1 << 30).to_bytes(8, "little")
+        mapped[54:58] = b"\x00\x01\x01\x00"
         assert program.end_of_object(start) == start
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from zcache.hardening import unused_memory
 from zcache.hardening.unused_memory import BUFFER_BYTES, MARGIN_BYTES, release_unused_bss
-from zcache.linux import libc
+from zcache.linux import memory
 
 MIB = 1 << 20
 BSS_BYTES = 2 * BUFFER_BYTES + 4 * MIB
@@ -27,16 +27,16 @@ MAPS = """\
 @pytest.fixture
 def bss(monkeypatch: pytest.MonkeyPatch) -> Iterator[mmap.mmap]:
     """That of a program, private and never touched."""
-    with mmap.mmap(-1, BSS_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
-        start = libc.address(memory)
+    with mmap.mmap(-1, BSS_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as mapped:
+        mapped.madvise(mmap.MADV_NOHUGEPAGE)
+        start = memory.address(mapped)
         monkeypatch.setattr(unused_memory, "_bss_of", lambda _program: [(start, start + BSS_BYTES)])
-        yield memory
+        yield mapped
 
 
-def shared(memory: mmap.mmap) -> list[tuple[int, int]]:
+def shared(mapped: mmap.mmap) -> list[tuple[int, int]]:
     """Which stretches of it are mapped anew."""
-    start = libc.address(memory)
+    start = memory.address(mapped)
     found = re.findall(r"^(\w+)-(\w+) rw-s .*zcache-unused", Path("/proc/self/maps").read_text(), re.MULTILINE)
     spans = [(int(low, 16) - start, int(high, 16) - start) for low, high in found]
     return [(low, high) for low, high in spans if 0 <= low < BSS_BYTES]

@@ -164,7 +164,7 @@ def test_command(folder: StateFolder) -> None:
 
 @pytest.mark.parametrize("parameter", ["size", "=1G", "-U=x", "control=/x"])
 def test_wrong_parameters(parameter: str) -> None:
-    with pytest.raises(SwapError, match=parameter.split("=")[0] or "key=value"):
+    with pytest.raises(SwapError, match=parameter.split("=", maxsplit=1)[0] or "key=value"):
         keeper_process.check_parameters(["size=1G", parameter])
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from zcache.image.image import new_descriptor
 from zcache.keeper.locked_image import LockedImage, _without
-from zcache.linux import libc
+from zcache.linux import libc, memory
 
 
 def test_what_was_known_is_left_out() -> None:
@@ -31,7 +31,7 @@ def test_every_page_is_in_memory_after_each_look(rng: random.Random) -> None:
             written.add(number)
         image.keep()
         assert image._memory is not None or not written
-        address = libc.address(image._memory) if image._memory else 0
+        address = memory.address(image._memory) if image._memory else 0
         mapped = mapped_pages(address, count)
         assert written <= mapped, sorted(written - mapped)
 
@@ -42,7 +42,7 @@ def test_a_page_that_cannot_be_had_keeps_no_other_from_being_kept(monkeypatch: p
     os.ftruncate(image.descriptor, 9 * page)
     for number in (0, 4, 8):
         os.pwrite(image.descriptor, b"x", number * page)
-    populate, tried = libc.populate_range, []
+    populate, tried = memory.populate_range, []
 
     def fail_at_second(start: int, stop: int, *, write: bool) -> None:
         tried.append(start)
@@ -51,13 +51,13 @@ def test_a_page_that_cannot_be_had_keeps_no_other_from_being_kept(monkeypatch: p
         populate(start, stop, write=write)
 
     with monkeypatch.context() as patch:
-        patch.setattr(libc, "populate_range", fail_at_second)
+        patch.setattr(memory, "populate_range", fail_at_second)
         with pytest.raises(OSError, match="hardware"):
             image.keep()
         assert image._memory
-        assert {0, 8} <= mapped_pages(libc.address(image._memory), 9)
+        assert {0, 8} <= mapped_pages(memory.address(image._memory), 9)
         image.keep()
-    assert {0, 4, 8} <= mapped_pages(libc.address(image._memory), 9)
+    assert {0, 4, 8} <= mapped_pages(memory.address(image._memory), 9)
 
 
 def mapped_pages(address: int, count: int) -> set[int]:
@@ -82,11 +82,11 @@ def test_a_damaged_page_keeps_nothing_behind_it_from_being_kept(monkeypatch: pyt
     image = LockedImage()
     os.ftruncate(image.descriptor, count * page)
     os.pwrite(image.descriptor, b"x" * count * page, 0)
-    populate = libc.populate_range
+    populate = memory.populate_range
 
     def fail_at_one(start: int, stop: int, *, write: bool) -> None:
         assert image._memory
-        damaged = libc.address(image._memory) + bad * page
+        damaged = memory.address(image._memory) + bad * page
         if start <= damaged < stop:
             if start < damaged:
                 populate(start, damaged, write=write)
@@ -94,8 +94,8 @@ def test_a_damaged_page_keeps_nothing_behind_it_from_being_kept(monkeypatch: pyt
         populate(start, stop, write=write)
 
     with monkeypatch.context() as patch:
-        patch.setattr(libc, "populate_range", fail_at_one)
+        patch.setattr(memory, "populate_range", fail_at_one)
         with pytest.raises(OSError, match="hardware"):
             image.keep()
     assert image._memory
-    assert mapped_pages(libc.address(image._memory), count) >= set(range(count)) - {bad}
+    assert mapped_pages(memory.address(image._memory), count) >= set(range(count)) - {bad}

@@ -17,8 +17,8 @@ from zcache.keeper.state import StateFolder, SwapState
 from zcache.linux import cgroup
 from zcache.linux.cgroup import SwaplessGroup
 from zcache.linux.process import identify
-from zcache.swap import area, outside, sleep_units, up
-from zcache.swap.up import Buildup, Options
+from zcache.swap import area, buildup, outside, sleep_units
+from zcache.swap.buildup import Buildup, Options
 
 
 def test_where_there_is_no_cgroup_v2_nothing_is_made_and_it_says_so(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_scope_whose_name_is_still_taken_is_waited_for_and_then_has_another_na
         asked.append(words[3])
         return "loaded\n" if len(asked) <= looks else "not-found\n"
 
-    monkeypatch.setattr(up, "SCOPE_SECONDS", 0.0 if looks > 3 else 60.0)
+    monkeypatch.setattr(buildup, "SCOPE_SECONDS", 0.0 if looks > 3 else 60.0)
     monkeypatch.setattr(sleep_units.is_free, "__defaults__", (show,))
     [unit] = [word.removeprefix("--unit=") for word in machine[0]._scope() if word.startswith("--unit=")]
     name = machine[0]._folder.cgroup

@@ -20,7 +20,7 @@ from zcache.clean.disk_file import DiskFile
 from zcache.control.check import check
 from zcache.errors import SwapError
 from zcache.image.image import HEADER_BYTES, Geometry, Image, Signs, new_descriptor
-from zcache.linux import libc
+from zcache.linux import libc, memory
 from zcache.linux.kernel_page import page_end, page_start
 from zcache.pageframes.frames import slots_of
 from zcache.pageframes.ram import Ram
@@ -84,7 +84,7 @@ class Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, page_bytes: int) -> None:
         self.base = 0
         self.discarded: list[tuple[int, int]] = []
-        fallocate, populate, discard = libc.fallocate, libc.populate, libc.discard
+        fallocate, populate, discard = libc.fallocate, memory.populate, memory.discard
 
         def watched_fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
             if mode & libc.FALLOC_FL_PUNCH_HOLE:
@@ -92,19 +92,19 @@ class Watched:
                 self.discarded.append((offset, offset + length))
             fallocate(descriptor, mode, offset, length)
 
-        def watched_populate(memory: memoryview) -> None:
-            assert (libc.address(memory) - self.base) % page_bytes == 0 or not self.base
-            populate(memory)
+        def watched_populate(part: memoryview) -> None:
+            assert (memory.address(part) - self.base) % page_bytes == 0 or not self.base
+            populate(part)
 
-        def watched_discard(memory: memoryview) -> None:
-            start = libc.address(memory) - self.base
+        def watched_discard(part: memoryview) -> None:
+            start = memory.address(part) - self.base
             assert start % page_bytes == 0
-            self.discarded.append((start, start + len(memory)))
-            discard(memory)
+            self.discarded.append((start, start + len(part)))
+            discard(part)
 
         monkeypatch.setattr(libc, "fallocate", watched_fallocate)
-        monkeypatch.setattr(libc, "populate", watched_populate)
-        monkeypatch.setattr(libc, "discard", watched_discard)
+        monkeypatch.setattr(memory, "populate", watched_populate)
+        monkeypatch.setattr(memory, "discard", watched_discard)
 
 
 def new_ram(slots: int, frame_bytes: int, page_bytes: int, has_image: bool, watched: Watched) -> Ram:
@@ -114,7 +114,7 @@ def new_ram(slots: int, frame_bytes: int, page_bytes: int, has_image: bool, watc
         geometry = Geometry(8, slots, slots, frame_bytes, "no", "zbud", None)
         section = Image.new(new_descriptor(), geometry, page_bytes).section("ram")
     ram = Ram(slots, frame_bytes, section, page_bytes)
-    watched.base = libc.address(ram.memory)
+    watched.base = memory.address(ram.memory)
     return ram
 
 
@@ -159,7 +159,7 @@ def test_a_page_goes_back_with_the_last_slot_in_it_and_comes_back_with_the_first
         for start in range(0, slots * frame_bytes, page_bytes):
             stop = min(start + page_bytes, slots * frame_bytes)
             is_used = any(slot in content for slot in range(start // frame_bytes, -(-stop // frame_bytes)))
-            assert (libc.resident_share(ram.view[start:stop]) > 0) == is_used
+            assert (memory.resident_share(ram.view[start:stop]) > 0) == is_used
         absent = sorted(set(range(slots)) - content.keys())
         coming = rng.sample(absent, min(rng.randrange(24), len(absent)))
         ram.get_back(coming)
@@ -171,7 +171,7 @@ def test_a_page_goes_back_with_the_last_slot_in_it_and_comes_back_with_the_first
     ram.mark(rest, True)
     ram.give_back(rest)
     ram.give_back_absent()
-    assert libc.resident_share(ram.view) == 0.0
+    assert memory.resident_share(ram.view) == 0.0
 
 
 @pytest.mark.parametrize("allocator", ["zbud", "log"])
@@ -191,7 +191,7 @@ def test_a_store_loses_nothing_while_its_budget_moves_and_its_server_dies(
         store, thing = store_with_image(
             descriptor, pages, budget_frames, tier, allocator=allocator, page_bytes=page_bytes
         )
-        watched.base = libc.address(store.frames.memory.memory)
+        watched.base = memory.address(store.frames.memory.memory)
         budget = Budget(store.frames, store.reclaimer, store.lock, store.statistics, 20)
         budget.begin(budget_frames)
         watched.base = 0

@@ -31,7 +31,7 @@ def test_one_on_which_somebody_listens_stays(tmp_path: Path) -> None:
 def test_one_of_another_kind_stays(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
         log.bind(str(tmp_path / "log"))
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="wrong type"):
             remove_if_dead(tmp_path / "log")
     assert (tmp_path / "log").is_socket()
 

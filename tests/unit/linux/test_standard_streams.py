@@ -44,7 +44,7 @@ def run(command: list[str], streams: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("amount", ["little", "much"])
 @pytest.mark.parametrize(
-    "streams, status, said",
+    ("streams", "status", "said"),
     [
         (">/dev/null", 7, "complaint\n"),
         (">&-", 42, "complaint\nprogram: cannot write to standard output: it is closed\n"),
@@ -70,7 +70,7 @@ def test_a_command_that_is_run_for_what_it_does(amount: str, streams: str) -> No
     assert done.stdout == "7\n" and done.stderr in ("", "complaint\n")
 
 
-@pytest.mark.parametrize("streams, status", [(">/dev/null", 7), (">&-", 42), ("<&- >&- 2>&-", 42), ("2>&-", 7)])
+@pytest.mark.parametrize(("streams", "status"), [(">/dev/null", 7), (">&-", 42), ("<&- >&- 2>&-", 42), ("2>&-", 7)])
 def test_a_root_without_dev_null(streams: str, status: int) -> None:
     program = PROGRAM.replace("import os, sys", "import os, sys; os.devnull = '/nowhere/null'")
     done = run([sys.executable, "-c", program, "little", "42"], streams)
@@ -100,7 +100,7 @@ def test_zcache_sleep_is_run_for_what_it_does(streams: str) -> None:
 
 @pytest.mark.parametrize("streams", [">&-", ">/dev/full", "<&- >&- 2>&-", "2>/dev/full", ">/dev/full 2>&1"])
 @pytest.mark.parametrize(
-    "module, words, status",
+    ("module", "words", "status"),
     [
         ("zcache.client.command", ["status", "--control", "/nowhere/control"], 2),
         ("zcache.client.command", ["check", "--control", "/nowhere/control"], 2),
@@ -122,7 +122,7 @@ def test_what_each_command_refuses(module: str, words: list[str], status: int, s
 
 
 @pytest.mark.parametrize(
-    "module, status",
+    ("module", "status"),
     [("zcache.client.command", 2), ("zcache.testvm", 125), ("zcache.bench.run", 125), ("zcache.bench", 125)],
 )
 def test_help_that_cannot_be_printed(module: str, status: int) -> None:

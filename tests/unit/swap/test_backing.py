@@ -17,8 +17,9 @@ from zcache.errors import SwapError
 from zcache.keeper import launch as keeper_process
 from zcache.keeper.state import Backing, StateFolder, SwapState
 from zcache.linux.process import ProcessIdentity
-from zcache.swap import backing, down, up
-from zcache.swap.up import Buildup, Options
+from zcache.swap import backing, up
+from zcache.swap.buildup import Buildup, Options
+from zcache.swap.teardown import Teardown
 from zcache.tiers.backing_file import BackingFile
 from zcache.tiers.header import HEADER
 
@@ -227,7 +228,7 @@ def test_a_server_that_does_not_start_leaves_none(tmp_path: Path, monkeypatch: p
 
 def test_teardown_removes_what_its_state_says(tmp_path: Path) -> None:
     below = made(tmp_path / "swap")
-    machine = down.Teardown(lambda _line: None)
+    machine = Teardown(lambda _line: None)
     assert machine.remove_backing(below).endswith("removed")
     machine.close()
 

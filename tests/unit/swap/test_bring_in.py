@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zcache.linux import libc
+from zcache.linux import memory
 from zcache.swap.bring_in import PAGE_BYTES, bring_in
 
 SWAPPED, PRESENT = 1 << 62, 1 << 63
@@ -36,18 +36,18 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list
     (entry / "smaps").write_text(smaps((2, 6, "rw-p", 3), (8, 10, "rw-p", 0), (12, 16, "rw-s", 2)))
     read: list[int] = []
     ahead: list[tuple[int, int]] = []
-    memory = (entry / "mem").stat().st_ino
+    inode = (entry / "mem").stat().st_ino
     pread = os.pread
 
     def watched(descriptor: int, size: int, offset: int) -> bytes:
-        if os.fstat(descriptor).st_ino == memory:
+        if os.fstat(descriptor).st_ino == inode:
             read.append(offset // PAGE_BYTES)
         return pread(descriptor, size, offset)
 
     monkeypatch.setattr(os, "pread", watched)
     monkeypatch.setattr(os, "pidfd_open", lambda _pid: os.open("/dev/null", os.O_RDONLY))
     monkeypatch.setattr(
-        libc,
+        memory,
         "process_madvise",
         lambda _fd, start, length, _advice: ahead.append((start // PAGE_BYTES, length // PAGE_BYTES)),
     )

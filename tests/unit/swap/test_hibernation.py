@@ -128,7 +128,7 @@ def test_who_asked_for_it_may_hibernate_without_the_swap(run: Path) -> None:
     assert not drop_ins(run)
 
 
-@pytest.mark.parametrize("wishes, expected", [([True], True), ([True, False], False), ([], True)])
+@pytest.mark.parametrize(("wishes", "expected"), [([True], True), ([True, False], False), ([], True)])
 def test_all_areas_have_to_allow_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wishes: list[bool], expected: bool
 ) -> None:

@@ -13,8 +13,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from zcache.errors import SwapError
 from zcache.keeper.state import StateFolder
 from zcache.swap import area, nbd_device, nbd_netlink
+from zcache.swap.buildup import Buildup, Options
 from zcache.swap.nbd_device import is_in_another_network
-from zcache.swap.up import Buildup, Options
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

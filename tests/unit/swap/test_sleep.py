@@ -10,7 +10,7 @@ from zcache.errors import SwapError
 from zcache.keeper import frozen
 from zcache.keeper.frozen import Forgotten
 from zcache.linux import cgroup
-from zcache.swap import control_groups, sleep, sysctls
+from zcache.swap import control_groups, freezing, sleep, sysctls
 from zcache.swap.sleep import Area, Machine, Sleep
 from zcache.swap.taken_off import TakenOff
 
@@ -103,7 +103,7 @@ class FakeMachine:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     monkeypatch.setattr(os, "sync", lambda: None)
     monkeypatch.setattr(os, "getpid", lambda: OWN_PID)
-    monkeypatch.setattr(sleep, "apart", lambda work: work())
+    monkeypatch.setattr(freezing, "apart", lambda work: work())
     monkeypatch.setattr(cgroup, "join", lambda _pid: None)
     monkeypatch.setattr(sleep, "QUIET_SECONDS", 0.05)
     return FakeMachine(tmp_path)
@@ -181,7 +181,7 @@ def test_the_record_is_there_before_anything_is_frozen(machine: FakeMachine, mon
 def test_a_group_that_does_not_freeze_costs_the_suspend_and_all_is_thawed(
     machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sleep, "FREEZE_SECONDS", 0.05)
+    monkeypatch.setattr(freezing, "FREEZE_SECONDS", 0.05)
     machine.program(20, "load", "load")
     machine.program(21, "sshfs", "system.slice/fuse.service")
     machine.group("system.slice/fuse.service", 4096, is_stuck=True)

@@ -59,7 +59,7 @@ def test_the_reserve_is_only_raised(root: Path, tmp_path: Path) -> None:
     assert (root / MIN_FREE).read_text() == "99999" and not (root / BOOST).exists()
 
 
-@pytest.mark.parametrize("first, second", ["ab", "ba"])
+@pytest.mark.parametrize(("first", "second"), ["ab", "ba"])
 def test_the_last_of_two_areas_puts_them_back(root: Path, tmp_path: Path, first: str, second: str) -> None:
     record = tmp_path / "record"
     for name in "ab":

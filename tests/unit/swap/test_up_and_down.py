@@ -15,13 +15,15 @@ from zcache.errors import StillSwappingError, SwapError
 from zcache.keeper.state import Backing, StateFolder, SwapState
 from zcache.linux.proc_swaps import ProcSwaps
 from zcache.linux.process import ProcessIdentity
-from zcache.swap import area, down, interruption, nbd_device, up
-from zcache.swap.down import Teardown, is_live, take_down
+from zcache.swap import area, buildup, down, interruption, nbd_device, up
+from zcache.swap.buildup import Buildup, Options
+from zcache.swap.down import take_down
 from zcache.swap.handshake import Export
 from zcache.swap.interruption import Interrupted, Interruption
 from zcache.swap.nbd_device import NbdDevice
 from zcache.swap.survivors import Survivors
-from zcache.swap.up import Buildup, Options, bring_up
+from zcache.swap.teardown import Teardown, is_live
+from zcache.swap.up import bring_up
 
 SERVER = ProcessIdentity(7, 22)
 DEVICE = "/dev/nbd0"
@@ -460,7 +462,7 @@ def test_a_free_signal_comes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "export, words",
+    ("export", "words"),
     [
         (Export(1 << 30, 0b11), "read-only"),
         (Export(4096, 1), "too small"),
@@ -473,7 +475,7 @@ def test_an_export_that_will_not_do(export: Export, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options, words",
+    ("options", "words"),
     [
         (Options(parameters=("size",)), "key=value"),
         (Options(priority=-1), "--priority"),
@@ -568,7 +570,7 @@ def test_a_device_that_sysfs_shows_under_another_pid_is_given_back(
 
     detached: list[str] = []
     machine = Buildup(Options(), folder, lambda _line: None)
-    monkeypatch.setattr(up, "apart", apart)
+    monkeypatch.setattr(buildup, "apart", apart)
     monkeypatch.setattr(NbdDevice, "attached_by_pid", lambda _self: 4242)
     monkeypatch.setattr(machine, "detach", detached.append)
     with pytest.raises(SwapError, match="PID namespace"):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from zcache.linux import libc
+from zcache.linux import memory
 from zcache.tiers.slot_map import WINDOW_SLOTS, SlotMap
 
 SLOTS = 1 << 28  # of 4 KiB: 1 TiB
@@ -38,8 +38,8 @@ def test_it_is_populated_ahead_of_use() -> None:
     slots = SlotMap(SLOTS)
     slots.fault_ahead()
     used = slots.used_map()
-    assert libc.resident_share(used[: 2 * WINDOW_SLOTS]) == 1.0
-    assert libc.resident_share(used[SLOTS // 2 : SLOTS // 2 + WINDOW_SLOTS]) == 0.0
+    assert memory.resident_share(used[: 2 * WINDOW_SLOTS]) == 1.0
+    assert memory.resident_share(used[SLOTS // 2 : SLOTS // 2 + WINDOW_SLOTS]) == 0.0
     slots._next = WINDOW_SLOTS
     slots.fault_ahead()
-    assert libc.resident_share(used[: 3 * WINDOW_SLOTS]) == 1.0
+    assert memory.resident_share(used[: 3 * WINDOW_SLOTS]) == 1.0

@@ -20,7 +20,8 @@ from zcache.control.ask import ask
 from zcache.image import image
 from zcache.keeper.state import StateFolder
 from zcache.linux import libc
-from zcache.swap.up import Options, swap_area
+from zcache.swap.buildup import Options
+from zcache.swap.up import swap_area
 from zcache.testvm.figures import read_meminfo_kib, read_vmstat
 
 LOOK_SECONDS: Final = 0.25

@@ -25,7 +25,8 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from zcache.bench.filesystems.places import PLACES, Bench, Place
+from zcache.bench.filesystems.images import Bench
+from zcache.bench.filesystems.places import PLACES, Place
 from zcache.bench.report import Figure, Report
 from zcache.bench.served import REPOSITORY, serve
 from zcache.errors import BadInput, EnvironmentProblem, SwapError

@@ -23,7 +23,8 @@ from zcache.bench.run.disturbance import parse as parse_disturbance
 from zcache.control.ask import ask
 from zcache.errors import ZcacheError
 from zcache.keeper.state import StateFolder
-from zcache.swap.up import Options, swap_area
+from zcache.swap.buildup import Options
+from zcache.swap.up import swap_area
 from zcache.testvm.figures import others_in_group, own_kib, page_faults, read_vmstat
 
 PROGRESS_SECONDS: Final = 10.0

@@ -35,7 +35,7 @@ from zcache.bench.soak.traffic import Traffic, WrongPage
 from zcache.errors import EnvironmentProblem
 from zcache.testvm.arguments import whole_number
 from zcache.testvm.figures import read_meminfo_kib
-from zcache.testvm.vm import JOB_MOUNT
+from zcache.testvm.machine import JOB_MOUNT
 
 #: What is measured, and how much more of it there may be each hour. One object of the smallest size
 #: (32 bytes) leaked by every hundredth request comes to 1700 KiB an hour at 1500 requests a second.

@@ -13,7 +13,7 @@ from zcache.bench.corpus import PAGE_BYTES, Corpus
 from zcache.bench.report import Figure
 from zcache.clock import Clock
 from zcache.control.check import check
-from zcache.linux import libc
+from zcache.linux import memory
 from zcache.pages.codec import Codec, parse_codec
 from zcache.pages.tmem import Kind, TmemObject
 from zcache.reclaim.recompression import REST_SECONDS
@@ -141,7 +141,7 @@ def _grown_bytes(data: bytes, codec: str, allocator: str) -> int:
     """By which this process grows when `data` is put until there are `METADATA_PAGES`."""
     store = Store(budget_bytes=budget_for(allocator, METADATA_PAGES), codec=parse_codec(codec), allocator=allocator)
     thing = store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, 4 * METADATA_PAGES)
-    libc.populate(store.frames.ram_view)
+    memory.populate(store.frames.ram_view)
     store.put(thing, 0, memoryview(data))
     before_kib = status_kib(os.getpid(), "RssAnon")
     for first in range(0, METADATA_PAGES, 32):

@@ -18,7 +18,8 @@ from zcache.control.ask import ask
 from zcache.errors import SwapError
 from zcache.keeper.state import StateFolder
 from zcache.swap import area, nbd_device
-from zcache.swap.up import Options, swap_area
+from zcache.swap.buildup import Options
+from zcache.swap.up import swap_area
 from zcache.testvm.guest import swap_on
 
 #: The guest's disks: the pages to work with; what is swapped to, where that is a disk.
