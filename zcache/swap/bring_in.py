@@ -6,23 +6,33 @@ knows them for used. Only what is in swap is read, as /proc/PID/pagemap says. Of
 pagemap does not say that, and to read a page of it that never existed would make one; so of that
 the kernel is asked to read ahead what is in swap (MADV_WILLNEED), and who touches it then waits for
 nobody, unless it was dropped again.
+
+A file in tmpfs is more than what is mapped of it just now: journald maps parts of its journal as
+it needs them. So of what a process has open there, all that the file holds is read (which makes no
+page where there is none).
 """
 
 import contextlib
 import mmap
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from zcache.beneath.lookup import SECTOR_BYTES
 from zcache.linux import memory
+from zcache.linux.files import data_extents
 
 PROC: Final = Path("/proc")
 PAGE_BYTES: Final = mmap.PAGESIZE
 #: A bit of a word of pagemap (Documentation/admin-guide/mm/pagemap.rst).
 _SWAPPED: Final = 1 << 62
 _WORDS_AT_ONCE: Final = 4096
+#: How a file of memfd_create(2) calls itself in /proc/PID/fd.
+_MEMFD: Final = "/memfd:"
+READ_BYTES: Final = 256 << 10
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,48 @@ def bring_in(pid: int, most_bytes: int, proc: Path = PROC) -> int:
             elif not mapping.is_shared:
                 brought_bytes += _touch(mem, pagemap, mapping, left_bytes)
     return brought_bytes
+
+
+def bring_in_open_files(pid: int, most_bytes: int, seen: set[tuple[int, int]], proc: Path = PROC) -> int:
+    """Of the files in tmpfs that a process has open, and that are not in `seen` (device and inode;
+    they are noted there): how many bytes were read. A file of more than what is left of
+    `most_bytes` is passed over."""
+    read_bytes = 0
+    with contextlib.suppress(OSError):
+        in_memory = _tmpfs_devices((proc / "self" / "mountinfo").read_text(errors="surrogateescape"))
+        for path in (proc / str(pid) / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                file, held_bytes = (status.st_dev, status.st_ino), status.st_blocks * SECTOR_BYTES
+                is_in_memory = status.st_dev in in_memory or str(path.readlink()).startswith(_MEMFD)
+                if not (is_in_memory and stat.S_ISREG(status.st_mode)) or file in seen:
+                    continue
+                if held_bytes <= most_bytes - read_bytes:
+                    seen.add(file)
+                    _read_whole(path, status.st_size)
+                    read_bytes += held_bytes
+    return read_bytes
+
+
+def _tmpfs_devices(mounts: str) -> set[int]:
+    """By the lines of /proc/self/mountinfo: 25 1 0:23 / /run rw shared:5 - tmpfs tmpfs rw"""
+    devices = set()
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        if after.startswith("tmpfs "):
+            major, _, minor = before.split(" ")[2].partition(":")
+            devices.add(os.makedev(int(major), int(minor)))
+    return devices
+
+
+def _read_whole(path: Path, size_bytes: int) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        for start, stop in data_extents(descriptor, 0, size_bytes):
+            for offset in range(start, stop, READ_BYTES):
+                os.pread(descriptor, min(READ_BYTES, stop - offset), offset)
+    finally:
+        os.close(descriptor)
 
 
 def _open(path: Path, opened: contextlib.ExitStack) -> int:

@@ -12,8 +12,8 @@ server still serves; then nobody is left to ask for a page:
      freezes (it waits for a dead file server; FUSE) costs the suspend: all is thawed, and the exit
      status says so.
   3. Have the frozen ones give up some memory, for what comes next must not swap out either.
-  4. Bring in what those who go on have in swap: PID 1, D-Bus, whoever asks for the suspend
-     (bring_in.py).
+  4. Bring in what those who go on have in swap: PID 1, D-Bus, whoever asks for the suspend, and
+     what they have open in tmpfs: the journal (bring_in.py).
   5. Wait until nothing of the swap is under way.
 
 `post` thaws what `pre` froze, and nothing else. Each may be run twice. With no swap of zcache's on,
@@ -40,7 +40,7 @@ from zcache.keeper.state import StateFolder
 from zcache.linux import cgroup, meminfo
 from zcache.linux.proc_swaps import parse_swaps
 from zcache.swap import control_groups, swapoff, sysctls, taken_off
-from zcache.swap.bring_in import bring_in
+from zcache.swap.bring_in import bring_in, bring_in_open_files
 from zcache.swap.control_groups import ControlGroups, Process
 from zcache.swap.freezing import Freezer, all_records, thaw
 from zcache.swap.interruption import Interrupted, Interruption
@@ -184,24 +184,33 @@ class Sleep:
 
     # 4: those who go on
 
+    def _awake(self, groups: list[Path]) -> list[Process]:
+        tree = ControlGroups(self._machine.root or cgroup.ROOT, self._machine.proc)
+        asleep = set(groups)
+        return [each for each in tree.processes() if not asleep & {each.group, *each.group.parents}]
+
     def _awake_with_swap(self, groups: list[Path]) -> list[tuple[Process, int]]:
         """And how many KiB each has out."""
         tree = ControlGroups(self._machine.root or cgroup.ROOT, self._machine.proc)
-        asleep = set(groups)
-        processes = [each for each in tree.processes() if not asleep & {each.group, *each.group.parents}]
-        return [(process, kib) for process in processes if (kib := tree.swapped_kib(process))]
+        return [(process, kib) for process in self._awake(groups) if (kib := tree.swapped_kib(process))]
 
     def _bytes_to_bring_in(self, groups: list[Path]) -> int:
         return sum(min(kib << 10, BRING_IN_MOST_BYTES) for _, kib in self._awake_with_swap(groups))
 
     def _bring_in(self, groups: list[Path]) -> int:
         """How many bytes; never so many that others are swapped out for them."""
-        machine = self._machine
         brought_bytes = 0
         for process, _ in sorted(self._awake_with_swap(groups), key=lambda found: found[1]):
-            spare_bytes = machine.free_bytes() - machine.high_watermark_bytes()
-            brought_bytes += bring_in(process.pid, max(0, min(BRING_IN_MOST_BYTES, spare_bytes)), machine.proc)
+            brought_bytes += bring_in(process.pid, self._most_bytes(), self._machine.proc)
+        seen: set[tuple[int, int]] = set()
+        for process in self._awake(groups):
+            bring_in_open_files(process.pid, self._most_bytes(), seen, self._machine.proc)
         return brought_bytes
+
+    def _most_bytes(self) -> int:
+        """Of one process, now."""
+        spare_bytes = self._machine.free_bytes() - self._machine.high_watermark_bytes()
+        return max(0, min(BRING_IN_MOST_BYTES, spare_bytes))
 
     # 5: quiet
 

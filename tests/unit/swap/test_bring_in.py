@@ -2,12 +2,13 @@
 
 import os
 import struct
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from zcache.linux import memory
-from zcache.swap.bring_in import PAGE_BYTES, bring_in
+from zcache.swap.bring_in import PAGE_BYTES, bring_in, bring_in_open_files
 
 SWAPPED, PRESENT = 1 << 62, 1 << 63
 PID = 77
@@ -76,3 +77,52 @@ def test_a_process_that_has_ended_needs_nothing(tmp_path: Path) -> None:
 def test_a_real_process_can_be_read() -> None:
     """This one has nothing in swap; its files are of the form that is expected."""
     assert bring_in(os.getpid(), 1 << 20) >= 0
+
+
+def test_what_a_process_has_open_in_tmpfs_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that there is of a file, and nothing where it has a hole; nor what lies on a disk."""
+    entry = tmp_path / str(PID)
+    (tmp_path / "self").mkdir()
+    (entry / "fd").mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory, tempfile.TemporaryDirectory(dir="/var/tmp") as disk:
+        device = Path(memory).stat().st_dev
+        mount = f"25 1 {os.major(device)}:{os.minor(device)} / /dev/shm rw shared:5 - tmpfs tmpfs rw\n"
+        (tmp_path / "self" / "mountinfo").write_text("22 1 0:20 / /proc rw shared:1 - proc proc rw\n" + mount)
+        journal, large, other = Path(memory) / "journal", Path(memory) / "large", Path(disk) / "other"
+        with journal.open("wb") as file:
+            file.write(bytes(3 * PAGE_BYTES))
+            file.seek(100 * PAGE_BYTES)
+            file.write(bytes(PAGE_BYTES))
+        large.write_bytes(bytes(64 * PAGE_BYTES))
+        other.write_bytes(bytes(2 * PAGE_BYTES))
+        memfd = os.memfd_create("message")
+        os.write(memfd, bytes(PAGE_BYTES))
+        targets = (journal, journal, large, other, Path(memory), Path(f"/proc/self/fd/{memfd}"), Path("/gone"))
+        for number, target in enumerate(targets):
+            (entry / "fd" / str(number)).symlink_to(target)
+        read: list[tuple[int, int]] = []
+        pread = os.pread
+
+        def watched(descriptor: int, size: int, offset: int) -> bytes:
+            read.append((offset, size))
+            return pread(descriptor, size, offset)
+
+        monkeypatch.setattr(os, "pread", watched)
+        seen: set[tuple[int, int]] = set()
+        assert bring_in_open_files(PID, 8 * PAGE_BYTES, seen, tmp_path) == 4 * PAGE_BYTES
+        assert read == [(0, 3 * PAGE_BYTES), (100 * PAGE_BYTES, PAGE_BYTES)]
+        assert journal.stat().st_blocks * 512 == 4 * PAGE_BYTES
+        assert bring_in_open_files(PID, 8 * PAGE_BYTES, seen, tmp_path) == 0
+        assert bring_in_open_files(PID, 64 * PAGE_BYTES, seen, tmp_path) == 64 * PAGE_BYTES
+        os.close(memfd)
+
+
+def test_a_memfd_is_in_memory_too() -> None:
+    """Of a real process, this one."""
+    memfd = os.memfd_create("message")
+    os.write(memfd, bytes(5 * PAGE_BYTES))
+    status = os.fstat(memfd)
+    seen: set[tuple[int, int]] = set()
+    assert bring_in_open_files(os.getpid(), 1 << 30, seen) >= 5 * PAGE_BYTES
+    assert (status.st_dev, status.st_ino) in seen
+    os.close(memfd)
