@@ -15,9 +15,10 @@ import pytest
 from tests.support.clock import FakeClock
 from zcache.image.image import Signs, new_descriptor
 from zcache.keeper import keeper as keeper_module
+from zcache.keeper.channel import BEGIN, BEGIN_ALONE, READY
 from zcache.keeper.keeper import STANDBY_SECONDS, Keeper
 from zcache.keeper.reserve import OOM_SECONDS
-from zcache.keeper.server_process import BEGIN, BEGIN_ALONE, READY, ServerProcess
+from zcache.keeper.server_process import ServerProcess
 from zcache.keeper.state import StateFolder
 from zcache.steps import StepsWatch
 
