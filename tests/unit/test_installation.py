@@ -97,7 +97,7 @@ def test_it_is_whole(installed: Path, module: str) -> None:
     subprocess.run([installed / "python", "-P", "-c", f"import {module}"], check=True, cwd="/")
 
 
-@pytest.mark.parametrize("module", ["nbd_plugin.server", "zcache.keeper.keeper", "zcache.swap.down"])
+@pytest.mark.parametrize("module", ["nbd_plugin.server", "zcache.keeper.__main__", "zcache.swap.down"])
 def test_what_is_locked_in_memory_loads_none_of_the_commands_packages(module: str) -> None:
     ask = f"import sys, {module}; print([name for name in ('rich', 'pyroute2', 'argparse') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=REPOSITORY)

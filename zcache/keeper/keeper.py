@@ -14,7 +14,7 @@ for 20 MiB: the guest stood still for a minute and a half (seen). A standby that
 heir, the next standby (`server_process.py`). If it dies with the server, one is started from disk
 all the same, and is lent what the kernel keeps free (`reserve.py`).
 
-Life: `python -m zcache.keeper.keeper FOLDER key=value…`. SIGTERM ends the server, then the keeper;
+Life: `python -m zcache.keeper FOLDER key=value…`. SIGTERM ends the server, then the keeper;
 not from when it is armed until swap-down disarms it, or while the kernel swaps to the device:
 nothing that ends processes, a shutdown included, gets at the pages before swapoff. SIGUSR1
 (swap-upgrade) has a second standby started, from the code that is on disk now; when it is ready,
@@ -25,29 +25,24 @@ import contextlib
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from zcache.errors import EnvironmentProblem, SwapError
-from zcache.hardening import Hardening, limits
-from zcache.hardening.log_pipe import say, say_what_nobody_catches
-from zcache.inherited.start import put_right
+from zcache.errors import SwapError
+from zcache.keeper import voice
 from zcache.keeper.frozen import Forgotten
 from zcache.keeper.locked_image import LockedImage
 from zcache.keeper.reconnection import Reconnection, ServerNotThereError
 from zcache.keeper.reserve import OOM_SECONDS, Reserve
-from zcache.keeper.server_process import ServerProcess, listen
+from zcache.keeper.server_process import ServerProcess
 from zcache.keeper.state import StateFolder
+from zcache.keeper.voice import Complaints
 from zcache.keeper.watched import Watched
-from zcache.linux import cgroup, libc
+from zcache.linux import cgroup
 from zcache.linux.proc_swaps import ProcSwaps
 from zcache.steps import Steps
-
-#: What it needs of what the server needs: it serves no requests, so its heap and code may fault.
-PROTECTIONS: Final = ("io_flusher", "real_time", "small_pages", "memory_lock", "oom_score", "stderr", "shutdown")
 
 #: What else may be sent to end a process that has lost its terminal, or whose user has lost
 #: patience.
@@ -71,11 +66,6 @@ STANDBY_SECONDS: Final = 150.0
 #: A server whose own threads have not run for this long never will: the next one has all that it
 #: had. Ten times the longest that was seen under emulation.
 HEARTBEAT_SECONDS: Final = 60.0
-
-
-#: It goes on where servers' messages end (`log_pipe.MAX_FILE_BYTES`): its own are few, and say what
-#: became of them.
-LOG_BYTES: Final = 2 << 20
 
 
 class Keeper:
@@ -104,7 +94,7 @@ class Keeper:
         self._has_stood_still = False  # the server, at its start, and that was said
         self._has_failed = False  # the server has ended before it served, and that was dealt with
         self._failures = 0  # how many have, one after the other
-        self._complaints: set[str] = set()  # that have been said since things went well
+        self._complaints = Complaints()
         self._heartbeats = 0
         self._beat_seconds = time.monotonic()
         self._standby: ServerProcess | None = None
@@ -137,7 +127,7 @@ class Keeper:
             try:
                 status = self._turn()
             except Exception as error:  # no memory, no process: whatever it is, who would replace the server?
-                self._complain(f"{type(error).__name__}: {error}")
+                self._complaints.complain(f"{type(error).__name__}: {error}")
                 time.sleep(LOOK_SECONDS)
                 continue
             if status is not None:
@@ -168,7 +158,7 @@ class Keeper:
         self._server.end()
         status = self._server.exit_status()
         if status and status < 0 and not self._has_stood_still:
-            _say(f"the server ended with status {status}")
+            voice.say(f"the server ended with status {status}")
 
     def abandon(self) -> None:
         """As if it had never been begun."""
@@ -198,7 +188,7 @@ class Keeper:
             try:
                 duty()
             except Exception as error:
-                self._complain(f"{type(error).__name__}: {error}")
+                self._complaints.complain(f"{type(error).__name__}: {error}")
         if self._serves():
             self._failures = 0
             if self._old_standby and not self._is_upgrading:  # the new code serves
@@ -211,7 +201,7 @@ class Keeper:
             self._heartbeats, self._beat_seconds = heartbeats, time.monotonic()
         elif time.monotonic() - self._beat_seconds > HEARTBEAT_SECONDS:
             if not self._server.has_ended():  # then its successor is what we wait for
-                _say(f"no sign of life from the server for {HEARTBEAT_SECONDS:.0f} s: ending it")
+                voice.say(f"no sign of life from the server for {HEARTBEAT_SECONDS:.0f} s: ending it")
                 self._server.kill()
             self._beat_seconds = time.monotonic()
 
@@ -229,7 +219,7 @@ class Keeper:
             self._reserve.lend(self._is_from_disk)
             is_stuck = self._server.has_ended() or time.monotonic() - self._beat_seconds > OOM_SECONDS
             if self._is_from_disk and is_stuck and self._reserve.is_used_up():
-                _say("no memory is left for a server to start: having the kernel end a program (OOM killer)")
+                voice.say("no memory is left for a server to start: having the kernel end a program (OOM killer)")
                 self._reserve.kill_a_program()
         else:
             self._reserve.put_back()
@@ -242,7 +232,9 @@ class Keeper:
             return
         thawed = self._forgotten.look()
         if thawed:
-            _say(f"thawing {thawed} control groups: nobody did after `zcache sleep pre` (`zcache sleep post` does)")
+            voice.say(
+                f"thawing {thawed} control groups: nobody did after `zcache sleep pre` (`zcache sleep post` does)"
+            )
 
     def _is_served(self) -> bool:
         """Whether there is a server now that answers requests."""
@@ -268,9 +260,9 @@ class Keeper:
             self._group.put_back()
         except OSError as error:
             lost = f"{self._group.path} has lost {cgroup.LIMIT}=0"
-            self._complain(f"WARNING: {lost}, and it cannot be put back: {error.strerror}")
+            self._complaints.complain(f"WARNING: {lost}, and it cannot be put back: {error.strerror}")
         else:
-            _say(f"{self._group.path} had lost {cgroup.LIMIT}=0, which keeps a new server out of swap: put back")
+            voice.say(f"{self._group.path} had lost {cgroup.LIMIT}=0, which keeps a new server out of swap: put back")
 
     def _put_back(self) -> None:
         """What else keeps the swap safe, and others have changed. Not while nobody serves, as
@@ -282,7 +274,7 @@ class Keeper:
             servers = (self._server, self._standby, self._replacement, self._old_standby)
             pids = [server.pid for server in servers if server and not server.has_ended()]
             for line in self._watched.put_back(pids):
-                self._complain(line)
+                self._complaints.complain(line)
 
     def _watch_starts(self) -> None:
         """Each step of the server's start has its deadline; what swap-up waits for is passed on to
@@ -300,7 +292,7 @@ class Keeper:
             step = process.stands_still()
             is_patient = process is not self._server and not (is_served and process.age_seconds() > STANDBY_SECONDS)
             if step and not is_patient:
-                self._complain(f"error: the {name} stands still at its start, {step}: ending it")
+                self._complaints.complain(f"error: the {name} stands still at its start, {step}: ending it")
                 process.kill()
                 self._has_stood_still = process is self._server
         waited_for = ("the server", self._server) if self._standby is None else ("the standby", self._standby)
@@ -342,10 +334,10 @@ class Keeper:
             is_needed = self._serves() or self._server.has_ended()
             if is_needed and time.monotonic() > self._next_standby_seconds:
                 self._rest()
-                _say("starting a standby, of the code that is on disk now")
+                voice.say("starting a standby, of the code that is on disk now")
                 self._standby = self._start()
         elif self._standby.has_ended():
-            _say(f"the standby ended with status {self._standby.exit_status()}")
+            voice.say(f"the standby ended with status {self._standby.exit_status()}")
             self._standby.close()
             self._standby = None
             if self._is_upgrading:  # and not an heir of the new code, which is the server already
@@ -353,7 +345,7 @@ class Keeper:
         elif not self._standby.is_ready():
             if self._server.has_ended() and self._standby.age_seconds() > STANDBY_SECONDS:
                 step = f" ({self._standby.steps.step})" if self._standby.steps else ""
-                self._complain(f"the standby is not ready after {STANDBY_SECONDS:.0f} s{step}: ending it")
+                self._complaints.complain(f"the standby is not ready after {STANDBY_SECONDS:.0f} s{step}: ending it")
                 self._standby.kill()
         else:
             self._rest_seconds = FIRST_REST_SECONDS
@@ -375,14 +367,14 @@ class Keeper:
             if self._replacement:
                 self._replacement.discard()
                 self._replacement = None
-            _say("starting the code that is on disk now")
+            voice.say("starting the code that is on disk now")
             try:
                 self._replacement = self._start()
             except OSError:
                 self._refuse_upgrade()
                 raise
         elif self._replacement and self._replacement.has_ended():
-            _say(f"the code that is on disk now ended with status {self._replacement.exit_status()}")
+            voice.say(f"the code that is on disk now ended with status {self._replacement.exit_status()}")
             self._give_up_replacement()
         elif self._replacement and self._replacement.is_ready() and (self._serves() or self._server.has_ended()):
             self._switch()
@@ -402,7 +394,7 @@ class Keeper:
             if self._standby:
                 self._standby.discard()
         elif self._standby:
-            _say(
+            voice.say(
                 "error: the standby was started from disk, too: there would be no way back to the server's code; "
                 "swap-down and swap-up make new ones of both"
             )
@@ -412,7 +404,7 @@ class Keeper:
             return
         self._standby, self._replacement = self._replacement, None
         self._is_upgrading = True
-        _say("it is ready: ending the server")
+        voice.say("it is ready: ending the server")
         self._is_broken_since = time.monotonic()
         self._server.end()
 
@@ -421,7 +413,7 @@ class Keeper:
         armed us."""
         if not self._is_armed_still():
             return False
-        _say(f"not ending: the kernel swaps to {self._device}, or will; take that off first (swap-down)")
+        voice.say(f"not ending: the kernel swaps to {self._device}, or will; take that off first (swap-down)")
         return True
 
     def _is_cut_off(self) -> bool:
@@ -445,18 +437,18 @@ class Keeper:
         if not (self._serves() or self._has_failed):
             self._has_failed = True
             self._failures += 1
-            _say(f"the server ended before it served; {self._failures} in a row")
+            voice.say(f"the server ended before it served; {self._failures} in a row")
             if self._old_standby or self._failures % LAST_FAILURE == 0:
                 self._give_up_heir()
         if self._standby and self._standby.is_ready():
-            _say(f"the server ended with status {self._server.exit_status()}; the standby takes its place")
+            voice.say(f"the server ended with status {self._server.exit_status()}; the standby takes its place")
             self._has_failed = False
             self._server.close()
             if self._is_upgrading and self._image.signs:
                 self._image.signs.begin_upgrade()
             self._is_upgrading = False
             self._server, self._standby = self._standby, None
-            self._complaints.clear()
+            self._complaints.forget()
             self._server.begin(self._files, leaves_heir=self._server.is_heir or not self._is_from_disk)
             self._beat_seconds = time.monotonic()
 
@@ -472,7 +464,7 @@ class Keeper:
     def _fall_back(self) -> None:
         """To a standby of the code before an upgrade, if the new code has not served yet."""
         if self._old_standby:
-            _say("going back to the code from before the upgrade")
+            voice.say("going back to the code from before the upgrade")
             self._standby, self._old_standby = self._old_standby, None
             self._is_upgrading = False
             self._refuse_upgrade()
@@ -487,11 +479,6 @@ class Keeper:
         if self._image.signs:
             self._image.signs.refuse_upgrade()
 
-    def _complain(self, line: str) -> None:
-        if line not in self._complaints:  # it is tried again ten times a second
-            self._complaints.add(line)
-            _say(line)
-
     def _reconnect(self) -> None:
         """Connect the device to the server, which may still be starting; tried again at the next
         look."""
@@ -502,89 +489,12 @@ class Keeper:
         except ServerNotThereError:
             return  # yet
         except SwapError as error:
-            self._complain(str(error))
+            self._complaints.complain(str(error))
             return
-        self._complaints.clear()
-        _say(f"the device is connected again, after {time.monotonic() - begin:.1f} s")
+        self._complaints.forget()
+        voice.say(f"the device is connected again, after {time.monotonic() - begin:.1f} s")
         self._is_broken_since = None
 
     def _is_worth_waiting(self) -> bool:
         self._look()
         return not (self._is_ending or self._server.has_ended())
-
-
-def _say(line: str) -> None:
-    say(f"zcache keeper: {line}")
-
-
-def _hold_secret_memory(folder: StateFolder) -> None:
-    """While we have it the kernel does not hibernate (hibernation.py); where there is none swap-up
-    says what to do."""
-    with contextlib.suppress(OSError, SwapError):
-        state = folder.load()
-        if not (state and state.may_hibernate):
-            libc.memfd_secret()
-
-
-def main(words: Sequence[str]) -> int:
-    """`FOLDER key=value…`: returns when SIGTERM has ended both. Whatever fails on the way to the
-    loop is one line."""
-    steps = Steps.from_environment()
-    say_what_nobody_catches("zcache keeper", steps)
-    steps.begin("the keeper makes its socket")
-    try:
-        keeper, hardening = _start(StateFolder(Path(words[0])), words[1:], steps)
-    except BaseException as error:
-        _say(f"error: {limits.explain(f'the start failed, {steps.name}', error)}")
-        return 1
-    status = keeper.run()
-    hardening.close()
-    return status
-
-
-def _start(folder: StateFolder, parameters: Sequence[str], steps: Steps) -> "tuple[Keeper, Hardening]":
-    own_socket = listen(folder.socket)
-    steps.begin("the keeper enters its control group")
-    problem = cgroup.enter_swapless(folder.cgroup)
-    is_required = "hardening=require" in parameters
-    if problem and is_required:
-        raise EnvironmentProblem(
-            f"hardening=require: a server that starts late may be swapped out, to itself: {problem}"
-        )
-    errors = os.dup(2)  # the server's; ours goes through a pipe that cannot block
-    libc.forbid_core_dumps()
-    _hold_secret_memory(folder)
-    libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
-    hardening = Hardening(only=PROTECTIONS, log_bytes=LOG_BYTES, step=lambda name: steps.begin(f"the keeper: {name}"))
-    libc.malloc_trim(0)  # what loading modules has left free (0.8 MiB) would be locked with the rest
-    hardening.apply()
-    try:
-        if not hardening.self_check() and is_required:
-            raise EnvironmentProblem(hardening.refusal())
-        steps.begin("the keeper makes the image and starts the server")
-        keeper = Keeper(folder, own_socket, parameters, errors, steps)
-        try:
-            hardening.start()
-        except BaseException:
-            keeper.abandon()
-            raise
-    except BaseException:
-        hardening.close()  # gives stderr back, where the reason has to go
-        raise
-    _say(hardening.verdict())
-    if problem:
-        _say(f"WARNING: a server that starts when memory is short may be swapped out, to itself: {problem}")
-    return keeper, hardening
-
-
-def command() -> int:
-    """`main`, for the whole of a process, whoever has started it, and wherever."""
-    complaint = put_right(sys.argv[1:])
-    if complaint:
-        _say(f"WARNING: {complaint}")
-    os.chdir("/")  # no file system is held
-    return main(sys.argv[1:])
-
-
-if __name__ == "__main__":
-    sys.exit(command())

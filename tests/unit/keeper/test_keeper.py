@@ -15,6 +15,7 @@ import pytest
 from tests.support.clock import FakeClock
 from zcache.image.image import Signs, new_descriptor
 from zcache.keeper import keeper as keeper_module
+from zcache.keeper import voice
 from zcache.keeper.channel import BEGIN, BEGIN_ALONE, READY
 from zcache.keeper.keeper import STANDBY_SECONDS, Keeper
 from zcache.keeper.reserve import OOM_SECONDS
@@ -58,7 +59,7 @@ class Looked:
 
     def __init__(self, folder: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: list[str] = []
-        monkeypatch.setattr(keeper_module, "_say", self.said.append)
+        monkeypatch.setattr(voice, "say", self.said.append)
         self.keeper = Keeper(StateFolder(folder), folder / "nbd.sock", [], 2)
         self.keeper._reconnection = object()  # type: ignore[assignment]
         monkeypatch.setattr(self.keeper, "_serves", lambda: True)
