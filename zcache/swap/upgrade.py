@@ -17,8 +17,8 @@ from typing import Final
 from zcache.errors import EnvironmentProblem, SwapError
 from zcache.image import image
 from zcache.inherited import start
-from zcache.keeper.keeper import REPLACE_SIGNAL
 from zcache.keeper.launch import error_lines
+from zcache.keeper.signals import REPLACE_SIGNAL
 from zcache.keeper.state import DEFAULT_FOLDER, StateFolder
 from zcache.linux import process, standard_streams
 from zcache.swap import sleep_units
