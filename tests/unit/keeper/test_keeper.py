@@ -5,192 +5,18 @@ Its servers are sleeping programs here; the real ones are in tests/nbd/test_keep
 """
 
 import os
-import socket
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.clock import FakeClock
+from tests.support.keepers import Looked, Servers
 from zcache.image.image import Signs, new_descriptor
-from zcache.keeper import succession, surroundings, voice
-from zcache.keeper.channel import BEGIN, BEGIN_ALONE, READY
-from zcache.keeper.keeper import Keeper
+from zcache.keeper.channel import BEGIN, BEGIN_ALONE
 from zcache.keeper.reserve import OOM_SECONDS
-from zcache.keeper.server_process import ServerProcess
 from zcache.keeper.state import StateFolder
 from zcache.keeper.succession import STANDBY_SECONDS
 from zcache.steps import StepsWatch
-
-
-class Servers:
-    """Programs that say that they are ready, and sleep."""
-
-    def __init__(self) -> None:
-        self.started: list[tuple[ServerProcess, socket.socket]] = []
-        self.failure: OSError | None = None
-
-    def start(self, *_arguments: object) -> ServerProcess:
-        if self.failure:
-            raise self.failure
-        ours, theirs = socket.socketpair()
-        program = subprocess.Popen(["sleep", "60"])
-        program.returncode = 0  # it is waited for by its pidfd
-        server = ServerProcess(program.pid, ours)
-        theirs.send(READY)
-        self.started.append((server, theirs))
-        return server
-
-
-@pytest.fixture
-def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
-    servers = Servers()
-    monkeypatch.setattr(ServerProcess, "start", servers.start)
-    yield servers
-    for server, channel in servers.started:
-        channel.close()
-        if server._channel.fileno() >= 0:  # it was not closed
-            server.discard()
-
-
-class Looked:
-    """A keeper whose device is connected, with a server that serves and a standby that is ready."""
-
-    def __init__(self, folder: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.said: list[str] = []
-        monkeypatch.setattr(voice, "say", self.said.append)
-        self.keeper = Keeper(StateFolder(folder), folder / "nbd.sock", [], 2)
-        self.keeper._device.reconnection = object()  # type: ignore[assignment]
-        monkeypatch.setattr(self.keeper.succession, "serves", lambda: True)
-        self.turns(2)
-        self.first, self.standby = (server for server, _ in servers.started)
-        self.standby.is_heir = True
-        assert (self.keeper.succession.server, self.keeper.succession.standby) == (self.first, self.standby)
-
-    def turns(self, count: int) -> None:
-        for _ in range(count):
-            assert self.keeper._turn() is None
-
-    def replaces_a_server_that_dies(self) -> bool:
-        self.keeper.succession.server.kill()
-        assert self.keeper.succession.server._wait(10)
-        self.turns(3)
-        return self.keeper.succession.server is self.standby
-
-
-@pytest.fixture
-def looked(tmp_path: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Looked:
-    return Looked(tmp_path, servers, monkeypatch)
-
-
-def test_a_second_upgrade_that_cannot_start_a_process(looked: Looked, servers: Servers) -> None:
-    """While the first one's new code is still starting: that is ended, and nothing is left of it to
-    be asked."""
-    keeper = looked.keeper
-    servers.started.append((new := servers.start(), servers.started[-1][1]))
-    new._is_ready = False
-    new._channel.recv(1)
-    keeper.succession.replacement = new
-    keeper._signals.is_to_be_replaced = True
-    servers.failure = BlockingIOError(11, "no process can be had")
-    looked.turns(3)
-    assert keeper.succession.replacement is None
-    assert [line for line in looked.said if "no process" in line] == [
-        "BlockingIOError: [Errno 11] no process can be had"
-    ]
-    servers.failure = None
-    assert looked.replaces_a_server_that_dies()
-
-
-def test_new_code_that_cannot_be_started_is_refused(looked: Looked, servers: Servers) -> None:
-    refusals: list[bool] = []
-    looked.keeper.succession.refuse_upgrade = lambda: refusals.append(True)  # type: ignore[method-assign]
-    looked.keeper._signals.is_to_be_replaced = True
-    servers.failure = BlockingIOError(11, "no process can be had")
-    looked.turns(3)
-    assert refusals == [True]
-
-
-def test_a_second_upgrade_after_the_first_has_died_goes_back_to_the_code_before_both(
-    looked: Looked, servers: Servers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    keeper = looked.keeper
-    keeper._signals.is_to_be_replaced = True
-    looked.turns(2)
-    new = keeper.succession.server
-    assert new not in (looked.first, looked.standby) and keeper.succession.old_standby is looked.standby
-    monkeypatch.setattr(keeper.succession, "serves", lambda: False)
-    keeper.succession.replacement = servers.start()
-    new.kill()
-    assert new._wait(10)
-    looked.turns(2)
-    assert keeper.succession.server is looked.standby
-
-
-def test_there_is_no_upgrade_without_a_standby_of_the_server_s_code(looked: Looked) -> None:
-    """The heir was killed: the standby is of what was on disk then, which need not be what serves
-    now."""
-    keeper = looked.keeper
-    looked.standby.kill()
-    assert looked.standby._wait(10)
-    looked.turns(1)
-    keeper.succession.rest.end_seconds = 0
-    looked.turns(2)
-    from_disk = keeper.succession.standby
-    assert from_disk and from_disk is not looked.standby and from_disk.is_ready()
-    refusals: list[bool] = []
-    keeper.succession.refuse_upgrade = lambda: refusals.append(True)  # type: ignore[method-assign]
-    keeper._signals.is_to_be_replaced = True
-    looked.turns(3)
-    assert refusals == [True] and any("no way back" in line for line in looked.said)
-    assert (keeper.succession.server, keeper.succession.standby, keeper.succession.replacement) == (
-        looked.first,
-        from_disk,
-        None,
-    )
-    assert not keeper.succession.server.has_ended()
-
-
-def test_an_upgrade_waits_for_an_heir_that_is_on_its_way(looked: Looked, servers: Servers) -> None:
-    keeper = looked.keeper
-    looked.standby._is_ready = False
-    keeper._signals.is_to_be_replaced = True
-    looked.turns(3)
-    assert keeper.succession.server is looked.first and keeper.succession.replacement
-    servers.started[1][1].send(READY)
-    looked.turns(1)
-    assert keeper.succession.server is not looked.first and keeper.succession.old_standby is looked.standby
-
-
-def test_new_code_that_is_ready_serves_when_nothing_else_can(looked: Looked) -> None:
-    keeper = looked.keeper
-    for server in (looked.standby, looked.first):
-        server.kill()
-        assert server._wait(10)
-    keeper.succession.rest.end_seconds = 1e9
-    keeper._signals.is_to_be_replaced = True
-    looked.turns(4)
-    assert keeper.succession.server not in (looked.first, looked.standby) and not keeper.succession.server.has_ended()
-
-
-def test_a_standby_that_never_gets_ready_gives_way_when_it_is_needed(
-    looked: Looked, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    keeper = looked.keeper
-    looked.standby._is_ready = False
-    monkeypatch.setattr(succession, "STANDBY_SECONDS", 0.0)
-    looked.turns(2)
-    assert keeper.succession.standby is looked.standby, "the server lives: there is time"
-    looked.first.kill()
-    assert looked.first._wait(10)
-    looked.turns(1)
-    assert looked.standby._wait(10)
-    keeper.succession.rest.end_seconds = 0
-    looked.turns(1)
-    keeper.succession.rest.end_seconds = 0
-    looked.turns(3)
-    assert keeper.succession.server not in (looked.first, looked.standby) and not keeper.succession.server.has_ended()
 
 
 def stood_still() -> StepsWatch:
@@ -324,14 +150,6 @@ def test_a_standby_that_is_ready_is_lent_only_what_is_usually_reserved(
     assert servers.started[1][1].recv(1) == BEGIN
 
 
-def test_an_heir_that_takes_over_leaves_one_whatever_was_before(looked: Looked, servers: Servers) -> None:
-    """As when new code has died at once: back to the old code's heir, which must have one in its
-    turn."""
-    looked.keeper.succession.is_from_disk = True
-    assert looked.replaces_a_server_that_dies()
-    assert servers.started[1][1].recv(1) == BEGIN
-
-
 def test_without_swap_nothing_is_lent(looked: Looked, lent: Lent, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other programs' memory is touched only for pages that somebody may want back."""
     monkeypatch.setattr(looked.keeper._device._swaps, "find", lambda _device: None)
@@ -381,49 +199,6 @@ def test_swap_up_is_not_told_to_go_on_with_an_image_that_cannot_be_kept(
     monkeypatch.undo()
 
 
-def test_an_heir_whose_pid_is_somebody_elses_by_now_is_left_alone() -> None:
-    ours, theirs = socket.socketpair()
-    heirs, others = socket.socketpair()
-    program = subprocess.Popen(["sleep", "60"])
-    program.returncode = 0
-    server = ServerProcess(program.pid, ours)
-    theirs.send(READY)
-    assert server.is_ready()
-    socket.send_fds(theirs, [b"1"], [heirs.fileno()])
-    assert server.heir() is None
-    child = subprocess.Popen(["sleep", "60"])
-    child.returncode = 0
-    socket.send_fds(theirs, [str(child.pid).encode()], [heirs.fileno()])
-    heir = server.heir()
-    assert heir and heir.pid == child.pid
-    heir.discard()
-    server.discard()
-    for each in (theirs, heirs, others):
-        each.close()
-
-
-def test_an_heir_that_has_died_keeps_no_descriptor_of_its_predecessor() -> None:
-    """Its steps were shared with it, and not given back."""
-    ours, theirs = socket.socketpair()
-    program = subprocess.Popen(["sleep", "60"])
-    program.returncode = 0
-    steps = StepsWatch()
-    os.close(steps.writer)
-    server = ServerProcess(program.pid, ours, steps)
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    heirs, others = socket.socketpair()
-    theirs.send(READY)
-    assert server.is_ready()
-    socket.send_fds(theirs, [str(dead.pid).encode()], [heirs.fileno()])
-    assert server.heir() is None
-    server.discard()
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(steps.fileno())
-    for each in (theirs, heirs, others):
-        each.close()
-
-
 def test_a_new_server_is_seen_only_when_the_last_one_serves_no_more() -> None:
     """`_serves` looks at the pid, then at the epoch."""
     descriptor = new_descriptor()
@@ -446,65 +221,3 @@ def test_a_new_server_is_seen_only_when_the_last_one_serves_no_more() -> None:
     signs.begin_epoch()
     assert written[-2:] == [Signs._EPOCH, Signs._PID]
     os.close(descriptor)
-
-
-class LostGroup:
-    """A control group whose limit is taken away again and again."""
-
-    path = Path("/sys/fs/cgroup/run-zcache")
-
-    def __init__(self) -> None:
-        self.looks = self.restored = 0
-        self.failure: OSError | None = None
-
-    def holds(self) -> bool:
-        self.looks += 1
-        return False
-
-    def put_back(self) -> None:
-        if self.failure:
-            raise self.failure
-        self.restored += 1
-
-
-def test_the_limit_of_its_group_is_put_back(looked: Looked, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once a second, and not at each turn; and a group that never had one is not looked at."""
-    group = LostGroup()
-    monkeypatch.setattr(surroundings, "GROUP_SECONDS", 1e6)
-    looked.keeper._surroundings.group = group  # type: ignore[assignment]
-    looked.keeper._surroundings.next_group_seconds = 0.0
-    looked.turns(5)
-    assert (group.looks, group.restored) == (1, 1)
-    assert looked.said[-1].endswith("put back") and "memory.swap.max=0" in looked.said[-1]
-    group.failure = OSError(16, "Device or resource busy")
-    for _ in range(3):
-        looked.keeper._surroundings.next_group_seconds = 0.0
-        looked.turns(1)
-    lines = [line for line in looked.said if "cannot be put back: Device or resource busy" in line]
-    assert len(lines) == 1 and group.looks == 4
-    assert looked.replaces_a_server_that_dies()
-
-
-def test_what_others_change_is_put_back_while_the_kernel_swaps_to_a_server(
-    looked: Looked, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    keeper, asked = looked.keeper, []
-
-    def put_back(pids: list[int]) -> list[str]:
-        asked.append(pids)
-        return ["it was changed: put back"]
-
-    monkeypatch.setattr(keeper._surroundings.watched, "put_back", put_back)
-    looked.turns(2)
-    assert asked == []  # there is no swap
-    monkeypatch.setattr(keeper._device, "is_swapping", lambda: True)
-    looked.turns(1)
-    assert asked == [[looked.first.pid, looked.standby.pid]]
-    looked.turns(2)
-    assert len(asked) == 1  # once a second
-    keeper._surroundings.next_watch_seconds = 0
-    monkeypatch.setattr(keeper.succession, "is_served", lambda: False)
-    looked.turns(1)
-    assert len(asked) == 1  # not while nobody serves
-    monkeypatch.undo()
-    assert looked.said.count("it was changed: put back") == 1
