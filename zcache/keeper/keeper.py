@@ -1,5 +1,5 @@
-"""The keeper: holds the image, keeps it in memory, and puts a new server behind the device when one
-has died.
+"""The keeper's loop: hold the image in memory, watch the server, put a new one behind the device
+when it has died.
 
 It must never need the swap that it guards. So it is small, locked in memory as the server is,
 speaks to nothing that can wait for swap, and loads nothing once the swap is on: the netlink message
@@ -11,14 +11,14 @@ state folder it does not read or write meanwhile: they lie in a tmpfs, and may b
 The next server is there before it is needed: a standby that has loaded and locked all it needs, and
 waits. When the server dies, memory is short, nothing can be swapped, and a program that starts asks
 for 20 MiB: the guest stood still for a minute and a half (seen). A standby that begins leaves an
-heir, the next standby (`server_process.py`). If it dies with the server, one is started from disk
-all the same, and is lent what the kernel keeps free (`reserve.py`).
+heir, the next standby (`succession.py`). If it dies with the server, one is started from disk all
+the same, and is lent what the kernel keeps free (`reserve.py`).
 
-Life: `python -m zcache.keeper FOLDER key=value…`. SIGTERM ends the server, then the keeper;
-not from when it is armed until swap-down disarms it, or while the kernel swaps to the device:
-nothing that ends processes, a shutdown included, gets at the pages before swapoff. SIGUSR1
-(swap-upgrade) has a second standby started, from the code that is on disk now; when it is ready,
-which it is not if it cannot go on with the image, it is the standby, and the server is ended.
+SIGTERM ends the server, then the keeper; not from when it is armed until swap-down disarms it, or
+while the kernel swaps to the device: nothing that ends processes, a shutdown included, gets at the
+pages before swapoff. SIGUSR1 (swap-upgrade) has a replacement started, from the code that is on
+disk now; when it is ready, which it is not if it cannot go on with the image, it is the standby,
+and the server is ended.
 """
 
 import time
