@@ -427,7 +427,8 @@ def test_new_code_whose_heir_dies_first_is_not_given_up(tmp_path: Path) -> None:
 def test_a_server_that_hangs_is_ended_and_replaced(tmp_path: Path) -> None:
     """One that gives no sign of life for as long as it takes: a second here, and not a minute."""
     impatient = (
-        "import sys; from zcache.keeper import keeper; keeper.HEARTBEAT_SECONDS = 1.0; keeper.main(sys.argv[1:])"
+        "import sys; from zcache.keeper import __main__, keeper; "
+        "keeper.HEARTBEAT_SECONDS = 1.0; __main__.main(sys.argv[1:])"
     )
     keeper = Keeper(tmp_path / "state", program=("-c", impatient))
     client = keeper.connect()

@@ -464,7 +464,7 @@ def test_an_older_keeper_starts_a_server_of_this_code(tmp_path: Path) -> None:
 import os, subprocess, sys
 from zcache.keeper import server_process
 server_process.SERVE = (sys.executable, "-P", "-m", "nbd_plugin.serve")
-from zcache.keeper import keeper
+from zcache.keeper import __main__ as keeper
 os.environ |= {{"LD_LIBRARY_PATH": "/opt/conda/lib", "PYTHONWARNINGS": "error", "LC_ALL": "C", "LISTEN_PID": "1"}}
 sys.exit(keeper.main({[str(tmp_path / "stäte"), *WORDS]!r}))
 """

@@ -181,7 +181,7 @@ def test_zcache_becomes_swap_down_before_it_loads_more(installed: Path) -> None:
     assert not {"rich", "argparse", "subprocess", "pyroute2", "zcache.client.command"} & set(done.stderr.split())
 
 
-@pytest.mark.parametrize("module", ["nbd_plugin.server", "zcache.keeper.keeper", "zcache.swap.down"])
+@pytest.mark.parametrize("module", ["nbd_plugin.server", "zcache.keeper.__main__", "zcache.swap.down"])
 def test_what_is_locked_in_memory_loads_none_of_the_commands_packages(module: str) -> None:
     ask = f"import sys, {module}; print([name for name in ('rich', 'pyroute2', 'argparse') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=REPOSITORY)

@@ -34,7 +34,7 @@ TELL_SECONDS = 10.0
 
 
 def command(folder: StateFolder, parameters: Sequence[str]) -> list[str]:
-    return [sys.executable, "-I", "-m", "zcache.keeper.keeper", str(folder.path), *parameters]
+    return [sys.executable, "-I", "-m", "zcache.keeper", str(folder.path), *parameters]
 
 
 def check_parameters(parameters: Sequence[str]) -> None:

@@ -1,16 +1,16 @@
 """A server as its keeper sees it: a process that begins to serve when it is told to.
 
 It inherits three descriptors: the socket to listen on (systemd's protocol, sd_listen_fds(3), which
-nbdkit speaks: so the socket stays where it is when servers come and go), the image, and a channel:
-on that it says that it is ready, as a standby, is told to begin, and then names its heir, a copy of
-itself that is the next standby. So there is one at once: a program that starts takes a second, and
-memory that may not be there.
+nbdkit speaks: so the socket stays where it is when servers come and go), the image, and its channel
+(`channel.py`). On that it says that it is ready, as a standby, is told to begin, and then names its
+heir: a copy of itself that is the next standby. So there is a standby at once: a program that
+starts takes a second, and memory that may not be there.
 
 The first server opens the backing and the disks of clean exports, and sends them: those after it
 are given them as they begin, whatever has become of their names. They stay locked, too: nobody else
 takes them while there is no server.
 
-A heir is no child of the keeper's, but its grandchild; it becomes one when the server dies (the
+An heir is no child of the keeper's, but its grandchild; it becomes one when the server dies (the
 keeper is a subreaper). Everything goes by pidfd, which does not care.
 """
 
@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from zcache.keeper.channel import BEGIN, BEGIN_ALONE, FILES, MAX_FILES, READY
 from zcache.linux import process
 from zcache.steps import STEP_SECONDS, StepsWatch
 
@@ -37,16 +38,6 @@ TRY_PARAMETERS: Final = (sys.executable, "-I", "-m", "nbd_plugin.config")
 
 #: The first descriptor after stderr is where sd_listen_fds(3) says that the socket is.
 LISTEN_DESCRIPTOR: Final = 3
-
-#: What is sent: that it is ready; that it is to begin, with or without an heir; the files that the
-#: first server has opened. Any other word is an heir's pid.
-READY: Final = b"r"
-BEGIN: Final = b"!"
-BEGIN_ALONE: Final = b"1"
-FILES: Final = b"b"
-
-#: In one message; the kernel's SCM_MAX_FD is 253.
-MAX_FILES: Final = 128
 
 #: How long a server may take to end when it is told to.
 END_SECONDS: Final = 30.0

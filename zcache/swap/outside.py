@@ -9,7 +9,8 @@ from zcache.keeper.state import StateFolder
 from zcache.linux import cgroup, process
 from zcache.swap import sysctls
 
-#: In what the keeper says at its start when it could not enter a group with a limit (keeper.py).
+#: In what the keeper says at its start when it could not enter a group with a limit
+#: (keeper/__main__.py).
 NO_LIMIT: Final = "WARNING: a server that starts when memory is short may be swapped out, to itself: "
 _PROC: Final = Path("/proc")
 

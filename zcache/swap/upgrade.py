@@ -18,6 +18,7 @@ from zcache.errors import EnvironmentProblem, SwapError
 from zcache.image import image
 from zcache.inherited import start
 from zcache.keeper.launch import error_lines
+from zcache.keeper.signals import REPLACE_SIGNAL
 from zcache.keeper.state import DEFAULT_FOLDER, StateFolder
 from zcache.linux import process, standard_streams
 from zcache.swap import sleep_units
@@ -31,8 +32,6 @@ REPLACE_SECONDS: Final = 300.0
 def upgrade(folder: StateFolder, report: Callable[[str], None] = print) -> float:
     """Replace the server; how many seconds it took. Raises `SwapError`, and then says whether the
     old one goes on."""
-    from zcache.keeper.keeper import REPLACE_SIGNAL  # late: it loads libnbd, which may be what is missing
-
     state = folder.load()
     if state is None:
         raise SwapError(f"no swap is up in {folder.path}")

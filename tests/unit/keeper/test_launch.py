@@ -159,7 +159,7 @@ def test_error_lines() -> None:
 
 def test_command(folder: StateFolder) -> None:
     command = keeper_process.command(folder, ["size=1G"])
-    assert command[1:] == ["-I", "-m", "zcache.keeper.keeper", str(folder.path), "size=1G"]
+    assert command[1:] == ["-I", "-m", "zcache.keeper", str(folder.path), "size=1G"]
 
 
 @pytest.mark.parametrize("parameter", ["size", "=1G", "-U=x", "control=/x"])

@@ -12,7 +12,7 @@ import pytest
 
 from zcache.client import command as cli
 from zcache.errors import SwapError
-from zcache.keeper import keeper
+from zcache.keeper import __main__ as keeper
 from zcache.keeper.state import StateFolder, SwapState
 from zcache.linux import cgroup
 from zcache.linux.cgroup import SwaplessGroup
