@@ -18,6 +18,7 @@ import pytest
 
 import zcache
 from tests.unit.swap.test_systemd_unit import UNKNOWN
+from zcache.keeper.state import StateFolder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -79,6 +80,14 @@ def test_with_no_swap_status_is_one_line(installed: Path, tmp_path: Path) -> Non
     assert done.stderr.startswith(
         f"zcache: no server answers at {tmp_path}/control: No such file or directory; swap-up"
     )
+
+
+def test_with_a_swap_on_and_no_server_it_says_what_is_under_way(installed: Path, tmp_path: Path) -> None:
+    StateFolder(tmp_path).state.touch()
+    command = [str(installed / "zcache"), "check", "--control", str(tmp_path / "control")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "a swap is on: if its server has ended, the keeper starts another" in done.stderr
 
 
 def test_whoever_calls_it_has_a_python_of_his_own(installed: Path) -> None:

@@ -97,8 +97,7 @@ def _ask_and_print(arguments: argparse.Namespace) -> int:
         print(f"zcache: {error}", file=sys.stderr)
         return 2
     except ZcacheError as error:
-        hint = "" if _may_be_there(arguments.control) else "; swap-up turns a swap on, serve … control=PATH serves one"
-        print(f"zcache: {error}{hint}", file=sys.stderr)
+        print(f"zcache: {error}{_hint(arguments.control)}", file=sys.stderr)
         return 2
     if arguments.command == "status":
         is_exempt = answer.get("hardening", {}).get("oom_score", False)
@@ -145,6 +144,14 @@ def _backing_goes(control: Path) -> bool:
     except (SwapError, OSError):  # not swap-up's folder
         return False
     return bool(state and state.backing and state.backing.is_made and not state.backing.is_kept)
+
+
+def _hint(control: Path) -> str:
+    """What follows "no server answers"."""
+    folder = StateFolder(control.parent)
+    if _may_be_there(folder.state):
+        return f"; a swap is on: if its server has ended, the keeper starts another ({folder.log} tells); ask again"
+    return "" if _may_be_there(control) else "; swap-up turns a swap on, serve … control=PATH serves one"
 
 
 def _may_be_there(path: Path) -> bool:

@@ -178,6 +178,11 @@ class ServerProcess:
             return None
         return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
+    def status_in_words(self) -> str:
+        """What follows "it ended": nothing if whose child it is has collected it (an heir's)."""
+        status = self.exit_status()
+        return "" if status is None else f" with status {status}"
+
     def kill(self) -> None:
         """One that may hang; it is not waited for."""
         with contextlib.suppress(ProcessLookupError):

@@ -158,7 +158,7 @@ class Succession:
         if self.state() is not State.TAKES_OVER:
             return False
         assert self.standby
-        voice.say(f"the server ended with status {self.server.exit_status()}; the standby takes its place")
+        voice.say(f"the server ended{self.server.status_in_words()}; the standby takes its place")
         self._failures.is_counted = False
         self.server.close()
         if self.is_new_code and self._image.signs:
@@ -210,7 +210,7 @@ class Succession:
     def _bury_standby(self) -> None:
         """STANDBY_DIED, or FELL_BACK."""
         assert self.standby
-        voice.say(f"the standby ended with status {self.standby.exit_status()}")
+        voice.say(f"the standby ended{self.standby.status_in_words()}")
         self.standby.close()
         self.standby = None
         if self.is_new_code:  # and not an heir of the new code, which is the server already
@@ -239,7 +239,7 @@ class Succession:
     def keep_replacement(self) -> None:
         """REFUSED, if it has ended; and what is possible once it is ready."""
         if self.replacement and self.replacement.has_ended():
-            voice.say(f"the code that is on disk now ended with status {self.replacement.exit_status()}")
+            voice.say(f"the code that is on disk now ended{self.replacement.status_in_words()}")
             self._give_up_replacement()
         elif self.replacement_phase() is Phase.READY and self.service() is not Service.BEGINS:
             self._switch()

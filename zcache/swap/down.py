@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 from zcache.errors import StillSwappingError, SwapError
 from zcache.inherited import start
@@ -107,11 +108,18 @@ def _look_of(folder: StateFolder, machine: Teardown, report: Report) -> Callable
     return Survivors(state, device, folder, machine, report).look
 
 
+USAGE: Final = """usage: swap-down [STATE-FOLDER]   (default: /run/zcache)
+
+Turn zcache's swap off. Waits until there is memory for all that is out, and says how much is
+missing (Ctrl-C: all stays as it is); then takes away the device and the server, and the backing
+file if swap-up has made it (unless that was given --keep-backing)."""
+
+
 def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
     """`swap-down [STATE-FOLDER]`.  Status: 0 all is down, 1 it is not and a line says why, 128+n a
     signal."""
     if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
-        print("usage: swap-down [STATE-FOLDER]   (turn zcache swap off; default folder /run/zcache)")
+        print(USAGE)
         return 0 if list(arguments) in (["-h"], ["--help"]) else 2
     if os.geteuid() != 0:
         print("swap-down: only root can do this", file=sys.stderr)

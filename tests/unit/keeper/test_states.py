@@ -54,6 +54,9 @@ class FakeServer:
     def exit_status(self) -> int:
         return 0
 
+    def status_in_words(self) -> str:
+        return " with status 0"
+
     def age_seconds(self) -> float:
         return 0.0
 
