@@ -5,6 +5,8 @@ import random
 import threading
 from pathlib import Path
 
+import pytest
+
 from tests.support.control_clients import RudeClients
 from tests.support.stores import new_object, put, settings_of, small_store
 from zcache.control.ask import ask
@@ -18,6 +20,7 @@ WARM_UP_CLIENTS = 5_000
 GROWTH_BYTES = 1 << 20
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_rude_clients(rng: random.Random, tmp_path: Path) -> None:
     store = small_store(budget_frames=16, below_frames=16)
     pages = new_object(store, 16)

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import psutil
+import pytest
 
 from nbd_plugin.config import HARDENING, KEYS, MAX_SIZE_BYTES, Config, parse_config
 from zcache.allocators.choice import ALLOCATORS
@@ -77,6 +78,7 @@ VALUES = {
 CHARACTERS = "0123456789.,:=%+-_ kKmMgGtTiIbB/\\~\0\t\n\r\x7f\x85\u2028\u00a0\u0663\uff15\u00b3\ud800\udcffé\U0001f4be"
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_parameter_lists(rng: random.Random) -> None:
     accepted = 0
     ram_bytes = psutil.virtual_memory().total

@@ -3,10 +3,13 @@ runs a million."""
 
 import random
 
+import pytest
+
 from tests.property.soak import WORLD_OPERATIONS, run_worlds
 from tests.property.world import World
 
 
+@pytest.mark.slow
 def test_operations_in_small_worlds(seed: int) -> None:
     for _, found in run_worlds(seed, 100_000, jobs=2):
         assert not found, found

@@ -13,5 +13,5 @@ def check() -> None:
     if importlib.util.find_spec("nbd") is None:
         raise SwapError(
             "libnbd's Python module is missing: apt-get install python3-libnbd, and let Debian's packages be seen in "
-            "zcache's environment (python3 -m venv --system-site-packages): it is not on PyPI"
+            "zcache's environment (/usr/bin/python3 -m venv --system-site-packages): it is not on PyPI"
         )

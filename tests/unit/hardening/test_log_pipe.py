@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from zcache.hardening.log_pipe import FULL, LEAST_BYTES, MAX_FILE_BYTES
 
 LATE_WORDS = """
@@ -151,6 +153,7 @@ def test_an_heir_says_the_last_words_of_whom_it_succeeds(tmp_path: Path) -> None
     assert (tmp_path / "log").read_text().splitlines() == ["last words", "late words"]
 
 
+@pytest.mark.slow
 def test_an_abort_is_put_off_until_it_has_been_said(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
         assert run(ABORT, log.fileno()).returncode == -signal.SIGABRT

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.stores import new_object, small_store
-from tests.unit.swap.test_up_and_down import DOWN_STEPS, FakeMachine
+from tests.support.swap_machine import DOWN_STEPS, FakeMachine
 from zcache.beneath import troubles
 from zcache.beneath.lookup import Mount
 from zcache.client import command as cli

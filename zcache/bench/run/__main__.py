@@ -49,8 +49,8 @@ PARAMETERS: Final = ("size=1536M", "budget=160M", "codec=lz4", "hardening=requir
 DISK_BYTES: Final = (1536 * 8 // 7 - 160 + 2) << 20
 
 
-def main() -> int:
-    """Prints the report."""
+def parse() -> argparse.Namespace:
+    """The words given, with `seconds` of load as they come to be."""
     parser = argparse.ArgumentParser(prog="scripts/run", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
         "--seconds",
@@ -70,9 +70,17 @@ def main() -> int:
     parser.add_argument("parameters", nargs="*", help=f"server parameters besides {' '.join(PARAMETERS)} backing=DISK")
     arguments = parser.parse_args()
     try:
-        seconds = arguments.seconds or (load_seconds(arguments.disturb) if arguments.disturb else LOAD_SECONDS)
+        arguments.seconds = arguments.seconds or (
+            load_seconds(arguments.disturb) if arguments.disturb else LOAD_SECONDS
+        )
     except ValueError as error:
         parser.error(str(error))
+    return arguments
+
+
+def main() -> int:
+    """Prints the report."""
+    arguments = parse()
     end_in_order()
     keys = {word.partition("=")[0] for word in arguments.parameters}
     defaults = [word for word in PARAMETERS if word.partition("=")[0] not in keys]
@@ -81,7 +89,7 @@ def main() -> int:
     # whether the pages that are swapped out are same-filled, and then the budget is never exhausted
     # (one run in three).
     load = ["stress-ng", "--vm", "2", "--vm-bytes", arguments.stress_bytes, "--vm-method", "rand-set", "--vm-keep"]
-    load += ["--verify", "--timeout", f"{seconds}s", "--metrics-brief"]
+    load += ["--verify", "--timeout", f"{arguments.seconds}s", "--metrics-brief"]
 
     with tempfile.TemporaryDirectory(prefix="zcache-run-") as folder:
         disk, report_path = Path(folder) / "disk", Path(folder) / "share" / "report.json"
@@ -92,7 +100,7 @@ def main() -> int:
             memory=arguments.memory,
             disks=(disk,),
             share=report_path.parent,
-            timeout_seconds=arguments.timeout or seconds + OTHER_SECONDS,
+            timeout_seconds=arguments.timeout or arguments.seconds + OTHER_SECONDS,
         )
         command = [sys.executable, "-m", "zcache.bench.run.guest", str(report_path)]
         command += [arguments.disturb] if arguments.disturb else []
