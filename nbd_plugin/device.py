@@ -9,9 +9,9 @@ writes zeros there, as it must.
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from nbd_plugin.exports import DEVICE_NAME
 from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
 from zcache.pages.tmem import TmemObject
+from zcache.server.config import DEVICE_NAME
 from zcache.store.store import Store
 
 _PAGE_MASK: Final = PAGE_BYTES - 1

@@ -20,9 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import nbdkit
 
-from nbd_plugin.config import parse_config
 from nbd_plugin.ending import end_on_signals, hold_signals
-from nbd_plugin.exports import DEVICE_NAME, Disk
+from nbd_plugin.exports import Disk
 from nbd_plugin.failures import FAILED, Failures, RequestFailed, print_failures_in_a_line
 from nbd_plugin.nbdkit_options import LAST_WORDS
 from nbd_plugin.scratch import scratch_disks
@@ -34,6 +33,7 @@ from zcache.hardening.log_pipe import say, say_what_nobody_catches
 from zcache.image.image import DEVICE_EXPORT
 from zcache.linux import libc
 from zcache.pages.entry import PAGE_BYTES
+from zcache.server.config import DEVICE_NAME, parse_config
 from zcache.steps import Steps
 
 API_VERSION = 2

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nbd_plugin.captive import temporary_folder, turn_clients_away
-from nbd_plugin.config import MAX_CLEAN, Config
 from nbd_plugin.device import Device
 from nbd_plugin.exports import Exports
 from nbd_plugin.failures import Failures
@@ -52,6 +51,7 @@ from zcache.pages.tmem import Kind, TmemObject
 from zcache.reclaim.reclaimer import flights_frames
 from zcache.seals import Seal
 from zcache.seals.crc import CRC
+from zcache.server.config import MAX_CLEAN, Config
 from zcache.server.rebuild import rebuild
 from zcache.server.upkeep import Upkeep
 from zcache.server.warm_up import try_seal, warm_up

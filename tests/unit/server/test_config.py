@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from nbd_plugin.config import KEYS, parse_config
 from nbd_plugin.nbdkit_options import split_words
 from nbd_plugin.serve import THREADS, command_line, names_a_place
 from nbd_plugin.server import check_succession, geometry_of
@@ -15,6 +14,8 @@ from zcache.errors import BadInput
 from zcache.image.image import Image, new_descriptor
 from zcache.linux import meminfo
 from zcache.linux.meminfo import read_bytes
+from zcache.parameters import KEYS
+from zcache.server.config import parse_config
 from zcache.sizes import parse_budget, parse_size
 
 

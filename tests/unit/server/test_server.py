@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from nbd_plugin.config import parse_config
 from nbd_plugin.failures import Failures
 from nbd_plugin.server import PROMISED_BYTES, Server, check_limits, geometry_of
 from zcache.clock import Clock
 from zcache.errors import EnvironmentProblem
 from zcache.hardening import limits
 from zcache.image.image import new_descriptor
+from zcache.server.config import parse_config
 from zcache.steps import Steps
 from zcache.tiers.backing_file import BackingFile
 
