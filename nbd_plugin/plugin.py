@@ -5,7 +5,7 @@ Life: `config` and `config_complete` gather parameters; `get_ready` opens everyt
 refused, before a socket exists (a server that a keeper starts does so when its turn has come);
 `after_fork` makes the process safe, waits if it is a standby, and starts the server; requests;
 `cleanup`. A callback that a client can make fail raises `FAILED` and nothing else, in the way that
-`failures.py` says.
+`failed.py` says.
 """
 
 import contextlib
@@ -21,11 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import nbdkit
 
 from nbd_plugin.ending import end_on_signals, hold_signals
-from nbd_plugin.exports import Disk
-from nbd_plugin.failures import FAILED, Failures, RequestFailed, print_failures_in_a_line
+from nbd_plugin.failed import FAILED, RequestFailed, print_failures_in_a_line
 from nbd_plugin.nbdkit_options import LAST_WORDS
-from nbd_plugin.scratch import scratch_disks
 from nbd_plugin.server import Server
+from zcache.block.exports import Disk
+from zcache.block.failures import Failures
+from zcache.block.scratch import scratch_disks
 from zcache.clock import Clock
 from zcache.errors import StoreFull
 from zcache.hardening import keep_thread, limits

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nbd_plugin.captive import temporary_folder, turn_clients_away
-from nbd_plugin.device import Device
-from nbd_plugin.exports import Exports
-from nbd_plugin.failures import Failures
 from nbd_plugin.nbdkit_process import psk_file
-from nbd_plugin.scratch import scratch_device
 from zcache.allocators.choice import ALLOCATORS
+from zcache.block.device import Device
+from zcache.block.exports import Exports
+from zcache.block.failures import Failures
 from zcache.budget.breathing import BREATH_SECONDS, Breathing
 from zcache.budget.budget import Budget
 from zcache.budget.pressure import PressureGauge
@@ -54,7 +53,7 @@ from zcache.seals.crc import CRC
 from zcache.server.config import MAX_CLEAN, Config
 from zcache.server.rebuild import rebuild
 from zcache.server.upkeep import Upkeep
-from zcache.server.warm_up import try_seal, warm_up
+from zcache.server.warm_up import scratch_store, try_seal, warm_up
 from zcache.steps import Steps
 from zcache.store.store import Store
 from zcache.tiers.backing_file import BackingFile
@@ -249,10 +248,10 @@ class Server:
         self._steps.begin("running everything once (warm-up)")
         if "warm_up" not in without:
             self._warm_up(trial_seal)
-            scratch = scratch_device(self.config.allocator)
-            settings = Settings(scratch.store, new_budget(scratch.store, 1), None)
-            rehearse(scratch.store, lambda: gather_status(scratch.store, scratch.pages, {}), settings)
-            del scratch, settings
+            store, pages = scratch_store(self.config.allocator)
+            settings = Settings(store, new_budget(store, 1), None)
+            rehearse(store, lambda: gather_status(store, pages, {}), settings)
+            del store, pages, settings
             gc.collect()  # the scratch stores are in cycles: their memory is given back now
 
     def wait_for_turn(self) -> None:

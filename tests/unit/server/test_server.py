@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nbd_plugin.failures import Failures
 from nbd_plugin.server import PROMISED_BYTES, Server, check_limits, geometry_of
+from zcache.block.failures import Failures
 from zcache.clock import Clock
 from zcache.errors import EnvironmentProblem
 from zcache.hardening import limits
