@@ -22,9 +22,10 @@ import nbdkit
 
 from nbd_plugin.ending import end_on_signals, hold_signals
 from nbd_plugin.failed import FAILED, RequestFailed, print_failures_in_a_line
+from nbd_plugin.front_end import front_end
 from nbd_plugin.nbdkit_options import LAST_WORDS
-from nbd_plugin.server import Server
-from zcache.block.exports import Disk
+from zcache.block.device import Device
+from zcache.block.exports import Disk, Exports
 from zcache.block.failures import Failures
 from zcache.block.scratch import scratch_disks
 from zcache.clock import Clock
@@ -35,6 +36,7 @@ from zcache.image.image import DEVICE_EXPORT
 from zcache.linux import libc
 from zcache.pages.entry import PAGE_BYTES
 from zcache.server.config import DEVICE_NAME, parse_config
+from zcache.server.server import Server
 from zcache.steps import Steps
 
 API_VERSION = 2
@@ -49,6 +51,7 @@ MOST_REQUEST_BYTES = 1 << 20
 _words: list[tuple[str, str]] = []
 _steps = Steps.from_environment()
 _server: Server
+_exports: Exports
 _failures = Failures(nbdkit.set_error, say, Clock())
 
 
@@ -77,7 +80,7 @@ def config_complete() -> None:
     global _server
     with _or_end():
         _steps.begin("reading the configuration")
-        _server = Server(parse_config(_words), _steps, _failures)
+        _server = Server(parse_config(_words), _steps, front_end(_failures))
 
 
 def thread_model() -> int:
@@ -91,6 +94,7 @@ def get_ready() -> None:
 
 
 def after_fork() -> None:
+    global _exports
     with _or_end():
         _steps.begin("holding signals")
         hold_signals()
@@ -100,6 +104,7 @@ def after_fork() -> None:
         _warm_up_callbacks()
         _server.wait_for_turn()
         _server.start()
+        _exports = Exports(Device(_server.store, _server.pages), {disk.name: disk for disk in _server.clean})
         is_kept = _server.config.standby is not None
         end_on_signals(_server.leave if is_kept else nbdkit.shutdown, at_once=is_kept)
         _server.begin_to_serve()
@@ -110,7 +115,7 @@ def cleanup() -> None:
 
 
 def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:  # noqa: ARG001
-    return list(_server.exports.list())
+    return list(_exports.list())
 
 
 def default_export(readonly: bool, is_tls: bool) -> str:  # noqa: ARG001
@@ -130,7 +135,7 @@ class Connection:
 def open(readonly: bool) -> Connection:  # noqa: ARG001
     try:
         name = str(nbdkit.export_name())
-        connection = Connection(_server.exports.find(name), name == DEVICE_EXPORT)
+        connection = Connection(_exports.find(name), name == DEVICE_EXPORT)
         if connection.is_device:
             _server.count_connection(1)
         return connection

@@ -90,14 +90,17 @@ def test_whoever_calls_it_has_a_python_of_his_own(installed: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["zcache.swap.up", "zcache.swap.nbd_netlink", "zcache.swap.down", "nbd_plugin.server"]
+    "module",
+    ["zcache.swap.up", "zcache.swap.nbd_netlink", "zcache.swap.down", "zcache.server.server", "nbd_plugin.front_end"],
 )
 def test_it_is_whole(installed: Path, module: str) -> None:
     """Whatever a command imports is there. (libnbd's Python module is the system's.)"""
     subprocess.run([installed / "python", "-P", "-c", f"import {module}"], check=True, cwd="/")
 
 
-@pytest.mark.parametrize("module", ["nbd_plugin.server", "zcache.keeper.keeper", "zcache.swap.down"])
+@pytest.mark.parametrize(
+    "module", ["zcache.server.server", "nbd_plugin.front_end", "zcache.keeper.keeper", "zcache.swap.down"]
+)
 def test_what_is_locked_in_memory_loads_none_of_the_commands_packages(module: str) -> None:
     ask = f"import sys, {module}; print([name for name in ('rich', 'pyroute2', 'argparse') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=REPOSITORY)

@@ -9,12 +9,12 @@ import pytest
 
 from nbd_plugin.nbdkit_options import split_words
 from nbd_plugin.serve import THREADS, command_line, names_a_place
-from nbd_plugin.server import check_succession, geometry_of
 from zcache.errors import BadInput
 from zcache.image.image import Image, new_descriptor
 from zcache.linux import meminfo
 from zcache.linux.meminfo import read_bytes
 from zcache.parameters import KEYS
+from zcache.server.assembly import check_succession, geometry_of
 from zcache.server.config import parse_config
 from zcache.sizes import parse_budget, parse_size
 

@@ -12,17 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from nbd_plugin.server import PROMISED_BYTES, Server, check_limits, geometry_of
-from zcache.block.failures import Failures
-from zcache.clock import Clock
 from zcache.errors import EnvironmentProblem
 from zcache.hardening import limits
 from zcache.image.image import new_descriptor
+from zcache.server.assembly import geometry_of
 from zcache.server.config import parse_config
+from zcache.server.front_end import FrontEnd
+from zcache.server.needs import PROMISED_BYTES, check_limits
+from zcache.server.server import Server
 from zcache.steps import Steps
 from zcache.tiers.backing_file import BackingFile
-
-FAILURES = Failures(lambda _: None, lambda _: None, Clock())
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +41,7 @@ def test_a_disk_that_does_not_give_back_what_was_written_is_refused(
 ) -> None:
     path = tmp_path / "backing"
     words = {"size": "32M", "budget": "16M", "backing": str(path), "encrypt": encrypt, "hardening": "off"}
-    server = Server(parse_config(words.items()), Steps(), FAILURES)
+    server = Server(parse_config(words.items()), Steps(), FrontEnd())
     server.get_ready()
     read = BackingFile.read
 
@@ -65,7 +64,7 @@ def test_a_standby_that_cannot_leave_an_heir_takes_over_all_the_same(
 ) -> None:
     keepers, ours = socket.socketpair()
     words = {"size": "32M", "budget": "16M", "overcommit": "yes", "hardening": "off", "standby": str(ours.detach())}
-    server = Server(parse_config(words.items()), Steps(), FAILURES)
+    server = Server(parse_config(words.items()), Steps(), FrontEnd())
     keepers.sendall(b"!")
 
     def fork() -> int:
@@ -126,7 +125,7 @@ def test_one_heir_is_all_that_a_server_asks_for_beside_its_store(
     words = {"size": "64M", "budget": "32M", "overcommit": "yes"}
     image = new_descriptor()
     config = parse_config(({**words, "image": str(image)} if is_kept else words).items())
-    check_limits(config, is_successor=False)
+    check_limits(config, is_successor=False, client_threads=2)
     os.close(image)
     sections = geometry_of(config, config.below_bytes // config.frame_bytes).sections()
     (needed_bytes,) = asked
