@@ -1,13 +1,10 @@
 """nbdkit as the server sees it (`zcache.server.front_end`)."""
 
-import os
-from pathlib import Path
 from typing import Final
 
 from nbd_plugin.captive import temporary_folder, turn_clients_away
 from nbd_plugin.nbdkit_process import psk_file
 from zcache.block.failures import Failures
-from zcache.errors import BadInput
 from zcache.server.front_end import FrontEnd
 
 #: Threads for clients that are tried, and counted, at the start; each connection takes one.
@@ -22,17 +19,4 @@ def front_end(failures: Failures) -> FrontEnd:
         turn_clients_away=turn_clients_away,
         temporary_folder=temporary_folder,
         keys=psk_file,
-        check_readable=check_readable,
     )
-
-
-def check_readable(keys: Path) -> None:
-    """Whether GnuTLS will be able to read the keys, now that the process has no privileges; raises
-    `BadInput`."""
-    try:
-        os.close(os.open(keys, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        raise BadInput(
-            f"--tls-psk={keys}: {error.strerror}, and without its privileges the server reads it for each client; "
-            "give a file that belongs to its user, in folders that do"
-        ) from None

@@ -8,12 +8,11 @@ refused, before a socket exists (a server that a keeper starts does so when its 
 `failed.py` says.
 """
 
-import contextlib
 import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -30,12 +29,13 @@ from zcache.block.failures import Failures
 from zcache.block.scratch import scratch_disks
 from zcache.clock import Clock
 from zcache.errors import StoreFull
-from zcache.hardening import keep_thread, limits
+from zcache.hardening import keep_thread
 from zcache.hardening.log_pipe import say, say_what_nobody_catches
 from zcache.image.image import DEVICE_EXPORT
 from zcache.linux import libc
 from zcache.pages.entry import PAGE_BYTES
 from zcache.server.config import DEVICE_NAME, parse_config
+from zcache.server.program import or_end
 from zcache.server.server import Server
 from zcache.steps import Steps
 
@@ -59,17 +59,8 @@ say_what_nobody_catches("zcache", _steps)
 print_failures_in_a_line()
 
 
-@contextlib.contextmanager
-def _or_end() -> Iterator[None]:
-    """Part of the start: whatever fails in it ends nbdkit with one line, and as if nothing had been
-    begun."""
-    try:
-        yield
-    except BaseException as error:  # no memory in the middle of an import has many names
-        with contextlib.suppress(NameError):  # there is no server yet
-            _server.abandon()
-        say(f"zcache: {limits.explain(f'the start failed, {_steps.name}', error)}")
-        os._exit(1)
+def _or_end() -> AbstractContextManager[None]:
+    return or_end(_steps, lambda: _server.abandon())
 
 
 def config(key: str, value: str) -> None:

@@ -4,13 +4,34 @@ The front end calls the server (`server.py` says in which order), and reads and 
 its store. What the server asks in return is here, and nothing else of the front end is known to it.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from zcache.errors import BadInput
+
 
 def _nothing(*_arguments: object) -> None:
     """For a front end that has nothing of the kind."""
+
+
+class KeyFile(NamedTuple):
+    """What clients are let in by."""
+
+    option: str  # that has named it, for a message
+    path: Path
+
+    def check_readable(self) -> None:
+        """Whether the front end will be able to read it, now that the process has no privileges;
+        raises `BadInput`."""
+        try:
+            os.close(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            raise BadInput(
+                f"{self.option}={self.path}: {error.strerror}, and without its privileges the server reads it for "
+                "each client; give a file that belongs to its user, in folders that do"
+            ) from None
 
 
 class FrontEnd(NamedTuple):
@@ -25,7 +46,4 @@ class FrontEnd(NamedTuple):
     #: A folder of the front end's that it empties and removes at its end, and needs leave for.
     temporary_folder: Callable[[], Path | None] = _nothing
     #: A file that it reads again for each client, and needs leave for.
-    keys: Callable[[], Path | None] = _nothing
-    #: Whether it will be able to read that, now that the process has no privileges; raises
-    #: `BadInput`.
-    check_readable: Callable[[Path], None] = _nothing
+    keys: Callable[[], KeyFile | None] = _nothing

@@ -262,9 +262,9 @@ class Server:
         if not is_safe and self.config.hardening == "require" and not self._is_successor:
             raise EnvironmentProblem(hardening.refusal())
         keys = self._front_end.keys() if self.config.standby is None else None  # a keeper gives none
-        hardening.give_up_privileges(self.config.control, self._front_end.temporary_folder(), keys)
+        hardening.give_up_privileges(self.config.control, self._front_end.temporary_folder(), keys and keys.path)
         if keys:
-            self._front_end.check_readable(keys)
+            keys.check_readable()
         hardening.start()
         _say(hardening.verdict())
 
