@@ -29,6 +29,8 @@ from zcache.errors import BadInput
 from zcache.hardening import limits
 from zcache.hardening.log_pipe import say
 from zcache.inherited.start import FOLDER_IS_GONE, is_folder_gone, put_right
+from zcache.linux import standard_streams
+from zcache.parameters import help_text
 from zcache.server.program import free_socket, guard_start, is_kept, is_successor, prepare_python
 from zcache.steps import Steps
 
@@ -69,10 +71,19 @@ def names_a_place(options: list[str]) -> bool:
     return "LISTEN_FDS" in os.environ or any(word.startswith(_PLACES) or word in ("-s", "-V") for word in options)
 
 
+def print_help() -> int:
+    """zcache's keys, and where nbdkit's own options are."""
+    print("usage: serve [nbdkit's options] -U PATH key=value…\n\nServe one zcache device, in the foreground.\n")
+    print(f"keys:\n{help_text()}\n\nnbdkit's options, such as where to listen: nbdkit --help, and nbdkit(1)")
+    return 0
+
+
 def main() -> None:
     """Does not return."""
     complaint = put_right(sys.argv[1:])
     options, parameters = split_words(sys.argv[1:])
+    if "--help" in options:
+        sys.exit(standard_streams.run("serve", print_help, lost_output=2))
     for word in parameters:
         if any("\udc80" <= character <= "\udcff" for character in word):  # how Python keeps such bytes in arguments
             sys.exit(f"zcache: {ascii(word)[1:-1]}: not UTF-8, in which alone nbdkit passes parameters on")

@@ -4,7 +4,7 @@ set key=value`).
 The parser, the settings of a live server and the help of the commands are made from it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from zcache.errors import BadInput
@@ -39,41 +39,49 @@ PARAMETERS: Final = (
     Parameter(
         "encrypt",
         "yes or no",
-        "yes (default, with a backing) or no: what is written to the backing, under a key that is in RAM only",
+        "is what is written to the backing encrypted, under a key that is in RAM only; default: yes, with a backing",
     ),
-    Parameter("codec", "CODEC", "lz4, lz4:ACCELERATION or zstd:LEVEL", default="lz4"),
+    Parameter(
+        "codec", "CODEC", "what pages are compressed with: lz4, lz4:ACCELERATION, zstd or zstd:LEVEL", default="lz4"
+    ),
     Parameter(
         "allocator",
         "log or zbud",
-        "how zpages share pageframes: log (default, where it can keep its promise), dense, or zbud, at most two in one",
+        "how zpages share pageframes: log, dense, or zbud, at most two in one; default: log, where it can keep its "
+        "promise",
     ),
     Parameter(
         "recompress",
         "CODEC or off",
-        "zstd, zstd:LEVEL or off: what lz4's pages at rest are compressed with (allocator=log)",
+        "what lz4's pages at rest are compressed with once more: zstd or zstd:LEVEL (with allocator=log)",
         default="off",
     ),
     Parameter(
         "clean",
         "NAME:PATH[:ro]",
-        "NAME:PATH or NAME:PATH:ro, any number of times: a disk image or block device, served with a cache of it",
+        "a disk image or block device, served with a cache of it; may be given any number of times",
     ),
+    Parameter(
+        "low_watermark",
+        "SIZE",
+        live="bytes of frames, with a suffix, or auto: fewer ready, and reclaim begins in the background",
+    ),
+    Parameter("high_watermark", "SIZE", live="bytes of frames, with a suffix, or auto: as many ready, and it rests"),
+    Parameter("recompress_share", "SHARE", live="a share of one processor, for what can wait: 10%"),
     Parameter(
         "admit",
         "reused or always",
-        "reused or always: which pages of clean exports are kept, those read twice, or all",
+        "which pages of clean exports are kept: those read twice, or all",
         default="reused",
-        live="reused or always: which pages of clean exports are kept, those read twice, or all",
+        live="which pages of clean exports are kept: those read twice, or all",
     ),
     Parameter(
         "overcommit",
         "yes or no",
-        "yes or no: may size exceed what budget and backing can surely hold",
+        "may size exceed what budget and backing can surely hold",
         default="no",
     ),
-    Parameter(
-        "force", "yes or no", "yes or no: may a backing file that holds something else be overwritten", default="no"
-    ),
+    Parameter("force", "yes or no", "may a backing file that holds something else be overwritten", default="no"),
     Parameter("control", "PATH", "path of the control socket that `zcache status` talks to; none: no such socket"),
     Parameter(
         "image",
@@ -90,16 +98,9 @@ PARAMETERS: Final = (
     Parameter(
         "hardening",
         "require, warn or off",
-        "require, warn or off: what to do when the server cannot be made safe to swap to itself",
+        "what to do when the server cannot be made safe to swap to itself",
         default="warn",
     ),
-    Parameter(
-        "low_watermark",
-        "SIZE",
-        live="bytes of frames, with a suffix, or auto: fewer ready, and reclaim begins in the background",
-    ),
-    Parameter("high_watermark", "SIZE", live="bytes of frames, with a suffix, or auto: as many ready, and it rests"),
-    Parameter("recompress_share", "SHARE", live="a share of one processor, for what can wait: 10%"),
 )
 
 #: What can be given at the start, and what it means.
@@ -112,10 +113,29 @@ FOR_PEOPLE: Final = tuple(parameter.key for parameter in PARAMETERS if parameter
 DEFAULTS: Final = {parameter.key: parameter.default for parameter in PARAMETERS if parameter.default}
 
 #: What can be changed in a live server, and what it means there.
-LIVE_KEYS: Final = {
-    key: next(parameter.live for parameter in PARAMETERS if parameter.key == key)
-    for key in ("budget", "low_watermark", "high_watermark", "recompress_share", "admit")
-}
+LIVE_KEYS: Final = {parameter.key: parameter.live for parameter in PARAMETERS if parameter.live}
+
+
+def help_text(keys: Collection[str] = FOR_PEOPLE) -> str:
+    """What can be given at the start, for a command's help: a paragraph for each key, in lines of
+    at most 100 columns."""
+    import textwrap  # late: a server has no use for it
+
+    lines = []
+    for parameter in PARAMETERS:
+        if parameter.key not in keys:
+            continue
+        notes = [f"default: {parameter.default}"] if parameter.default else []
+        notes += ["`zcache set` changes it"] if parameter.live else []
+        text = f"{parameter.meaning} ({'; '.join(notes)})" if notes else parameter.meaning
+        lines.append(f"  {parameter.key}={parameter.form}")
+        lines += textwrap.wrap(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def help_of_set() -> str:
+    """What `zcache set` takes, in one line."""
+    return ", ".join(f"{parameter.key}={parameter.form}" for parameter in PARAMETERS if parameter.live)
 
 
 def parse_choice(key: str, text: str, choices: Sequence[str]) -> str:

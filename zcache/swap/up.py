@@ -26,6 +26,7 @@ from zcache.keeper.state import DEFAULT_FOLDER, Backing, StateFolder, SwapState
 from zcache.linux import cgroup, standard_streams
 from zcache.linux.proc_swaps import ProcSwaps
 from zcache.linux.process import ProcessIdentity
+from zcache.parameters import FOR_PEOPLE, help_text
 from zcache.swap import area, backing, nbd_device, neighbours, sleep_units, sysctls
 from zcache.swap.apart import apart
 from zcache.swap.down import Report, Teardown, is_live, take_down
@@ -384,7 +385,12 @@ def swap_area(options: Options, report: Report = print) -> Iterator[SwapState]:
 
 
 def parse(arguments: Sequence[str] | None) -> Options:
-    parser = argparse.ArgumentParser(prog="swap-up", description="Turn zcache swap on.  Root only.")
+    parser = argparse.ArgumentParser(
+        prog="swap-up",
+        description="Turn zcache swap on.  Root only.",
+        epilog=f"keys:\n{help_text([key for key in FOR_PEOPLE if key != 'control'])}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     option: Callable[..., object] = parser.add_argument
     default = Options()
     option("parameters", nargs="*", metavar="key=value", help="for the server, as scripts/serve takes them")
