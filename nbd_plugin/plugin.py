@@ -35,7 +35,7 @@ from zcache.image.image import DEVICE_EXPORT
 from zcache.linux import libc
 from zcache.pages.entry import PAGE_BYTES
 from zcache.server.config import DEVICE_NAME, parse_config
-from zcache.server.program import or_end
+from zcache.server.failing_start import or_end
 from zcache.server.server import Server
 from zcache.steps import Steps
 

@@ -1,22 +1,19 @@
-"""The program that becomes a server, whatever its front end: what it does before it does, and what
-becomes of a start that fails.
+"""The program that becomes a server, whatever its front end: what it does before it does. (The
+server itself does not load this.)
 """
 
-import contextlib
 import os
 import resource
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from zcache.errors import BadInput
-from zcache.hardening import limits
-from zcache.hardening.log_pipe import say
 from zcache.linux.sockets import remove_if_dead
 from zcache.server.start_guard import leave_guard
-from zcache.steps import VARIABLE, Steps
+from zcache.steps import VARIABLE
 
 #: Of each thread: a front end that sets no stack size has RLIMIT_STACK, which is put to this.
 STACK_BYTES: Final = 512 << 10
@@ -83,16 +80,3 @@ def prepare_python() -> None:
     if 0 <= hard < STACK_BYTES:
         sys.exit(f"zcache: the hard limit on stacks (ulimit -Hs) is {hard} bytes; raise it to {STACK_BYTES}")
     resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, hard))
-
-
-@contextlib.contextmanager
-def or_end(steps: Steps, abandon: Callable[[], None]) -> Iterator[None]:
-    """Part of the start: whatever fails in it ends the process with one line, and as if nothing had
-    been begun."""
-    try:
-        yield
-    except BaseException as error:  # no memory in the middle of an import has many names
-        with contextlib.suppress(NameError):  # there is no server yet
-            abandon()
-        say(f"zcache: {limits.explain(f'the start failed, {steps.name}', error)}")
-        os._exit(1)

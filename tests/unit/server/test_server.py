@@ -5,8 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -82,37 +80,6 @@ def test_a_standby_that_cannot_leave_an_heir_takes_over_all_the_same(
         assert keepers.recv(16) == b"", "the channel is closed, and names no heir"
     server.start()
     server.stop()
-
-
-#: As a keeper starts a server from disk; no limit leaves room for it.
-REFUSED_BY_LIMITS = """
-import os, sys
-from nbd_plugin import serve
-from zcache.errors import BadInput
-
-def refuse(*_arguments, **_words):
-    raise BadInput("there is no room")
-
-def go_on(*_arguments):
-    print("goes on", flush=True)
-    os._exit(0)
-
-serve.limits.check = serve.limits.check_promise = refuse
-os.execvp = go_on
-image = os.memfd_create("image")
-os.ftruncate(image, int(sys.argv[1]))
-os.environ["LISTEN_FDS"] = "1"
-sys.argv = ["serve", "size=16M", f"image={image}", "standby=9"]
-serve.main()
-"""
-
-
-@pytest.mark.parametrize(("image_bytes", "said"), [(4096, "goes on\n"), (0, "")])
-def test_no_limit_refuses_a_successor_from_disk(image_bytes: int, said: str) -> None:
-    """The pages are here already; but the first server is refused as one without a keeper is."""
-    command = [sys.executable, "-c", REFUSED_BY_LIMITS, str(image_bytes)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.stdout == said and ("there is no room" in done.stderr) is (not said), done.stderr
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
