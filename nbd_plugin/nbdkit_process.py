@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nbd_plugin.nbdkit_options import arguments_of
+from zcache.server.front_end import KeyFile
 
 
 def has_option(name: str) -> bool:
@@ -16,11 +17,11 @@ def has_option(name: str) -> bool:
     return any(word == name or word.startswith(f"{name}=") for word in _words())
 
 
-def psk_file() -> Path | None:
+def psk_file() -> KeyFile | None:
     """The file of pre-shared keys, if there is one: GnuTLS opens it at each handshake, by the path
     that it had."""
     paths = arguments_of(_words(), "--tls-psk")
-    return Path(paths[-1]).resolve() if paths else None
+    return KeyFile("--tls-psk", Path(paths[-1]).resolve()) if paths else None
 
 
 def _words() -> list[str]:

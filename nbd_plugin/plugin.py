@@ -5,35 +5,38 @@ Life: `config` and `config_complete` gather parameters; `get_ready` opens everyt
 refused, before a socket exists (a server that a keeper starts does so when its turn has come);
 `after_fork` makes the process safe, waits if it is a standby, and starts the server; requests;
 `cleanup`. A callback that a client can make fail raises `FAILED` and nothing else, in the way that
-`failures.py` says.
+`failed.py` says.
 """
 
-import contextlib
 import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import nbdkit
 
-from nbd_plugin.config import parse_config
 from nbd_plugin.ending import end_on_signals, hold_signals
-from nbd_plugin.exports import DEVICE_NAME, Disk
-from nbd_plugin.failures import FAILED, Failures, RequestFailed, print_failures_in_a_line
+from nbd_plugin.failed import FAILED, RequestFailed, print_failures_in_a_line
+from nbd_plugin.front_end import front_end
 from nbd_plugin.nbdkit_options import LAST_WORDS
-from nbd_plugin.scratch import scratch_disks
-from nbd_plugin.server import Server
+from zcache.block.device import Device
+from zcache.block.exports import Disk, Exports
+from zcache.block.failures import Failures
+from zcache.block.scratch import scratch_disks
 from zcache.clock import Clock
 from zcache.errors import StoreFull
-from zcache.hardening import keep_thread, limits
+from zcache.hardening import keep_thread
 from zcache.hardening.log_pipe import say, say_what_nobody_catches
 from zcache.image.image import DEVICE_EXPORT
 from zcache.linux import libc
 from zcache.pages.entry import PAGE_BYTES
+from zcache.server.config import DEVICE_NAME, parse_config
+from zcache.server.failing_start import or_end
+from zcache.server.server import Server
 from zcache.steps import Steps
 
 API_VERSION = 2
@@ -48,6 +51,7 @@ MOST_REQUEST_BYTES = 1 << 20
 _words: list[tuple[str, str]] = []
 _steps = Steps.from_environment()
 _server: Server
+_exports: Exports
 _failures = Failures(nbdkit.set_error, say, Clock())
 
 
@@ -55,17 +59,8 @@ say_what_nobody_catches("zcache", _steps)
 print_failures_in_a_line()
 
 
-@contextlib.contextmanager
-def _or_end() -> Iterator[None]:
-    """Part of the start: whatever fails in it ends nbdkit with one line, and as if nothing had been
-    begun."""
-    try:
-        yield
-    except BaseException as error:  # no memory in the middle of an import has many names
-        with contextlib.suppress(NameError):  # there is no server yet
-            _server.abandon()
-        say(f"zcache: {limits.explain(f'the start failed, {_steps.name}', error)}")
-        os._exit(1)
+def _or_end() -> AbstractContextManager[None]:
+    return or_end(_steps, lambda: _server.abandon())
 
 
 def config(key: str, value: str) -> None:
@@ -76,7 +71,7 @@ def config_complete() -> None:
     global _server
     with _or_end():
         _steps.begin("reading the configuration")
-        _server = Server(parse_config(_words), _steps, _failures)
+        _server = Server(parse_config(_words), _steps, front_end(_failures))
 
 
 def thread_model() -> int:
@@ -90,6 +85,7 @@ def get_ready() -> None:
 
 
 def after_fork() -> None:
+    global _exports
     with _or_end():
         _steps.begin("holding signals")
         hold_signals()
@@ -99,6 +95,7 @@ def after_fork() -> None:
         _warm_up_callbacks()
         _server.wait_for_turn()
         _server.start()
+        _exports = Exports(Device(_server.store, _server.pages), {disk.name: disk for disk in _server.clean})
         is_kept = _server.config.standby is not None
         end_on_signals(_server.leave if is_kept else nbdkit.shutdown, at_once=is_kept)
         _server.begin_to_serve()
@@ -109,7 +106,7 @@ def cleanup() -> None:
 
 
 def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:  # noqa: ARG001
-    return list(_server.exports.list())
+    return list(_exports.list())
 
 
 def default_export(readonly: bool, is_tls: bool) -> str:  # noqa: ARG001
@@ -129,7 +126,7 @@ class Connection:
 def open(readonly: bool) -> Connection:  # noqa: ARG001
     try:
         name = str(nbdkit.export_name())
-        connection = Connection(_server.exports.find(name), name == DEVICE_EXPORT)
+        connection = Connection(_exports.find(name), name == DEVICE_EXPORT)
         if connection.is_device:
             _server.count_connection(1)
         return connection

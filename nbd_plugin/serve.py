@@ -9,13 +9,11 @@ need.
 - A small thread stack: nbdkit sets no stack size, so RLIMIT_STACK is what every thread gets.
 - All else that whoever starts it hands on is put right first (`zcache.inherited`), limits of the
   shell among them.
-- Without a keeper, a process of ours watches the start from outside (`start_guard`).
+- Without a keeper, a process of ours watches the start from outside (`zcache.server.start_guard`).
 """
 
 import os
-import resource
 import sys
-import sysconfig
 from pathlib import Path
 from typing import Final
 
@@ -27,13 +25,14 @@ from nbd_plugin.nbdkit_options import (
     split_words,
     warnings_of,
 )
-from nbd_plugin.start_guard import leave_guard
 from zcache.errors import BadInput
 from zcache.hardening import limits
 from zcache.hardening.log_pipe import say
 from zcache.inherited.start import FOLDER_IS_GONE, is_folder_gone, put_right
-from zcache.linux.sockets import remove_if_dead
-from zcache.steps import VARIABLE, Steps
+from zcache.linux import standard_streams
+from zcache.parameters import help_text
+from zcache.server.program import free_socket, guard_start, is_kept, is_successor, prepare_python
+from zcache.steps import Steps
 
 #: For each connection. With a second one, nbdkit may abort (`nbdkit_options.py`), and refuses a
 #: request that one has read with ESHUTDOWN if the other reads the end of the stream before it is
@@ -42,13 +41,12 @@ from zcache.steps import VARIABLE, Steps
 #: 4 KiB reads at depth 32, most of them cold: 12665, 21780, 20154, 20888; under swap (stress-ng,
 #: test VM) all alike.
 THREADS: Final = 1
-STACK_BYTES: Final = 512 << 10
 
 #: What nbdkit asks for before it has read a word: 192 MiB of memory that it never uses, libraries,
 #: and Python.
 NBDKIT_BYTES: Final = 208 << 20
 
-#: Threads of a server with a device and nothing else (`server.thread_count`), and the process that
+#: Threads of a server with a device and nothing else (`needs.thread_count`), and the process that
 #: watches its start.
 LEAST_TASKS: Final = 8
 
@@ -70,62 +68,25 @@ def command_line(words: list[str]) -> list[str]:
     return ["nbdkit", "-f", *threads, *options, "python", str(plugin), *parameters]
 
 
-def free_socket(options: list[str]) -> None:
-    """nbdkit leaves its Unix socket behind when it ends, and then refuses to start on it. Removed
-    if nobody answers there. Raises `BadInput` if something else is there."""
-    for text in arguments_of(options, "-U", "--unix"):
-        path = Path(text)
-        try:
-            if remove_if_dead(path):
-                raise BadInput(f"-U {text}: a server listens there; end it, or give another path")
-            if text not in ("", "-") and path.exists():
-                raise BadInput(f"-U {text}: something else is there; give a path that is free")
-            if not path.absolute().parent.is_dir():
-                raise BadInput(f"-U {text}: its folder does not exist; give a path in an existing folder")
-        except PermissionError:
-            raise BadInput(f"-U {text}: a socket of another user's is there; give another path") from None
-        except OSError:  # nbdkit will say what is wrong
-            continue
-
-
-def guard_start(options: list[str], parameters: list[str]) -> None:
-    """Have the start watched, and cleared away if it fails. A server's keeper does that itself."""
-    keys = dict(word.partition("=")[::2] for word in parameters)
-    if VARIABLE in os.environ or is_kept(parameters):
-        return
-    sockets = [*arguments_of(options, "-U", "--unix"), keys.get("control", "")]
-    pid_files = arguments_of(options, "-P", "--pidfile", "--pid-file")
-    leave_guard(
-        [Path(path).absolute() for path in sockets if path not in ("", "-")],
-        Path(pid_files[-1]).absolute() if pid_files else None,
-    )
-
-
-def is_kept(parameters: list[str]) -> bool:
-    """Whether a keeper has started it, which has put right, and said, what there was."""
-    return any(word.startswith("standby=") for word in parameters)
-
-
-def is_successor(parameters: list[str]) -> bool:
-    """Whether there was a server before, whose pages are to be taken over
-    (`Config.is_succession`)."""
-    keys = dict(word.partition("=")[::2] for word in parameters)
-    try:
-        return os.fstat(int(keys["image"])).st_size > 0
-    except (KeyError, ValueError, OSError):
-        return False
-
-
 def names_a_place(options: list[str]) -> bool:
     """Whether nbdkit's options say where to listen, or that it shall not; or it is given a socket
     to listen on."""
     return "LISTEN_FDS" in os.environ or any(word.startswith(_PLACES) or word in ("-s", "-V") for word in options)
 
 
+def print_help() -> int:
+    """zcache's keys, and where nbdkit's own options are."""
+    print("usage: serve [nbdkit's options] -U PATH key=value…\n\nServe one zcache device, in the foreground.\n")
+    print(f"keys:\n{help_text()}\n\nnbdkit's options, such as where to listen: nbdkit --help, and nbdkit(1)")
+    return 0
+
+
 def main() -> None:
     """Does not return."""
     complaint = put_right(sys.argv[1:])
     options, parameters = split_words(sys.argv[1:])
+    if "--help" in options:
+        sys.exit(standard_streams.run("serve", print_help, lost_output=2))
     for word in parameters:
         if any("\udc80" <= character <= "\udcff" for character in word):  # how Python keeps such bytes in arguments
             sys.exit(f"zcache: {ascii(word)[1:-1]}: not UTF-8, in which alone nbdkit passes parameters on")
@@ -137,7 +98,8 @@ def main() -> None:
     try:
         refuse_what_opens_later(options, parameters)
         refuse_no_keys(options)
-        free_socket(options)
+        for text in arguments_of(options, "-U", "--unix"):
+            free_socket("-U", text)
     except BadInput as refusal:
         sys.exit(f"zcache: {refusal}")
     for warning in warnings_of(options):
@@ -146,24 +108,17 @@ def main() -> None:
             os.environ[LAST_WORDS] = "1"
     if complaint and not is_kept(parameters):
         say(f"zcache: WARNING: {complaint}")
-    root = Path(__file__).resolve().parent.parent
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(root), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    )
-    if "LISTEN_FDS" in os.environ:  # sd_listen_fds(3): said to us, meant for what we become
-        os.environ["LISTEN_PID"] = str(os.getpid())
-    os.environ["PYTHONNOUSERSITE"] = "1"
-    os.environ["PYTHONMALLOC"] = "malloc"  # one heap for all, which can be populated: see zcache.hardening.heap
-    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    if 0 <= hard < STACK_BYTES:
-        sys.exit(f"zcache: the hard limit on stacks (ulimit -Hs) is {hard} bytes; raise it to {STACK_BYTES}")
-    resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, hard))
+    prepare_python()
     try:
         if not is_successor(parameters):  # which does not refuse: the pages are here already
             limits.check(mapped_bytes=NBDKIT_BYTES, private_bytes=NBDKIT_BYTES, why="for nbdkit; raise it")
             limits.check_promise(NBDKIT_BYTES, "or end other programs")
             limits.check_tasks(LEAST_TASKS, "for the least server and a client")
-        guard_start(options, parameters)
+        guard_start(
+            parameters,
+            sockets=arguments_of(options, "-U", "--unix"),
+            pid_files=arguments_of(options, "-P", "--pidfile", "--pid-file"),
+        )
     except BadInput as refusal:
         sys.exit(f"zcache: {refusal}")
     except OSError as error:
@@ -174,7 +129,12 @@ def main() -> None:
     try:
         os.execvp("nbdkit", command_line(sys.argv[1:]))
     except OSError as error:
-        remedy = "run scripts/setup" if (root / "scripts/setup").exists() else f"apt-get install {NBDKIT_PACKAGES}"
+        is_checkout = (Path(__file__).parents[1] / "scripts/setup").exists()
+        remedy = "run scripts/setup" if is_checkout else f"apt-get install {NBDKIT_PACKAGES}"
+            "run scripts/setup"
+            if (Path(__file__).parents[1] / "scripts/setup").exists()
+            else f"apt-get install {NBDKIT_PACKAGES}"
+        )
         sys.exit(f"serve: cannot run nbdkit: {error.strerror}; {remedy}")
 
 

@@ -3,7 +3,7 @@
 What stands still cannot say so: it may wait in the kernel, or for a lock that nobody gives back,
 with the interpreter's own lock held. So each step is announced on a pipe before it begins, with the
 time that it may take, and whoever has the other end ends the process that does not keep to it, and
-names the step: the keeper its servers, swap-up the keeper, `nbd_plugin.start_guard` a server
+names the step: the keeper its servers, swap-up the keeper, `zcache.server.start_guard` a server
 without a keeper. Progress moves the deadline, so a start that is slow (a large budget to populate,
 a disk to look at) is left alone.
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from nbd_plugin.device import Device
 from tests.support.pages import page_with_zpage_of, raw_page, same_filled_page
 from tests.support.stores import (
     drop_clean_frames,
@@ -20,6 +19,7 @@ from tests.support.stores import (
     small_store,
     store_with_tier,
 )
+from zcache.block.device import Device
 from zcache.control.check import check
 from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.pages.codec import Codec

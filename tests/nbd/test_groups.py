@@ -12,7 +12,7 @@ from pathlib import Path
 import nbd
 import pytest
 
-from nbd_plugin.server import CLIENT_THREADS
+from nbd_plugin.front_end import CLIENT_THREADS
 from zcache.bench import groups
 from zcache.bench.groups import Group, try_budget
 from zcache.errors import EnvironmentProblem

@@ -375,9 +375,9 @@ def test_new_code_that_does_not_last_gives_way_to_the_old(tmp_path: Path) -> Non
     client = keeper.connect()
     keeper.arm()
     client.pwrite(b"precious" * 512, 4096)
-    server = code / "nbd_plugin/server.py"
+    server = code / "zcache/server/server.py"
     good = server.read_text()
-    server.write_text(good.replace("store, pages = self._make_store()", "os.abort()"))
+    server.write_text(good.replace("self.store, self.pages = self._make_store()", "os.abort()"))
     assert server.read_text() != good
     with pytest.raises(SwapError, match="the old code goes on"):
         upgrade(keeper)
@@ -396,9 +396,9 @@ def test_what_is_wrong_with_new_code_is_told(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path / "state", code=code)
     keeper.connect().shutdown()
     keeper.arm()
-    server = code / "nbd_plugin/server.py"
+    server = code / "zcache/server/server.py"
     good = server.read_text()
-    server.write_text(good.replace("store, pages = self._make_store()", "raise ValueError('not that way')"))
+    server.write_text(good.replace("self.store, self.pages = self._make_store()", "raise ValueError('not that way')"))
     assert server.read_text() != good
     with pytest.raises(SwapError, match="the old code goes on"):
         upgrade(keeper)
@@ -412,12 +412,15 @@ def test_new_code_whose_heir_dies_first_is_not_given_up(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path / "state", code=code)
     keeper.connect().shutdown()
     keeper.arm()
-    server = code / "nbd_plugin/server.py"
+    server, standby = code / "zcache/server/server.py", code / "zcache/server/standby.py"
     good = server.read_text()
-    bad = good.replace("            keeper = heirs\n", "            time.sleep(0.7)\n            os._exit(3)\n")
-    bad = bad.replace("store, pages = self._make_store()", "time.sleep(2); store, pages = self._make_store()")
-    assert len(bad) != len(good) and "os._exit(3)" in bad and "time.sleep(2)" in bad
-    server.write_text(bad)
+    slow = "__import__('time').sleep(2); self.store, self.pages = self._make_store()"
+    server.write_text(good.replace("self.store, self.pages = self._make_store()", slow))
+    assert server.read_text() != good
+    good = standby.read_text()
+    dies = "        __import__('time').sleep(0.7)\n        os._exit(3)\n"
+    standby.write_text(good.replace("        keeper = heirs\n", dies))
+    assert standby.read_text() != good
     upgrade(keeper)
     assert keeper.signs().epoch == keeper.signs().upgraded == 2
     keeper.close()
@@ -497,9 +500,9 @@ def test_an_upgrade_outlives_the_death_of_the_server(tmp_path: Path) -> None:
     client = keeper.connect()
     keeper.arm()
     client.pwrite(b"precious" * 512, 4096)
-    server = code / "nbd_plugin/server.py"
+    server = code / "zcache/server/server.py"
     good = server.read_text()
-    wait = f"os.umask(0o177)\n        while not os.path.exists({str(go)!r}): time.sleep(0.05)"
+    wait = f"os.umask(0o177)\n        while not os.path.exists({str(go)!r}): __import__('time').sleep(0.05)"
     server.write_text(good.replace("os.umask(0o177)", wait))
     assert server.read_text() != good
     with ThreadPoolExecutor() as pool:

@@ -8,9 +8,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nbd_plugin.config import HARDENING, KEYS, MAX_SIZE_BYTES, Config, parse_config
 from zcache.allocators.choice import ALLOCATORS
 from zcache.errors import BadInput
+from zcache.parameters import KEYS
+from zcache.server.capacity import MAX_SIZE_BYTES
+from zcache.server.config import HARDENING, Config, parse_config
 
 LISTS = 100_000
 

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Final, NoReturn
 
-from nbd_plugin.config import MAX_SIZE_BYTES
 from zcache.pages.entry import PAGE_BYTES
+from zcache.server.capacity import MAX_SIZE_BYTES
 
 #: Which server a stand-in starts: one of the three below.
 SERVER: Final = "ZCACHE_SUITES_SERVER"

@@ -174,7 +174,8 @@ def test_the_systemd_unit_names_what_is_installed(installed: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "module", ["zcache.swap.up", "zcache.swap.nbd_netlink", "zcache.swap.down", "nbd_plugin.server"]
+    "module",
+    ["zcache.swap.up", "zcache.swap.nbd_netlink", "zcache.swap.down", "zcache.server.server", "nbd_plugin.front_end"],
 )
 def test_it_is_whole(installed: Path, module: str) -> None:
     """Whatever a command imports is there. (libnbd's Python module is the system's.)"""
@@ -190,7 +191,9 @@ def test_zcache_becomes_swap_down_before_it_loads_more(installed: Path) -> None:
     assert not {"rich", "argparse", "subprocess", "pyroute2", "zcache.client.command"} & set(done.stderr.split())
 
 
-@pytest.mark.parametrize("module", ["nbd_plugin.server", "zcache.keeper.__main__", "zcache.swap.down"])
+@pytest.mark.parametrize(
+    "module", ["zcache.server.server", "nbd_plugin.front_end", "zcache.keeper.__main__", "zcache.swap.down"]
+)
 def test_what_is_locked_in_memory_loads_none_of_the_commands_packages(module: str) -> None:
     ask = f"import sys, {module}; print([name for name in ('rich', 'pyroute2', 'argparse') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=REPOSITORY)

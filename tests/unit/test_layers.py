@@ -71,7 +71,7 @@ def test_zcache_never_imports_nbdkit_or_the_plugin() -> None:
             assert not heads & {"nbdkit", "nbd_plugin"}, name
 
 
-@pytest.mark.parametrize("program", ["zcache.keeper.__main__", "nbd_plugin.server"])
+@pytest.mark.parametrize("program", ["zcache.keeper.__main__", "zcache.server.server", "nbd_plugin.front_end"])
 def test_what_is_locked_in_memory_loads_no_inspect(program: str) -> None:
     """1 MiB in each of server, standby and keeper, with what it loads; `dataclasses` would.
     (NamedTuple does not.)"""

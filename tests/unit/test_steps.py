@@ -161,7 +161,7 @@ def test_a_leftover_in_the_environment_is_nothing(monkeypatch: pytest.MonkeyPatc
 GUARDED = """
 import os, signal, socket, sys
 from pathlib import Path
-from nbd_plugin.start_guard import leave_guard
+from zcache.server.start_guard import leave_guard
 from zcache.steps import Steps
 
 folder = Path(sys.argv[1])
@@ -210,7 +210,7 @@ def test_what_is_no_socket_or_not_this_servers_stays(tmp_path: Path) -> None:
     for name in ("socket", "pid"):
         (tmp_path / name).write_text("1\n")
     places = f"[Path({str(tmp_path / 'socket')!r})], Path({str(tmp_path / 'pid')!r})"
-    program = f"from nbd_plugin.start_guard import *; leave_guard({places}); os._exit(1)"
+    program = f"from zcache.server.start_guard import *; leave_guard({places}); os._exit(1)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60)
     assert done.returncode == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pid", "socket"]
@@ -221,6 +221,6 @@ def test_a_socket_on_which_another_answers_stays(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as another:
         another.bind(str(path))
         another.listen()
-        program = f"from nbd_plugin.start_guard import *; leave_guard([Path({str(path)!r})], None); os._exit(1)"
+        program = f"from zcache.server.start_guard import *; leave_guard([Path({str(path)!r})], None); os._exit(1)"
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60)
         assert done.returncode == 1 and path.exists()

@@ -16,15 +16,12 @@ from zcache.errors import BadInput, SwapError, ZcacheError
 from zcache.inherited.start import run
 from zcache.keeper.state import StateFolder
 from zcache.linux.proc_swaps import ProcSwaps
+from zcache.parameters import help_of_set
 from zcache.swap import neighbours, outside
 
 DESCRIPTION: Final = "Compressed swap in user space: turn it on and off, and ask a running server."
 
 DEFAULT_CONTROL: Final = Path("/run/zcache/control")
-
-SETTINGS: Final = (
-    "budget=SIZE or MIN..MAX, low_watermark=SIZE, high_watermark=SIZE, recompress_share=SHARE, admit=reused or always"
-)
 
 MOMENTS: Final = (
     "pre: freeze whoever has pages in swap, and wait until all is quiet; post: thaw them, whatever came of it"
@@ -69,7 +66,7 @@ def _parse() -> argparse.Namespace:
         )
         command.add_argument("--json", action="store_true", help="every figure, as JSON")
         if name == "set":
-            command.add_argument("setting", metavar="KEY=VALUE", help=SETTINGS)
+            command.add_argument("setting", metavar="KEY=VALUE", help=help_of_set())
     text = "around a suspend, while the swap is on (systemd runs it by itself)"
     command = commands.add_parser("sleep", help=text, description=text)
     command.add_argument("moment", choices=("pre", "post"), help=MOMENTS)

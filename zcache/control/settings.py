@@ -11,6 +11,7 @@ from zcache.budget.budget import Budget
 from zcache.errors import BadInput
 from zcache.image.image import Signs
 from zcache.linux.group_limits import Room
+from zcache.parameters import LIVE_KEYS
 from zcache.reclaim.spare_time import SHARE
 from zcache.sizes import parse_budget, parse_share, parse_size
 from zcache.store.admission import ADMIT
@@ -18,15 +19,6 @@ from zcache.store.store import Store
 
 #: Parts of a share, as it is kept in a word.
 _SHARE_PARTS: Final = 1_000_000
-
-KEYS: Final = {
-    "budget": "a size, a share of the RAM of this machine or its control group, or a range, no more than at the start: "
-    "160M, 25%, 64M..25%",
-    "low_watermark": "bytes of frames, with a suffix, or auto: fewer ready, and reclaim begins in the background",
-    "high_watermark": "bytes of frames, with a suffix, or auto: as many ready, and it rests",
-    "recompress_share": "a share of one processor, for what can wait: 10%",
-    "admit": "reused or always: which pages of clean exports are kept, those read twice, or all",
-}
 
 
 class Settings:
@@ -52,7 +44,7 @@ class Settings:
         """`KEY=VALUE`; what all settings are then. Raises `BadInput`, and has changed nothing."""
         key, equals, value = word.partition("=")
         if not equals or key not in self._setters:
-            raise BadInput(f"{word}: no such setting; give {', '.join(f'{name}=' for name in KEYS)}")
+            raise BadInput(f"{word}: no such setting; give {', '.join(f'{name}=' for name in LIVE_KEYS)}")
         self._setters[key](value)
         return self.get()
 
@@ -89,7 +81,7 @@ class Settings:
     def _set_budget(self, text: str) -> None:
         budget, frame_bytes = self._budget, self._store.frames.frame_bytes
         rooms = tuple(self._rooms())
-        least, most = (bound // frame_bytes for bound in parse_budget(text, KEYS["budget"], rooms))
+        least, most = (bound // frame_bytes for bound in parse_budget(text, LIVE_KEYS["budget"], rooms))
         possible = self._store.frames.max_budget_frames
         if most > possible:
             raise BadInput(
@@ -116,7 +108,7 @@ class Settings:
         if text == "auto":
             reclaimer.chosen_watermarks = None
         else:
-            value = max(parse_size(name, text, KEYS[name]) // frames.frame_bytes, 1)
+            value = max(parse_size(name, text, LIVE_KEYS[name]) // frames.frame_bytes, 1)
             low, high = reclaimer.low_watermark, reclaimer.high_watermark
             low, high = (value, max(high, value + 1)) if name == "low_watermark" else (min(low, value - 1), value)
             if not 0 < low < high <= frames.max_budget_frames // 2:

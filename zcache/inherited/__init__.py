@@ -16,7 +16,7 @@ once more, if it was wrong.
 | limits: CPU, RTTIME       | servers are killed, one after the other     | none (hardening/limits.py)                 |
 | limits: memory, files, …  | the start fails, or a successor's           | none, or the hard limit; too low: refused  |
 | limit: STACK              | the size of threads' stacks, from exec on   | 8 MiB; nbdkit 512 KiB                      |
-|                           |                                             | (nbd_plugin/serve.py)                      |
+|                           |                                             | (server/program.py)                        |
 | limits: RTPRIO, NICE      | no real time, no nice value of 0            | the hard limit: more is not needed         |
 | limits: CORE, MSGQUEUE, … | nothing: who holds pages dumps no core      | left                                       |
 | scheduling policy, nice   | page-ins wait for all other work            | SCHED_OTHER, 0; then hardening: real time, |
@@ -35,7 +35,7 @@ once more, if it was wrong.
 |                           |                                             | `serve`: left, for their words may be      |
 |                           |                                             | relative                                   |
 | personality               | no ASLR, other places for mmap              | Linux's                                    |
-| parent-death signal       | we end when who started us does             | none (nbdkit's own: nbd_plugin/ending.py)  |
+| parent-death signal       | we end when who started us does             | none (nbdkit's own: the plugin, ending.py) |
 | child subreaper           | orphans of ours that nobody collects        | no; the keeper makes itself one            |
 | KSM for all memory        | pages are merged, and copied in a request   | off                                        |
 | early kill at bad memory  | a page that nobody reads ends the server    | the system's default                       |

@@ -34,7 +34,7 @@ from zcache.steps import STEP_SECONDS, StepsWatch
 #: and time.
 SERVE: Final = (sys.executable, "-I", "-m", "nbd_plugin.serve")
 #: What says whether it would take its parameters.
-TRY_PARAMETERS: Final = (sys.executable, "-I", "-m", "nbd_plugin.config")
+TRY_PARAMETERS: Final = (sys.executable, "-I", "-m", "zcache.server.config")
 
 #: The first descriptor after stderr is where sd_listen_fds(3) says that the socket is.
 LISTEN_DESCRIPTOR: Final = 3

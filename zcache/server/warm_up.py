@@ -16,7 +16,7 @@ from zcache.allocators.choice import ALLOCATORS
 from zcache.control.check import check
 from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.hardening.own_thread import OwnThread
-from zcache.pages.codec import Codec
+from zcache.pages.codec import Codec, parse_codec
 from zcache.pages.entry import PAGE_BYTES
 from zcache.pages.page_table import MAX_RUN_PAGES
 from zcache.pages.tmem import Kind, TmemObject
@@ -56,6 +56,15 @@ def warm_up(codec: Codec, allocator: str, recompress: Codec | None, tier: Tier |
     finally:
         store.flush_pool(pool)
     check(store)
+
+
+def scratch_store(allocator: str) -> tuple[Store, TmemObject]:
+    """A small store of its own and an object of 64 pages in it, of no consequence: what is
+    rehearsed on before there are others."""
+    chosen = ALLOCATORS[allocator]
+    budget_bytes = chosen.min_budget_frames * chosen.frame_bytes
+    store = Store(budget_bytes=budget_bytes, codec=parse_codec("lz4"), allocator=allocator)
+    return store, store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, 64)
 
 
 def _run_all(store: Store, pages: TmemObject, raw: bytes, mixed: bytearray, out: memoryview) -> None:

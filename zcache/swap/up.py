@@ -21,6 +21,7 @@ from zcache.keeper import launch as keeper_process
 from zcache.keeper.state import Backing, StateFolder, SwapState
 from zcache.linux import standard_streams
 from zcache.linux.process import ProcessIdentity
+from zcache.parameters import FOR_PEOPLE, help_text
 from zcache.swap import backing, requirements
 from zcache.swap.buildup import DEFAULTS, Buildup, Options
 from zcache.swap.down import take_down
@@ -172,7 +173,12 @@ def swap_area(options: Options, report: Report = print) -> Iterator[SwapState]:
 
 
 def parse(arguments: Sequence[str] | None) -> Options:
-    parser = argparse.ArgumentParser(prog="swap-up", description="Turn zcache swap on.  Root only.")
+    parser = argparse.ArgumentParser(
+        prog="swap-up",
+        description="Turn zcache swap on.  Root only.",
+        epilog=f"keys:\n{help_text([key for key in FOR_PEOPLE if key != 'control'])}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     option: Callable[..., object] = parser.add_argument
     option("parameters", nargs="*", metavar="key=value", help="for the server, as scripts/serve takes them")
     option("--priority", type=int, default=DEFAULTS.priority, help="0 to 32767 (%(default)s)")

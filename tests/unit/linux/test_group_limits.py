@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from nbd_plugin.config import parse_config, refusal
 from zcache.errors import BadInput
 from zcache.hardening import limits
 from zcache.linux import group_limits, meminfo
 from zcache.linux.group_limits import GroupLimits, Room, least_tasks
+from zcache.server.config import parse_config, refusal
 from zcache.sizes import parse_budget
 
 MIB = 1 << 20

@@ -2,19 +2,16 @@
 tests/nbd/test_bad_input.py)."""
 
 import os
-import random
 from pathlib import Path
 
 import pytest
 
-from nbd_plugin.config import KEYS, parse_config
-from nbd_plugin.nbdkit_options import split_words
-from nbd_plugin.serve import THREADS, command_line, names_a_place
-from nbd_plugin.server import check_succession, geometry_of
 from zcache.errors import BadInput
 from zcache.image.image import Image, new_descriptor
 from zcache.linux import meminfo
 from zcache.linux.meminfo import read_bytes
+from zcache.server.assembly import check_succession, geometry_of
+from zcache.server.config import parse_config
 from zcache.sizes import parse_budget, parse_size
 
 
@@ -146,22 +143,3 @@ def test_a_file_is_no_image(tmp_path: Path, flags: int) -> None:
     with pytest.raises(BadInput, match="not a descriptor of a memfd"):
         parse_config([("size", "1M"), ("budget", "1M"), ("image", str(descriptor))])
     os.close(descriptor)
-
-
-def test_serve_tells_options_from_parameters() -> None:
-    words = ["-U", "/a=b", "--filter", "delay", "--log=stderr", "-v", "size=1G", "rdelay=3"]
-    assert split_words(words) == (words[:6], words[6:])
-    assert command_line(["-t", "1", "size=1G"])[:4] == ["nbdkit", "-f", "-t", "1"]
-    assert command_line(["size=1G"])[1:4] == ["-f", "-t", str(THREADS)]
-
-
-@pytest.mark.parametrize("option", ["-U", "--unix=/s", "-p", "--port=1", "--vsock", "-s", "--help", "--version"])
-def test_where_to_listen_is_said(option: str) -> None:
-    assert names_a_place(["-f", option])
-    assert not names_a_place(["-f", "-v", "-r", "--filter", "delay", "--run", "true"])
-
-
-def test_random_words_never_reach_nbdkit_as_options(rng: random.Random) -> None:
-    for _ in range(200):
-        parameters = [f"{rng.choice(list(KEYS))}={rng.randrange(100)}" for _ in range(rng.randrange(4))]
-        assert split_words(["-f", *parameters]) == (["-f"], parameters)

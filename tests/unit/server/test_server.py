@@ -5,24 +5,21 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from nbd_plugin.config import parse_config
-from nbd_plugin.failures import Failures
-from nbd_plugin.server import PROMISED_BYTES, Server, check_limits, geometry_of
-from zcache.clock import Clock
 from zcache.errors import EnvironmentProblem
 from zcache.hardening import limits
 from zcache.image.image import new_descriptor
+from zcache.server.assembly import geometry_of
+from zcache.server.config import parse_config
+from zcache.server.front_end import FrontEnd
+from zcache.server.needs import PROMISED_BYTES, check_limits
+from zcache.server.server import Server
 from zcache.steps import Steps
 from zcache.tiers.backing_file import BackingFile
-
-FAILURES = Failures(lambda _: None, lambda _: None, Clock())
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +39,7 @@ def test_a_disk_that_does_not_give_back_what_was_written_is_refused(
 ) -> None:
     path = tmp_path / "backing"
     words = {"size": "32M", "budget": "16M", "backing": str(path), "encrypt": encrypt, "hardening": "off"}
-    server = Server(parse_config(words.items()), Steps(), FAILURES)
+    server = Server(parse_config(words.items()), Steps(), FrontEnd())
     server.get_ready()
     read = BackingFile.read
 
@@ -65,7 +62,7 @@ def test_a_standby_that_cannot_leave_an_heir_takes_over_all_the_same(
 ) -> None:
     keepers, ours = socket.socketpair()
     words = {"size": "32M", "budget": "16M", "overcommit": "yes", "hardening": "off", "standby": str(ours.detach())}
-    server = Server(parse_config(words.items()), Steps(), FAILURES)
+    server = Server(parse_config(words.items()), Steps(), FrontEnd())
     keepers.sendall(b"!")
 
     def fork() -> int:
@@ -85,37 +82,6 @@ def test_a_standby_that_cannot_leave_an_heir_takes_over_all_the_same(
     server.stop()
 
 
-#: As a keeper starts a server from disk; no limit leaves room for it.
-REFUSED_BY_LIMITS = """
-import os, sys
-from nbd_plugin import serve
-from zcache.errors import BadInput
-
-def refuse(*_arguments, **_words):
-    raise BadInput("there is no room")
-
-def go_on(*_arguments):
-    print("goes on", flush=True)
-    os._exit(0)
-
-serve.limits.check = serve.limits.check_promise = refuse
-os.execvp = go_on
-image = os.memfd_create("image")
-os.ftruncate(image, int(sys.argv[1]))
-os.environ["LISTEN_FDS"] = "1"
-sys.argv = ["serve", "size=16M", f"image={image}", "standby=9"]
-serve.main()
-"""
-
-
-@pytest.mark.parametrize(("image_bytes", "said"), [(4096, "goes on\n"), (0, "")])
-def test_no_limit_refuses_a_successor_from_disk(image_bytes: int, said: str) -> None:
-    """The pages are here already; but the first server is refused as one without a keeper is."""
-    command = [sys.executable, "-c", REFUSED_BY_LIMITS, str(image_bytes)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.stdout == said and ("there is no room" in done.stderr) is (not said), done.stderr
-
-
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_one_heir_is_all_that_a_server_asks_for_beside_its_store(
     is_kept: bool, monkeypatch: pytest.MonkeyPatch
@@ -126,7 +92,7 @@ def test_one_heir_is_all_that_a_server_asks_for_beside_its_store(
     words = {"size": "64M", "budget": "32M", "overcommit": "yes"}
     image = new_descriptor()
     config = parse_config(({**words, "image": str(image)} if is_kept else words).items())
-    check_limits(config, is_successor=False)
+    check_limits(config, is_successor=False, client_threads=2)
     os.close(image)
     sections = geometry_of(config, config.below_bytes // config.frame_bytes).sections()
     (needed_bytes,) = asked

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from nbd_plugin.server import Server
 from zcache.image.image import HEADER_BYTES, Signs
+from zcache.server.assembly import look_at_groups
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def serve_once(image: int) -> None:
 
 
 def has_looked_at_groups(image: int, is_succession: bool = True) -> bool:
-    server = SimpleNamespace(config=SimpleNamespace(is_succession=is_succession, image=image))
-    groups = Server._look_at_groups(cast(Any, server))
+    config = SimpleNamespace(is_succession=is_succession, image=image)
+    groups = look_at_groups(cast(Any, config))
     if groups:
         groups.close()
     return groups is not None

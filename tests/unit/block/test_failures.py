@@ -1,16 +1,12 @@
-"""What is said of requests that fail, and what nbdkit is given to keep of them."""
+"""What is said of requests that fail, and to their clients."""
 
 import errno
-import gc
-import sys
-import traceback
 
 import pytest
 
-from nbd_plugin.failures import FAILED, Failures, RequestFailed, print_failures_in_a_line
 from tests.support.clock import FakeClock
+from zcache.block.failures import Failures
 from zcache.errors import BadInput, PageDamaged, PageLost, StoreFull
-from zcache.hardening.log_pipe import SAID
 from zcache.hardening.repeats import REST_SECONDS
 
 
@@ -67,44 +63,3 @@ def test_a_client_that_is_refused_is_told_which_exports_there_are() -> None:
     assert told.lines[1] == "zcache: a client was refused: it asked for an export whose name is not UTF-8"
     told.failures.say_counts(at_the_end=True)
     assert told.lines[2].startswith("zcache: the same again, 3 times in ")
-
-
-def callback() -> None:
-    """As those of the plugin are."""
-    try:
-        raise FAILED
-    except RequestFailed:
-        FAILED.__traceback__ = None
-        raise
-
-
-def test_nbdkit_is_given_nothing_that_takes_memory() -> None:
-    """What arrives where the callback was called from has no traceback but that place's own, and is
-    the same again."""
-    kept = []
-    for _ in range(3):
-        try:
-            callback()
-        except RequestFailed as failure:
-            assert failure is FAILED and failure.__context__ is None
-            assert failure.__traceback__ and failure.__traceback__.tb_next is None  # this frame, and not the callback's
-            kept.append(failure)
-    assert len(set(map(id, kept))) == 1
-    before = len(gc.get_objects())
-    for _ in range(1000):
-        with pytest.raises(RequestFailed):
-            callback()
-    assert len(gc.get_objects()) < before + 100
-
-
-def test_what_nbdkit_prints_is_left_out_of_the_log_and_other_exceptions_are_as_they_were(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = traceback.format_exception
-    monkeypatch.setattr(traceback, "format_exception", before)
-    print_failures_in_a_line()
-    assert traceback.format_exception(RequestFailed, FAILED)[0].endswith(SAID)
-    try:
-        raise ValueError("something else")
-    except ValueError as error:
-        assert traceback.format_exception(type(error), error, sys.exc_info()[2]) == before(error)

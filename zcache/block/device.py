@@ -1,5 +1,5 @@
-"""The block device: byte ranges of the export to pages of a tmem object. NBD's rules about ranges
-live here and nowhere else.
+"""The block device: ranges of bytes to pages of a tmem object. A block device's rules about ranges,
+which are NBD's, live here and nowhere else.
 
 Whole pages go straight through. The unaligned ends of a write are read, modified and written,
 atomically for each page; a trim keeps pages that it covers only in part, as a trim may; a zero
@@ -9,9 +9,9 @@ writes zeros there, as it must.
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from nbd_plugin.exports import DEVICE_NAME
 from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
 from zcache.pages.tmem import TmemObject
+from zcache.server.config import DEVICE_NAME
 from zcache.store.store import Store
 
 _PAGE_MASK: Final = PAGE_BYTES - 1

@@ -10,12 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, Protocol
 
 from zcache.errors import BadInput
-from zcache.image.image import DEVICE_EXPORT
-
-DEVICE_NAME: Final = "device"
-
-#: Names that no clean export may have.
-RESERVED: Final = ("", DEVICE_NAME, DEVICE_EXPORT)
+from zcache.server.config import DEVICE_NAME, RESERVED
 
 #: Of names in a message: of one that a client made up, and how many there are to choose from.
 _SHOWN_LENGTH: Final = 64

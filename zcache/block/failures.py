@@ -2,21 +2,6 @@
 and for the log one line in plain words that says what to do. The same again is counted
 (`zcache.hardening.repeats`).
 
-nbdkit is told of a failure by an exception, and in no other way. It keeps what it is told, and
-prints what `traceback.format_exception` makes of it (plugins/python/errors.c, the same in 1.32 and
-1.42): with an exception for each failure, 1 KiB and five lines. So there is one exception for all
-of them, `FAILED`. Each callback lets go of it itself, like this, and not by a function, whose frame
-would be kept:
-
-    try:
-        raise FAILED
-    except RequestFailed:
-        FAILED.__traceback__ = None
-        raise
-
-A `raise` with nothing behind it adds no traceback, so nbdkit is given none, and what it keeps is a
-reference. What it prints of `FAILED` is a line that the log pipe leaves out.
-
 A bug in zcache is a line, too, with the places that the exception came from; their source is not
 read, for that may have to wait for a disk.
 """
@@ -24,13 +9,11 @@ read, for that may have to wait for a disk.
 import contextlib
 import errno
 import threading
-import traceback
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from zcache.clock import Clock
 from zcache.errors import BadInput, PageDamaged, PageLost, StoreFull
-from zcache.hardening.log_pipe import SAID
 from zcache.hardening.repeats import Repeats
 
 #: Of what an exception says of itself.
@@ -39,25 +22,18 @@ _MAX_TEXT: Final = 300
 _MAX_PLACES: Final = 12
 
 
-class RequestFailed(Exception):
-    """How nbdkit is told that a request failed; there is one."""
-
-
-FAILED: Final = RequestFailed()
-
-
 class Failures:
     """Of one server. Its lock protects the counts; nothing is called under it."""
 
     def __init__(self, set_error: Callable[[int], None], say: Callable[[str], None], clock: Clock) -> None:
-        """`set_error` is nbdkit's: the errno that this thread's client is to get."""
+        """`set_error` is the front end's: the errno that this thread's client is to get."""
         self._set_error = set_error
         self._say = say
         self._repeats = Repeats(clock)
         self._lock = threading.Lock()
 
     def note(self, request: str, disk: str, error: Exception) -> None:
-        """A request has failed; the callback is to raise `FAILED`."""
+        """A request has failed, and its client is yet to be told."""
         number = _errno_of(error)
         self._set_error(number)
         with contextlib.suppress(MemoryError):
@@ -65,7 +41,7 @@ class Failures:
             self._tell(f"zcache: {disk}: a {request} failed, {name}: {_why(error)}")
 
     def refuse(self, error: Exception) -> None:
-        """A client has not been let in; the callback is to raise `FAILED`."""
+        """A client has not been let in, and is yet to be told."""
         self._set_error(errno.ENOENT if isinstance(error, BadInput | UnicodeError) else _errno_of(error))
         with contextlib.suppress(MemoryError):
             if isinstance(error, UnicodeError):
@@ -126,20 +102,3 @@ def _places(error: Exception) -> str:
         places.append(f"{code.co_filename.rpartition('/')[2]}:{trace.tb_lineno} {code.co_name}")
         trace = trace.tb_next
     return " < ".join(places[: -_MAX_PLACES - 1 : -1])
-
-
-def print_failures_in_a_line() -> None:
-    """From here on, nbdkit prints nothing of `FAILED` that is worth reading. All other exceptions
-    are as they were."""
-    traceback.format_exception = _Format(traceback.format_exception)
-
-
-class _Format:
-    """`traceback.format_exception`."""
-
-    def __init__(self, other: Callable[..., list[str]]) -> None:
-        self._other = other
-
-    def __call__(self, *words: Any, **options: Any) -> list[str]:
-        """nbdkit gives type and exception, and the traceback if there is one."""
-        return [f"failed{SAID}"] if FAILED in words else self._other(*words, **options)

@@ -4,27 +4,17 @@ others."""
 import os
 from collections.abc import Iterator
 
-from nbd_plugin.device import Device
-from nbd_plugin.exports import Disk
-from zcache.allocators.choice import ALLOCATORS
+from zcache.block.device import Device
+from zcache.block.exports import Disk
 from zcache.clean.disk_file import DiskFile
-from zcache.pages.codec import parse_codec
 from zcache.pages.entry import PAGE_BYTES
 from zcache.pages.tmem import Kind
-from zcache.store.store import Store
-
-
-def scratch_device(allocator: str) -> Device:
-    """A small device over a store of its own."""
-    chosen = ALLOCATORS[allocator]
-    budget_bytes = chosen.min_budget_frames * chosen.frame_bytes
-    store = Store(budget_bytes=budget_bytes, codec=parse_codec("lz4"), allocator=allocator)
-    return Device(store, store.tmem.new_object(store.tmem.new_pool(Kind.PERSISTENT), 0, 64))
+from zcache.server.warm_up import scratch_store
 
 
 def scratch_disks(allocator: str, with_clean: bool) -> Iterator[Disk]:
-    """One, and a small clean disk over the same store."""
-    device = scratch_device(allocator)
+    """A device, and a small clean disk over the same store."""
+    device = Device(*scratch_store(allocator))
     yield device
     if not with_clean:
         return
