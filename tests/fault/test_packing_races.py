@@ -302,7 +302,7 @@ def test_no_memory_to_place_a_put_loses_its_pages_and_no_others(
         put(store, thing, index, page)
     put(store, thing, 0, page_with_zpage_of(rng, 900))
     with monkeypatch.context() as patch:
-        patch.setattr(store.allocator, "_write", fail)
+        patch.setattr(store.allocator, "write", fail)
         patch.setattr(store.allocator, "place_one", fail)
         with pytest.raises(MemoryError):
             put(store, thing, 0, *(page_with_zpage_of(rng, 1200) for _ in range(count)))

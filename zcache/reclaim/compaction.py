@@ -20,7 +20,9 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from zcache.allocators.log import WORST_WEIGHT, Log, Stream
+from zcache.allocators.log import WORST_WEIGHT, Log
+from zcache.allocators.log_frame import Stream
+from zcache.allocators.log_packing import LogPacking
 from zcache.fetch.fetch import Fetcher
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.queues import Queue
@@ -80,6 +82,7 @@ class Compactor:
         self,
         frames: PageFrames,
         log: Log,
+        packing: LogPacking,
         fetcher: Fetcher | None,
         lock: threading.Lock,
         statistics: Statistics,
@@ -87,6 +90,7 @@ class Compactor:
     ) -> None:
         self._frames = frames
         self._log = log
+        self._packing = packing
         self._fetcher = fetcher
         self._lock = lock
         self._statistics = statistics
@@ -171,9 +175,9 @@ class Compactor:
     def _move_out(self, frame: int, slot: int, behind: int) -> int:
         """Under the lock: move all that is alive in a frame, whose bytes are in RAM slot `slot`;
         returns how many."""
-        zpages = self._log.collect(frame, slot)
+        zpages = self._packing.collect(frame, slot)
         stream = Stream.RECOMPRESSED if self._log.is_tight[frame] else Stream.PACKED
-        moved = self._log.append(zpages, stream, behind)
+        moved = self._packing.append(zpages, stream, behind)
         self._statistics.packed_pages += moved
         self._statistics.packed_frames += moved == len(zpages)
         return moved

@@ -17,7 +17,9 @@ What it may cost is `zcache.reclaim.spare_time`'s to say.
 import threading
 from typing import Final
 
-from zcache.allocators.log import Live, Log, Stream
+from zcache.allocators.log import Log
+from zcache.allocators.log_frame import Stream
+from zcache.allocators.log_packing import Live, LogPacking
 from zcache.clock import Clock
 from zcache.errors import PageDamaged
 from zcache.pageframes import PageFrames, State
@@ -39,10 +41,18 @@ class Recompressor:
     thread."""
 
     def __init__(
-        self, frames: PageFrames, log: Log, codec: Codec, lock: threading.Lock, statistics: Statistics, clock: Clock
+        self,
+        frames: PageFrames,
+        log: Log,
+        packing: LogPacking,
+        codec: Codec,
+        lock: threading.Lock,
+        statistics: Statistics,
+        clock: Clock,
     ) -> None:
         self._frames = frames
         self._log = log
+        self._packing = packing
         self.codec = codec
         self._lock = lock
         self._statistics = statistics
@@ -67,13 +77,13 @@ class Recompressor:
     def _recompress(self, slot: int, last_birth: int, is_walk: bool) -> tuple[bool, int]:
         """The first frame from `slot` on that is no younger; whether there was one, and the slot
         after it."""
-        frames, log = self._frames, self._log
+        frames, log, packing = self._frames, self._log, self._packing
         with self._lock:
             frame, after = self._find(slot, last_birth, is_walk)
             if not frame:
                 return False, after
             birth = frames.birth[frame]
-            zpages = log.collect(frame, frames.home[frame])
+            zpages = packing.collect(frame, frames.home[frame])
         smaller = [self._smaller(zpage) for zpage in zpages]
         before, now = (sum([len(zpage.body) for zpage in some]) for some in (zpages, smaller))
         with self._lock:
@@ -82,8 +92,8 @@ class Recompressor:
             if before - now < before * WORTH_GAINING:
                 log.is_tight[frame] = True
                 return True, after
-            alive = [zpage for zpage in smaller if log.is_in_place(zpage)]
-            moved = log.append(alive, Stream.RECOMPRESSED, frames.home[frame])
+            alive = [zpage for zpage in smaller if packing.is_in_place(zpage)]
+            moved = packing.append(alive, Stream.RECOMPRESSED, frames.home[frame])
             saved = sum([zpage.saved_bytes for zpage in alive[:moved]])
             self._statistics.compressed_bytes -= saved
             self._statistics.recompressed_saved_bytes += saved

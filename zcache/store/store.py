@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from zcache.allocators import Allocator
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
 from zcache.allocators.log import Log
+from zcache.allocators.log_packing import LogPacking
 from zcache.clock import Clock
 from zcache.errors import PageDamaged
 from zcache.fetch.fetch import Fetcher
@@ -74,11 +75,12 @@ class Store:
         self._fetcher = Fetcher(self.frames, tier, seal, *books, self._eat_ephemeral) if tier else None
         self.compactor = self.recompressor = None
         if isinstance(self.allocator, Log):
-            self.compactor = Compactor(self.frames, self.allocator, self._fetcher, *books)
+            packing = LogPacking(self.allocator, self.frames, self.tmem.entries_of)
+            self.compactor = Compactor(self.frames, self.allocator, packing, self._fetcher, *books)
             if recompress:
                 clock = self.health.clock
                 self.recompressor = Recompressor(
-                    self.frames, self.allocator, recompress, self.lock, self.statistics, clock
+                    self.frames, self.allocator, packing, recompress, self.lock, self.statistics, clock
                 )
         self.reclaimer = Reclaimer(
             self.frames, self.allocator, tier, seal, *books, self._forget, self.compactor, self.recompressor
