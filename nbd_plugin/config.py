@@ -20,7 +20,7 @@ from zcache.errors import BadInput, ZcacheError
 from zcache.image.image import Signs, is_image, read_header
 from zcache.linux import group_limits
 from zcache.linux.group_limits import Room
-from zcache.pageframes.frames import budget_of
+from zcache.pageframes.slots import budget_of
 from zcache.pages.codec import LZ4, Codec, parse_codec
 from zcache.pages.entry import FRAME_MASK, PAGE_BYTES
 from zcache.sizes import RANGE, parse_budget, parse_size

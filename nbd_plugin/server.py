@@ -46,7 +46,7 @@ from zcache.hardening.program import unshare
 from zcache.hardening.unused_memory import release_unused_bss
 from zcache.image.image import SECRET_BYTES, Geometry, Image, Signs, check_header, read_header
 from zcache.linux import group_limits, libc, meminfo
-from zcache.pageframes.frames import slots_of
+from zcache.pageframes.slots import slots_of
 from zcache.pages.entry import PAGE_BYTES
 from zcache.pages.tmem import Kind, TmemObject
 from zcache.reclaim.reclaimer import flights_frames

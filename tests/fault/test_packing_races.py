@@ -354,7 +354,7 @@ def test_trouble_is_forgotten_when_only_a_frame_that_is_packed_into_is_left(rng:
             store.flush(thing, index, 1)
     with store.lock:
         assert store.compactor.pack_ram(WORST_WEIGHT, everywhere=True)
-    packed = store.frames.frame_of[next(store.frames.slots_waiting(Queue.PERSISTENT))]
+    packed = store.frames.frame_of[next(store.frames.queues.slots_waiting(Queue.PERSISTENT))]
     assert store.allocator.kept_frames == 1
     for index in range(200):
         entry = thing.table.entries[index]

@@ -21,9 +21,10 @@ throughout):
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from zcache.pageframes import PageFrames, State
+from zcache.pageframes import State
+from zcache.pageframes.view import Copied, FramesView
 
-__all__ = ["Allocator", "EntriesOf", "Found", "ReleaseBelow"]
+__all__ = ["Allocator", "Books", "EntriesOf", "Found", "ReleaseBelow"]
 
 
 class Found(Protocol):
@@ -32,6 +33,13 @@ class Found(Protocol):
     live: memoryview  # how many zpages
     live_bytes: memoryview  # of them all
     place: memoryview  # one of them, as the bytes from `place & 0xFFFF` to `place >> 16`
+
+
+class Books(Protocol):
+    """An allocator's books as they were at one moment."""
+
+    def check(self, found: Found) -> None:
+        """Compare them with what was found. Raises `Imbalance`."""
 
 
 class Allocator(Protocol):
@@ -87,12 +95,9 @@ class Allocator(Protocol):
         """Last, when frames are in their queues: those that are ACTIVE take zpages again. `beat` is
         called now and then."""
 
-    def copied_to(self, copied: Callable[[memoryview], memoryview], frames: PageFrames) -> "Allocator":
-        """A twin for `check`, over a twin of its frames: its books stay as they are now, each array
-        `copied`."""
-
-    def check(self, found: Found) -> None:
-        """Compare own books with what was found. Raises `Imbalance`."""
+    def books(self, copied: Copied, frames: FramesView) -> Books:
+        """Its books as they are now, each array `copied`, over a view of its frames at the same
+        moment."""
 
 
 class ReleaseBelow(Protocol):

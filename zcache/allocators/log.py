@@ -25,9 +25,8 @@ promised is an eighth less than the frames' bytes.
 Cost: 5 bytes a frame id.
 """
 
-import copy
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from zcache.allocators import EntriesOf, Found, ReleaseBelow
 from zcache.allocators.log_frame import (
@@ -43,6 +42,7 @@ from zcache.allocators.log_frame import (
 from zcache.errors import Imbalance
 from zcache.image.flat_array import count_bytes
 from zcache.pageframes import PageFrames, State
+from zcache.pageframes.view import Copied, FramesView
 from zcache.pages.codec import LZ4
 from zcache.pages.entry import (
     CODEC_MASK,
@@ -287,24 +287,28 @@ class Log:
     def _live_bytes(self, frame: int) -> int:
         return int(self.weight[frame]) - int(self._frames.live[frame]) * RECORD_BYTES
 
-    def copied_to(self, copied: Callable[[memoryview], memoryview], frames: PageFrames) -> "Log":
-        """See `Allocator.copied_to`."""
-        twin = copy.copy(self)
-        twin._frames = frames
-        twin.weight = copied(self.weight[: frames.fresh_id])
-        twin.heads = list(map(copy.copy, self.heads))
-        return twin
+    def books(self, copied: Copied, frames: FramesView) -> "LogBooks":
+        """See `Allocator.books`."""
+        opened = [head.frame for head in self.heads if head.frame]
+        return LogBooks(frames, copied(self.weight[: frames.fresh_id]), opened)
+
+
+class LogBooks(NamedTuple):
+    """See `Allocator.books`: what each frame weighs, by its id, and which frames are open."""
+
+    frames: FramesView
+    weight: memoryview
+    opened: list[int]
 
     def check(self, found: Found) -> None:
-        """See `Allocator.check`."""
-        frames = self._frames
+        """See `Books.check`."""
+        frames, weight, opened = self
         for frame in range(1, frames.fresh_id):
-            if self.weight[frame] != found.live_bytes[frame] + found.live[frame] * RECORD_BYTES:
+            if weight[frame] != found.live_bytes[frame] + found.live[frame] * RECORD_BYTES:
                 raise Imbalance(
-                    f"log: frame {frame} weighs {self.weight[frame]}, "
+                    f"log: frame {frame} weighs {weight[frame]}, "
                     f"with {found.live[frame]} zpages of {found.live_bytes[frame]} bytes"
                 )
-        opened = [head.frame for head in self.heads if head.frame]
         for frame in opened:
             if frames.state[frame] != State.ACTIVE:
                 raise Imbalance(f"log: frame {frame} is open, and {State(frames.state[frame]).name}")

@@ -21,16 +21,16 @@ Cost: 2 bytes a RAM slot for the sizes, 8 for the lists, 16 for the owners of ep
 (untouched, and so free, while there are none).
 """
 
-import copy
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from zcache.allocators import EntriesOf, Found, ReleaseBelow
 from zcache.errors import Imbalance
 from zcache.image.flat_array import FlatArray, count_bytes
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.inheritance import beating
+from zcache.pageframes.view import Copied, FramesView
 from zcache.pages.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFFSET_SHIFT, PAGE_BYTES
 
 CHUNK_SHIFT: Final = 6
@@ -233,47 +233,10 @@ class Zbud:
                 self._offer(slot)
         self._inherited = FlatArray("B", 1).view  # it was for this
 
-    def copied_to(self, copied: Callable[[memoryview], memoryview], frames: PageFrames) -> "Zbud":
-        """See `Allocator.copied_to`."""
-        twin = copy.copy(self)
-        twin._frames = frames
-        for name in ("_left", "_right", "_after"):
-            setattr(twin, name, copied(memoryview(getattr(self, name))))
-        twin._filled_lists = list(self._filled_lists)
-        return twin
-
-    def check(self, found: Found) -> None:
-        """See `Allocator.check`."""
-        frames = self._frames
-        live, place = found.live, found.place
-        offered = 0
-        for kind in (0, 1):
-            for occupied in range(1, CHUNKS):
-                head = self._heads[kind] + occupied
-                slot = self._after[head]
-                if (slot != head) != bool(self._filled_lists[kind] >> occupied & 1):
-                    raise Imbalance(f"zbud: list {occupied} of kind {kind} and its bit disagree")
-                while slot != head:
-                    offered += 1
-                    frame = frames.frame_of[slot]
-                    if frames.state[frame] != State.ACTIVE or frames.queue_of[slot] != kind:
-                        raise Imbalance(f"zbud: frame {frame} is offered but not an ACTIVE one of kind {kind}")
-                    if self._left[slot] + self._right[slot] != occupied:
-                        raise Imbalance(f"zbud: frame {frame} is in the list of {occupied} occupied chunks")
-                    sizes = self._left[slot], self._right[slot]
-                    start, stop = place[frame] & 0xFFFF, place[frame] >> 16
-                    chunks = (stop - start + 63) >> CHUNK_SHIFT
-                    if live[frame] != 1 or sizes != ((0, chunks) if start else (chunks, 0)):
-                        raise Imbalance(f"zbud: frame {frame} has buddies of {sizes} chunks, its zpage {chunks}")
-                    if offered > frames.slot_count:
-                        raise Imbalance(f"zbud: list {occupied} of kind {kind} is a circle without an end")
-                    slot = self._after[slot]
-        active = count_bytes(frames.state[1 : frames.fresh_id], State.ACTIVE)
-        if active != offered:
-            raise Imbalance(f"zbud: {active} frames are ACTIVE, {offered} are offered")
-        fullest = max(live)
-        if fullest > 2:
-            raise Imbalance(f"zbud: a frame holds {fullest} zpages")
+    def books(self, copied: Copied, frames: FramesView) -> "ZbudBooks":
+        """See `Allocator.books`."""
+        left, right, after = (copied(memoryview(each)) for each in (self._left, self._right, self._after))
+        return ZbudBooks(frames, left, right, after, self._heads, list(self._filled_lists))
 
     @staticmethod
     def _has_room(left: int, right: int) -> bool:
@@ -300,3 +263,48 @@ class Zbud:
         self._before[follower] = predecessor
         if follower == predecessor:  # only the head is left
             self._filled_lists[kind] &= ~(1 << (self._left[slot] + self._right[slot]))
+
+
+class ZbudBooks(NamedTuple):
+    """See `Allocator.books`: by RAM slot, the chunks of either buddy, and the lists that frames are
+    in; these end with their heads."""
+
+    frames: FramesView
+    left: memoryview
+    right: memoryview
+    after: memoryview
+    heads: list[int]  # by kind
+    filled_lists: list[int]  # by kind
+
+    def check(self, found: Found) -> None:
+        """See `Books.check`."""
+        frames, left, right, after = self.frames, self.left, self.right, self.after
+        live, place = found.live, found.place
+        offered = 0
+        for kind in (0, 1):
+            for occupied in range(1, CHUNKS):
+                head = self.heads[kind] + occupied
+                slot = after[head]
+                if (slot != head) != bool(self.filled_lists[kind] >> occupied & 1):
+                    raise Imbalance(f"zbud: list {occupied} of kind {kind} and its bit disagree")
+                while slot != head:
+                    offered += 1
+                    frame = frames.frame_of[slot]
+                    if frames.state[frame] != State.ACTIVE or frames.queue_of[slot] != kind:
+                        raise Imbalance(f"zbud: frame {frame} is offered but not an ACTIVE one of kind {kind}")
+                    if left[slot] + right[slot] != occupied:
+                        raise Imbalance(f"zbud: frame {frame} is in the list of {occupied} occupied chunks")
+                    sizes = left[slot], right[slot]
+                    start, stop = place[frame] & 0xFFFF, place[frame] >> 16
+                    chunks = (stop - start + 63) >> CHUNK_SHIFT
+                    if live[frame] != 1 or sizes != ((0, chunks) if start else (chunks, 0)):
+                        raise Imbalance(f"zbud: frame {frame} has buddies of {sizes} chunks, its zpage {chunks}")
+                    if offered > frames.slot_count:
+                        raise Imbalance(f"zbud: list {occupied} of kind {kind} is a circle without an end")
+                    slot = after[slot]
+        active = count_bytes(frames.state[1 : frames.fresh_id], State.ACTIVE)
+        if active != offered:
+            raise Imbalance(f"zbud: {active} frames are ACTIVE, {offered} are offered")
+        fullest = max(live)
+        if fullest > 2:
+            raise Imbalance(f"zbud: a frame holds {fullest} zpages")

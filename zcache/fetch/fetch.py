@@ -34,7 +34,8 @@ from zcache.clock import Clock
 from zcache.errors import PageDamaged
 from zcache.fetch.readahead import Readahead
 from zcache.pageframes import PageFrames, State
-from zcache.pageframes.frames import FETCH_SLOTS
+from zcache.pageframes.slots import FETCH_SLOTS
+from zcache.pageframes.transitions import adopt, ephemeral_gives_way, has_room_for
 from zcache.pages.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFFSET_SHIFT, SAME_FILLED
 from zcache.seals import Seal
 from zcache.statistics import Statistics
@@ -141,12 +142,12 @@ class Fetcher:
         with self._lock:
             while True:
                 jobs = [_Job(frames, frame, []) for frame in wanted if frames.state[frame] == State.COLD]
-                del jobs[frames.fetch_slot_count :]
+                del jobs[frames.slots.fetch_count :]
                 if jobs or not any(frames.state[frame] == State.COLD for frame in wanted):
                     break
                 self._slot_returned.wait()
             for job in jobs:
-                job.slot = frames.take_fetch_slot()
+                job.slot = frames.slots.take_fetch()
         try:
             self._read(jobs)
             yield jobs
@@ -172,15 +173,15 @@ class Fetcher:
         jobs = []
         for frame, pages in by_frame.items():
             jobs.append(_Job(frames, frame, pages))
-        del jobs[frames.fetch_slot_count :]
+        del jobs[frames.slots.fetch_count :]
         if not jobs:
             return None if by_frame else jobs
-        more = frames.fetch_slot_count - len(jobs) - KEPT_SLOTS
+        more = frames.slots.fetch_count - len(jobs) - KEPT_SLOTS
         if more > 0 and not self._health.reading.failures:
             ahead = self.readahead.choose(table, first + len(entries), [job.frame for job in jobs])
             jobs += [_Job(frames, frame, [], is_ahead=True) for frame in ahead[:more]]
         for job in jobs:  # last: nothing after it can fail for lack of memory
-            job.slot = frames.take_fetch_slot()
+            job.slot = frames.slots.take_fetch()
         return jobs
 
     def _read(self, jobs: list[_Job]) -> None:
@@ -304,12 +305,12 @@ class Fetcher:
     def _adopt(self, job: _Job) -> None:
         """Under the lock: the frame stays in RAM, if something there gives way."""
         frames = self._frames
-        if job.is_ahead and not frames.has_room_for(self.readahead.window):
+        if job.is_ahead and not has_room_for(frames, self.readahead.window):
             self.readahead.came(job.frame, is_kept=False)
             return
-        if frames.ephemeral_gives_way() and not job.is_ahead:
+        if ephemeral_gives_way(frames) and not job.is_ahead:
             self._eat_ephemeral()
-        spare = frames.adopt(job.frame, job.slot)
+        spare = adopt(frames, job.frame, job.slot)
         is_kept = spare != job.slot
         job.slot = spare
         self._statistics.readopted_frames += is_kept
@@ -321,7 +322,7 @@ class Fetcher:
         again."""
         with self._lock:
             for job in jobs:
-                self._frames.give_fetch_slot(job.slot)
+                self._frames.slots.give_fetch(job.slot)
             self._slot_returned.notify_all()
 
 

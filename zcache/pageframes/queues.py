@@ -37,21 +37,23 @@ class Queues:
         self.queue_length = [0] * heads
 
     def slots_waiting(self, queue: int) -> Iterator[int]:
-        """The RAM slots in a queue, oldest first (for `check`)."""
+        """The RAM slots in a queue, oldest first."""
         head = self.slot_count + queue
         slot = self.newer[head]
         while slot != head:
             yield slot
             slot = self.newer[slot]
 
-    def _unlink(self, slot: int) -> None:
+    def unlink(self, slot: int) -> None:
+        """Take a slot out of the queue that it is in."""
         newer, older = self.newer, self.older
         after, before = newer[slot], older[slot]
         newer[before] = after
         older[after] = before
         self.queue_length[self.queue_of[slot]] -= 1
 
-    def _link_youngest(self, slot: int, queue: int) -> None:
+    def link_youngest(self, slot: int, queue: int) -> None:
+        """Put a slot that is in no queue at the young end of one; it was not referenced."""
         head = self.slot_count + queue
         newer, older = self.newer, self.older
         before = older[head]
@@ -63,11 +65,13 @@ class Queues:
         self.referenced[slot] = 0
         self.queue_length[queue] += 1
 
-    def _link_oldest(self, slot: int, queue: int) -> None:
-        self._link_behind(slot, self.slot_count + queue, queue)
+    def link_oldest(self, slot: int, queue: int) -> None:
+        """Put a slot that is in no queue at the old end of one; whether it was referenced stays."""
+        self.link_behind(slot, self.slot_count + queue, queue)
 
-    def _link_behind(self, slot: int, before: int, queue: int) -> None:
-        """`before` is a RAM slot in the queue, or its head."""
+    def link_behind(self, slot: int, before: int, queue: int) -> None:
+        """Put a slot that is in no queue just behind another, on its young side. `before` is a RAM
+        slot in the queue, or the queue's head. Whether it was referenced stays."""
         newer, older = self.newer, self.older
         after = newer[before]
         older[after] = slot

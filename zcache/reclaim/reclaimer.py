@@ -42,6 +42,7 @@ from zcache.allocators.log import WORST_WEIGHT
 from zcache.hardening.own_thread import OwnThread
 from zcache.pageframes import PageFrames
 from zcache.pageframes.queues import Queue
+from zcache.pageframes.transitions import abort, isolate_oldest, land, oldest_ephemeral
 from zcache.reclaim.compaction import VICTIMS, WORTH_WEIGHT, Compactor
 from zcache.reclaim.recompression import Recompressor
 from zcache.reclaim.spare_time import SpareTime
@@ -333,7 +334,7 @@ class Reclaimer:
         assert self._tier
         waiting = self._frames.queue_length[Queue.PERSISTENT] - self._allocator.kept_frames
         first_slot, count = self._tier.reserve(min(limit, waiting))
-        batch = self._frames.isolate_oldest(count, self._allocator.retire)  # as many: that many wait
+        batch = isolate_oldest(self._frames, count, self._allocator.retire)  # as many: that many wait
         return first_slot, self._frames.give_births(len(batch)), batch
 
     def _fly(self, first_slot: int, first_birth: int, batch: list[int]) -> bool:
@@ -357,12 +358,12 @@ class Reclaimer:
             self._statistics.slow_writes += health.end_transfer(transfer)
             for index, frame in enumerate(batch):
                 if arrived:
-                    self.release_below(frames.land(frame, first_slot + index, first_birth + index, seals[index]))
+                    self.release_below(land(frames, frame, first_slot + index, first_birth + index, seals[index]))
                 else:
                     tier.release(first_slot + index)
             if not arrived:
                 for frame in reversed(batch):  # each becomes the oldest, so the oldest goes back last
-                    frames.abort(frame, self._allocator.restore)
+                    abort(frames, frame, self._allocator.restore)
                 health.writing.failed(failure)
                 self._statistics.writeback_errors += 1
                 self._statistics.writeback_kept_frames += len(batch)
@@ -389,7 +390,7 @@ class Reclaimer:
     def evict_oldest_ephemeral(self) -> bool:
         """Eat the tail of the ephemeral queue, under the lock; False if there is none.
         (ouroboros)"""
-        frame = self._frames.oldest_ephemeral()
+        frame = oldest_ephemeral(self._frames)
         if not frame:
             return False
         owners = self._allocator.evict(frame)

@@ -116,7 +116,7 @@ class Recompressor:
         look on from (0: the oldest). What was read since it was last looked at is left alone; for a
         walk, not at the next look."""
         frames, is_tight = self._frames, self._log.is_tight
-        state, newer, birth, referenced = frames.state, frames.newer, frames.birth, frames.referenced
+        state, newer, birth, referenced = frames.state, frames.queues.newer, frames.birth, frames.referenced
         head = frames.slot_count + Queue.PERSISTENT
         if not self._is_waiting(slot):
             slot = newer[head]

@@ -43,7 +43,7 @@ class Putter:
         statistics: Statistics,
     ) -> None:
         self.codec = codec  # of puts to come
-        self._frames = frames
+        self._slots = frames.slots
         self._allocator = allocator
         self._reclaimer = reclaimer
         self._admission = admission
@@ -124,7 +124,7 @@ class Putter:
             raise
         finally:
             lock.release()
-        if self._frames.free_slot_count < self._reclaimer.wake_below_slots:
+        if self._slots.free_count < self._reclaimer.wake_below_slots:
             self._reclaimer.wake_if_low()
         return True
 
@@ -186,7 +186,7 @@ class Putter:
             self._lock.release()
         if done < count and not self._put_slowly(thing, first, bodies, tags, placed, modifier):
             return False
-        if self._frames.free_slot_count < self._reclaimer.wake_below_slots:
+        if self._slots.free_count < self._reclaimer.wake_below_slots:
             self._reclaimer.wake_if_low()
         return True
 
