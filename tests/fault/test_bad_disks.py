@@ -21,7 +21,7 @@ from tests.support.tiers import FaultyTier, MemoryTier
 from zcache.control.check import check
 from zcache.control.status import gather_status
 from zcache.errors import PageDamaged, PageLost, StoreFull
-from zcache.fetch.fetch import RETRY_PAUSES_SECONDS
+from zcache.fetch.readback import RETRY_PAUSES_SECONDS
 from zcache.pageframes import State
 from zcache.pages.codec import parse_codec
 from zcache.pages.entry import LOST, SAME_FILLED, decode_zpage

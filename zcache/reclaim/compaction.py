@@ -23,7 +23,7 @@ from typing import Final
 from zcache.allocators.log import WORST_WEIGHT, Log
 from zcache.allocators.log_frame import Stream
 from zcache.allocators.log_packing import LogPacking
-from zcache.fetch.fetch import Fetcher
+from zcache.fetch.readback import Readback
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.queues import Queue
 from zcache.statistics import Statistics
@@ -83,7 +83,7 @@ class Compactor:
         frames: PageFrames,
         log: Log,
         packing: LogPacking,
-        fetcher: Fetcher | None,
+        readback: Readback | None,
         lock: threading.Lock,
         statistics: Statistics,
         health: Health,
@@ -91,7 +91,7 @@ class Compactor:
         self._frames = frames
         self._log = log
         self._packing = packing
-        self._fetcher = fetcher
+        self._readback = readback
         self._lock = lock
         self._statistics = statistics
         self._health = health
@@ -142,8 +142,8 @@ class Compactor:
             self.under_way += 1
         has_changed = False
         try:
-            if cold and self._fetcher:
-                with self._fetcher.borrowed(cold) as jobs, self._lock:
+            if cold and self._readback:
+                with self._readback.borrowed(cold) as jobs, self._lock:
                     for job in jobs:
                         if frames.birth[job.frame] != job.birth or frames.state[job.frame] != State.COLD:
                             continue

@@ -21,6 +21,7 @@ from zcache.allocators.log_packing import LogPacking
 from zcache.clock import Clock
 from zcache.errors import PageDamaged
 from zcache.fetch.fetch import Fetcher
+from zcache.fetch.readback import Readback
 from zcache.image.image import Image
 from zcache.pageframes import PageFrames
 from zcache.pages.codec import Codec
@@ -72,11 +73,12 @@ class Store:
         self.allocator: Allocator = chosen(self.frames, self._release_below, self.tmem.entries_of)
         self.health = Health(clock or Clock())
         books = (self.lock, self.statistics, self.health)
-        self._fetcher = Fetcher(self.frames, tier, seal, *books, self._eat_ephemeral) if tier else None
+        readback = Readback(self.frames, tier, seal, *books) if tier else None
+        self._fetcher = Fetcher(self.frames, readback, *books, self._eat_ephemeral) if readback else None
         self.compactor = self.recompressor = None
         if isinstance(self.allocator, Log):
             packing = LogPacking(self.allocator, self.frames, self.tmem.entries_of)
-            self.compactor = Compactor(self.frames, self.allocator, packing, self._fetcher, *books)
+            self.compactor = Compactor(self.frames, self.allocator, packing, readback, *books)
             if recompress:
                 clock = self.health.clock
                 self.recompressor = Recompressor(
