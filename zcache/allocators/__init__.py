@@ -24,7 +24,7 @@ from typing import Protocol
 from zcache.pageframes import State
 from zcache.pageframes.view import Copied, FramesView
 
-__all__ = ["Allocator", "Books", "EntriesOf", "Found", "ReleaseBelow"]
+__all__ = ["Allocator", "AllocatorView", "EntriesOf", "Found", "ReleaseBelow"]
 
 
 class Found(Protocol):
@@ -35,7 +35,7 @@ class Found(Protocol):
     place: memoryview  # one of them, as the bytes from `place & 0xFFFF` to `place >> 16`
 
 
-class Books(Protocol):
+class AllocatorView(Protocol):
     """An allocator's books as they were at one moment."""
 
     def check(self, found: Found) -> None:
@@ -95,7 +95,7 @@ class Allocator(Protocol):
         """Last, when frames are in their queues: those that are ACTIVE take zpages again. `beat` is
         called now and then."""
 
-    def books(self, copied: Copied, frames: FramesView) -> Books:
+    def view(self, copied: Copied, frames: FramesView) -> AllocatorView:
         """Its books as they are now, each array `copied`, over a view of its frames at the same
         moment."""
 

@@ -287,21 +287,21 @@ class Log:
     def _live_bytes(self, frame: int) -> int:
         return int(self.weight[frame]) - int(self._frames.live[frame]) * RECORD_BYTES
 
-    def books(self, copied: Copied, frames: FramesView) -> "LogBooks":
-        """See `Allocator.books`."""
+    def view(self, copied: Copied, frames: FramesView) -> "LogView":
+        """See `Allocator.view`."""
         opened = [head.frame for head in self.heads if head.frame]
-        return LogBooks(frames, copied(self.weight[: frames.fresh_id]), opened)
+        return LogView(frames, copied(self.weight[: frames.fresh_id]), opened)
 
 
-class LogBooks(NamedTuple):
-    """See `Allocator.books`: what each frame weighs, by its id, and which frames are open."""
+class LogView(NamedTuple):
+    """See `Allocator.view`: what each frame weighs, by its id, and which frames are open."""
 
     frames: FramesView
     weight: memoryview
     opened: list[int]
 
     def check(self, found: Found) -> None:
-        """See `Books.check`."""
+        """See `AllocatorView.check`."""
         frames, weight, opened = self
         for frame in range(1, frames.fresh_id):
             if weight[frame] != found.live_bytes[frame] + found.live[frame] * RECORD_BYTES:

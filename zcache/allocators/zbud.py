@@ -233,10 +233,10 @@ class Zbud:
                 self._offer(slot)
         self._inherited = FlatArray("B", 1).view  # it was for this
 
-    def books(self, copied: Copied, frames: FramesView) -> "ZbudBooks":
-        """See `Allocator.books`."""
+    def view(self, copied: Copied, frames: FramesView) -> "ZbudView":
+        """See `Allocator.view`."""
         left, right, after = (copied(memoryview(each)) for each in (self._left, self._right, self._after))
-        return ZbudBooks(frames, left, right, after, self._heads, list(self._filled_lists))
+        return ZbudView(frames, left, right, after, self._heads, list(self._filled_lists))
 
     @staticmethod
     def _has_room(left: int, right: int) -> bool:
@@ -265,8 +265,8 @@ class Zbud:
             self._filled_lists[kind] &= ~(1 << (self._left[slot] + self._right[slot]))
 
 
-class ZbudBooks(NamedTuple):
-    """See `Allocator.books`: by RAM slot, the chunks of either buddy, and the lists that frames are
+class ZbudView(NamedTuple):
+    """See `Allocator.view`: by RAM slot, the chunks of either buddy, and the lists that frames are
     in; these end with their heads."""
 
     frames: FramesView
@@ -277,7 +277,7 @@ class ZbudBooks(NamedTuple):
     filled_lists: list[int]  # by kind
 
     def check(self, found: Found) -> None:
-        """See `Books.check`."""
+        """See `AllocatorView.check`."""
         frames, left, right, after = self.frames, self.left, self.right, self.after
         live, place = found.live, found.place
         offered = 0

@@ -69,7 +69,7 @@ class Snapshot:
 
     def __init__(self, store: Store, room: Room) -> None:
         self.frames = view_of(store.frames, room.copy)
-        self.allocator = store.allocator.books(room.copy, self.frames)
+        self.allocator = store.allocator.view(room.copy, self.frames)
         self.used_below = room.copy(store.tier.used_map()) if store.tier else memoryview(b"\1")
         self.used_below_count = store.tier.used_slots if store.tier else 0
         #: For each object: its pool's kind, and its touched blocks of entries.
