@@ -49,7 +49,7 @@ from zcache.linux import group_limits, libc, meminfo
 from zcache.pageframes.slots import slots_of
 from zcache.pages.entry import PAGE_BYTES
 from zcache.pages.tmem import Kind, TmemObject
-from zcache.reclaim.reclaimer import flights_frames
+from zcache.reclaim.flight import flights_frames
 from zcache.seals import Seal
 from zcache.seals.crc import CRC
 from zcache.server.rebuild import rebuild

@@ -128,7 +128,7 @@ class Budget:
         """Under the lock: slots that are free, or of what gives way; the reserve stays."""
         frames = self._frames
         while frames.free_slot_count - frames.reserve_frames < count:
-            gave_way = drop_oldest_clean(frames) or self._reclaimer.evict_oldest_ephemeral()
+            gave_way = drop_oldest_clean(frames) or self._reclaimer.ouroboros.evict_oldest()
             if not gave_way:
                 break
         return frames.slots.withdraw(min(count, max(frames.free_slot_count - frames.reserve_frames, 0)))

@@ -14,7 +14,7 @@ Pages are 4096 bytes; indexes count pages of an object.
 import threading
 from collections.abc import Callable, Iterator
 
-from zcache.allocators import Allocator
+from zcache.allocators import Allocator, ReleaseBelow
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
 from zcache.allocators.log import Log
 from zcache.allocators.log_packing import LogPacking
@@ -26,8 +26,10 @@ from zcache.image.image import Image
 from zcache.pageframes import PageFrames
 from zcache.pages.codec import Codec
 from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
-from zcache.pages.tmem import Kind, Pool, Tmem, TmemObject
+from zcache.pages.tmem import Pool, Tmem, TmemObject
 from zcache.reclaim.compaction import Compactor
+from zcache.reclaim.flight import Flights
+from zcache.reclaim.ouroboros import Ouroboros
 from zcache.reclaim.reclaimer import Reclaimer
 from zcache.reclaim.recompression import Recompressor
 from zcache.seals import Seal
@@ -70,11 +72,13 @@ class Store:
             image,
             chosen.reserve_frames,
         )
-        self.allocator: Allocator = chosen(self.frames, self._release_below, self.tmem.entries_of)
+        release_below = _releasing(tier)
+        self.allocator: Allocator = chosen(self.frames, release_below, self.tmem.entries_of)
         self.health = Health(clock or Clock())
         books = (self.lock, self.statistics, self.health)
+        ouroboros = Ouroboros(self.frames, self.allocator, self.tmem, self.statistics)
         readback = Readback(self.frames, tier, seal, *books) if tier else None
-        self._fetcher = Fetcher(self.frames, readback, *books, self._eat_ephemeral) if readback else None
+        self._fetcher = Fetcher(self.frames, readback, *books, ouroboros.eat) if readback else None
         self.compactor = self.recompressor = None
         if isinstance(self.allocator, Log):
             packing = LogPacking(self.allocator, self.frames, self.tmem.entries_of)
@@ -84,8 +88,16 @@ class Store:
                 self.recompressor = Recompressor(
                     self.frames, self.allocator, packing, recompress, self.lock, self.statistics, clock
                 )
+        self.flights = Flights(self.frames, self.allocator, tier, seal, *books, release_below)
         self.reclaimer = Reclaimer(
-            self.frames, self.allocator, tier, seal, *books, self._forget, self.compactor, self.recompressor
+            self.frames,
+            self.allocator,
+            tier,
+            self.flights,
+            ouroboros,
+            *books,
+            self.compactor,
+            self.recompressor,
         )
         self.admission = Admission(admit, budget_bytes, self.statistics)
         self.putter = Putter(
@@ -205,12 +217,13 @@ class Store:
         if self.tier:
             self.tier.close()
 
-    def _release_below(self, slot: int) -> None:
-        self.reclaimer.release_below(slot)
 
-    def _eat_ephemeral(self) -> bool:
-        return self.reclaimer.eat_ephemeral()
+def _releasing(tier: Tier | None) -> ReleaseBelow:
+    """What gives slots of the tier back, under the lock."""
 
-    def _forget(self, owner: int) -> None:
-        """Under the lock: an ephemeral page went with its frame."""
-        self.statistics.account([self.tmem.forget(owner)], Kind.EPHEMERAL, -1)
+    def release_below(slot: int) -> None:
+        if slot:
+            assert tier
+            tier.release(slot)
+
+    return release_below
