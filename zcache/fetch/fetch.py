@@ -15,10 +15,10 @@ while that pays (`zcache.fetch.readahead`).
 What becomes of a read that fails, `zcache.fetch.readback` says.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from zcache.books import Books
 from zcache.errors import PageDamaged
 from zcache.fetch.readahead import Readahead
 from zcache.fetch.readback import Job, Readback
@@ -26,8 +26,7 @@ from zcache.pageframes import PageFrames, State
 from zcache.pageframes.slots import FETCH_SLOTS
 from zcache.pageframes.transitions import adopt, ephemeral_gives_way, has_room_for
 from zcache.pages.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFFSET_SHIFT, SAME_FILLED
-from zcache.statistics import Statistics
-from zcache.tiers.health import SEAL_BROKEN, UNREADABLE, Health
+from zcache.tiers.health import SEAL_BROKEN, UNREADABLE
 
 __all__ = ["Fetcher"]
 
@@ -42,18 +41,14 @@ class Fetcher:
         self,
         frames: PageFrames,
         readback: Readback,
-        lock: threading.Lock,
-        statistics: Statistics,
-        health: Health,
+        books: Books,
         eat_ephemeral: Callable[[], bool],
     ) -> None:
         self._frames = frames
         self._readback = readback
         self._eat_ephemeral = eat_ephemeral
-        self.readahead = Readahead(frames, statistics)
-        self._lock = lock
-        self._statistics = statistics
-        self._health = health
+        self.readahead = Readahead(frames, books.statistics)
+        self._lock, self._statistics, self._health = books
 
     def fetch(self, table: memoryview, first: int, cold: list[int], entries: list[int], bodies: list[bytes]) -> None:
         """Bring `entries[i]` and `bodies[i]` up to date for each i in `cold`; page `first + i` is

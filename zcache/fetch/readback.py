@@ -19,13 +19,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from zcache.books import Books
 from zcache.clock import Clock
 from zcache.pageframes import PageFrames, State
 from zcache.seals import Seal
-from zcache.statistics import Statistics
 from zcache.tiers import Tier
 from zcache.tiers.backoff import PATIENCE_SECONDS
-from zcache.tiers.health import SEAL_BROKEN, UNREADABLE, Health, describe
+from zcache.tiers.health import SEAL_BROKEN, UNREADABLE, describe
 
 #: Before a frame is read for the third, fourth and fifth time: a disk may be gone for as long as a
 #: put has patience.
@@ -76,17 +76,13 @@ class Readback:
         frames: PageFrames,
         tier: Tier,
         seal: Seal,
-        lock: threading.Lock,
-        statistics: Statistics,
-        health: Health,
+        books: Books,
     ) -> None:
         self._frames = frames
         self._tier = tier
         self._seal = seal
-        self._lock = lock
-        self._statistics = statistics
-        self._health = health
-        self.slot_returned = threading.Condition(lock)
+        self._lock, self._statistics, self._health = books
+        self.slot_returned = threading.Condition(books.lock)
 
     @contextlib.contextmanager
     def borrowed(self, wanted: Sequence[int]) -> Iterator[list[Job]]:

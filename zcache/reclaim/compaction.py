@@ -16,18 +16,17 @@ done looks at all. A search that found nothing is not repeated before some pages
 """
 
 import heapq
-import threading
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from zcache.allocators.log import WORST_WEIGHT, Log
 from zcache.allocators.log_frame import Stream
 from zcache.allocators.log_packing import LogPacking
+from zcache.books import Books
 from zcache.fetch.readback import Readback
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.queues import Queue
-from zcache.statistics import Statistics
-from zcache.tiers.health import SEAL_BROKEN, UNREADABLE, Health
+from zcache.tiers.health import SEAL_BROKEN, UNREADABLE
 
 #: Frames in one go: their zpages are copied under the lock, some 40 us a frame.
 VICTIMS: Final = 4
@@ -84,17 +83,13 @@ class Compactor:
         log: Log,
         packing: LogPacking,
         readback: Readback | None,
-        lock: threading.Lock,
-        statistics: Statistics,
-        health: Health,
+        books: Books,
     ) -> None:
         self._frames = frames
         self._log = log
         self._packing = packing
         self._readback = readback
-        self._lock = lock
-        self._statistics = statistics
-        self._health = health
+        self._lock, self._statistics, self._health = books
         self._below = _Search(log, frames)
         self._in_ram: dict[int, _Search] = {}  # by the weight that is looked for
         self.under_way = 0  # threads that read frames to pack them

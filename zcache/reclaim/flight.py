@@ -13,13 +13,13 @@ import threading
 from typing import Final
 
 from zcache.allocators import Allocator, ReleaseBelow
+from zcache.books import Books
 from zcache.pageframes import PageFrames
 from zcache.pageframes.queues import Queue
 from zcache.pageframes.transitions import abort, isolate_oldest, land
 from zcache.seals import Seal
-from zcache.statistics import Statistics
 from zcache.tiers import Tier
-from zcache.tiers.health import Health, describe
+from zcache.tiers.health import describe
 
 #: One background flight: one sequential write, which takes a disk of 500 MB/s one millisecond.
 BATCH_BYTES: Final = 512 << 10
@@ -42,20 +42,16 @@ class Flights:
         allocator: Allocator,
         tier: Tier | None,
         seal: Seal,
-        lock: threading.Lock,
-        statistics: Statistics,
-        health: Health,
+        books: Books,
         release_below: ReleaseBelow,
     ) -> None:
         self._frames = frames
         self._allocator = allocator
         self._tier = tier
         self._seal = seal
-        self._lock = lock
-        self._statistics = statistics
-        self._health = health
+        self._lock, self._statistics, self._health = books
         self._release_below = release_below
-        self.landed = threading.Condition(lock)
+        self.landed = threading.Condition(books.lock)
 
     def can_clean(self) -> bool:
         """Under the lock: whether there is a frame to clean, and room below for it."""

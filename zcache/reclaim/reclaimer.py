@@ -37,6 +37,7 @@ from typing import Final
 
 from zcache.allocators import Allocator
 from zcache.allocators.log import WORST_WEIGHT
+from zcache.books import Books
 from zcache.hardening.own_thread import OwnThread
 from zcache.pageframes import PageFrames
 from zcache.pageframes.queues import Queue
@@ -45,10 +46,9 @@ from zcache.reclaim.flight import Flights, flights_frames
 from zcache.reclaim.ouroboros import Ouroboros
 from zcache.reclaim.recompression import Recompressor
 from zcache.reclaim.spare_time import SpareTime
-from zcache.statistics import Statistics
 from zcache.tiers import Tier
 from zcache.tiers.backoff import FIRST_REST_SECONDS, LAST_REST_SECONDS
-from zcache.tiers.health import Health, describe
+from zcache.tiers.health import describe
 
 #: Slots below are short when one in 64 is free.
 SHORT_BELOW_SHIFT: Final = 6
@@ -64,9 +64,7 @@ class Reclaimer:
         tier: Tier | None,
         flights: Flights,
         ouroboros: Ouroboros,
-        lock: threading.Lock,
-        statistics: Statistics,
-        health: Health,
+        books: Books,
         compactor: Compactor | None = None,
         recompressor: Recompressor | None = None,
     ) -> None:
@@ -76,12 +74,10 @@ class Reclaimer:
         self._flights = flights
         self.landed = flights.landed  # also notified when frames were had in another way
         self.ouroboros = ouroboros
-        self._lock = lock
-        self._statistics = statistics
-        self._health = health
+        self._lock, self._statistics, self._health = books
         self._compactor = compactor
         self._recompressor = recompressor
-        self.spare_time = SpareTime(health.clock)
+        self.spare_time = SpareTime(books.health.clock)
         self._waiting_puts = 0
         self.chosen_watermarks: tuple[int, int] | None = None  # low and high, if somebody has chosen them
         self.set_watermarks(frames.budget_frames)

@@ -14,19 +14,17 @@ it is *tight*: not looked at again.
 What it may cost is `zcache.reclaim.spare_time`'s to say.
 """
 
-import threading
 from typing import Final
 
 from zcache.allocators.log import Log
 from zcache.allocators.log_frame import Stream
 from zcache.allocators.log_packing import Live, LogPacking
-from zcache.clock import Clock
+from zcache.books import Books
 from zcache.errors import PageDamaged
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.queues import Queue
 from zcache.pages.codec import LZ4, Codec, decompress
 from zcache.pages.entry import CODEC_MASK, CODEC_SHIFT, LENGTH_SHIFT
-from zcache.statistics import Statistics
 
 #: A frame that was begun so long ago is at rest; or up to twice as long.
 REST_SECONDS: Final = 10.0
@@ -46,20 +44,17 @@ class Recompressor:
         log: Log,
         packing: LogPacking,
         codec: Codec,
-        lock: threading.Lock,
-        statistics: Statistics,
-        clock: Clock,
+        books: Books,
     ) -> None:
         self._frames = frames
         self._log = log
         self._packing = packing
         self.codec = codec
-        self._lock = lock
-        self._statistics = statistics
-        self._clock = clock
+        self._lock, self._statistics, health = books
+        self._clock = health.clock
         self._slot = 0  # where the last look ended
         # A birth, and when it was the last one; and the one before, which is `REST_SECONDS` older.
-        self._noted = self._noted_before = (clock.now(), 0)
+        self._noted = self._noted_before = (self._clock.now(), 0)
 
     def recompress_oldest(self) -> bool:
         """One of the oldest frames, which are the next to leave RAM. Whether there was one."""

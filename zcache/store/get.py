@@ -4,11 +4,11 @@ A get copies its zpages out of their frames under the lock, once, and decompress
 what is below only is fetched in between, also without it.
 """
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lz4.block import decompress as lz4_decompress
 
+from zcache.books import Books
 from zcache.errors import PageDamaged
 from zcache.fetch.fetch import Fetcher
 from zcache.pageframes import PageFrames
@@ -16,63 +16,26 @@ from zcache.pages.entry import LOST, PAGE_BYTES, SAME_FILLED
 from zcache.pages.page_table import MAX_RUN_PAGES
 from zcache.pages.tmem import TmemObject
 from zcache.pages.zpages import END_LZ4, FIRST_LZ4, decode, decode_lz4
-from zcache.statistics import Statistics
+from zcache.store.waiting import Waiting
 
 
 class Getter:
-    """The gets of a store, by any number of threads, without its lock. `wait_for_lost` is the
-    putter's."""
+    """The gets of a store, by any number of threads, without its lock; `Store.get` says which is
+    for what."""
 
     def __init__(
         self,
         frames: PageFrames,
         fetcher: Fetcher | None,
-        lock: threading.Lock,
-        statistics: Statistics,
-        wait_for_lost: Callable[[TmemObject, int, int], None],
+        waiting: Waiting,
+        books: Books,
     ) -> None:
         self._frames = frames
         self._fetcher = fetcher
-        self._lock = lock
-        self._statistics = statistics
-        self._wait_for_lost = wait_for_lost
+        self._waiting = waiting
+        self._lock, self._statistics, _ = books
 
-    def get(self, thing: TmemObject, first: int, out: memoryview) -> int:
-        """Fill `out` (format B, a multiple of 4096 bytes) with pages `first` and following; returns
-        how many were misses.
-
-        A miss reads as zeros. Raises `PageLost` or `PageDamaged` if any page cannot be had; `out`
-        is then undefined.
-        """
-        size_bytes = len(out)
-        if size_bytes == PAGE_BYTES and self._get_page(thing, first, out):
-            return 0
-        if size_bytes <= MAX_RUN_PAGES * PAGE_BYTES:
-            return len(self._get_run(thing, first, out))
-        misses = 0
-        for start in range(0, size_bytes, MAX_RUN_PAGES * PAGE_BYTES):
-            run = out[start : start + MAX_RUN_PAGES * PAGE_BYTES]
-            misses += len(self._get_run(thing, first + (start >> 12), run))
-        return misses
-
-    def find(self, thing: TmemObject, first: int, out: memoryview) -> list[int]:
-        """The same, of an ephemeral pool; returns which pages are misses, ascending: they read as
-        zeros, and are to be had elsewhere."""
-        missing: list[int] = []
-        if len(out) == PAGE_BYTES and self._get_page(thing, first, out):
-            with self._lock:
-                self._statistics.ephemeral_gets += 1
-            return missing
-        for start in range(0, len(out), MAX_RUN_PAGES * PAGE_BYTES):
-            run = out[start : start + MAX_RUN_PAGES * PAGE_BYTES]
-            page = first + (start >> 12)
-            missing += [page + index for index in self._get_run(thing, page, run)]
-        with self._lock:
-            self._statistics.ephemeral_gets += len(out) >> 12
-            self._statistics.ephemeral_misses += len(missing)
-        return missing
-
-    def _get_page(self, thing: TmemObject, first: int, out: memoryview) -> bool:
+    def get_page(self, thing: TmemObject, first: int, out: memoryview) -> bool:
         """Fast path: one page, if it is an lz4 zpage in RAM. False: nothing has been done."""
         frames = self._frames
         lock = self._lock
@@ -98,12 +61,37 @@ class Getter:
             return False
         return True
 
-    def _get_run(self, thing: TmemObject, first: int, out: memoryview) -> Sequence[int]:
+    def get_run(self, thing: TmemObject, first: int, out: memoryview) -> Sequence[int]:
         """One run; which of its pages are misses. Pages that are lost only while their put waits
         for room are waited for."""
         while (misses := self._try_get_run(thing, first, out)) is None:
-            self._wait_for_lost(thing, first, len(out) >> 12)
+            self._waiting.wait_for_lost(thing, first, len(out) >> 12)
         return misses
+
+    def get_runs(self, thing: TmemObject, first: int, out: memoryview) -> int:
+        """A request that is longer than a run; how many of its pages are misses."""
+        misses = 0
+        for start in range(0, len(out), MAX_RUN_PAGES * PAGE_BYTES):
+            run = out[start : start + MAX_RUN_PAGES * PAGE_BYTES]
+            misses += len(self.get_run(thing, first + (start >> 12), run))
+        return misses
+
+    def find(self, thing: TmemObject, first: int, out: memoryview) -> list[int]:
+        """Fill `out` with pages `first` and following of an ephemeral pool; returns which of them
+        are misses, ascending: they read as zeros, and are to be had elsewhere."""
+        missing: list[int] = []
+        if len(out) == PAGE_BYTES and self.get_page(thing, first, out):
+            with self._lock:
+                self._statistics.ephemeral_gets += 1
+            return missing
+        for start in range(0, len(out), MAX_RUN_PAGES * PAGE_BYTES):
+            run = out[start : start + MAX_RUN_PAGES * PAGE_BYTES]
+            page = first + (start >> 12)
+            missing += [page + index for index in self.get_run(thing, page, run)]
+        with self._lock:
+            self._statistics.ephemeral_gets += len(out) >> 12
+            self._statistics.ephemeral_misses += len(missing)
+        return missing
 
     def _try_get_run(self, thing: TmemObject, first: int, out: memoryview) -> Sequence[int] | None:
         """One run; None, and `out` undefined, if a page in it is lost."""
