@@ -23,6 +23,7 @@ from typing import Protocol
 
 from zcache.pageframes import State
 from zcache.pageframes.view import Copied, FramesView
+from zcache.pages.tmem import Kind
 
 __all__ = ["Allocator", "AllocatorView", "EntriesOf", "Found", "ReleaseBelow"]
 
@@ -56,11 +57,11 @@ class Allocator(Protocol):
         """How many frames, in RAM and below together, hold so many pages for sure, whatever is in
         them and however they come and go."""
 
-    def place(self, kind: int, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
+    def place(self, kind: Kind, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
         """Place `bodies[len(entries):]`; an empty one is of a page whose entry, its tag, says it
         all. `owner` is the word that names the first body's page (see `evict`)."""
 
-    def place_one(self, kind: int, body: bytes, tag: int, owner: int) -> int:
+    def place_one(self, kind: Kind, body: bytes, tag: int, owner: int) -> int:
         """The same for one zpage: its entry, or 0 if it found no room."""
 
     def release(self, entries: Sequence[int]) -> None:

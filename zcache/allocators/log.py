@@ -35,6 +35,7 @@ from zcache.allocators.log_frame import (
     FRAME_BYTES,
     RECORD_BYTES,
     SPAN_SHIFT,
+    WORD_SHIFT,
     Head,
     Stream,
     find_live,
@@ -42,6 +43,7 @@ from zcache.allocators.log_frame import (
 from zcache.errors import Imbalance
 from zcache.image.flat_array import count_bytes
 from zcache.pageframes import PageFrames, State
+from zcache.pageframes.states import DIRTY, WRITEBACK
 from zcache.pageframes.view import Copied, FramesView
 from zcache.pages.codec import LZ4
 from zcache.pages.entry import (
@@ -54,11 +56,15 @@ from zcache.pages.entry import (
     OFFSET_SHIFT,
     PAGE_BYTES,
 )
+from zcache.pages.tmem import Kind
 
 PAGES_PROMISED: Final = 14  # a frame
 RESERVE_FRAMES: Final = 4
 #: Of frames that gain something when they are packed.
 WORST_WEIGHT: Final = PAGES_PROMISED * (PAGE_BYTES + RECORD_BYTES)
+
+#: Of a zpage: its record, and what the length in its entry is less by.
+_LEAST_WEIGHT: Final = RECORD_BYTES + 1
 
 _KEPT: Final = (Stream.PACKED, Stream.RECOMPRESSED)
 
@@ -94,7 +100,7 @@ class Log:
     # -- placing and releasing (hot)
     # --------------------------------------------------------------------------------
 
-    def place(self, kind: int, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
+    def place(self, kind: Kind, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
         """See `Allocator.place`. What a request puts into one frame is joined, and copied there at
         once."""
         head = self.heads[kind]
@@ -102,22 +108,22 @@ class Log:
         if entries or head.fill + len(data) > head.room:
             return self._place_apart(head, kind, bodies, tags, entries, owner)
         # Fast path: all into the open frame.
-        place = head.fill << 31 | head.frame
+        place = head.fill << OFFSET_SHIFT | head.frame
         try:
             for tag, body in zip(tags, bodies, strict=True):
                 if body:
                     entries.append(tag | place)
-                    place += len(body) << 31
+                    place += len(body) << OFFSET_SHIFT
                 else:
                     entries.append(tag)
             if data:
-                self.write(head, data, len(bodies) - bodies.count(b""), len(bodies) - 1 << 56 | owner)
+                self.write(head, data, len(bodies) - bodies.count(b""), len(bodies) - 1 << SPAN_SHIFT | owner)
         except BaseException:
             entries.clear()  # they are nowhere
             raise
         return len(bodies)
 
-    def place_one(self, kind: int, body: bytes, tag: int, owner: int) -> int:
+    def place_one(self, kind: Kind, body: bytes, tag: int, owner: int) -> int:
         """See `Allocator.place_one`."""
         head = self.heads[kind]
         frame, fill, room, base = head.frame, head.fill, head.room, head.base
@@ -129,13 +135,13 @@ class Log:
         # As `write`, without the call.
         self._ram[base + fill : base + stop] = body
         words = self._words
-        words[base + room >> 3] = owner
-        words[base + COUNT_AT >> 3] = COUNT_AT - room >> 3
+        words[base + room >> WORD_SHIFT] = owner
+        words[base + COUNT_AT >> WORD_SHIFT] = COUNT_AT - room >> WORD_SHIFT
         head.fill = stop
-        head.room = room - 8
+        head.room = room - RECORD_BYTES
         self._live[frame] += 1
-        self.weight[frame] += size + 8
-        return tag | fill << 31 | frame
+        self.weight[frame] += size + RECORD_BYTES
+        return tag | fill << OFFSET_SHIFT | frame
 
     def write(self, head: Head, data: bytes, count: int, record: int) -> None:
         """The bytes of `count` zpages, for which there is room, and their record: all before an
@@ -144,14 +150,14 @@ class Log:
         head.fill = stop = fill + len(data)
         self._ram[base + fill : base + stop] = data
         words = self._words
-        words[base + room >> 3] = record
-        words[base + COUNT_AT >> 3] = COUNT_AT - room >> 3
-        head.room = room - 8
+        words[base + room >> WORD_SHIFT] = record
+        words[base + COUNT_AT >> WORD_SHIFT] = COUNT_AT - room >> WORD_SHIFT
+        head.room = room - RECORD_BYTES
         self._live[frame] += count
-        self.weight[frame] += len(data) + 8 * count
+        self.weight[frame] += len(data) + RECORD_BYTES * count
 
     def _place_apart(
-        self, head: Head, kind: int, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int
+        self, head: Head, kind: Kind, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int
     ) -> int:
         """What does not fit into the open frame goes into one more, or several."""
         begin, fill = len(entries), head.fill  # of the run of pages for this frame
@@ -185,7 +191,7 @@ class Log:
     def begin_frame(self, head: Head, frame: int, is_tight: bool) -> None:
         """A frame that was just taken is open, and the one before takes no more."""
         if head.frame:
-            self._frames.state[head.frame] = 2  # DIRTY
+            self._frames.state[head.frame] = DIRTY
         head.open(frame, self._frames.home[frame])
         self.is_tight[frame] = is_tight
 
@@ -193,21 +199,22 @@ class Log:
         """See `Allocator.release`."""
         live, weight = self._live, self.weight
         self.released_zpages += len(entries)
+        frame_mask, length_shift, length_mask = FRAME_MASK, LENGTH_SHIFT, LENGTH_MASK
         # Neighbours are often in one frame: its counts are changed once for them all.
         last = count = size = 0
         for entry in entries:
-            frame = entry & 0x7FFFFFFF
+            frame = entry & frame_mask
             if frame != last:
                 if count:
-                    weight[last] -= size + 9 * count
+                    weight[last] -= size + _LEAST_WEIGHT * count
                     live[last] -= count
                     if not live[last]:
                         self._died(last)
                 last, count, size = frame, 0, 0
             count += 1
-            size += entry >> 47 & 0xFFF
+            size += entry >> length_shift & length_mask
         if count:
-            weight[last] -= size + 9 * count
+            weight[last] -= size + _LEAST_WEIGHT * count
             live[last] -= count
             if not live[last]:
                 self._died(last)
@@ -215,10 +222,10 @@ class Log:
     def _died(self, frame: int) -> None:
         """The last zpage of a frame is gone."""
         state = self._frames.state[frame]
-        if state <= State.DIRTY:
+        if state <= DIRTY:
             self._close(frame)
             self._frames.give(frame)
-        elif state != State.WRITEBACK:  # its flight frees it
+        elif state != WRITEBACK:  # its flight frees it
             self._release_below(self._frames.give(frame))
 
     @property

@@ -16,10 +16,13 @@ from typing import Final
 
 from zcache.allocators import EntriesOf
 from zcache.pages.entry import FRAME_MASK, OWNER_INDEX_BITS, SAME_FILLED
+from zcache.pages.tmem import Kind
 
 FRAME_SHIFT: Final = 16
 FRAME_BYTES: Final = 1 << FRAME_SHIFT
-RECORD_BYTES: Final = 8
+#: A record is a word, and so is the count of them: RAM is looked at as words for them.
+WORD_SHIFT: Final = 3
+RECORD_BYTES: Final = 1 << WORD_SHIFT
 #: In a frame: how many records there are, and the first of them; others follow before it.
 COUNT_AT: Final = FRAME_BYTES - RECORD_BYTES
 FIRST_RECORD: Final = COUNT_AT - RECORD_BYTES
@@ -35,10 +38,14 @@ INDEX_MASK: Final = (1 << OWNER_INDEX_BITS) - 1
 class Stream(IntEnum):
     """What has an open frame of its own."""
 
-    PERSISTENT = 0  # the first two are the kinds of pools
+    PERSISTENT = 0  # what is put into a pool of this kind
     EPHEMERAL = 1
     PACKED = 2
     RECOMPRESSED = 3
+
+
+# What is put is placed by its kind, in the stream of that number.
+assert [kind.value for kind in Kind] == [Stream.PERSISTENT.value, Stream.EPHEMERAL.value]
 
 
 class Head:
@@ -65,7 +72,7 @@ def find_live(words: memoryview, frame: int, slot: int, live: int, entries_of: E
     """Owners and entries of all that is alive in a frame: `live` zpages, whose bytes are in RAM slot
     `slot`. `words` is the RAM of all slots, as words of 64 bits."""
     found: dict[int, int] = {}
-    top = (slot << FRAME_SHIFT) + COUNT_AT >> 3
+    top = (slot << FRAME_SHIFT) + COUNT_AT >> WORD_SHIFT
     count = min(words[top], FIRST_RECORD // RECORD_BYTES)
     handle, entries = -1, None
     for record in reversed(words[top - count : top].tolist()):

@@ -30,12 +30,25 @@ from zcache.errors import Imbalance
 from zcache.image.flat_array import FlatArray, count_bytes
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.inheritance import beating
+from zcache.pageframes.states import ACTIVE, DIRTY, WRITEBACK
 from zcache.pageframes.view import Copied, FramesView
-from zcache.pages.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFFSET_SHIFT, PAGE_BYTES
+from zcache.pages.entry import (
+    FRAME_MASK,
+    LENGTH_MASK,
+    LENGTH_SHIFT,
+    OFFSET_MASK,
+    OFFSET_SHIFT,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+)
+from zcache.pages.tmem import Kind
 
 CHUNK_SHIFT: Final = 6
 CHUNKS: Final = PAGE_BYTES >> CHUNK_SHIFT  # 64
 FRAME_BYTES: Final = PAGE_BYTES
+
+#: Of an entry: none is set for a left buddy.
+_OFFSET_BITS: Final = OFFSET_MASK << OFFSET_SHIFT
 
 #: For a zpage of n chunks: the unbuddied lists (bit m: m chunks occupied) whose frames have room
 #: for it.
@@ -73,7 +86,7 @@ class Zbud:
         """See `Allocator.frames_for`: at worst each page is alone in its frame."""
         return page_count
 
-    def place(self, kind: int, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
+    def place(self, kind: Kind, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
         """See `Allocator.place`."""
         frames = self._frames
         ram, home, frame_of = frames.ram, frames.home, frames.frame_of
@@ -81,6 +94,7 @@ class Zbud:
         left, right, after, before = self._left, self._right, self._after, self._before
         heads = self._heads[kind]
         filled = self._filled_lists[kind]
+        offset_shift, dirty = OFFSET_SHIFT, DIRTY
         try:
             for index in range(len(entries), len(bodies)):
                 body = bodies[index]
@@ -101,7 +115,7 @@ class Zbud:
                         filled &= ~(1 << occupied)
                     frame = frame_of[slot]
                     live[frame] = 2
-                    state[frame] = 2  # DIRTY
+                    state[frame] = dirty
                     if left[slot]:
                         right[slot] = chunks
                         offset = (CHUNKS - chunks) << 6
@@ -126,17 +140,17 @@ class Zbud:
                         before[follower] = slot
                         filled |= 1 << chunks
                     else:
-                        state[frame] = 2  # DIRTY: a raw page fills the frame
-                start = (slot << 12) + offset
+                        state[frame] = dirty  # a raw page fills the frame
+                start = (slot << PAGE_SHIFT) + offset
                 ram[start : start + length] = body
-                entries.append(tags[index] | offset << 31 | frame)
+                entries.append(tags[index] | offset << offset_shift | frame)
                 if kind:
                     self._owners[2 * slot + (offset != 0)] = owner + index
         finally:
             self._filled_lists[kind] = filled
         return len(bodies)
 
-    def place_one(self, kind: int, body: bytes, tag: int, owner: int) -> int:
+    def place_one(self, kind: Kind, body: bytes, tag: int, owner: int) -> int:
         """See `Allocator.place_one`."""
         entries: list[int] = []
         return entries[0] if self.place(kind, (body,), (tag,), entries, owner) else 0
@@ -146,26 +160,27 @@ class Zbud:
         offered."""
         frames = self._frames
         state, live, home = frames.state, frames.live, frames.home
+        active, dirty, frame_mask, offset_bits = ACTIVE, DIRTY, FRAME_MASK, _OFFSET_BITS
         for entry in entries:
-            frame = entry & FRAME_MASK
+            frame = entry & frame_mask
             remaining = live[frame] - 1
             live[frame] = remaining
             now = state[frame]
-            if now <= 2:  # ACTIVE or DIRTY
+            if now <= dirty:
                 slot = home[frame]
                 if remaining:
-                    if entry >> OFFSET_SHIFT & OFFSET_MASK:
+                    if entry & offset_bits:
                         self._right[slot] = 0
                     else:
                         self._left[slot] = 0
-                    state[frame] = 1  # ACTIVE
+                    state[frame] = active
                     self._offer(slot)
                 else:
-                    if now == 1:
+                    if now == active:
                         self._withdraw(slot)
                     frames.give(frame)
-            elif now == 3:  # WRITEBACK: freed, or offered again, when its flight has ended
-                if entry >> OFFSET_SHIFT & OFFSET_MASK:
+            elif now == WRITEBACK:  # freed, or offered again, when its flight has ended
+                if entry & offset_bits:
                     self._right[home[frame]] = 0
                 else:
                     self._left[home[frame]] = 0
@@ -281,17 +296,17 @@ class ZbudView(NamedTuple):
         frames, left, right, after = self.frames, self.left, self.right, self.after
         live, place = found.live, found.place
         offered = 0
-        for kind in (0, 1):
+        for kind in Kind:
             for occupied in range(1, CHUNKS):
                 head = self.heads[kind] + occupied
                 slot = after[head]
                 if (slot != head) != bool(self.filled_lists[kind] >> occupied & 1):
-                    raise Imbalance(f"zbud: list {occupied} of kind {kind} and its bit disagree")
+                    raise Imbalance(f"zbud: list {occupied} of kind {kind.value} and its bit disagree")
                 while slot != head:
                     offered += 1
                     frame = frames.frame_of[slot]
                     if frames.state[frame] != State.ACTIVE or frames.queue_of[slot] != kind:
-                        raise Imbalance(f"zbud: frame {frame} is offered but not an ACTIVE one of kind {kind}")
+                        raise Imbalance(f"zbud: frame {frame} is offered but not an ACTIVE one of kind {kind.value}")
                     if left[slot] + right[slot] != occupied:
                         raise Imbalance(f"zbud: frame {frame} is in the list of {occupied} occupied chunks")
                     sizes = left[slot], right[slot]
@@ -300,7 +315,7 @@ class ZbudView(NamedTuple):
                     if live[frame] != 1 or sizes != ((0, chunks) if start else (chunks, 0)):
                         raise Imbalance(f"zbud: frame {frame} has buddies of {sizes} chunks, its zpage {chunks}")
                     if offered > frames.slot_count:
-                        raise Imbalance(f"zbud: list {occupied} of kind {kind} is a circle without an end")
+                        raise Imbalance(f"zbud: list {occupied} of kind {kind.value} is a circle without an end")
                     slot = after[slot]
         active = count_bytes(frames.state[1 : frames.fresh_id], State.ACTIVE)
         if active != offered:

@@ -127,7 +127,7 @@ def _walk_block(entries: list[int], kind: Kind, frames: FramesView, found: _Foun
     live, live_bytes, place = found.live, found.live_bytes, found.place
     fresh_id, frame_bytes = frames.fresh_id, frames.frame_bytes
     home, queue_of = frames.home, frames.queue_of
-    is_ephemeral = kind is Kind.EPHEMERAL
+    is_ephemeral, ephemeral = kind is Kind.EPHEMERAL, Queue.EPHEMERAL.value
     for entry in entries:
         kinds[entry >> CODEC_SHIFT] += 1
         if not ZPAGE <= entry < SAME_FILLED:
@@ -141,7 +141,7 @@ def _walk_block(entries: list[int], kind: Kind, frames: FramesView, found: _Foun
         size_bytes += length
         if length == PAGE_BYTES:
             raw += 1
-        if (queue_of[home[frame]] == 1) is not is_ephemeral:  # Queue.EPHEMERAL; slot 0 is in none
+        if (queue_of[home[frame]] == ephemeral) is not is_ephemeral:  # slot 0 is in none
             raise Imbalance(f"frame {frame} holds a page of the other kind of pool")
         if stop > frame_bytes:
             raise Imbalance(f"frame {frame}: a zpage overruns it")

@@ -30,12 +30,19 @@ from zcache.image.image import EPOCH_SHIFT, Image
 from zcache.pageframes.queues import Queue, Queues
 from zcache.pageframes.ram import Ram
 from zcache.pageframes.slots import NONE, Slots, slots_of
-from zcache.pageframes.states import ALLOWED, State
+from zcache.pageframes.states import ACTIVE, ALLOWED, FREE, State
 from zcache.pages.entry import PAGE_BYTES
+from zcache.pages.tmem import Kind
 
 #: How far the tables are populated beyond the ids in use, in frames: of 4 KiB, 1.7 MiB of tables
 #: (2.4 with encryption).
 AHEAD_BYTES: Final = 256 << 20
+
+
+#: The queues, looked up once.
+_PERSISTENT: Final = Queue.PERSISTENT
+_EPHEMERAL: Final = Queue.EPHEMERAL
+_CLEAN: Final = Queue.CLEAN
 
 
 def _no_image(_section: str) -> None:
@@ -105,27 +112,27 @@ class PageFrames:
     # -- handing out and taking back (hot)
     # --------------------------------------------------------------------------
 
-    def take(self, queue: int) -> int:
-        """A new ACTIVE frame with a RAM slot, youngest of its queue; 0 when no slot is free and no
-        CLEAN frame is left.
+    def take(self, kind: Kind) -> int:
+        """A new ACTIVE frame with a RAM slot, youngest of the kind's queue; 0 when no slot is free
+        and no CLEAN frame is left.
 
         A persistent frame may take the slot of the oldest CLEAN frame, which costs nothing; an
         ephemeral one, if there are more CLEAN frames than ephemeral ones: both are copies that give
         way, and neither kind starves the other.
         """
         slots, length = self.slots, self.queue_length
-        free, clean = slots.free_count, length[Queue.CLEAN]
+        free, clean = slots.free_count, length[_CLEAN]
         if free + clean <= self.reserve_frames:
             return NONE
         if free:
             slots.free_count = free - 1
             slot = slots.free[free - 1]
-        elif queue == Queue.PERSISTENT or clean > length[Queue.EPHEMERAL]:
+        elif not kind or clean > length[_EPHEMERAL]:
             slot = self.vacate_oldest_clean()
         else:
             return NONE
         frame = self._begin_life(slot)
-        self.queues.link_youngest(slot, queue)
+        self.queues.link_youngest(slot, kind)
         return frame
 
     def take_reserved(self, behind: int) -> int:
@@ -135,12 +142,12 @@ class PageFrames:
         if slots.free_count:
             slots.free_count -= 1
             slot = slots.free[slots.free_count]
-        elif self.queue_length[Queue.CLEAN]:
+        elif self.queue_length[_CLEAN]:
             slot = self.vacate_oldest_clean()
         else:
             return NONE
         frame = self._begin_life(slot)
-        self.queues.link_behind(slot, behind or self.slot_count + Queue.PERSISTENT, Queue.PERSISTENT)
+        self.queues.link_behind(slot, behind or self.slot_count + _PERSISTENT, _PERSISTENT)
         self.referenced[slot] = 0
         return frame
 
@@ -154,7 +161,7 @@ class PageFrames:
             self.fresh_id = frame + 1
         self.sequence = sequence = self.sequence + 1
         self.birth[frame] = sequence
-        self.state[frame] = 1  # ACTIVE
+        self.state[frame] = ACTIVE
         self.home[frame] = slot
         self.frame_of[slot] = frame
         return frame
@@ -171,7 +178,7 @@ class PageFrames:
             self.cold -= 1
         below = self.below[frame]
         self.below[frame] = NONE
-        self.state[frame] = 0  # FREE
+        self.state[frame] = FREE
         self.free_ids[self.free_id_count] = frame
         self.free_id_count += 1
         return below
@@ -205,13 +212,13 @@ class PageFrames:
     @property
     def available(self) -> int:
         """Frames that a persistent put can have at once, without waiting for anything."""
-        return max(self.slots.free_count + self.queue_length[Queue.CLEAN] - self.reserve_frames, 0)
+        return max(self.slots.free_count + self.queue_length[_CLEAN] - self.reserve_frames, 0)
 
     @property
     def ready(self) -> int:
         """Frames that a persistent put can have without waiting for a tier: those, and ephemeral
         ones, which it eats one by one."""
-        return self.available + self.queue_length[Queue.EPHEMERAL]
+        return self.available + self.queue_length[_EPHEMERAL]
 
     @property
     def free_slot_count(self) -> int:
@@ -239,7 +246,7 @@ class PageFrames:
         """CLEAN -> COLD for the frame that has been clean longest; returns the RAM slot it
         leaves."""
         queues = self.queues
-        slot = queues.newer[self.slot_count + Queue.CLEAN]
+        slot = queues.newer[self.slot_count + _CLEAN]
         queues.unlink(slot)
         frame = self.frame_of[slot]
         self.move(frame, State.COLD)

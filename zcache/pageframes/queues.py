@@ -13,6 +13,8 @@ from array import array
 from collections.abc import Iterator
 from enum import IntEnum
 
+from zcache.pages.tmem import Kind
+
 
 class Queue(IntEnum):
     """Where a frame in RAM waits. Frames in flight wait nowhere."""
@@ -20,6 +22,10 @@ class Queue(IntEnum):
     PERSISTENT = 0  # ACTIVE and DIRTY frames of persistent pools: to be written back
     EPHEMERAL = 1  # frames of ephemeral pools: can be eaten, and their pages are misses then
     CLEAN = 2  # CLEAN frames of persistent pools: can be dropped, their bytes are below
+
+
+# A frame that is taken for pages of a kind waits in the queue of that number.
+assert [kind.value for kind in Kind] == [Queue.PERSISTENT.value, Queue.EPHEMERAL.value]
 
 
 class Queues:
@@ -36,7 +42,7 @@ class Queues:
             self.newer[slot_count + queue] = self.older[slot_count + queue] = slot_count + queue
         self.queue_length = [0] * heads
 
-    def slots_waiting(self, queue: int) -> Iterator[int]:
+    def slots_waiting(self, queue: Queue) -> Iterator[int]:
         """The RAM slots in a queue, oldest first."""
         head = self.slot_count + queue
         slot = self.newer[head]
@@ -52,7 +58,7 @@ class Queues:
         older[after] = before
         self.queue_length[self.queue_of[slot]] -= 1
 
-    def link_youngest(self, slot: int, queue: int) -> None:
+    def link_youngest(self, slot: int, queue: Queue | Kind) -> None:
         """Put a slot that is in no queue at the young end of one; it was not referenced."""
         head = self.slot_count + queue
         newer, older = self.newer, self.older
@@ -65,11 +71,11 @@ class Queues:
         self.referenced[slot] = 0
         self.queue_length[queue] += 1
 
-    def link_oldest(self, slot: int, queue: int) -> None:
+    def link_oldest(self, slot: int, queue: Queue) -> None:
         """Put a slot that is in no queue at the old end of one; whether it was referenced stays."""
         self.link_behind(slot, self.slot_count + queue, queue)
 
-    def link_behind(self, slot: int, before: int, queue: int) -> None:
+    def link_behind(self, slot: int, before: int, queue: Queue) -> None:
         """Put a slot that is in no queue just behind another, on its young side. `before` is a RAM
         slot in the queue, or the queue's head. Whether it was referenced stays."""
         newer, older = self.newer, self.older

@@ -37,7 +37,7 @@ class FramesView(NamedTuple):
     cold: int
     resident: int
 
-    def slots_waiting(self, queue: int) -> Iterator[int]:
+    def slots_waiting(self, queue: Queue) -> Iterator[int]:
         """The RAM slots in a queue, oldest first."""
         head = self.slot_count + queue
         slot = self.newer[head]

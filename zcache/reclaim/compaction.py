@@ -26,6 +26,7 @@ from zcache.books import Books
 from zcache.fetch.readback import Readback
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.queues import Queue
+from zcache.pageframes.states import CLEAN, DIRTY
 from zcache.tiers.health import SEAL_BROKEN, UNREADABLE
 
 #: Frames in one go: their zpages are copied under the lock, some 40 us a frame.
@@ -179,16 +180,16 @@ class Compactor:
 
     def _look_in_ram(self, search: _Search, worst_weight: int, everywhere: bool) -> None:
         frames, weight = self._frames, self._log.weight
-        state, home, queue_of = frames.state, frames.home, frames.queue_of
+        state, home, queue_of, queue = frames.state, frames.home, frames.queue_of, Queue.PERSISTENT
 
         def look(start: int, stop: int) -> list[int]:
             return [
                 frame
                 for slot, frame in enumerate(frames.frame_of[start:stop], start)
                 if weight[frame] <= worst_weight
-                and state[frame] == 2  # DIRTY
+                and state[frame] == DIRTY
                 and home[frame] == slot
-                and queue_of[slot] == Queue.PERSISTENT
+                and queue_of[slot] == queue
             ]
 
         search.look(look, frames.slot_count, REMEMBERED, everywhere)
@@ -201,7 +202,7 @@ class Compactor:
             return [
                 frame
                 for frame in range(start, stop)
-                if weight[frame] <= WORST_WEIGHT and state[frame] >= 4 and not self._is_damaged(frame)  # CLEAN or COLD
+                if weight[frame] <= WORST_WEIGHT and state[frame] >= CLEAN and not self._is_damaged(frame)
             ]
 
         self._below.found = []

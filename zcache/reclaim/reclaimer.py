@@ -41,6 +41,7 @@ from zcache.books import Books
 from zcache.hardening.own_thread import OwnThread
 from zcache.pageframes import PageFrames
 from zcache.pageframes.queues import Queue
+from zcache.pages.tmem import Kind
 from zcache.reclaim.compaction import VICTIMS, WORTH_WEIGHT, Compactor
 from zcache.reclaim.flight import Flights, flights_frames
 from zcache.reclaim.ouroboros import Ouroboros
@@ -103,13 +104,13 @@ class Reclaimer:
         if self._frames.ready < self.low_watermark and not self._wake.is_set():
             self._wake.set()
 
-    def make_room(self, queue: int) -> bool:
+    def make_room(self, kind: Kind) -> bool:
         """Called without the lock by a put that found no frame. False: there is no room, and
         waiting will not help."""
         with self._lock:
             self._waiting_puts += 1
         try:
-            return self._make_room(queue)
+            return self._make_room(kind)
         finally:
             with self._lock:
                 self._waiting_puts -= 1
@@ -122,11 +123,11 @@ class Reclaimer:
         where = "RAM and the backing are full" if self._tier else "RAM is full, and there is no backing"
         return f"{where}; give a larger budget or backing"
 
-    def _make_room(self, queue: int) -> bool:
+    def _make_room(self, kind: Kind) -> bool:
         writing = self._health.writing
         while True:
             with self._lock:
-                if queue == Queue.EPHEMERAL:
+                if kind is Kind.EPHEMERAL:
                     return self.ouroboros.eat_tail()
                 if self._frames.available or self.ouroboros.eat():
                     return True

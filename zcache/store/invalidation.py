@@ -7,7 +7,7 @@ released: so nobody finds an entry whose zpage is gone, and no zpage stays that 
 
 from zcache.allocators import Allocator
 from zcache.books import Books
-from zcache.pages.entry import LOST, SAME_FILLED
+from zcache.pages.entry import EMPTY, LENGTH_MASK, LENGTH_SHIFT, LOST, SAME_FILLED
 from zcache.pages.tmem import Kind, TmemObject
 from zcache.pages.zpages import END_LZ4, FIRST_LZ4
 from zcache.store.partial_write import PartialWrite
@@ -25,7 +25,7 @@ class Invalidation:
         """Pages' former entries, which no table holds any more, die."""
         if min(old) >= FIRST_LZ4 and max(old) < END_LZ4 and not kind:
             self._statistics.stored_pages -= len(old)
-            self._statistics.compressed_bytes -= sum([entry >> 47 & 0xFFF for entry in old]) + len(old)
+            self._statistics.compressed_bytes -= sum([entry >> LENGTH_SHIFT & LENGTH_MASK for entry in old]) + len(old)
             self._allocator.release(old)
             return
         self._statistics.account(old, kind, -1)
@@ -48,7 +48,7 @@ class Invalidation:
         missing = count - len(placed)
         if thing.kind is Kind.EPHEMERAL:
             for index in range(first + len(placed), first + count):
-                thing.table.entries[index] = 0
+                thing.table.entries[index] = EMPTY
         else:
             self._statistics.lost_pages += missing
 
@@ -59,7 +59,7 @@ class Invalidation:
         lost = thing.kind is Kind.PERSISTENT
         for index in range(first, first + count):
             old = thing.table.entries[index]
-            thing.table.entries[index] = LOST if lost else 0
+            thing.table.entries[index] = LOST if lost else EMPTY
             if not cleared:
                 self.drop([old], thing.kind)
         self._statistics.lost_pages += count * lost

@@ -11,14 +11,15 @@ flushed), never old and never zeros.
 """
 
 import itertools
+from typing import Final
 
 from zcache.allocators import Allocator
 from zcache.books import Books
 from zcache.image.whole_words import fill, publish
 from zcache.pageframes import PageFrames
 from zcache.pages.codec import Codec
-from zcache.pages.entry import PAGE_BYTES
-from zcache.pages.page_table import LOST_RUN, MAX_RUN_PAGES
+from zcache.pages.entry import LENGTH_SHIFT, PAGE_BYTES, PAGE_SHIFT
+from zcache.pages.page_table import BLOCK_SHIFT, LOST_RUN, MAX_RUN_PAGES
 from zcache.pages.tmem import Kind, TmemObject
 from zcache.pages.zpages import SUSPECT_BYTES, encode
 from zcache.reclaim.reclaimer import Reclaimer
@@ -26,6 +27,9 @@ from zcache.store.admission import Admission
 from zcache.store.invalidation import Invalidation
 from zcache.store.partial_write import PartialWrite
 from zcache.store.waiting import Waiting
+
+#: Looked up once.
+_PERSISTENT: Final = Kind.PERSISTENT
 
 
 class Putter:
@@ -79,20 +83,22 @@ class Putter:
         try:
             if self.partial_write.page:
                 return False
-            entry = self._allocator.place_one(0, body, codec.tag_base + (length << 47), thing.owner_base + first)
+            entry = self._allocator.place_one(
+                _PERSISTENT, body, codec.tag_base + (length << LENGTH_SHIFT), thing.owner_base + first
+            )
             if not entry:
                 return False
-            table.touched[first >> 9] = 1
+            table.touched[first >> BLOCK_SHIFT] = 1
             old = entries[first]
             entries[first] = entry
             if old:
-                self._invalidation.drop([old], Kind.PERSISTENT)
+                self._invalidation.drop([old], _PERSISTENT)
             statistics = self._statistics
             statistics.puts += 1
             statistics.stored_pages += 1
             statistics.compressed_bytes += length
         except BaseException:
-            table.touched[first >> 9] = 1
+            table.touched[first >> BLOCK_SHIFT] = 1
             self._invalidation.abandon(
                 thing, first, 1, [entry] if entry else [], cleared=entry != 0 and entries[first] == entry
             )
@@ -113,7 +119,7 @@ class Putter:
                 with self._lock:
                     self._admission.reject_poor(bodies, tags)
         except BaseException:
-            self._invalidation.abandon_early(thing, first, len(data) >> 12, modifier)
+            self._invalidation.abandon_early(thing, first, len(data) >> PAGE_SHIFT, modifier)
             raise
 
         count = len(bodies)
@@ -125,8 +131,8 @@ class Putter:
         try:
             if self.partial_write.page and not self.partial_write.agrees(thing, first, last, modifier):
                 return False
-            table.touched[first >> 9] = 1
-            if first >> 9 != (last - 1) >> 9:
+            table.touched[first >> BLOCK_SHIFT] = 1
+            if first >> BLOCK_SHIFT != (last - 1) >> BLOCK_SHIFT:
                 table.touch(first, last - 1)
             entries = table.entries
             old = entries[first:last].tolist()
@@ -172,7 +178,7 @@ class Putter:
         for start in range(0, len(data), MAX_RUN_PAGES * PAGE_BYTES):
             run = data[start : start + MAX_RUN_PAGES * PAGE_BYTES]
             try:
-                self.put_run(thing, first + (start >> 12), run)
+                self.put_run(thing, first + (start >> PAGE_SHIFT), run)
             except Exception as error:  # the runs after it must not keep what they had
                 failure = failure or error
         if failure:
@@ -183,20 +189,20 @@ class Putter:
         for start in range(0, len(data), MAX_RUN_PAGES * PAGE_BYTES):
             run = data[start : start + MAX_RUN_PAGES * PAGE_BYTES]
             try:
-                self._put_admitted(thing, first + (start >> 12), run)
+                self._put_admitted(thing, first + (start >> PAGE_SHIFT), run)
             except BaseException:
-                self._invalidation.abandon_early(thing, first, len(data) >> 12, modifier=False)
+                self._invalidation.abandon_early(thing, first, len(data) >> PAGE_SHIFT, modifier=False)
                 raise
 
     def _put_admitted(self, thing: TmemObject, first: int, data: memoryview) -> None:
         """One run."""
         with self._lock:
-            were_active = self._admission.were_active(thing.owner_base + first, len(data) >> 12)
+            were_active = self._admission.were_active(thing.owner_base + first, len(data) >> PAGE_SHIFT)
         start = 0
         for is_admitted, same in itertools.groupby(were_active):
             stop = start + len(list(same))
             if is_admitted:
-                self.put_run(thing, first + start, data[start << 12 : stop << 12])
+                self.put_run(thing, first + start, data[start << PAGE_SHIFT : stop << PAGE_SHIFT])
                 with self._lock:
                     self._statistics.ephemeral_puts += stop - start
             else:

@@ -102,20 +102,20 @@ def test_what_finds_no_room_is_placed_once_there_is_some(bench: Bench) -> None:
     there."""
     bodies = [bench.rng.randbytes(4096) for _ in range(17 * 64)]
     tags, entries = [zpage_tag(0, 4096)] * len(bodies), list[int]()
-    done = bench.allocator.place(0, bodies, tags, entries, 0)
+    done = bench.allocator.place(Kind.PERSISTENT, bodies, tags, entries, 0)
     assert 0 < done == len(entries) < len(bodies)
-    assert bench.allocator.place(0, bodies, tags, entries, 0) == done == len(entries)
+    assert bench.allocator.place(Kind.PERSISTENT, bodies, tags, entries, 0) == done == len(entries)
     frame = decode_zpage(entries[0]).frame
     dying = [entry for entry in entries if decode_zpage(entry).frame == frame]
     bench.allocator.release(dying)
-    assert done < bench.allocator.place(0, bodies, tags, entries, 0) <= done + len(dying)
+    assert done < bench.allocator.place(Kind.PERSISTENT, bodies, tags, entries, 0) <= done + len(dying)
     assert decode_zpage(entries[done]).frame != 0
 
 
 def test_one_zpage_is_placed_like_many(bench: Bench) -> None:
     body = bench.rng.randbytes(1000)
     placed = 0
-    while entry := bench.allocator.place_one(0, body, zpage_tag(LZ4, 1000), 0):
+    while entry := bench.allocator.place_one(Kind.PERSISTENT, body, zpage_tag(LZ4, 1000), 0):
         zpage = decode_zpage(entry)
         start = bench.frames.home[zpage.frame] * bench.frames.frame_bytes + zpage.offset
         assert bench.frames.ram[start : start + 1000] == body and (zpage.length, zpage.codec) == (1000, LZ4)

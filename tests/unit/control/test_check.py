@@ -19,6 +19,7 @@ from zcache.errors import EnvironmentProblem, Imbalance
 from zcache.image.flat_array import COUNTED_RUN_BYTES, count_bytes
 from zcache.linux import libc
 from zcache.pageframes import State
+from zcache.pageframes.queues import Queue
 from zcache.pages.entry import decode_zpage
 from zcache.pages.tmem import Kind
 from zcache.store.store import Store
@@ -100,7 +101,7 @@ def miscount_a_queue(store: Store) -> None:
 
 def unlink_a_frame(store: Store) -> None:
     queues = store.frames.queues
-    slot = next(queues.slots_waiting(0))
+    slot = next(queues.slots_waiting(Queue.PERSISTENT))
     queues.newer[queues.older[slot]] = queues.newer[slot]
     queues.older[queues.newer[slot]] = queues.older[slot]
 
