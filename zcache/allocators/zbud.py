@@ -15,8 +15,9 @@ Guarantee: a frame holds zpages of one kind of pool only, because the unbuddied 
 kind. A put succeeds while a partly filled frame has room, even when no frame is free; but for those
 in flight, whose bytes must not change.
 
-The lists are threaded through flat arrays by RAM slot, with heads beyond the slots, and one 64-bit
-word for each kind has a bit for each non-empty list: the best fit is a mask and a `bit_length`.
+The lists are rings (`zcache.pageframes.ring`) by RAM slot, with heads beyond the slots, and one
+64-bit word for each kind has a bit for each non-empty list: the best fit is a mask and a
+`bit_length`.
 Cost: 2 bytes a RAM slot for the sizes, 8 for the lists, 16 for the owners of ephemeral zpages
 (untouched, and so free, while there are none).
 """
@@ -30,6 +31,7 @@ from zcache.errors import Imbalance
 from zcache.image.flat_array import FlatArray, count_bytes
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.inheritance import beating
+from zcache.pageframes.ring import link, unlink
 from zcache.pageframes.states import ACTIVE, DIRTY, WRITEBACK
 from zcache.pageframes.view import Copied, FramesView
 from zcache.pages.entry import (
@@ -261,22 +263,15 @@ class Zbud:
         """Put a frame with one buddy at the front of the list that its occupied chunks name."""
         kind = self._frames.queue_of[slot]
         occupied = self._left[slot] + self._right[slot]
-        head = self._heads[kind] + occupied
-        after, before = self._after, self._before
-        follower = after[head]
-        after[head] = slot
-        before[slot] = head
-        after[slot] = follower
-        before[follower] = slot
+        link(self._after, self._before, slot, self._heads[kind] + occupied)
         self._filled_lists[kind] |= 1 << occupied
 
     def _withdraw(self, slot: int) -> None:
         """Take a frame out of its unbuddied list."""
         kind = self._frames.queue_of[slot]
-        follower, predecessor = self._after[slot], self._before[slot]
-        self._after[predecessor] = follower
-        self._before[follower] = predecessor
-        if follower == predecessor:  # only the head is left
+        after, before = self._after, self._before
+        unlink(after, before, slot)
+        if after[slot] == before[slot]:  # only the head is left
             self._filled_lists[kind] &= ~(1 << (self._left[slot] + self._right[slot]))
 
 

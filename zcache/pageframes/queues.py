@@ -1,8 +1,7 @@
 """The queues in which frames wait to leave RAM, by the RAM slots that they are in.
 
-They are circular doubly-linked lists threaded through two flat arrays, one for each `Queue`; a
-queue's head is an extra index beyond the RAM slots, so that linking and unlinking have no special
-cases. The oldest frame comes first. A get does not move its frame (six array writes): it sets
+They are rings (`zcache.pageframes.ring`), one for each `Queue`, whose heads are beyond the RAM
+slots. The oldest frame comes first. A get does not move its frame (six array writes): it sets
 `referenced`, and whoever looks for a frame gives such a one one more round: the second-chance
 approximation of LRU that the kernel uses for its own pages.
 
@@ -13,6 +12,7 @@ from array import array
 from collections.abc import Iterator
 from enum import IntEnum
 
+from zcache.pageframes.ring import link, unlink
 from zcache.pages.tmem import Kind
 
 
@@ -52,10 +52,7 @@ class Queues:
 
     def unlink(self, slot: int) -> None:
         """Take a slot out of the queue that it is in."""
-        newer, older = self.newer, self.older
-        after, before = newer[slot], older[slot]
-        newer[before] = after
-        older[after] = before
+        unlink(self.newer, self.older, slot)
         self.queue_length[self.queue_of[slot]] -= 1
 
     def link_youngest(self, slot: int, queue: Queue | Kind) -> None:
@@ -78,11 +75,6 @@ class Queues:
     def link_behind(self, slot: int, before: int, queue: Queue) -> None:
         """Put a slot that is in no queue just behind another, on its young side. `before` is a RAM
         slot in the queue, or the queue's head. Whether it was referenced stays."""
-        newer, older = self.newer, self.older
-        after = newer[before]
-        older[after] = slot
-        newer[slot] = after
-        older[slot] = before
-        newer[before] = slot
+        link(self.newer, self.older, slot, before)
         self.queue_of[slot] = queue
         self.queue_length[queue] += 1
