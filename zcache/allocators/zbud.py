@@ -91,11 +91,9 @@ class Zbud:
     def place(self, kind: Kind, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
         """See `Allocator.place`."""
         frames = self._frames
-        ram, home, frame_of = frames.ram, frames.home, frames.frame_of
-        state, live = frames.state, frames.live
+        ram, home, frame_of, state, live = frames.ram, frames.home, frames.frame_of, frames.state, frames.live
         left, right, after, before = self._left, self._right, self._after, self._before
-        heads = self._heads[kind]
-        filled = self._filled_lists[kind]
+        heads, filled = self._heads[kind], self._filled_lists[kind]
         offset_shift, dirty = OFFSET_SHIFT, DIRTY
         try:
             for index in range(len(entries), len(bodies)):
@@ -129,8 +127,7 @@ class Zbud:
                     if not frame:
                         return index
                     slot = home[frame]
-                    left[slot] = chunks
-                    right[slot] = 0
+                    left[slot], right[slot] = chunks, 0
                     offset = 0
                     live[frame] = 1
                     if chunks < CHUNKS:

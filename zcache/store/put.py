@@ -121,7 +121,6 @@ class Putter:
         except BaseException:
             self._invalidation.abandon_early(thing, first, len(data) >> PAGE_SHIFT, modifier)
             raise
-
         count = len(bodies)
         last = first + count
         table = thing.table

@@ -71,7 +71,7 @@ class Store:
         # Which pages there are, which frames, and which page is where in which frame.
         self.tmem = Tmem()
         chosen = ALLOCATORS[allocator]
-        self.frames = PageFrames(
+        frames = self.frames = PageFrames(
             budget_bytes // chosen.frame_bytes,
             tier.slot_count if tier else 0,
             chosen.frame_bytes,
@@ -80,38 +80,30 @@ class Store:
             chosen.reserve_frames,
         )
         release_below = _releasing(tier)
-        self.allocator: Allocator = chosen(self.frames, release_below, self.tmem.entries_of)
+        self.allocator: Allocator = chosen(frames, release_below, self.tmem.entries_of)
         # How frames come back, and how they leave.
-        ouroboros = Ouroboros(self.frames, self.allocator, self.tmem, self.statistics)
-        readback = Readback(self.frames, tier, seal, books) if tier else None
-        self._fetcher = Fetcher(self.frames, readback, books, ouroboros.eat) if readback else None
+        ouroboros = Ouroboros(frames, self.allocator, self.tmem, self.statistics)
+        readback = Readback(frames, tier, seal, books) if tier else None
+        self._fetcher = Fetcher(frames, readback, books, ouroboros.eat) if readback else None
         self.compactor = self.recompressor = None
         if isinstance(self.allocator, Log):
-            packing = LogPacking(self.allocator, self.frames, self.tmem.entries_of)
-            self.compactor = Compactor(self.frames, self.allocator, packing, readback, books)
+            packing = LogPacking(self.allocator, frames, self.tmem.entries_of)
+            self.compactor = Compactor(frames, self.allocator, packing, readback, books)
             if recompress:
-                self.recompressor = Recompressor(self.frames, self.allocator, packing, recompress, books)
-        self.flights = Flights(self.frames, self.allocator, tier, seal, books, release_below)
-        self.reclaimer = Reclaimer(
-            self.frames, self.allocator, tier, self.flights, ouroboros, books, self.compactor, self.recompressor
+                self.recompressor = Recompressor(frames, self.allocator, packing, recompress, books)
+        self.flights = Flights(frames, self.allocator, tier, seal, books, release_below)
+        reclaimer = self.reclaimer = Reclaimer(
+            frames, self.allocator, tier, self.flights, ouroboros, books, self.compactor, self.recompressor
         )
         # What is done with pages.
-        self.admission = Admission(admit, budget_bytes, self.statistics)
+        admission = self.admission = Admission(admit, budget_bytes, self.statistics)
         partial_write = PartialWrite()
-        self._invalidation = Invalidation(self.allocator, partial_write, books)
-        self.waiting = Waiting(self.allocator, self.reclaimer, self._invalidation, partial_write, books)
+        invalidation = self._invalidation = Invalidation(self.allocator, partial_write, books)
+        waiting = self.waiting = Waiting(self.allocator, reclaimer, invalidation, partial_write, books)
         self.putter = Putter(
-            codec,
-            self.frames,
-            self.allocator,
-            self.reclaimer,
-            self.admission,
-            self._invalidation,
-            self.waiting,
-            partial_write,
-            books,
+            codec, frames, self.allocator, reclaimer, admission, invalidation, waiting, partial_write, books
         )
-        self._getter = Getter(self.frames, self._fetcher, self.waiting, books)
+        self._getter = Getter(frames, self._fetcher, waiting, books)
 
     # -- put and get (hot)
     # ----------------------------------------------------------------------------------------------
