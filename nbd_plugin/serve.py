@@ -131,10 +131,6 @@ def main() -> None:
     except OSError as error:
         is_checkout = (Path(__file__).parents[1] / "scripts/setup").exists()
         remedy = "run scripts/setup" if is_checkout else f"apt-get install {NBDKIT_PACKAGES}"
-            "run scripts/setup"
-            if (Path(__file__).parents[1] / "scripts/setup").exists()
-            else f"apt-get install {NBDKIT_PACKAGES}"
-        )
         sys.exit(f"serve: cannot run nbdkit: {error.strerror}; {remedy}")
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from zcache.pages.codec import WORD
 from zcache.pages.entry import CODEC_MASK, CODEC_SHIFT, LENGTH_MASK, LENGTH_SHIFT, LOST, PAGE_BYTES, SAME_FILLED
+from zcache.pages.tmem import Kind
 
 HELD_NOW: Final = (
     "stored_pages",
@@ -90,9 +91,9 @@ class Statistics:
         self.slow_writes = 0  # flights that took longer than a second
         self.slow_reads = 0
 
-    def account(self, entries: Iterable[int], ephemeral: int, sign: int) -> None:
-        """Add (`sign` 1) or take away (-1) pages by their page-table entries; `ephemeral` is their
-        pool's kind."""
+    def account(self, entries: Iterable[int], kind: Kind, sign: int) -> None:
+        """Add (`sign` 1) or take away (-1) pages by their page-table entries; `kind` is
+        their pool's."""
         same_filled = raw = lost = size_bytes = held = 0
         for entry in entries:
             if entry < SAME_FILLED:
@@ -116,7 +117,7 @@ class Statistics:
         self.lost_pages += sign * lost
         if sign > 0:
             self.reject_compress_poor += raw
-        if ephemeral:
+        if kind:
             self.ephemeral_pages += sign * held
             self.ephemeral_bytes += sign * size_bytes
 

@@ -21,7 +21,7 @@ from tests.support.tiers import FaultyTier, MemoryTier
 from zcache.control.check import check
 from zcache.control.status import gather_status
 from zcache.errors import PageDamaged, PageLost, StoreFull
-from zcache.fetch.fetch import RETRY_PAUSES_SECONDS
+from zcache.fetch.readback import RETRY_PAUSES_SECONDS
 from zcache.pageframes import State
 from zcache.pages.codec import parse_codec
 from zcache.pages.entry import LOST, SAME_FILLED, decode_zpage
@@ -475,7 +475,7 @@ def test_pages_of_a_put_that_still_waits_are_not_called_lost(bench: Bench) -> No
     bench.tier.before_write = lambda: said.append(bench.reasons())
     put(bench.store, bench.thing, 4, *(raw_page(bench.rng) for _ in range(3)))
     assert said and not any(said)
-    assert bench.store.putter.waiting_pages == 0
+    assert bench.store.waiting.page_count == 0
 
 
 def test_a_trial_that_fails_leaves_no_slot_behind() -> None:

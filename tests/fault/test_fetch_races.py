@@ -13,8 +13,9 @@ from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.stores import drop_clean_frames, frame_of, get, make_cold, once, put, store_with_tier
 from zcache.control.check import check
 from zcache.control.status import gather_status
-from zcache.fetch.fetch import RETRY_PAUSES_SECONDS
+from zcache.fetch.readback import RETRY_PAUSES_SECONDS
 from zcache.pageframes import State
+from zcache.pageframes.transitions import adopt
 
 ALWAYS = 1 << 30
 
@@ -103,14 +104,14 @@ def test_what_a_get_saw_before_it_waited_for_a_fetch_slot_is_not_believed(
     new = page_with_zpage_of(rng, 300)
     frames, fetcher = store.frames, store._fetcher
     assert fetcher
-    slots = [frames.take_fetch_slot() for _ in range(frames.fetch_slot_count)]
+    slots = [frames.slots.take_fetch() for _ in range(frames.slots.fetch_count)]
     get_thread: list[bytes] = []
     look_up = fetcher._look_up
 
     def bring_the_first_back_then_look(*arguments: Any) -> Any:
         monkeypatch.setattr(fetcher, "_look_up", look_up)
         frame = frame_of(thing, 0)
-        spare = frames.adopt(frame, fill(frame))
+        spare = adopt(frames, frame, fill(frame))
         slots.append(spare)
         return look_up(*arguments)
 
@@ -122,7 +123,7 @@ def test_what_a_get_saw_before_it_waited_for_a_fetch_slot_is_not_believed(
     monkeypatch.setattr(fetcher, "_look_up", bring_the_first_back_then_look)
     reader = threading.Thread(target=lambda: get_thread.append(get(store, thing, 0, 2)))
     reader.start()
-    while not fetcher._slot_returned._waiters:  # type: ignore[attr-defined]
+    while not fetcher._readback.slot_returned._waiters:  # type: ignore[attr-defined]
         assert reader.is_alive(), "the get did not wait"
         time.sleep(0.001)
     if trimmed:
@@ -131,8 +132,8 @@ def test_what_a_get_saw_before_it_waited_for_a_fetch_slot_is_not_believed(
         put(store, thing, 0, new)
     with store.lock:
         for slot in slots:
-            frames.give_fetch_slot(slot)
-        fetcher._slot_returned.notify_all()
+            frames.slots.give_fetch(slot)
+        fetcher._readback.slot_returned.notify_all()
     reader.join(timeout=10)
     assert get_thread == [(bytes(4096) if trimmed else new) + pages[1]]
     assert store.statistics.decode_errors == 0

@@ -302,7 +302,7 @@ def test_no_memory_to_place_a_put_loses_its_pages_and_no_others(
         put(store, thing, index, page)
     put(store, thing, 0, page_with_zpage_of(rng, 900))
     with monkeypatch.context() as patch:
-        patch.setattr(store.allocator, "_write", fail)
+        patch.setattr(store.allocator, "write", fail)
         patch.setattr(store.allocator, "place_one", fail)
         with pytest.raises(MemoryError):
             put(store, thing, 0, *(page_with_zpage_of(rng, 1200) for _ in range(count)))
@@ -354,7 +354,7 @@ def test_trouble_is_forgotten_when_only_a_frame_that_is_packed_into_is_left(rng:
             store.flush(thing, index, 1)
     with store.lock:
         assert store.compactor.pack_ram(WORST_WEIGHT, everywhere=True)
-    packed = store.frames.frame_of[next(store.frames.slots_waiting(Queue.PERSISTENT))]
+    packed = store.frames.frame_of[next(store.frames.queues.slots_waiting(Queue.PERSISTENT))]
     assert store.allocator.kept_frames == 1
     for index in range(200):
         entry = thing.table.entries[index]

@@ -110,7 +110,7 @@ def test_a_put_to_a_page_whose_put_waits_for_room(rng: random.Random, fails: boo
     else:
         put(store, thing, 5, first)
     assert get(store, thing, 5) == (second if fails else first)
-    assert store.statistics.lost_pages == 0 and store.putter.waiting_pages == 0
+    assert store.statistics.lost_pages == 0 and store.waiting.page_count == 0
     check(store)
 
 
@@ -125,7 +125,7 @@ def test_two_puts_of_the_same_pages_that_both_wait(rng: random.Random) -> None:
     def start_the_other() -> None:
         other.start()
         wait_for_a_waiter(store, other)
-        assert store.putter.waiting_pages == 4 and store.statistics.lost_pages == 4  # the same pages, once
+        assert store.waiting.page_count == 4 and store.statistics.lost_pages == 4  # the same pages, once
 
     tier.before_write = once(start_the_other)
     put(store, thing, 4, *sets[0])

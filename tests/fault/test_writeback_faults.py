@@ -22,6 +22,7 @@ from tests.support.stores import (
 from zcache.block.device import Device
 from zcache.control.check import check
 from zcache.errors import PageDamaged, PageLost, StoreFull
+from zcache.pageframes.queues import Queue
 from zcache.pages.codec import Codec
 from zcache.store.store import Store
 from zcache.tiers.backoff import FIRST_REST_SECONDS, LAST_REST_SECONDS
@@ -32,10 +33,10 @@ def test_a_failed_writeback_keeps_the_frames_oldest_first(rng: random.Random) ->
     pages = [raw_page(rng) for _ in range(4)]
     for index, page in enumerate(pages):
         put(store, thing, index, page)
-    order = list(store.frames.slots_waiting(0))
+    order = list(store.frames.queues.slots_waiting(Queue.PERSISTENT))
     tier.failing_writes = 1
     assert store.reclaimer.clean_some() is False
-    assert list(store.frames.slots_waiting(0)) == order and tier.used_slots == 0
+    assert list(store.frames.queues.slots_waiting(Queue.PERSISTENT)) == order and tier.used_slots == 0
     assert store.statistics.writeback_errors == 1
     assert get(store, thing, 0, 4) == b"".join(pages)
     check(store)
@@ -291,7 +292,7 @@ def test_no_memory_before_a_fetch_takes_no_slots(rng: random.Random, monkeypatch
     while store.reclaimer.clean_some():
         pass
     drop_clean_frames(store)
-    slots = store.frames.fetch_slot_count
+    slots = store.frames.slots.fetch_count
     seal_of, calls = store.frames.seal_of, []
 
     def fail_at_second(frame: int) -> bytes:
@@ -303,7 +304,7 @@ def test_no_memory_before_a_fetch_takes_no_slots(rng: random.Random, monkeypatch
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(store.frames, "seal_of", fail_at_second)
         get(store, thing, 0, 2)
-    assert store.frames.fetch_slot_count == slots
+    assert store.frames.slots.fetch_count == slots
     check(store)
 
 

@@ -21,7 +21,7 @@ from tests.support.stores import PAGE_BYTES
 from tests.support.tiers import FaultyTier
 from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.pageframes import State
-from zcache.pageframes.frames import FETCH_SLOTS
+from zcache.pageframes.slots import FETCH_SLOTS
 from zcache.pages.entry import FRAME_MASK, LOST, SAME_FILLED
 from zcache.pages.tmem import Kind, TmemObject
 from zcache.store.store import Store
@@ -98,7 +98,7 @@ class Client:
             elif dice < 0.7:
                 self.flush(*(self._range() if self.rng.random() < 0.3 else (first, count)))
             elif dice < 0.9:
-                if not is_busy and count <= frames.fetch_slot_count:
+                if not is_busy and count <= frames.slots.fetch_count:
                     self.get(first, count)
             elif not is_busy and self._can_modify_at_once():
                 self.modify(first)
@@ -118,7 +118,7 @@ class Client:
 
     def _can_modify_at_once(self) -> bool:
         frames = self.store.frames
-        has_room = frames.available and frames.fetch_slot_count and not self.store.putter.partial_write.turn.locked()
+        has_room = frames.available and frames.slots.fetch_count and not self.store.putter.partial_write.turn.locked()
         return self.thing.kind is Kind.PERSISTENT and bool(has_room)
 
     def _pages(self) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from zcache.control.check import check
 from zcache.errors import PageLost
 from zcache.image.image import new_descriptor
 from zcache.pageframes.queues import Queue
+from zcache.pageframes.transitions import drop_oldest_clean
 from zcache.pages.tmem import TmemObject
 from zcache.store.store import Store
 
@@ -167,7 +168,7 @@ class World:
         check(store)
         self.pages_are_right(store, thing, after)
         while store.frames.queue_length[Queue.CLEAN]:
-            store.frames._put_free_slot(store.frames._drop_oldest_clean())
+            drop_oldest_clean(store.frames)
         self.pages_are_right(store, thing, after)  # from below, now
         check(store)
         put(store, thing, 0, *(any_page(self.rng) for _ in range(PAGES)))

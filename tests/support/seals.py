@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from zcache.reclaim.reclaimer import flights_frames
+from zcache.reclaim.flight import flights_frames
 from zcache.seals import Seal
 from zcache.seals.aead import Aead
 from zcache.seals.crc import CRC

@@ -17,7 +17,8 @@ from zcache.control.settings import Settings
 from zcache.image.image import Geometry, Image
 from zcache.linux.kernel_page import KERNEL_PAGE_BYTES
 from zcache.pageframes import State
-from zcache.pageframes.frames import slots_of
+from zcache.pageframes.slots import slots_of
+from zcache.pageframes.transitions import drop_oldest_clean
 from zcache.pages.codec import parse_codec
 from zcache.pages.entry import decode_zpage
 from zcache.pages.tmem import Kind, TmemObject
@@ -157,7 +158,7 @@ def settings_of(store: Store, min_frames: int = 1) -> Settings:
 
 def drop_clean_frames(store: Store) -> None:
     """All frames that are below are there only, from here on."""
-    while store.frames.drop_oldest_clean():
+    while drop_oldest_clean(store.frames):
         pass
 
 

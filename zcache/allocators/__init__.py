@@ -21,9 +21,11 @@ throughout):
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from zcache.pageframes import PageFrames, State
+from zcache.pageframes import State
+from zcache.pageframes.view import Copied, FramesView
+from zcache.pages.tmem import Kind
 
-__all__ = ["Allocator", "EntriesOf", "Found", "ReleaseBelow"]
+__all__ = ["Allocator", "AllocatorView", "EntriesOf", "Found", "ReleaseBelow"]
 
 
 class Found(Protocol):
@@ -32,6 +34,13 @@ class Found(Protocol):
     live: memoryview  # how many zpages
     live_bytes: memoryview  # of them all
     place: memoryview  # one of them, as the bytes from `place & 0xFFFF` to `place >> 16`
+
+
+class AllocatorView(Protocol):
+    """An allocator's books as they were at one moment."""
+
+    def check(self, found: Found) -> None:
+        """Compare them with what was found. Raises `Imbalance`."""
 
 
 class Allocator(Protocol):
@@ -48,11 +57,11 @@ class Allocator(Protocol):
         """How many frames, in RAM and below together, hold so many pages for sure, whatever is in
         them and however they come and go."""
 
-    def place(self, kind: int, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
+    def place(self, kind: Kind, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
         """Place `bodies[len(entries):]`; an empty one is of a page whose entry, its tag, says it
         all. `owner` is the word that names the first body's page (see `evict`)."""
 
-    def place_one(self, kind: int, body: bytes, tag: int, owner: int) -> int:
+    def place_one(self, kind: Kind, body: bytes, tag: int, owner: int) -> int:
         """The same for one zpage: its entry, or 0 if it found no room."""
 
     def release(self, entries: Sequence[int]) -> None:
@@ -87,12 +96,9 @@ class Allocator(Protocol):
         """Last, when frames are in their queues: those that are ACTIVE take zpages again. `beat` is
         called now and then."""
 
-    def copied_to(self, copied: Callable[[memoryview], memoryview], frames: PageFrames) -> "Allocator":
-        """A twin for `check`, over a twin of its frames: its books stay as they are now, each array
-        `copied`."""
-
-    def check(self, found: Found) -> None:
-        """Compare own books with what was found. Raises `Imbalance`."""
+    def view(self, copied: Copied, frames: FramesView) -> AllocatorView:
+        """Its books as they are now, each array `copied`, over a view of its frames at the same
+        moment."""
 
 
 class ReleaseBelow(Protocol):

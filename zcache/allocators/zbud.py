@@ -15,27 +15,42 @@ Guarantee: a frame holds zpages of one kind of pool only, because the unbuddied 
 kind. A put succeeds while a partly filled frame has room, even when no frame is free; but for those
 in flight, whose bytes must not change.
 
-The lists are threaded through flat arrays by RAM slot, with heads beyond the slots, and one 64-bit
-word for each kind has a bit for each non-empty list: the best fit is a mask and a `bit_length`.
+The lists are rings (`zcache.pageframes.ring`) by RAM slot, with heads beyond the slots, and one
+64-bit word for each kind has a bit for each non-empty list: the best fit is a mask and a
+`bit_length`.
 Cost: 2 bytes a RAM slot for the sizes, 8 for the lists, 16 for the owners of ephemeral zpages
 (untouched, and so free, while there are none).
 """
 
-import copy
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from zcache.allocators import EntriesOf, Found, ReleaseBelow
 from zcache.errors import Imbalance
 from zcache.image.flat_array import FlatArray, count_bytes
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.inheritance import beating
-from zcache.pages.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFFSET_SHIFT, PAGE_BYTES
+from zcache.pageframes.ring import link, unlink
+from zcache.pageframes.states import ACTIVE, DIRTY, WRITEBACK
+from zcache.pageframes.view import Copied, FramesView
+from zcache.pages.entry import (
+    FRAME_MASK,
+    LENGTH_MASK,
+    LENGTH_SHIFT,
+    OFFSET_MASK,
+    OFFSET_SHIFT,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+)
+from zcache.pages.tmem import Kind
 
 CHUNK_SHIFT: Final = 6
 CHUNKS: Final = PAGE_BYTES >> CHUNK_SHIFT  # 64
 FRAME_BYTES: Final = PAGE_BYTES
+
+#: Of an entry: none is set for a left buddy.
+_OFFSET_BITS: Final = OFFSET_MASK << OFFSET_SHIFT
 
 #: For a zpage of n chunks: the unbuddied lists (bit m: m chunks occupied) whose frames have room
 #: for it.
@@ -73,14 +88,13 @@ class Zbud:
         """See `Allocator.frames_for`: at worst each page is alone in its frame."""
         return page_count
 
-    def place(self, kind: int, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
+    def place(self, kind: Kind, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
         """See `Allocator.place`."""
         frames = self._frames
-        ram, home, frame_of = frames.ram, frames.home, frames.frame_of
-        state, live = frames.state, frames.live
+        ram, home, frame_of, state, live = frames.ram, frames.home, frames.frame_of, frames.state, frames.live
         left, right, after, before = self._left, self._right, self._after, self._before
-        heads = self._heads[kind]
-        filled = self._filled_lists[kind]
+        heads, filled = self._heads[kind], self._filled_lists[kind]
+        offset_shift, dirty = OFFSET_SHIFT, DIRTY
         try:
             for index in range(len(entries), len(bodies)):
                 body = bodies[index]
@@ -101,7 +115,7 @@ class Zbud:
                         filled &= ~(1 << occupied)
                     frame = frame_of[slot]
                     live[frame] = 2
-                    state[frame] = 2  # DIRTY
+                    state[frame] = dirty
                     if left[slot]:
                         right[slot] = chunks
                         offset = (CHUNKS - chunks) << 6
@@ -113,8 +127,7 @@ class Zbud:
                     if not frame:
                         return index
                     slot = home[frame]
-                    left[slot] = chunks
-                    right[slot] = 0
+                    left[slot], right[slot] = chunks, 0
                     offset = 0
                     live[frame] = 1
                     if chunks < CHUNKS:
@@ -126,17 +139,17 @@ class Zbud:
                         before[follower] = slot
                         filled |= 1 << chunks
                     else:
-                        state[frame] = 2  # DIRTY: a raw page fills the frame
-                start = (slot << 12) + offset
+                        state[frame] = dirty  # a raw page fills the frame
+                start = (slot << PAGE_SHIFT) + offset
                 ram[start : start + length] = body
-                entries.append(tags[index] | offset << 31 | frame)
+                entries.append(tags[index] | offset << offset_shift | frame)
                 if kind:
                     self._owners[2 * slot + (offset != 0)] = owner + index
         finally:
             self._filled_lists[kind] = filled
         return len(bodies)
 
-    def place_one(self, kind: int, body: bytes, tag: int, owner: int) -> int:
+    def place_one(self, kind: Kind, body: bytes, tag: int, owner: int) -> int:
         """See `Allocator.place_one`."""
         entries: list[int] = []
         return entries[0] if self.place(kind, (body,), (tag,), entries, owner) else 0
@@ -146,26 +159,27 @@ class Zbud:
         offered."""
         frames = self._frames
         state, live, home = frames.state, frames.live, frames.home
+        active, dirty, frame_mask, offset_bits = ACTIVE, DIRTY, FRAME_MASK, _OFFSET_BITS
         for entry in entries:
-            frame = entry & FRAME_MASK
+            frame = entry & frame_mask
             remaining = live[frame] - 1
             live[frame] = remaining
             now = state[frame]
-            if now <= 2:  # ACTIVE or DIRTY
+            if now <= dirty:
                 slot = home[frame]
                 if remaining:
-                    if entry >> OFFSET_SHIFT & OFFSET_MASK:
+                    if entry & offset_bits:
                         self._right[slot] = 0
                     else:
                         self._left[slot] = 0
-                    state[frame] = 1  # ACTIVE
+                    state[frame] = active
                     self._offer(slot)
                 else:
-                    if now == 1:
+                    if now == active:
                         self._withdraw(slot)
                     frames.give(frame)
-            elif now == 3:  # WRITEBACK: freed, or offered again, when its flight has ended
-                if entry >> OFFSET_SHIFT & OFFSET_MASK:
+            elif now == WRITEBACK:  # freed, or offered again, when its flight has ended
+                if entry & offset_bits:
                     self._right[home[frame]] = 0
                 else:
                     self._left[home[frame]] = 0
@@ -233,47 +247,10 @@ class Zbud:
                 self._offer(slot)
         self._inherited = FlatArray("B", 1).view  # it was for this
 
-    def copied_to(self, copied: Callable[[memoryview], memoryview], frames: PageFrames) -> "Zbud":
-        """See `Allocator.copied_to`."""
-        twin = copy.copy(self)
-        twin._frames = frames
-        for name in ("_left", "_right", "_after"):
-            setattr(twin, name, copied(memoryview(getattr(self, name))))
-        twin._filled_lists = list(self._filled_lists)
-        return twin
-
-    def check(self, found: Found) -> None:
-        """See `Allocator.check`."""
-        frames = self._frames
-        live, place = found.live, found.place
-        offered = 0
-        for kind in (0, 1):
-            for occupied in range(1, CHUNKS):
-                head = self._heads[kind] + occupied
-                slot = self._after[head]
-                if (slot != head) != bool(self._filled_lists[kind] >> occupied & 1):
-                    raise Imbalance(f"zbud: list {occupied} of kind {kind} and its bit disagree")
-                while slot != head:
-                    offered += 1
-                    frame = frames.frame_of[slot]
-                    if frames.state[frame] != State.ACTIVE or frames.queue_of[slot] != kind:
-                        raise Imbalance(f"zbud: frame {frame} is offered but not an ACTIVE one of kind {kind}")
-                    if self._left[slot] + self._right[slot] != occupied:
-                        raise Imbalance(f"zbud: frame {frame} is in the list of {occupied} occupied chunks")
-                    sizes = self._left[slot], self._right[slot]
-                    start, stop = place[frame] & 0xFFFF, place[frame] >> 16
-                    chunks = (stop - start + 63) >> CHUNK_SHIFT
-                    if live[frame] != 1 or sizes != ((0, chunks) if start else (chunks, 0)):
-                        raise Imbalance(f"zbud: frame {frame} has buddies of {sizes} chunks, its zpage {chunks}")
-                    if offered > frames.slot_count:
-                        raise Imbalance(f"zbud: list {occupied} of kind {kind} is a circle without an end")
-                    slot = self._after[slot]
-        active = count_bytes(frames.state[1 : frames.fresh_id], State.ACTIVE)
-        if active != offered:
-            raise Imbalance(f"zbud: {active} frames are ACTIVE, {offered} are offered")
-        fullest = max(live)
-        if fullest > 2:
-            raise Imbalance(f"zbud: a frame holds {fullest} zpages")
+    def view(self, copied: Copied, frames: FramesView) -> "ZbudView":
+        """See `Allocator.view`."""
+        left, right, after = (copied(memoryview(each)) for each in (self._left, self._right, self._after))
+        return ZbudView(frames, left, right, after, self._heads, list(self._filled_lists))
 
     @staticmethod
     def _has_room(left: int, right: int) -> bool:
@@ -283,20 +260,58 @@ class Zbud:
         """Put a frame with one buddy at the front of the list that its occupied chunks name."""
         kind = self._frames.queue_of[slot]
         occupied = self._left[slot] + self._right[slot]
-        head = self._heads[kind] + occupied
-        after, before = self._after, self._before
-        follower = after[head]
-        after[head] = slot
-        before[slot] = head
-        after[slot] = follower
-        before[follower] = slot
+        link(self._after, self._before, slot, self._heads[kind] + occupied)
         self._filled_lists[kind] |= 1 << occupied
 
     def _withdraw(self, slot: int) -> None:
         """Take a frame out of its unbuddied list."""
         kind = self._frames.queue_of[slot]
-        follower, predecessor = self._after[slot], self._before[slot]
-        self._after[predecessor] = follower
-        self._before[follower] = predecessor
-        if follower == predecessor:  # only the head is left
+        after, before = self._after, self._before
+        unlink(after, before, slot)
+        if after[slot] == before[slot]:  # only the head is left
             self._filled_lists[kind] &= ~(1 << (self._left[slot] + self._right[slot]))
+
+
+class ZbudView(NamedTuple):
+    """See `Allocator.view`: by RAM slot, the chunks of either buddy, and the lists that frames are
+    in; these end with their heads."""
+
+    frames: FramesView
+    left: memoryview
+    right: memoryview
+    after: memoryview
+    heads: list[int]  # by kind
+    filled_lists: list[int]  # by kind
+
+    def check(self, found: Found) -> None:
+        """See `AllocatorView.check`."""
+        frames, left, right, after = self.frames, self.left, self.right, self.after
+        live, place = found.live, found.place
+        offered = 0
+        for kind in Kind:
+            for occupied in range(1, CHUNKS):
+                head = self.heads[kind] + occupied
+                slot = after[head]
+                if (slot != head) != bool(self.filled_lists[kind] >> occupied & 1):
+                    raise Imbalance(f"zbud: list {occupied} of kind {kind.value} and its bit disagree")
+                while slot != head:
+                    offered += 1
+                    frame = frames.frame_of[slot]
+                    if frames.state[frame] != State.ACTIVE or frames.queue_of[slot] != kind:
+                        raise Imbalance(f"zbud: frame {frame} is offered but not an ACTIVE one of kind {kind.value}")
+                    if left[slot] + right[slot] != occupied:
+                        raise Imbalance(f"zbud: frame {frame} is in the list of {occupied} occupied chunks")
+                    sizes = left[slot], right[slot]
+                    start, stop = place[frame] & 0xFFFF, place[frame] >> 16
+                    chunks = (stop - start + 63) >> CHUNK_SHIFT
+                    if live[frame] != 1 or sizes != ((0, chunks) if start else (chunks, 0)):
+                        raise Imbalance(f"zbud: frame {frame} has buddies of {sizes} chunks, its zpage {chunks}")
+                    if offered > frames.slot_count:
+                        raise Imbalance(f"zbud: list {occupied} of kind {kind.value} is a circle without an end")
+                    slot = after[slot]
+        active = count_bytes(frames.state[1 : frames.fresh_id], State.ACTIVE)
+        if active != offered:
+            raise Imbalance(f"zbud: {active} frames are ACTIVE, {offered} are offered")
+        fullest = max(live)
+        if fullest > 2:
+            raise Imbalance(f"zbud: a frame holds {fullest} zpages")

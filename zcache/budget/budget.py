@@ -21,6 +21,7 @@ from typing import Final
 from zcache.hardening.threads import without_real_time
 from zcache.pageframes import PageFrames
 from zcache.pageframes.queues import Queue
+from zcache.pageframes.transitions import drop_oldest_clean
 from zcache.reclaim.reclaimer import Reclaimer
 from zcache.statistics import Statistics
 
@@ -65,7 +66,7 @@ class Budget:
         now."""
         with self._lock:
             surplus = self._frames.max_budget_frames - max(wanted_frames, self.min_frames)
-            if self._frames.withdraw_slots(max(surplus, 0)):
+            if self._frames.slots.withdraw(max(surplus, 0)):
                 self._breaths_left = SWEEPS[0]
         self._set_watermarks()
 
@@ -88,9 +89,9 @@ class Budget:
             part = min(count - done, self._step)
             self._breaths_left = SWEEPS[0]  # some may get memory and stay absent
             with without_real_time():
-                frames.memory.get_back(frames.absent_slots()[-part:])
+                frames.memory.get_back(frames.slots.absent()[-part:])
             with self._lock:
-                frames.restore_slots(part)
+                frames.slots.restore(part)
                 self._statistics.budget_grown_frames += part
                 self._reclaimer.landed.notify_all()
             done += part
@@ -110,7 +111,7 @@ class Budget:
                 frames.memory.give_back(slots)
             except OSError:
                 with self._lock:
-                    frames.restore_slots(len(slots))
+                    frames.slots.restore(len(slots))
                 raise
             if slots:
                 self._breaths_left = SWEEPS[0]
@@ -127,10 +128,10 @@ class Budget:
         """Under the lock: slots that are free, or of what gives way; the reserve stays."""
         frames = self._frames
         while frames.free_slot_count - frames.reserve_frames < count:
-            gave_way = frames.drop_oldest_clean() or self._reclaimer.evict_oldest_ephemeral()
+            gave_way = drop_oldest_clean(frames) or self._reclaimer.ouroboros.evict_oldest()
             if not gave_way:
                 break
-        return frames.withdraw_slots(min(count, max(frames.free_slot_count - frames.reserve_frames, 0)))
+        return frames.slots.withdraw(min(count, max(frames.free_slot_count - frames.reserve_frames, 0)))
 
     def _set_watermarks(self) -> None:
         self._reclaimer.set_watermarks(self._frames.budget_frames)

@@ -15,8 +15,9 @@ from zcache.control.snapshot import Snapshot, populating, take_snapshot
 from zcache.errors import Imbalance
 from zcache.image.flat_array import FlatArray, Typecode, count_bytes
 from zcache.pageframes import State
-from zcache.pageframes.frames import FETCH_SLOTS, PageFrames
 from zcache.pageframes.queues import Queue
+from zcache.pageframes.slots import FETCH_SLOTS
+from zcache.pageframes.view import FramesView
 from zcache.pages.codec import NAMES, WORD
 from zcache.pages.entry import (
     CODEC_MASK,
@@ -118,7 +119,7 @@ _KNOWN: Final = {
 }
 
 
-def _walk_block(entries: list[int], kind: Kind, frames: PageFrames, found: _Found) -> tuple[list[int], int, int]:
+def _walk_block(entries: list[int], kind: Kind, frames: FramesView, found: _Found) -> tuple[list[int], int, int]:
     """How many entries of each kind and codec (their top five bits), raw pages, and bytes of
     zpages; fills `found`."""
     kinds = [0] * 32
@@ -126,7 +127,7 @@ def _walk_block(entries: list[int], kind: Kind, frames: PageFrames, found: _Foun
     live, live_bytes, place = found.live, found.live_bytes, found.place
     fresh_id, frame_bytes = frames.fresh_id, frames.frame_bytes
     home, queue_of = frames.home, frames.queue_of
-    is_ephemeral = kind is Kind.EPHEMERAL
+    is_ephemeral, ephemeral = kind is Kind.EPHEMERAL, Queue.EPHEMERAL.value
     for entry in entries:
         kinds[entry >> CODEC_SHIFT] += 1
         if not ZPAGE <= entry < SAME_FILLED:
@@ -140,7 +141,7 @@ def _walk_block(entries: list[int], kind: Kind, frames: PageFrames, found: _Foun
         size_bytes += length
         if length == PAGE_BYTES:
             raw += 1
-        if (queue_of[home[frame]] == 1) is not is_ephemeral:  # Queue.EPHEMERAL; slot 0 is in none
+        if (queue_of[home[frame]] == ephemeral) is not is_ephemeral:  # slot 0 is in none
             raise Imbalance(f"frame {frame} holds a page of the other kind of pool")
         if stop > frame_bytes:
             raise Imbalance(f"frame {frame}: a zpage overruns it")
@@ -187,7 +188,7 @@ def _check_frames(books: Snapshot, found: _Found) -> int:
             _mark(found.belows, below, "slot below")
             if not used_below[below]:
                 raise Imbalance(f"frame {frame} is in slot {below} below, which is not in use")
-    _compare("free frame ids", frames.free_id_count, counts[State.FREE])
+    _compare("free frame ids", len(frames.free_ids), counts[State.FREE])
     _compare("frames in flight", frames.in_flight, counts[State.WRITEBACK])
     _compare("cold frames", frames.cold, counts[State.COLD])
     _compare("resident frames", frames.resident, sum(counts) - counts[State.FREE] - counts[State.COLD])
@@ -206,19 +207,19 @@ def _mark(marks: memoryview, number: int, what: str) -> None:
 def _check_free(books: Snapshot, found: _Found) -> None:
     """What waits to be handed out; the RAM slots in use are marked already."""
     frames = books.frames
-    for frame in _unhurried(frames.free_ids()):
+    for frame in _unhurried(frames.free_ids):
         _mark(found.free_ids, frame, "free frame id")
         if frames.state[frame] != State.FREE:
             raise Imbalance(f"frame {frame} is on the free stack and {State(frames.state[frame]).name}")
-    for slot in _unhurried(frames.free_slots()):
+    for slot in _unhurried(frames.free_slots):
         _mark(found.slots, slot, "RAM slot")
-    for slot in _unhurried(itertools.chain(frames.fetch_slots(), frames.absent_slots())):
+    for slot in _unhurried(itertools.chain(frames.fetch_slots, frames.absent_slots)):
         _mark(found.slots, slot, "RAM slot")
-    if frames.fetch_slot_count == FETCH_SLOTS:  # none is being read into
+    if len(frames.fetch_slots) == FETCH_SLOTS:  # none is being read into
         _compare("RAM slots", frames.slot_count - 1, count_bytes(found.slots, 1))
 
 
-def _check_queues(frames: PageFrames) -> None:
+def _check_queues(frames: FramesView) -> None:
     expected = {
         Queue.PERSISTENT: (State.ACTIVE, State.DIRTY),
         Queue.EPHEMERAL: (State.ACTIVE, State.DIRTY),

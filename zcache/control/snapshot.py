@@ -2,7 +2,7 @@
 goes on.
 
 It is copied under the store's lock, by `memcpy`: milliseconds for a million pages. The memory for
-it (8 bytes a page, 11 to 15 a frame id, 23 a RAM slot, 1 a slot below) is taken, and populated,
+it (8 bytes a page, 11 to 15 a frame id, 19 a RAM slot, 1 a slot below) is taken, and populated,
 before: under the lock nothing is asked of the system.
 """
 
@@ -14,6 +14,7 @@ from typing import Final
 from zcache.errors import EnvironmentProblem
 from zcache.linux import memory
 from zcache.linux.memory import anonymous_memory
+from zcache.pageframes.view import view_of
 from zcache.statistics import HELD_NOW
 from zcache.store.store import Store
 
@@ -63,12 +64,12 @@ class Room:
 
 
 class Snapshot:
-    """`frames` and `allocator` are twins of the store's, with arrays of their own; made under the
+    """`frames` and `allocator` are views of the store's, with arrays of their own; made under the
     store's lock."""
 
     def __init__(self, store: Store, room: Room) -> None:
-        self.frames = store.frames.copied_to(room.copy)
-        self.allocator = store.allocator.copied_to(room.copy, self.frames)
+        self.frames = view_of(store.frames, room.copy)
+        self.allocator = store.allocator.view(room.copy, self.frames)
         self.used_below = room.copy(store.tier.used_map()) if store.tier else memoryview(b"\1")
         self.used_below_count = store.tier.used_slots if store.tier else 0
         #: For each object: its pool's kind, and its touched blocks of entries.

@@ -47,7 +47,7 @@ def gather_status(
             "backing_frames": tier.used_slots if tier else 0,
             "backing_capacity_frames": tier.slot_count if tier else 0,
         }
-        lost_pages = status["lost_pages"] - store.putter.waiting_pages
+        lost_pages = status["lost_pages"] - store.waiting.page_count
         reasons = [*troubles, *store.health.reasons(frames, lost_pages, status["decode_errors"])]
     status["no_free_frame"] = sum(
         status[name] for name in ("eph_ate_tail", "eph_ate_tail_failed", "pers_ate_eph", "pers_ate_eph_failed")

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from zcache.errors import Imbalance
-from zcache.pageframes.frames import FETCH_SLOTS, NONE, PageFrames
+from zcache.pageframes.frames import PageFrames
 from zcache.pageframes.queues import Queue
+from zcache.pageframes.slots import FETCH_SLOTS, NONE
 from zcache.pageframes.states import State
 
 #: Frames that are sorted at once: 300 KiB of Python's numbers.
@@ -42,7 +43,7 @@ def inherit(frames: PageFrames, frame: int, ram_only_state: Callable[[int], Stat
 def free_the_rest(frames: PageFrames, highest: int, beat: Callable[[], None]) -> None:
     """Once all frames are inherited, none above `highest`: all other ids and slots are free, and
     the queues are in the order of births. `beat` is called now and then."""
-    live = frames.live
+    live, slots = frames.live, frames.slots
     frames.fresh_id = highest + 1
     for table in (frames.home_table, frames.below_table):
         places = table.view
@@ -52,22 +53,22 @@ def free_the_rest(frames: PageFrames, highest: int, beat: Callable[[], None]) ->
                     places[frame] = NONE
     for frame in beating(range(highest, 0, -1), beat):
         if not live[frame]:
-            frames._free_ids[frames.free_id_count] = frame
+            frames.free_ids[frames.free_id_count] = frame
             frames.free_id_count += 1
     for frame in beating(_by_birth(frames), beat):
         queue = Queue.CLEAN if frames.state[frame] == State.CLEAN else Queue.PERSISTENT
-        frames._link_youngest(frames.home[frame], queue)
+        frames.queues.link_youngest(frames.home[frame], queue)
     # What has memory is there for reads first, and leaves the budget last.
     has_memory = frames.memory.slots_with_memory()
-    frames.fetch_slot_count = frames.free_slot_count = 0
+    slots.fetch_count = slots.free_count = 0
     for is_there in (1, 0):
         for slot in beating(range(frames.slot_count - 1, 0, -1), beat):
             if frames.frame_of[slot] or has_memory[slot] != is_there:
                 continue
-            if frames.fetch_slot_count < FETCH_SLOTS:
-                frames.give_fetch_slot(slot)
+            if slots.fetch_count < FETCH_SLOTS:
+                slots.give_fetch(slot)
             else:
-                frames._put_free_slot(slot)
+                slots.give(slot)
 
 
 def _by_birth(frames: PageFrames) -> Iterator[int]:

@@ -1,8 +1,7 @@
 """The queues in which frames wait to leave RAM, by the RAM slots that they are in.
 
-They are circular doubly-linked lists threaded through two flat arrays, one for each `Queue`; a
-queue's head is an extra index beyond the RAM slots, so that linking and unlinking have no special
-cases. The oldest frame comes first. A get does not move its frame (six array writes): it sets
+They are rings (`zcache.pageframes.ring`), one for each `Queue`, whose heads are beyond the RAM
+slots. The oldest frame comes first. A get does not move its frame (six array writes): it sets
 `referenced`, and whoever looks for a frame gives such a one one more round: the second-chance
 approximation of LRU that the kernel uses for its own pages.
 
@@ -13,6 +12,9 @@ from array import array
 from collections.abc import Iterator
 from enum import IntEnum
 
+from zcache.pageframes.ring import link, unlink
+from zcache.pages.tmem import Kind
+
 
 class Queue(IntEnum):
     """Where a frame in RAM waits. Frames in flight wait nowhere."""
@@ -20,6 +22,10 @@ class Queue(IntEnum):
     PERSISTENT = 0  # ACTIVE and DIRTY frames of persistent pools: to be written back
     EPHEMERAL = 1  # frames of ephemeral pools: can be eaten, and their pages are misses then
     CLEAN = 2  # CLEAN frames of persistent pools: can be dropped, their bytes are below
+
+
+# A frame that is taken for pages of a kind waits in the queue of that number.
+assert [kind.value for kind in Kind] == [Queue.PERSISTENT.value, Queue.EPHEMERAL.value]
 
 
 class Queues:
@@ -36,22 +42,21 @@ class Queues:
             self.newer[slot_count + queue] = self.older[slot_count + queue] = slot_count + queue
         self.queue_length = [0] * heads
 
-    def slots_waiting(self, queue: int) -> Iterator[int]:
-        """The RAM slots in a queue, oldest first (for `check`)."""
+    def slots_waiting(self, queue: Queue) -> Iterator[int]:
+        """The RAM slots in a queue, oldest first."""
         head = self.slot_count + queue
         slot = self.newer[head]
         while slot != head:
             yield slot
             slot = self.newer[slot]
 
-    def _unlink(self, slot: int) -> None:
-        newer, older = self.newer, self.older
-        after, before = newer[slot], older[slot]
-        newer[before] = after
-        older[after] = before
+    def unlink(self, slot: int) -> None:
+        """Take a slot out of the queue that it is in."""
+        unlink(self.newer, self.older, slot)
         self.queue_length[self.queue_of[slot]] -= 1
 
-    def _link_youngest(self, slot: int, queue: int) -> None:
+    def link_youngest(self, slot: int, queue: Queue | Kind) -> None:
+        """Put a slot that is in no queue at the young end of one; it was not referenced."""
         head = self.slot_count + queue
         newer, older = self.newer, self.older
         before = older[head]
@@ -63,16 +68,13 @@ class Queues:
         self.referenced[slot] = 0
         self.queue_length[queue] += 1
 
-    def _link_oldest(self, slot: int, queue: int) -> None:
-        self._link_behind(slot, self.slot_count + queue, queue)
+    def link_oldest(self, slot: int, queue: Queue) -> None:
+        """Put a slot that is in no queue at the old end of one; whether it was referenced stays."""
+        self.link_behind(slot, self.slot_count + queue, queue)
 
-    def _link_behind(self, slot: int, before: int, queue: int) -> None:
-        """`before` is a RAM slot in the queue, or its head."""
-        newer, older = self.newer, self.older
-        after = newer[before]
-        older[after] = slot
-        newer[slot] = after
-        older[slot] = before
-        newer[before] = slot
+    def link_behind(self, slot: int, before: int, queue: Queue) -> None:
+        """Put a slot that is in no queue just behind another, on its young side. `before` is a RAM
+        slot in the queue, or the queue's head. Whether it was referenced stays."""
+        link(self.newer, self.older, slot, before)
         self.queue_of[slot] = queue
         self.queue_length[queue] += 1

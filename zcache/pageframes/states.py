@@ -26,6 +26,24 @@ class State(IntEnum):
     COLD = 5  # below only
 
 
+#: The states as plain numbers, for what is done for each page or frame: to look a member of an enum
+#: up costs more there than the rest of the line.
+FREE: Final = 0
+ACTIVE: Final = 1
+DIRTY: Final = 2
+WRITEBACK: Final = 3
+CLEAN: Final = 4
+COLD: Final = 5
+
+assert {state.name: state.value for state in State} == {
+    "FREE": FREE,
+    "ACTIVE": ACTIVE,
+    "DIRTY": DIRTY,
+    "WRITEBACK": WRITEBACK,
+    "CLEAN": CLEAN,
+    "COLD": COLD,
+}
+
 ALLOWED: Final[dict[State, frozenset[State]]] = {
     State.FREE: frozenset({State.ACTIVE}),
     State.ACTIVE: frozenset({State.DIRTY, State.WRITEBACK, State.FREE}),

@@ -13,9 +13,19 @@ from lz4.block import decompress as lz4_decompress
 
 from zcache.errors import PageDamaged
 from zcache.pages.codec import LZ4, RAW, WORD, Codec, decoders, decompress
-from zcache.pages.entry import CODEC_SHIFT, PAGE_BYTES, SAME_FILLED, zpage_tag
+from zcache.pages.entry import (
+    CODEC_MASK,
+    CODEC_SHIFT,
+    LENGTH_SHIFT,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    PATTERN_MASK,
+    SAME_FILLED,
+    zpage_tag,
+)
 from zcache.pages.page_table import MAX_RUN_PAGES
 
+_WORDS: Final = PAGE_BYTES // 8  # of 64 bits, in a page
 _ZERO_PAGE: Final = bytes(PAGE_BYTES)
 
 #: Where the pages of a run are in its buffer: made once, a slice costs a page 0.06 us.
@@ -42,9 +52,9 @@ def encode(codec: Codec, max_zpage_bytes: int, data: memoryview) -> Encoded:
     """`data` is at most `MAX_RUN_PAGES` whole pages (format B). A zpage longer than the limit is
     not worth it: such a page stays raw."""
     compress, tag_base = codec.compress, codec.tag_base
-    bodies = [compress(data[piece]) for piece in PAGE_SLICES[: len(data) >> 12]]
+    bodies = [compress(data[piece]) for piece in PAGE_SLICES[: len(data) >> PAGE_SHIFT]]
     lengths = [*map(len, bodies)]
-    tags = [tag_base + (length << 47) for length in lengths]
+    tags = [tag_base + (length << LENGTH_SHIFT) for length in lengths]
     if min(lengths) >= SUSPECT_BYTES and max(lengths) <= max_zpage_bytes:
         return bodies, tags, 0, 0, sum(lengths)
     return _with_special(max_zpage_bytes, data, bodies, tags)
@@ -58,7 +68,7 @@ def _with_special(max_zpage_bytes: int, data: memoryview, bodies: list[bytes], t
         if length < SUSPECT_BYTES:
             page = bytes(data[piece])
             pattern = page[:8]
-            if page == pattern * 512:
+            if page == pattern * _WORDS:
                 same_filled += 1
                 if pattern[:4] == pattern[4:]:
                     bodies[index] = b""
@@ -77,7 +87,7 @@ def decode_lz4(bodies: Sequence[bytes], out: memoryview) -> None:
     """Fill `out` with the pages of lz4 zpages; raises `PageDamaged`."""
     try:
         for piece, body in zip(PAGE_SLICES, bodies, strict=False):
-            out[piece] = lz4_decompress(body, 4096)
+            out[piece] = lz4_decompress(body, PAGE_BYTES)
     except Exception:
         for body in bodies:
             decompress(LZ4, body)  # says what is wrong with it
@@ -89,11 +99,11 @@ def decode(entries: Sequence[int], bodies: Sequence[bytes], out: memoryview) -> 
     for piece, entry, body in zip(PAGE_SLICES, entries, bodies, strict=False):
         if body:
             try:
-                out[piece] = decoders[entry >> 59 & 7](body)
+                out[piece] = decoders[entry >> CODEC_SHIFT & CODEC_MASK](body)
             except Exception:
-                decompress(entry >> 59 & 7, body)  # says what is wrong with it
+                decompress(entry >> CODEC_SHIFT & CODEC_MASK, body)  # says what is wrong with it
                 raise PageDamaged("a zpage's bytes are damaged") from None
         elif entry:
-            out[piece] = (entry & 0xFFFFFFFF).to_bytes(4, "little") * 1024
+            out[piece] = (entry & PATTERN_MASK).to_bytes(4, "little") * (2 * _WORDS)
         else:
             out[piece] = _ZERO_PAGE

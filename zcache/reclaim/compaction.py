@@ -16,16 +16,18 @@ done looks at all. A search that found nothing is not repeated before some pages
 """
 
 import heapq
-import threading
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from zcache.allocators.log import WORST_WEIGHT, Log, Stream
-from zcache.fetch.fetch import Fetcher
+from zcache.allocators.log import WORST_WEIGHT, Log
+from zcache.allocators.log_frame import Stream
+from zcache.allocators.log_packing import LogPacking
+from zcache.books import Books
+from zcache.fetch.readback import Readback
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.queues import Queue
-from zcache.statistics import Statistics
-from zcache.tiers.health import SEAL_BROKEN, UNREADABLE, Health
+from zcache.pageframes.states import CLEAN, DIRTY
+from zcache.tiers.health import SEAL_BROKEN, UNREADABLE
 
 #: Frames in one go: their zpages are copied under the lock, some 40 us a frame.
 VICTIMS: Final = 4
@@ -80,17 +82,15 @@ class Compactor:
         self,
         frames: PageFrames,
         log: Log,
-        fetcher: Fetcher | None,
-        lock: threading.Lock,
-        statistics: Statistics,
-        health: Health,
+        packing: LogPacking,
+        readback: Readback | None,
+        books: Books,
     ) -> None:
         self._frames = frames
         self._log = log
-        self._fetcher = fetcher
-        self._lock = lock
-        self._statistics = statistics
-        self._health = health
+        self._packing = packing
+        self._readback = readback
+        self._lock, self._statistics, self._health = books
         self._below = _Search(log, frames)
         self._in_ram: dict[int, _Search] = {}  # by the weight that is looked for
         self.under_way = 0  # threads that read frames to pack them
@@ -138,8 +138,8 @@ class Compactor:
             self.under_way += 1
         has_changed = False
         try:
-            if cold and self._fetcher:
-                with self._fetcher.borrowed(cold) as jobs, self._lock:
+            if cold and self._readback:
+                with self._readback.borrowed(cold) as jobs, self._lock:
                     for job in jobs:
                         if frames.birth[job.frame] != job.birth or frames.state[job.frame] != State.COLD:
                             continue
@@ -171,25 +171,25 @@ class Compactor:
     def _move_out(self, frame: int, slot: int, behind: int) -> int:
         """Under the lock: move all that is alive in a frame, whose bytes are in RAM slot `slot`;
         returns how many."""
-        zpages = self._log.collect(frame, slot)
+        zpages = self._packing.collect(frame, slot)
         stream = Stream.RECOMPRESSED if self._log.is_tight[frame] else Stream.PACKED
-        moved = self._log.append(zpages, stream, behind)
+        moved = self._packing.append(zpages, stream, behind)
         self._statistics.packed_pages += moved
         self._statistics.packed_frames += moved == len(zpages)
         return moved
 
     def _look_in_ram(self, search: _Search, worst_weight: int, everywhere: bool) -> None:
         frames, weight = self._frames, self._log.weight
-        state, home, queue_of = frames.state, frames.home, frames.queue_of
+        state, home, queue_of, queue = frames.state, frames.home, frames.queue_of, Queue.PERSISTENT
 
         def look(start: int, stop: int) -> list[int]:
             return [
                 frame
                 for slot, frame in enumerate(frames.frame_of[start:stop], start)
                 if weight[frame] <= worst_weight
-                and state[frame] == 2  # DIRTY
+                and state[frame] == DIRTY
                 and home[frame] == slot
-                and queue_of[slot] == Queue.PERSISTENT
+                and queue_of[slot] == queue
             ]
 
         search.look(look, frames.slot_count, REMEMBERED, everywhere)
@@ -202,7 +202,7 @@ class Compactor:
             return [
                 frame
                 for frame in range(start, stop)
-                if weight[frame] <= WORST_WEIGHT and state[frame] >= 4 and not self._is_damaged(frame)  # CLEAN or COLD
+                if weight[frame] <= WORST_WEIGHT and state[frame] >= CLEAN and not self._is_damaged(frame)
             ]
 
         self._below.found = []

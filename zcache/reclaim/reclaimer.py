@@ -2,16 +2,14 @@
 
 A frame is *available* when a put can have it at once: its RAM slot is free, or it is CLEAN and can
 be dropped at no cost. It is *ready* if that or ephemeral: a persistent put eats the oldest of
-those, one for each frame that it needs, before anything persistent leaves RAM (ouroboros).
+those, one for each frame that it needs, before anything persistent leaves RAM
+(`zcache.reclaim.ouroboros`).
+
 Background reclaim (a kswapd) sleeps until fewer than `low_watermark` frames are ready, then cleans
 the LRU tail, a batch at a time, until `high_watermark` are. A put that finds none reclaims by
 itself, a small batch, so that it waits for one short write and not for a long one. Frames are
-written as they are: nothing is decompressed, and no page-table entry changes.
-
-One flight: under the lock, reserve a run of slots below and isolate as many of the oldest frames
-(they are WRITEBACK now: nobody changes their bytes or reuses their RAM); without the lock, seal and
-write them; under the lock, they land as CLEAN, or go straight to FREE if all their pages died
-meanwhile. A write that fails puts them back as the oldest.
+written as they are (`zcache.reclaim.flight`): nothing is decompressed, and no page-table entry
+changes.
 
 A tier that fails is tried again with `Backoff`: by background reclaim, and by a put that needs
 room, one of them at a time; until a write arrives, or no frame is left to be written: then nothing
@@ -39,29 +37,22 @@ from typing import Final
 
 from zcache.allocators import Allocator
 from zcache.allocators.log import WORST_WEIGHT
+from zcache.books import Books
 from zcache.hardening.own_thread import OwnThread
 from zcache.pageframes import PageFrames
 from zcache.pageframes.queues import Queue
+from zcache.pages.tmem import Kind
 from zcache.reclaim.compaction import VICTIMS, WORTH_WEIGHT, Compactor
+from zcache.reclaim.flight import Flights, flights_frames
+from zcache.reclaim.ouroboros import Ouroboros
 from zcache.reclaim.recompression import Recompressor
 from zcache.reclaim.spare_time import SpareTime
-from zcache.seals import Seal
-from zcache.statistics import Statistics
 from zcache.tiers import Tier
 from zcache.tiers.backoff import FIRST_REST_SECONDS, LAST_REST_SECONDS
-from zcache.tiers.health import Health, describe
+from zcache.tiers.health import describe
 
-#: One background flight: one sequential write, which takes a disk of 500 MB/s one millisecond.
-BATCH_BYTES: Final = 512 << 10
-#: One synchronous flight: its put waits for the whole of it.
-SYNC_BATCH_BYTES: Final = 128 << 10
 #: Slots below are short when one in 64 is free.
 SHORT_BELOW_SHIFT: Final = 6
-
-
-def flights_frames(frame_bytes: int) -> tuple[int, int]:
-    """How many frames a flight has at most: a synchronous one, and one in the background."""
-    return max(SYNC_BATCH_BYTES // frame_bytes, 1), max(BATCH_BYTES // frame_bytes, 1)
 
 
 class Reclaimer:
@@ -72,30 +63,26 @@ class Reclaimer:
         frames: PageFrames,
         allocator: Allocator,
         tier: Tier | None,
-        seal: Seal,
-        lock: threading.Lock,
-        statistics: Statistics,
-        health: Health,
-        forget: Callable[[int], None],
+        flights: Flights,
+        ouroboros: Ouroboros,
+        books: Books,
         compactor: Compactor | None = None,
         recompressor: Recompressor | None = None,
     ) -> None:
         self._frames = frames
         self._allocator = allocator
         self._tier = tier
-        self._seal = seal
-        self._lock = lock
-        self._statistics = statistics
-        self._health = health
-        self._forget = forget
+        self._flights = flights
+        self.landed = flights.landed  # also notified when frames were had in another way
+        self.ouroboros = ouroboros
+        self._lock, self._statistics, self._health = books
         self._compactor = compactor
         self._recompressor = recompressor
-        self.spare_time = SpareTime(health.clock)
+        self.spare_time = SpareTime(books.health.clock)
         self._waiting_puts = 0
         self.chosen_watermarks: tuple[int, int] | None = None  # low and high, if somebody has chosen them
         self.set_watermarks(frames.budget_frames)
         self._sync_batch, self._batch = flights_frames(frames.frame_bytes)
-        self.landed = threading.Condition(lock)
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread: OwnThread | None = None
@@ -117,13 +104,13 @@ class Reclaimer:
         if self._frames.ready < self.low_watermark and not self._wake.is_set():
             self._wake.set()
 
-    def make_room(self, queue: int) -> bool:
+    def make_room(self, kind: Kind) -> bool:
         """Called without the lock by a put that found no frame. False: there is no room, and
         waiting will not help."""
         with self._lock:
             self._waiting_puts += 1
         try:
-            return self._make_room(queue)
+            return self._make_room(kind)
         finally:
             with self._lock:
                 self._waiting_puts -= 1
@@ -136,22 +123,19 @@ class Reclaimer:
         where = "RAM and the backing are full" if self._tier else "RAM is full, and there is no backing"
         return f"{where}; give a larger budget or backing"
 
-    def _make_room(self, queue: int) -> bool:
+    def _make_room(self, kind: Kind) -> bool:
         writing = self._health.writing
         while True:
             with self._lock:
-                if queue == Queue.EPHEMERAL:
-                    has_eaten = self.evict_oldest_ephemeral()
-                    self._statistics.eph_ate_tail += has_eaten
-                    self._statistics.eph_ate_tail_failed += not has_eaten
-                    return has_eaten
-                if self._frames.available or self.eat_ephemeral():
+                if kind is Kind.EPHEMERAL:
+                    return self.ouroboros.eat_tail()
+                if self._frames.available or self.ouroboros.eat():
                     return True
                 if self._pack_ram(WORTH_WEIGHT):
                     continue
-                can_clean = self._can_clean()
+                can_clean = self._flights.can_clean()
                 if can_clean and writing.begin_try():
-                    flight = self._start_flight(self._sync_batch)
+                    flight = self._flights.start(self._sync_batch)
                 elif self._pack_ram(WORST_WEIGHT, everywhere=True):
                     continue
                 elif can_clean or self._frames.in_flight or self._is_packing():
@@ -165,7 +149,7 @@ class Reclaimer:
                     return False
                 continue
             _, _, batch = flight
-            if self._fly(*flight):
+            if self._flights.fly(*flight):
                 with self._lock:
                     self._statistics.reclaim_sync += len(batch)
                 return True
@@ -234,7 +218,7 @@ class Reclaimer:
         if self._recompressor and self._may_work() and self._recompress(self._recompressor.recompress_oldest):
             return True
         with self._lock:
-            if not self._can_clean():
+            if not self._flights.can_clean():
                 if self._pack_ram(WORST_WEIGHT):
                     return True
                 waiting = self._frames.queue_length[Queue.PERSISTENT] > self._allocator.kept_frames
@@ -243,8 +227,8 @@ class Reclaimer:
                 return None
             if not self._health.writing.begin_try():
                 return False
-            first_slot, first_birth, batch = self._start_flight(self._batch)
-        arrived = self._fly(first_slot, first_birth, batch)
+            first_slot, first_birth, batch = self._flights.start(self._batch)
+        arrived = self._flights.fly(first_slot, first_birth, batch)
         if arrived:
             with self._lock:
                 self._statistics.reclaim_background += len(batch)
@@ -314,87 +298,3 @@ class Reclaimer:
     def _recompress(self, work: Callable[[], bool]) -> bool:
         with self.spare_time.spending():
             return work()
-
-    # -- one flight
-    # ----------------------------------------------------------------------------------------------
-
-    def _can_clean(self) -> bool:
-        """Under the lock: whether there is a frame to clean, and room below for it."""
-        tier = self._tier
-        return (
-            tier is not None
-            and self._frames.queue_length[Queue.PERSISTENT] > self._allocator.kept_frames
-            and tier.used_slots < tier.slot_count
-        )
-
-    def _start_flight(self, limit: int) -> tuple[int, int, list[int]]:
-        """Under the lock, after `_can_clean`: the first slot below, the first birth, and the frames
-        that they are for, now in WRITEBACK."""
-        assert self._tier
-        waiting = self._frames.queue_length[Queue.PERSISTENT] - self._allocator.kept_frames
-        first_slot, count = self._tier.reserve(min(limit, waiting))
-        batch = self._frames.isolate_oldest(count, self._allocator.retire)  # as many: that many wait
-        return first_slot, self._frames.give_births(len(batch)), batch
-
-    def _fly(self, first_slot: int, first_birth: int, batch: list[int]) -> bool:
-        """Without the lock: seal and write; then land the frames. False: the tier failed, and the
-        frames are DIRTY again."""
-        frames, tier, health = self._frames, self._tier, self._health
-        assert tier
-        size = frames.frame_bytes
-        seals: list[bytes] = []
-        failure = ""
-        transfer = health.begin_transfer()
-        try:
-            starts = [frames.home[frame] * size for frame in batch]
-            views = [frames.ram_view[start : start + size] for start in starts]
-            with self._seal.sealed(batch, first_birth, views) as (bodies, seals):
-                tier.write(first_slot, bodies)
-        except Exception as error:  # whatever it is, frames that stayed in flight would be waited for for ever
-            failure = describe(error)
-        arrived = not failure
-        with self._lock:
-            self._statistics.slow_writes += health.end_transfer(transfer)
-            for index, frame in enumerate(batch):
-                if arrived:
-                    self.release_below(frames.land(frame, first_slot + index, first_birth + index, seals[index]))
-                else:
-                    tier.release(first_slot + index)
-            if not arrived:
-                for frame in reversed(batch):  # each becomes the oldest, so the oldest goes back last
-                    frames.abort(frame, self._allocator.restore)
-                health.writing.failed(failure)
-                self._statistics.writeback_errors += 1
-                self._statistics.writeback_kept_frames += len(batch)
-            else:
-                health.writing.succeeded()
-            self._statistics.writeback_batches += 1
-            self.landed.notify_all()
-        return arrived
-
-    def release_below(self, slot: int) -> None:
-        """Give a slot of the tier back (0: there is none); under the lock."""
-        if slot:
-            assert self._tier
-            self._tier.release(slot)
-
-    def eat_ephemeral(self) -> bool:
-        """Under the lock: something persistent takes the RAM of the oldest ephemeral frame; False
-        if there is none."""
-        has_eaten = self.evict_oldest_ephemeral()
-        self._statistics.pers_ate_eph += has_eaten
-        self._statistics.pers_ate_eph_failed += not has_eaten
-        return has_eaten
-
-    def evict_oldest_ephemeral(self) -> bool:
-        """Eat the tail of the ephemeral queue, under the lock; False if there is none.
-        (ouroboros)"""
-        frame = self._frames.oldest_ephemeral()
-        if not frame:
-            return False
-        owners = self._allocator.evict(frame)
-        for owner in owners:
-            self._forget(owner)
-        self._statistics.evicted_ephemeral_frames += 1
-        self._statistics.evicted_ephemeral_pages += len(owners)
-        return True

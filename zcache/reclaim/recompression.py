@@ -14,17 +14,17 @@ it is *tight*: not looked at again.
 What it may cost is `zcache.reclaim.spare_time`'s to say.
 """
 
-import threading
 from typing import Final
 
-from zcache.allocators.log import Live, Log, Stream
-from zcache.clock import Clock
+from zcache.allocators.log import Log
+from zcache.allocators.log_frame import Stream
+from zcache.allocators.log_packing import Live, LogPacking
+from zcache.books import Books
 from zcache.errors import PageDamaged
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.queues import Queue
 from zcache.pages.codec import LZ4, Codec, decompress
 from zcache.pages.entry import CODEC_MASK, CODEC_SHIFT, LENGTH_SHIFT
-from zcache.statistics import Statistics
 
 #: A frame that was begun so long ago is at rest; or up to twice as long.
 REST_SECONDS: Final = 10.0
@@ -39,17 +39,22 @@ class Recompressor:
     thread."""
 
     def __init__(
-        self, frames: PageFrames, log: Log, codec: Codec, lock: threading.Lock, statistics: Statistics, clock: Clock
+        self,
+        frames: PageFrames,
+        log: Log,
+        packing: LogPacking,
+        codec: Codec,
+        books: Books,
     ) -> None:
         self._frames = frames
         self._log = log
+        self._packing = packing
         self.codec = codec
-        self._lock = lock
-        self._statistics = statistics
-        self._clock = clock
+        self._lock, self._statistics, health = books
+        self._clock = health.clock
         self._slot = 0  # where the last look ended
         # A birth, and when it was the last one; and the one before, which is `REST_SECONDS` older.
-        self._noted = self._noted_before = (clock.now(), 0)
+        self._noted = self._noted_before = (self._clock.now(), 0)
 
     def recompress_oldest(self) -> bool:
         """One of the oldest frames, which are the next to leave RAM. Whether there was one."""
@@ -67,13 +72,13 @@ class Recompressor:
     def _recompress(self, slot: int, last_birth: int, is_walk: bool) -> tuple[bool, int]:
         """The first frame from `slot` on that is no younger; whether there was one, and the slot
         after it."""
-        frames, log = self._frames, self._log
+        frames, log, packing = self._frames, self._log, self._packing
         with self._lock:
             frame, after = self._find(slot, last_birth, is_walk)
             if not frame:
                 return False, after
             birth = frames.birth[frame]
-            zpages = log.collect(frame, frames.home[frame])
+            zpages = packing.collect(frame, frames.home[frame])
         smaller = [self._smaller(zpage) for zpage in zpages]
         before, now = (sum([len(zpage.body) for zpage in some]) for some in (zpages, smaller))
         with self._lock:
@@ -82,8 +87,8 @@ class Recompressor:
             if before - now < before * WORTH_GAINING:
                 log.is_tight[frame] = True
                 return True, after
-            alive = [zpage for zpage in smaller if log.is_in_place(zpage)]
-            moved = log.append(alive, Stream.RECOMPRESSED, frames.home[frame])
+            alive = [zpage for zpage in smaller if packing.is_in_place(zpage)]
+            moved = packing.append(alive, Stream.RECOMPRESSED, frames.home[frame])
             saved = sum([zpage.saved_bytes for zpage in alive[:moved]])
             self._statistics.compressed_bytes -= saved
             self._statistics.recompressed_saved_bytes += saved
@@ -106,7 +111,7 @@ class Recompressor:
         look on from (0: the oldest). What was read since it was last looked at is left alone; for a
         walk, not at the next look."""
         frames, is_tight = self._frames, self._log.is_tight
-        state, newer, birth, referenced = frames.state, frames.newer, frames.birth, frames.referenced
+        state, newer, birth, referenced = frames.state, frames.queues.newer, frames.birth, frames.referenced
         head = frames.slot_count + Queue.PERSISTENT
         if not self._is_waiting(slot):
             slot = newer[head]

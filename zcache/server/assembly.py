@@ -18,10 +18,10 @@ from zcache.control.status import gather_status
 from zcache.errors import EnvironmentProblem, Imbalance
 from zcache.image.image import SECRET_BYTES, Geometry, Image, Signs, check_header, read_header
 from zcache.linux.group_limits import GroupLimits, Room
-from zcache.pageframes.frames import slots_of
+from zcache.pageframes.slots import slots_of
 from zcache.pages.entry import PAGE_BYTES
 from zcache.pages.tmem import Kind, TmemObject
-from zcache.reclaim.reclaimer import flights_frames
+from zcache.reclaim.flight import flights_frames
 from zcache.seals import Seal
 from zcache.seals.crc import CRC
 from zcache.server.config import Config

@@ -11,7 +11,7 @@ from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR, FALLBACK_ALL
 from zcache.errors import BadInput
 from zcache.image.image import Signs
 from zcache.linux.group_limits import Room
-from zcache.pageframes.frames import budget_of
+from zcache.pageframes.slots import budget_of
 from zcache.pages.entry import FRAME_MASK, PAGE_BYTES
 from zcache.parameters import KEYS, parse_choice
 from zcache.sizes import RANGE, parse_budget

@@ -4,75 +4,48 @@ A get copies its zpages out of their frames under the lock, once, and decompress
 what is below only is fetched in between, also without it.
 """
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lz4.block import decompress as lz4_decompress
 
+from zcache.books import Books
 from zcache.errors import PageDamaged
 from zcache.fetch.fetch import Fetcher
 from zcache.pageframes import PageFrames
-from zcache.pages.entry import LOST, PAGE_BYTES, SAME_FILLED
+from zcache.pages.entry import (
+    FRAME_MASK,
+    LENGTH_MASK,
+    LENGTH_SHIFT,
+    LOST,
+    OFFSET_MASK,
+    OFFSET_SHIFT,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    SAME_FILLED,
+)
 from zcache.pages.page_table import MAX_RUN_PAGES
 from zcache.pages.tmem import TmemObject
 from zcache.pages.zpages import END_LZ4, FIRST_LZ4, decode, decode_lz4
-from zcache.statistics import Statistics
+from zcache.store.waiting import Waiting
 
 
 class Getter:
-    """The gets of a store, by any number of threads, without its lock. `wait_for_lost` is the
-    putter's."""
+    """The gets of a store, by any number of threads, without its lock; `Store.get` says which is
+    for what."""
 
     def __init__(
         self,
         frames: PageFrames,
         fetcher: Fetcher | None,
-        lock: threading.Lock,
-        statistics: Statistics,
-        wait_for_lost: Callable[[TmemObject, int, int], None],
+        waiting: Waiting,
+        books: Books,
     ) -> None:
         self._frames = frames
         self._fetcher = fetcher
-        self._lock = lock
-        self._statistics = statistics
-        self._wait_for_lost = wait_for_lost
+        self._waiting = waiting
+        self._lock, self._statistics, _ = books
 
-    def get(self, thing: TmemObject, first: int, out: memoryview) -> int:
-        """Fill `out` (format B, a multiple of 4096 bytes) with pages `first` and following; returns
-        how many were misses.
-
-        A miss reads as zeros. Raises `PageLost` or `PageDamaged` if any page cannot be had; `out`
-        is then undefined.
-        """
-        size_bytes = len(out)
-        if size_bytes == PAGE_BYTES and self._get_page(thing, first, out):
-            return 0
-        if size_bytes <= MAX_RUN_PAGES * PAGE_BYTES:
-            return len(self._get_run(thing, first, out))
-        misses = 0
-        for start in range(0, size_bytes, MAX_RUN_PAGES * PAGE_BYTES):
-            run = out[start : start + MAX_RUN_PAGES * PAGE_BYTES]
-            misses += len(self._get_run(thing, first + (start >> 12), run))
-        return misses
-
-    def find(self, thing: TmemObject, first: int, out: memoryview) -> list[int]:
-        """The same, of an ephemeral pool; returns which pages are misses, ascending: they read as
-        zeros, and are to be had elsewhere."""
-        missing: list[int] = []
-        if len(out) == PAGE_BYTES and self._get_page(thing, first, out):
-            with self._lock:
-                self._statistics.ephemeral_gets += 1
-            return missing
-        for start in range(0, len(out), MAX_RUN_PAGES * PAGE_BYTES):
-            run = out[start : start + MAX_RUN_PAGES * PAGE_BYTES]
-            page = first + (start >> 12)
-            missing += [page + index for index in self._get_run(thing, page, run)]
-        with self._lock:
-            self._statistics.ephemeral_gets += len(out) >> 12
-            self._statistics.ephemeral_misses += len(missing)
-        return missing
-
-    def _get_page(self, thing: TmemObject, first: int, out: memoryview) -> bool:
+    def get_page(self, thing: TmemObject, first: int, out: memoryview) -> bool:
         """Fast path: one page, if it is an lz4 zpage in RAM. False: nothing has been done."""
         frames = self._frames
         lock = self._lock
@@ -81,34 +54,59 @@ class Getter:
             entry = thing.table.entries[first]
             if not FIRST_LZ4 <= entry < END_LZ4:
                 return False
-            slot = frames.home[entry & 0x7FFFFFFF]
+            slot = frames.home[entry & FRAME_MASK]
             if not slot:
                 return False
-            start = (slot << frames.frame_shift) + (entry >> 31 & 0xFFFF)
-            body = frames.ram[start : start + (entry >> 47 & 0xFFF) + 1]
+            start = (slot << frames.frame_shift) + (entry >> OFFSET_SHIFT & OFFSET_MASK)
+            body = frames.ram[start : start + (entry >> LENGTH_SHIFT & LENGTH_MASK) + 1]
             frames.referenced[slot] = 1
             self._statistics.gets += 1
         finally:
             lock.release()
         try:
-            out[:] = lz4_decompress(body, 4096)
+            out[:] = lz4_decompress(body, PAGE_BYTES)
         except Exception:  # the slow path will say it
             with lock:
                 self._statistics.gets -= 1
             return False
         return True
 
-    def _get_run(self, thing: TmemObject, first: int, out: memoryview) -> Sequence[int]:
+    def get_run(self, thing: TmemObject, first: int, out: memoryview) -> Sequence[int]:
         """One run; which of its pages are misses. Pages that are lost only while their put waits
         for room are waited for."""
         while (misses := self._try_get_run(thing, first, out)) is None:
-            self._wait_for_lost(thing, first, len(out) >> 12)
+            self._waiting.wait_for_lost(thing, first, len(out) >> PAGE_SHIFT)
         return misses
+
+    def get_runs(self, thing: TmemObject, first: int, out: memoryview) -> int:
+        """A request that is longer than a run; how many of its pages are misses."""
+        misses = 0
+        for start in range(0, len(out), MAX_RUN_PAGES * PAGE_BYTES):
+            run = out[start : start + MAX_RUN_PAGES * PAGE_BYTES]
+            misses += len(self.get_run(thing, first + (start >> PAGE_SHIFT), run))
+        return misses
+
+    def find(self, thing: TmemObject, first: int, out: memoryview) -> list[int]:
+        """Fill `out` with pages `first` and following of an ephemeral pool; returns which of them
+        are misses, ascending: they read as zeros, and are to be had elsewhere."""
+        missing: list[int] = []
+        if len(out) == PAGE_BYTES and self.get_page(thing, first, out):
+            with self._lock:
+                self._statistics.ephemeral_gets += 1
+            return missing
+        for start in range(0, len(out), MAX_RUN_PAGES * PAGE_BYTES):
+            run = out[start : start + MAX_RUN_PAGES * PAGE_BYTES]
+            page = first + (start >> PAGE_SHIFT)
+            missing += [page + index for index in self.get_run(thing, page, run)]
+        with self._lock:
+            self._statistics.ephemeral_gets += len(out) >> PAGE_SHIFT
+            self._statistics.ephemeral_misses += len(missing)
+        return missing
 
     def _try_get_run(self, thing: TmemObject, first: int, out: memoryview) -> Sequence[int] | None:
         """One run; None, and `out` undefined, if a page in it is lost."""
         frames = self._frames
-        count = len(out) >> 12
+        count = len(out) >> PAGE_SHIFT
         bodies: list[bytes] = []
         misses: Sequence[int] = ()
         self._lock.acquire()
@@ -117,13 +115,13 @@ class Getter:
             entries = thing.table.entries[first : first + count].tolist()
             if min(entries) >= FIRST_LZ4 and max(entries) < END_LZ4:
                 home = frames.home
-                slots = [home[entry & 0x7FFFFFFF] for entry in entries]
+                slots = [home[entry & FRAME_MASK] for entry in entries]
                 if all(slots):  # fast path: all are lz4 zpages in RAM
                     ram, referenced, frame_shift = frames.ram, frames.referenced, frames.frame_shift
                     bodies = [
                         ram[
-                            (start := (slot << frame_shift) + (entry >> 31 & 0xFFFF)) : start
-                            + (entry >> 47 & 0xFFF)
+                            (start := (slot << frame_shift) + (entry >> OFFSET_SHIFT & OFFSET_MASK)) : start
+                            + (entry >> LENGTH_SHIFT & LENGTH_MASK)
                             + 1
                         ]
                         for slot, entry in zip(slots, entries, strict=False)
@@ -162,14 +160,15 @@ class Getter:
         where there are none, or not yet."""
         frames = self._frames
         ram, home, referenced, frame_shift = frames.ram, frames.home, frames.referenced, frames.frame_shift
+        offset_shift, offset_mask, length_shift, length_mask = OFFSET_SHIFT, OFFSET_MASK, LENGTH_SHIFT, LENGTH_MASK
         cold: list[int] = []
         bodies: list[bytes] = []
         for entry in entries:
             if 0 < entry < SAME_FILLED:
-                slot = home[entry & 0x7FFFFFFF]
+                slot = home[entry & FRAME_MASK]
                 if slot:
-                    start = (slot << frame_shift) + (entry >> 31 & 0xFFFF)
-                    bodies.append(ram[start : start + (entry >> 47 & 0xFFF) + 1])
+                    start = (slot << frame_shift) + (entry >> offset_shift & offset_mask)
+                    bodies.append(ram[start : start + (entry >> length_shift & length_mask) + 1])
                     referenced[slot] = 1
                     continue
                 cold.append(len(bodies))

@@ -1,7 +1,7 @@
 """The store: put, get and flush of pages of tmem objects, over all that they take.
 
-A request is the unit of work: `put` (put.py) and `get` (get.py) say how its pages become zpages and
-come back. Here is what the store is made of, and what happens to pages otherwise.
+A request is the unit of work: put.py and get.py say how its pages become zpages and come back. Here
+is what the store is made of, part by part, each given what it needs of those before it.
 
 Locking: `lock` protects the page tables, frames, allocator, tier bookkeeping and statistics. It is
 the only lock of the store; conditions (`Reclaimer.landed`, the fetcher's) are built on it. Nothing
@@ -14,18 +14,24 @@ Pages are 4096 bytes; indexes count pages of an object.
 import threading
 from collections.abc import Callable, Iterator
 
-from zcache.allocators import Allocator
+from zcache.allocators import Allocator, ReleaseBelow
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
 from zcache.allocators.log import Log
+from zcache.allocators.log_packing import LogPacking
+from zcache.books import Books
 from zcache.clock import Clock
 from zcache.errors import PageDamaged
 from zcache.fetch.fetch import Fetcher
+from zcache.fetch.readback import Readback
 from zcache.image.image import Image
 from zcache.pageframes import PageFrames
 from zcache.pages.codec import Codec
 from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
-from zcache.pages.tmem import Kind, Pool, Tmem, TmemObject
+from zcache.pages.page_table import MAX_RUN_PAGES
+from zcache.pages.tmem import Pool, Tmem, TmemObject
 from zcache.reclaim.compaction import Compactor
+from zcache.reclaim.flight import Flights
+from zcache.reclaim.ouroboros import Ouroboros
 from zcache.reclaim.reclaimer import Reclaimer
 from zcache.reclaim.recompression import Recompressor
 from zcache.seals import Seal
@@ -33,7 +39,10 @@ from zcache.seals.crc import CRC
 from zcache.statistics import Statistics
 from zcache.store.admission import Admission
 from zcache.store.get import Getter
+from zcache.store.invalidation import Invalidation
+from zcache.store.partial_write import PartialWrite
 from zcache.store.put import Putter
+from zcache.store.waiting import Waiting
 from zcache.tiers import Tier
 from zcache.tiers.health import Health
 
@@ -54,13 +63,15 @@ class Store:
         image: Image | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.tier = tier
-        self.seal = seal
+        self.tier, self.seal = tier, seal
         self.lock = threading.Lock()
         self.statistics = Statistics()
+        self.health = Health(clock or Clock())
+        books = Books(self.lock, self.statistics, self.health)
+        # Which pages there are, which frames, and which page is where in which frame.
         self.tmem = Tmem()
         chosen = ALLOCATORS[allocator]
-        self.frames = PageFrames(
+        frames = self.frames = PageFrames(
             budget_bytes // chosen.frame_bytes,
             tier.slot_count if tier else 0,
             chosen.frame_bytes,
@@ -68,34 +79,71 @@ class Store:
             image,
             chosen.reserve_frames,
         )
-        self.allocator: Allocator = chosen(self.frames, self._release_below, self.tmem.entries_of)
-        self.health = Health(clock or Clock())
-        books = (self.lock, self.statistics, self.health)
-        self._fetcher = Fetcher(self.frames, tier, seal, *books, self._eat_ephemeral) if tier else None
+        release_below = _releasing(tier)
+        self.allocator: Allocator = chosen(frames, release_below, self.tmem.entries_of)
+        # How frames come back, and how they leave.
+        ouroboros = Ouroboros(frames, self.allocator, self.tmem, self.statistics)
+        readback = Readback(frames, tier, seal, books) if tier else None
+        self._fetcher = Fetcher(frames, readback, books, ouroboros.eat) if readback else None
         self.compactor = self.recompressor = None
         if isinstance(self.allocator, Log):
-            self.compactor = Compactor(self.frames, self.allocator, self._fetcher, *books)
+            packing = LogPacking(self.allocator, frames, self.tmem.entries_of)
+            self.compactor = Compactor(frames, self.allocator, packing, readback, books)
             if recompress:
-                clock = self.health.clock
-                self.recompressor = Recompressor(
-                    self.frames, self.allocator, recompress, self.lock, self.statistics, clock
-                )
-        self.reclaimer = Reclaimer(
-            self.frames, self.allocator, tier, seal, *books, self._forget, self.compactor, self.recompressor
+                self.recompressor = Recompressor(frames, self.allocator, packing, recompress, books)
+        self.flights = Flights(frames, self.allocator, tier, seal, books, release_below)
+        reclaimer = self.reclaimer = Reclaimer(
+            frames, self.allocator, tier, self.flights, ouroboros, books, self.compactor, self.recompressor
         )
-        self.admission = Admission(admit, budget_bytes, self.statistics)
+        # What is done with pages.
+        admission = self.admission = Admission(admit, budget_bytes, self.statistics)
+        partial_write = PartialWrite()
+        invalidation = self._invalidation = Invalidation(self.allocator, partial_write, books)
+        waiting = self.waiting = Waiting(self.allocator, reclaimer, invalidation, partial_write, books)
         self.putter = Putter(
-            codec, self.frames, self.allocator, self.reclaimer, self.admission, self.lock, self.statistics
+            codec, frames, self.allocator, reclaimer, admission, invalidation, waiting, partial_write, books
         )
-        self.getter = Getter(self.frames, self._fetcher, self.lock, self.statistics, self.putter.wait_for_lost)
-        #: `put(thing, first, data)` and `get(thing, first, out)`: see there.
-        self.put, self.get = self.putter.put, self.getter.get
+        self._getter = Getter(frames, self._fetcher, waiting, books)
+
+    # -- put and get (hot)
+    # ----------------------------------------------------------------------------------------------
+
+    def put(self, thing: TmemObject, first: int, data: memoryview) -> None:
+        """Store whole pages: `data` (format B, a multiple of 4096 bytes) becomes pages `first` and
+        following.
+
+        Raises `StoreFull` (persistent pools only); pages that found no room are then lost, all
+        others are stored. So it is with any other exception: no page keeps what it had.
+        """
+        size_bytes = len(data)
+        if size_bytes == PAGE_BYTES and self.putter.put_page(thing, first, data):
+            return
+        if thing.kind:
+            self.putter.put_ephemeral(thing, first, data)
+        elif size_bytes <= MAX_RUN_PAGES * PAGE_BYTES:
+            self.putter.put_run(thing, first, data)
+        else:
+            self.putter.put_runs(thing, first, data)
+
+    def get(self, thing: TmemObject, first: int, out: memoryview) -> int:
+        """Fill `out` (format B, a multiple of 4096 bytes) with pages `first` and following; returns
+        how many were misses.
+
+        A miss reads as zeros. Raises `PageLost` or `PageDamaged` if any page cannot be had; `out`
+        is then undefined.
+        """
+        size_bytes = len(out)
+        if size_bytes == PAGE_BYTES and self._getter.get_page(thing, first, out):
+            return 0
+        if size_bytes <= MAX_RUN_PAGES * PAGE_BYTES:
+            return len(self._getter.get_run(thing, first, out))
+        return self._getter.get_runs(thing, first, out)
 
     def find(self, thing: TmemObject, first: int, out: memoryview) -> list[int]:
         """Fill `out` with pages of an ephemeral pool; returns which are misses, and have to be had
         elsewhere. Pages that are damaged are: they are flushed, with those beside them."""
         try:
-            return self.getter.find(thing, first, out)
+            return self._getter.find(thing, first, out)
         except PageDamaged:
             count = len(out) >> PAGE_SHIFT
             self.flush(thing, first, count)
@@ -113,7 +161,7 @@ class Store:
         flushed = 0
         for start, stop in thing.table.touched_runs(first, first + count):
             with self.lock:
-                flushed += self.putter.clear(thing, start, stop)
+                flushed += self._invalidation.clear(thing, start, stop)
         with self.lock:
             self.statistics.flush_requests += 1
             self.statistics.flushes += flushed
@@ -201,12 +249,13 @@ class Store:
         if self.tier:
             self.tier.close()
 
-    def _release_below(self, slot: int) -> None:
-        self.reclaimer.release_below(slot)
 
-    def _eat_ephemeral(self) -> bool:
-        return self.reclaimer.eat_ephemeral()
+def _releasing(tier: Tier | None) -> ReleaseBelow:
+    """What gives slots of the tier back, under the lock."""
 
-    def _forget(self, owner: int) -> None:
-        """Under the lock: an ephemeral page went with its frame."""
-        self.statistics.account([self.tmem.forget(owner)], Kind.EPHEMERAL, -1)
+    def release_below(slot: int) -> None:
+        if slot:
+            assert tier
+            tier.release(slot)
+
+    return release_below

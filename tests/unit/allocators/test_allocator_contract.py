@@ -14,6 +14,7 @@ from zcache.allocators.choice import ALLOCATORS
 from zcache.control.check import check
 from zcache.errors import StoreFull
 from zcache.pageframes import PageFrames, State
+from zcache.pageframes.transitions import abort, isolate_oldest, land, oldest_ephemeral
 from zcache.pages.codec import LZ4
 from zcache.pages.entry import OWNER_INDEX_BITS, SAME_FILLED, decode_zpage, zpage_tag
 from zcache.pages.tmem import Kind
@@ -101,20 +102,20 @@ def test_what_finds_no_room_is_placed_once_there_is_some(bench: Bench) -> None:
     there."""
     bodies = [bench.rng.randbytes(4096) for _ in range(17 * 64)]
     tags, entries = [zpage_tag(0, 4096)] * len(bodies), list[int]()
-    done = bench.allocator.place(0, bodies, tags, entries, 0)
+    done = bench.allocator.place(Kind.PERSISTENT, bodies, tags, entries, 0)
     assert 0 < done == len(entries) < len(bodies)
-    assert bench.allocator.place(0, bodies, tags, entries, 0) == done == len(entries)
+    assert bench.allocator.place(Kind.PERSISTENT, bodies, tags, entries, 0) == done == len(entries)
     frame = decode_zpage(entries[0]).frame
     dying = [entry for entry in entries if decode_zpage(entry).frame == frame]
     bench.allocator.release(dying)
-    assert done < bench.allocator.place(0, bodies, tags, entries, 0) <= done + len(dying)
+    assert done < bench.allocator.place(Kind.PERSISTENT, bodies, tags, entries, 0) <= done + len(dying)
     assert decode_zpage(entries[done]).frame != 0
 
 
 def test_one_zpage_is_placed_like_many(bench: Bench) -> None:
     body = bench.rng.randbytes(1000)
     placed = 0
-    while entry := bench.allocator.place_one(0, body, zpage_tag(LZ4, 1000), 0):
+    while entry := bench.allocator.place_one(Kind.PERSISTENT, body, zpage_tag(LZ4, 1000), 0):
         zpage = decode_zpage(entry)
         start = bench.frames.home[zpage.frame] * bench.frames.frame_bytes + zpage.offset
         assert bench.frames.ram[start : start + 1000] == body and (zpage.length, zpage.codec) == (1000, LZ4)
@@ -134,12 +135,12 @@ def test_a_frame_that_is_on_its_way_out_takes_no_more(bench: Bench) -> None:
     """And is free only when its flight has ended, whatever became of its zpages."""
     bench.place(Kind.PERSISTENT, 0, [1000])
     frame = bench.frame_of(Kind.PERSISTENT, 0)
-    assert bench.frames.isolate_oldest(1, bench.allocator.retire) == [frame]
+    assert isolate_oldest(bench.frames, 1, bench.allocator.retire) == [frame]
     bench.place(Kind.PERSISTENT, 1, [1000])
     assert bench.frame_of(Kind.PERSISTENT, 1) != frame
     bench.release(Kind.PERSISTENT, 0)
     assert bench.frames.state[frame] == State.WRITEBACK
-    bench.frames.land(frame, 0, 1, bytes(4))
+    land(bench.frames, frame, 0, 1, bytes(4))
     assert bench.frames.state[frame] == State.FREE
     bench.is_intact()
 
@@ -147,9 +148,9 @@ def test_a_frame_that_is_on_its_way_out_takes_no_more(bench: Bench) -> None:
 def test_a_frame_that_could_not_leave_is_as_it_was(bench: Bench) -> None:
     bench.place(Kind.PERSISTENT, 0, [1000, 900])
     frame = bench.frame_of(Kind.PERSISTENT, 0)
-    bench.frames.isolate_oldest(1, bench.allocator.retire)
+    isolate_oldest(bench.frames, 1, bench.allocator.retire)
     bench.release(Kind.PERSISTENT, 1)
-    bench.frames.abort(frame, bench.allocator.restore)
+    abort(bench.frames, frame, bench.allocator.restore)
     bench.place(Kind.PERSISTENT, 2, [1000] * 90)
     bench.is_intact()
 
@@ -159,7 +160,7 @@ def test_an_evicted_frame_says_whose_pages_it_had(bench: Bench, rng: random.Rand
         bench.place(Kind.EPHEMERAL, first, [rng.choice([0, 1500]) for _ in range(30)])
     gone = rng.sample(sorted(bench.bodies[Kind.EPHEMERAL]), 20)
     bench.release(Kind.EPHEMERAL, *gone)
-    while frame := bench.frames.oldest_ephemeral():
+    while frame := oldest_ephemeral(bench.frames):
         there = {page for page in bench.bodies[Kind.EPHEMERAL] if bench.frame_of(Kind.EPHEMERAL, page) == frame}
         owners = bench.allocator.evict(frame)
         assert {owner - (Kind.EPHEMERAL << OWNER_INDEX_BITS) for owner in owners} == there

@@ -19,6 +19,7 @@ from zcache.errors import EnvironmentProblem, Imbalance
 from zcache.image.flat_array import COUNTED_RUN_BYTES, count_bytes
 from zcache.linux import memory
 from zcache.pageframes import State
+from zcache.pageframes.queues import Queue
 from zcache.pages.entry import decode_zpage
 from zcache.pages.tmem import Kind
 from zcache.store.store import Store
@@ -76,7 +77,7 @@ def drop_a_home(store: Store) -> None:
 
 
 def leak_a_ram_slot(store: Store) -> None:
-    store.frames.free_slot_count -= 1
+    store.frames.slots.free_count -= 1
 
 
 def leak_a_slot_below(store: Store) -> None:
@@ -90,8 +91,8 @@ def free_a_slot_in_use_below(store: Store) -> None:
 
 
 def leak_a_fetch_slot(store: Store) -> None:
-    store.frames.fetch_slot_count -= 1
-    store.frames.free_slot_count += 1
+    store.frames.slots.fetch_count -= 1
+    store.frames.slots.free_count += 1
 
 
 def miscount_a_queue(store: Store) -> None:
@@ -99,10 +100,10 @@ def miscount_a_queue(store: Store) -> None:
 
 
 def unlink_a_frame(store: Store) -> None:
-    frames = store.frames
-    slot = next(frames.slots_waiting(0))
-    frames.newer[frames.older[slot]] = frames.newer[slot]
-    frames.older[frames.newer[slot]] = frames.older[slot]
+    queues = store.frames.queues
+    slot = next(queues.slots_waiting(Queue.PERSISTENT))
+    queues.newer[queues.older[slot]] = queues.newer[slot]
+    queues.older[queues.newer[slot]] = queues.older[slot]
 
 
 def withdraw_an_active_frame(store: Store) -> None:

@@ -22,8 +22,8 @@ from zcache.errors import SwapError
 from zcache.image.image import HEADER_BYTES, Geometry, Image, Signs, new_descriptor
 from zcache.linux import libc, memory
 from zcache.linux.kernel_page import page_end, page_start
-from zcache.pageframes.frames import slots_of
 from zcache.pageframes.ram import Ram
+from zcache.pageframes.slots import slots_of
 from zcache.swap.handshake import Export
 
 KIB = 1 << 10

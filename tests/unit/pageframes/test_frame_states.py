@@ -63,9 +63,9 @@ def test_the_oldest_frames_leave_first_and_in_one_write(rng: random.Random) -> N
         put(store, thing, index, raw_page(rng))
     order = [decode_zpage(thing.table.entries[index]).frame for index in range(8)]
     with store.lock:
-        first_slot, first_birth, batch = store.reclaimer._start_flight(5)
+        first_slot, first_birth, batch = store.flights.start(5)
     assert batch == order[:5] and first_slot == 1
-    store.reclaimer._fly(first_slot, first_birth, batch)
+    store.flights.fly(first_slot, first_birth, batch)
     assert tier.write_sizes == [5]
     assert [store.frames.below[frame] for frame in order[:5]] == [1, 2, 3, 4, 5]
     check(store)
@@ -78,8 +78,8 @@ def test_a_frame_that_was_read_gets_a_second_chance(rng: random.Random) -> None:
         put(store, thing, index, raw_page(rng))
     get(store, thing, 0)
     with store.lock:
-        first_slot, first_birth, batch = store.reclaimer._start_flight(2)
-    store.reclaimer._fly(first_slot, first_birth, batch)
+        first_slot, first_birth, batch = store.flights.start(2)
+    store.flights.fly(first_slot, first_birth, batch)
     assert [state_of(store, thing, index) for index in range(4)] == [State.DIRTY, State.CLEAN, State.CLEAN, State.DIRTY]
     check(store)
 

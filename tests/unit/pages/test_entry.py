@@ -1,4 +1,4 @@
-"""The page-table word, and that the hot paths' spelled-out shifts mean the same."""
+"""The page-table word, and that the hot paths take it apart as `decode_zpage` does."""
 
 import random
 

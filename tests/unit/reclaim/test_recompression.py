@@ -159,7 +159,7 @@ def test_packing_in_ram_keeps_the_order_of_age(rng: random.Random) -> None:
     assert store.compactor and store.compactor.pack_ram(30_000)
     moved = {frame_of(thing, page) for page in (45, 95)}
     assert len(moved) == 1 and not moved & set(old)
-    order = [store.frames.frame_of[slot] for slot in store.frames.slots_waiting(Queue.PERSISTENT)]
+    order = [store.frames.frame_of[slot] for slot in store.frames.queues.slots_waiting(Queue.PERSISTENT)]
     assert order.index(*moved) <= 1
     check(store)
 

@@ -10,7 +10,7 @@ import pytest
 from tests.support.pages import page_with_zpage_of
 from tests.support.seals import FRAME_BYTES, new_seal
 from zcache.image.image import EPOCH_SHIFT, MAX_EPOCH
-from zcache.reclaim.reclaimer import flights_frames
+from zcache.reclaim.flight import flights_frames
 from zcache.seals import Seal
 
 #: Births of the first server and of the last one that there can be.

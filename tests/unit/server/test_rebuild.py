@@ -17,8 +17,8 @@ from tests.support.tiers import MemoryTier
 from zcache.control.check import check
 from zcache.errors import BadInput, Imbalance
 from zcache.image.image import Geometry, Image, new_descriptor
-from zcache.pageframes.frames import slots_of
 from zcache.pageframes.queues import Queue
+from zcache.pageframes.slots import slots_of
 from zcache.pages.entry import CODEC_SHIFT, FRAME_MASK
 from zcache.pages.tmem import Kind, TmemObject
 from zcache.server.rebuild import rebuild
@@ -149,4 +149,4 @@ def test_a_large_image_is_taken_over_in_little_memory(rng: random.Random) -> Non
 
 
 def frames_waiting(store: Store) -> list[int]:
-    return [store.frames.frame_of[slot] for slot in store.frames.slots_waiting(Queue.PERSISTENT)]
+    return [store.frames.frame_of[slot] for slot in store.frames.queues.slots_waiting(Queue.PERSISTENT)]

@@ -36,7 +36,7 @@ from zcache.bench.store.density import (
 from zcache.control.check import check
 from zcache.errors import BadInput
 from zcache.image.image import Geometry, Image, new_descriptor
-from zcache.pageframes.frames import slots_of
+from zcache.pageframes.slots import slots_of
 from zcache.pages.codec import Codec, decoders, parse_codec
 from zcache.pages.tmem import Kind, TmemObject
 from zcache.server.rebuild import rebuild

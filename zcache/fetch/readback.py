@@ -1,0 +1,204 @@
+"""Readback: frames that are below are read into RAM slots beside the budget, and their seals are
+opened.
+
+A read that fails kills the task whose page it was, so a frame is not given up at the first error:
+it is read again, alone (its neighbours in the run may be sound), at once and then after each of
+`RETRY_PAUSES_SECONDS`. A wrong seal is read again once: a bit that flipped on the way is right on
+the disk. All that begins within `PATIENCE_SECONDS` of the beginning of the first transfer that
+failed, or not at all, so a request is held up by pauses for 3 s at most; and there are none when
+nothing could be read for that long: then the disk is dead, and whoever waits behind this request is
+not helped by waiting. For the same reason, what a request has not begun to read when it gives a
+frame up, and has no patience left, is not read: it is an error already. A disk that is slow, and
+does not fail, is waited for.
+"""
+
+import contextlib
+import itertools
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from zcache.books import Books
+from zcache.clock import Clock
+from zcache.pageframes import PageFrames, State
+from zcache.seals import Seal
+from zcache.tiers import Tier
+from zcache.tiers.backoff import PATIENCE_SECONDS
+from zcache.tiers.health import SEAL_BROKEN, UNREADABLE, describe
+
+#: Before a frame is read for the third, fourth and fifth time: a disk may be gone for as long as a
+#: put has patience.
+RETRY_PAUSES_SECONDS: Final = (0.1, 0.4, 1.0)
+
+
+class Job:
+    """One frame to read: what was known of it under the lock, and the run's pages that are in
+    it."""
+
+    __slots__ = ("below", "birth", "failed", "frame", "is_ahead", "is_read", "pages", "seal", "slot", "view", "wrong")
+
+    def __init__(self, frames: PageFrames, frame: int, pages: list[int], is_ahead: bool = False) -> None:
+        self.frame = frame
+        self.is_ahead = is_ahead  # nobody has asked for it
+        self.slot = 0  # that it is read into
+        self.view: memoryview  # its bytes
+        self.pages = pages
+        self.below = frames.below[frame]
+        self.birth = frames.birth[frame]
+        self.seal = frames.seal_of(frame)
+        self.is_read = False  # and is what was sealed
+        self.failed: str | None = None  # why its pages cannot be had
+        self.wrong = ""  # the same, in `Health`'s words
+
+
+class _Patience:
+    """One request's, with what fails: it begins with the first transfer that does."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ends = math.inf
+
+    def begin(self, began: float) -> None:
+        """A transfer failed that had begun then."""
+        self._ends = min(self._ends, began + PATIENCE_SECONDS)
+
+    def is_over(self) -> bool:
+        return self._clock.now() >= self._ends
+
+
+class Readback:
+    """Reads frames from `tier`; one for a store, called by any number of threads without the
+    lock."""
+
+    def __init__(
+        self,
+        frames: PageFrames,
+        tier: Tier,
+        seal: Seal,
+        books: Books,
+    ) -> None:
+        self._frames = frames
+        self._tier = tier
+        self._seal = seal
+        self._lock, self._statistics, self._health = books
+        self.slot_returned = threading.Condition(books.lock)
+
+    @contextlib.contextmanager
+    def borrowed(self, wanted: Sequence[int]) -> Iterator[list[Job]]:
+        """Some of the frames wanted, those that are COLD, in slots beside the budget for as long as
+        the context is entered, and nobody's home there. Which of them are what was sealed,
+        `is_read` tells."""
+        frames = self._frames
+        with self._lock:
+            while True:
+                jobs = [Job(frames, frame, []) for frame in wanted if frames.state[frame] == State.COLD]
+                del jobs[frames.slots.fetch_count :]
+                if jobs or not any(frames.state[frame] == State.COLD for frame in wanted):
+                    break
+                self.slot_returned.wait()
+            for job in jobs:
+                job.slot = frames.slots.take_fetch()
+        try:
+            self.read(jobs)
+            yield jobs
+        finally:
+            self.give_back(jobs)
+
+    def read(self, jobs: list[Job]) -> None:
+        """Without the lock: read all frames, neighbours below in one go, and open their seals; but
+        nothing more once one is given up and patience is over."""
+        size, ram = self._frames.frame_bytes, self._frames.ram_view
+        for job in jobs:
+            job.view = ram[job.slot * size : (job.slot + 1) * size]
+        jobs.sort(key=lambda job: job.below)
+        self._read_sorted(jobs, _Patience(self._health.clock))
+
+    def give_back(self, jobs: list[Job]) -> None:
+        """Without the lock: each job's slot, or the one that it was exchanged for, can be read into
+        again."""
+        with self._lock:
+            for job in jobs:
+                self._frames.slots.give_fetch(job.slot)
+            self.slot_returned.notify_all()
+
+    def _read_sorted(self, jobs: list[Job], patience: _Patience) -> None:
+        starts = [n for n, job in enumerate(jobs) if not n or job.below != jobs[n - 1].below + 1]
+        for start, stop in itertools.pairwise([*starts, len(jobs)]):
+            self._read_run(jobs[start:stop], patience)
+            if patience.is_over() and any(job.failed for job in jobs if not job.is_ahead):
+                break
+
+    def _read_run(self, run: list[Job], patience: _Patience) -> None:
+        """Neighbours below. What is read along costs those that were asked for neither a try nor
+        patience."""
+        began = self._health.clock.now()
+        try:
+            self._transfer(run[0].below, [job.view for job in run])
+        except OSError as error:
+            wanted = [job for job in run if not job.is_ahead]
+            if len(wanted) < len(run):
+                self._read_sorted(wanted, patience)
+                return
+            patience.begin(began)
+            self._read_apart(run, error, patience)
+        for job in run:
+            if not job.failed and not self._opens(job) and not job.is_ahead:
+                patience.begin(began)
+                self._verify_again(job, patience)
+
+    def _read_apart(self, wanted: list[Job], error: OSError, patience: _Patience) -> None:
+        """Each frame of a read that has failed, by itself: until all are there, or those that are
+        not are not worth another try. One that is bad costs its neighbours no try of their own."""
+        clock, reading = self._health.clock, self._health.reading
+        for pause in (0.0, *RETRY_PAUSES_SECONDS):
+            if patience.is_over() or (pause and reading.failures and not reading.patience_seconds()):
+                break
+            clock.sleep(pause)
+            missing = []
+            for job in wanted:
+                try:
+                    if patience.is_over():
+                        raise error
+                    with self._lock:
+                        self._statistics.fetch_retries += 1
+                    self._transfer(job.below, [job.view])
+                except OSError as again:
+                    error = again
+                    missing.append(job)
+            wanted = missing
+            if not wanted:
+                return
+        for job in wanted:
+            with self._lock:
+                reading.failed(describe(error))
+            job.failed, job.wrong = f"reading slot {job.below}: {error.strerror}", UNREADABLE
+
+    def _verify_again(self, job: Job, patience: _Patience) -> None:
+        """One frame that was read, and is not what was written: was it the reading?"""
+        if not patience.is_over():
+            with self._lock:
+                self._statistics.fetch_retries += 1
+            with contextlib.suppress(OSError):
+                self._transfer(job.below, [job.view])
+                if self._opens(job):
+                    return
+        job.failed, job.wrong = f"what is in slot {job.below} is not what was sealed", SEAL_BROKEN
+
+    def _opens(self, job: Job) -> bool:
+        job.is_read = self._seal.opens(job.frame, job.birth, job.seal, job.view)
+        return job.is_read
+
+    def _transfer(self, first_slot: int, views: list[memoryview]) -> None:
+        """One read, timed; a success ends what trouble there was."""
+        health = self._health
+        transfer = health.begin_transfer()
+        try:
+            self._tier.read(first_slot, views)
+        finally:
+            if health.end_transfer(transfer):
+                with self._lock:
+                    self._statistics.slow_reads += 1
+        if health.reading.failures:
+            with self._lock:
+                health.reading.succeeded()

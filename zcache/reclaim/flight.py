@@ -1,0 +1,108 @@
+"""A flight: some of the oldest frames are written below, in one go.
+
+Under the lock, reserve a run of slots below and isolate as many of the oldest frames (they are
+WRITEBACK now: nobody changes their bytes or reuses their RAM); without the lock, seal and write
+them; under the lock, they land as CLEAN, or go straight to FREE if all their pages died meanwhile.
+A write that fails puts them back as the oldest.
+
+How large a flight is, is bounded: a put that waits for one waits for a short write, and background
+reclaim writes long ones.
+"""
+
+import threading
+from typing import Final
+
+from zcache.allocators import Allocator, ReleaseBelow
+from zcache.books import Books
+from zcache.pageframes import PageFrames
+from zcache.pageframes.queues import Queue
+from zcache.pageframes.transitions import abort, isolate_oldest, land
+from zcache.seals import Seal
+from zcache.tiers import Tier
+from zcache.tiers.health import describe
+
+#: One background flight: one sequential write, which takes a disk of 500 MB/s one millisecond.
+BATCH_BYTES: Final = 512 << 10
+#: One synchronous flight: its put waits for the whole of it.
+SYNC_BATCH_BYTES: Final = 128 << 10
+
+
+def flights_frames(frame_bytes: int) -> tuple[int, int]:
+    """How many frames a flight has at most: a synchronous one, and one in the background."""
+    return max(SYNC_BATCH_BYTES // frame_bytes, 1), max(BATCH_BYTES // frame_bytes, 1)
+
+
+class Flights:
+    """Of frames from RAM to `tier`; any number at a time. `landed` is notified at the end of each,
+    for whoever waits for one."""
+
+    def __init__(
+        self,
+        frames: PageFrames,
+        allocator: Allocator,
+        tier: Tier | None,
+        seal: Seal,
+        books: Books,
+        release_below: ReleaseBelow,
+    ) -> None:
+        self._frames = frames
+        self._allocator = allocator
+        self._tier = tier
+        self._seal = seal
+        self._lock, self._statistics, self._health = books
+        self._release_below = release_below
+        self.landed = threading.Condition(books.lock)
+
+    def can_clean(self) -> bool:
+        """Under the lock: whether there is a frame to clean, and room below for it."""
+        tier = self._tier
+        return (
+            tier is not None
+            and self._frames.queue_length[Queue.PERSISTENT] > self._allocator.kept_frames
+            and tier.used_slots < tier.slot_count
+        )
+
+    def start(self, limit: int) -> tuple[int, int, list[int]]:
+        """Under the lock, after `can_clean`: the first slot below, the first birth, and the frames
+        that they are for, now in WRITEBACK."""
+        assert self._tier
+        waiting = self._frames.queue_length[Queue.PERSISTENT] - self._allocator.kept_frames
+        first_slot, count = self._tier.reserve(min(limit, waiting))
+        batch = isolate_oldest(self._frames, count, self._allocator.retire)  # as many: that many wait
+        return first_slot, self._frames.give_births(len(batch)), batch
+
+    def fly(self, first_slot: int, first_birth: int, batch: list[int]) -> bool:
+        """Without the lock: seal and write; then land the frames. False: the tier failed, and the
+        frames are DIRTY again."""
+        frames, tier, health = self._frames, self._tier, self._health
+        assert tier
+        size = frames.frame_bytes
+        seals: list[bytes] = []
+        failure = ""
+        transfer = health.begin_transfer()
+        try:
+            starts = [frames.home[frame] * size for frame in batch]
+            views = [frames.ram_view[start : start + size] for start in starts]
+            with self._seal.sealed(batch, first_birth, views) as (bodies, seals):
+                tier.write(first_slot, bodies)
+        except Exception as error:  # whatever it is, frames that stayed in flight would be waited for for ever
+            failure = describe(error)
+        arrived = not failure
+        with self._lock:
+            self._statistics.slow_writes += health.end_transfer(transfer)
+            for index, frame in enumerate(batch):
+                if arrived:
+                    self._release_below(land(frames, frame, first_slot + index, first_birth + index, seals[index]))
+                else:
+                    tier.release(first_slot + index)
+            if not arrived:
+                for frame in reversed(batch):  # each becomes the oldest, so the oldest goes back last
+                    abort(frames, frame, self._allocator.restore)
+                health.writing.failed(failure)
+                self._statistics.writeback_errors += 1
+                self._statistics.writeback_kept_frames += len(batch)
+            else:
+                health.writing.succeeded()
+            self._statistics.writeback_batches += 1
+            self.landed.notify_all()
+        return arrived
