@@ -31,7 +31,7 @@ from zcache.clock import Clock
 from zcache.errors import StoreFull
 from zcache.hardening import keep_thread
 from zcache.hardening.log_pipe import say, say_what_nobody_catches
-from zcache.image.image import DEVICE_EXPORT
+from zcache.image.signs import DEVICE_EXPORT
 from zcache.linux import libc
 from zcache.pages.entry import PAGE_BYTES
 from zcache.server.config import DEVICE_NAME, parse_config
@@ -41,10 +41,8 @@ from zcache.steps import Steps
 
 API_VERSION = 2
 
-#: More extents than this are not gathered for one request; the client asks again from where they
-#: end.
+#: More are not gathered for one request; the client asks again from where they end.
 MAX_EXTENTS = 1024
-
 #: What a client is told to ask for at once, at most.
 MOST_REQUEST_BYTES = 1 << 20
 

@@ -14,7 +14,8 @@ from tests.support.stores import get, new_object, put, small_store, store_with_i
 from tests.support.tiers import MemoryTier
 from zcache.control.check import check
 from zcache.errors import EnvironmentProblem, PageDamaged
-from zcache.image.image import EPOCH_SHIFT, HEADER_BYTES, MAX_EPOCH, new_descriptor
+from zcache.image.image import EPOCH_SHIFT, MAX_EPOCH, new_descriptor
+from zcache.image.signs import HEADER_BYTES
 from zcache.pageframes import State
 from zcache.pages.entry import decode_zpage
 from zcache.pages.tmem import TmemObject

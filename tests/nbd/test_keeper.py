@@ -27,6 +27,7 @@ from zcache.bench.complaints import fail_writes
 from zcache.control.ask import ask
 from zcache.errors import SwapError
 from zcache.image import image
+from zcache.image.signs import DEVICE_EXPORT, JSON_BYTES, Signs
 from zcache.keeper import launch as keeper_process
 from zcache.keeper.state import StateFolder, SwapState
 from zcache.linux import process
@@ -77,10 +78,10 @@ class Keeper:
     def server_pid(self) -> int:
         return int(ask(self.folder.control, "status")["pid"])
 
-    def signs(self) -> image.Signs:
+    def signs(self) -> Signs:
         descriptor = image.of_process(self.identity.pid)
         try:
-            return image.Signs(descriptor)
+            return Signs(descriptor)
         finally:
             os.close(descriptor)
 
@@ -139,7 +140,7 @@ def upgrade(keeper: Keeper) -> float:
         while not seconds.done():
             with contextlib.suppress(nbd.Error):
                 client = nbd.NBD()
-                client.set_export_name(image.DEVICE_EXPORT)
+                client.set_export_name(DEVICE_EXPORT)
                 client.connect_unix(str(keeper.folder.socket))
                 while not seconds.done():
                     client.pread(512, 0)
@@ -196,7 +197,7 @@ def test_a_client_that_was_quicker_does_not_keep_the_device_from_the_new_server(
 def test_other_clients_do_not_keep_the_device_from_being_connected_again(keeper: Keeper) -> None:
     """Its connection has ended, theirs have not."""
     device = nbd.NBD()
-    device.set_export_name(image.DEVICE_EXPORT)
+    device.set_export_name(DEVICE_EXPORT)
     keeper.connect()  # when it serves
     device.connect_unix(str(keeper.folder.socket))
     keeper.arm()
@@ -470,7 +471,7 @@ def test_upgrade_to_code_that_cannot_read_the_image_changes_nothing(keeper: Keep
     keeper.until(keeper.serves)
     pid = keeper.server_pid()
     descriptor = image.of_process(keeper.identity.pid)
-    header = os.pread(descriptor, image.JSON_BYTES, 0)
+    header = os.pread(descriptor, JSON_BYTES, 0)
     for old, new, reason in (
         (
             b'image format": %d' % image.FORMAT,

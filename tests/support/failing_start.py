@@ -21,6 +21,7 @@ from typing import Any, Final
 from tests.support.failing_calls import Call, Failing, FailingCalls
 from tests.support.other_code import python_of
 from zcache.image import image
+from zcache.image.signs import Signs
 from zcache.keeper import launch as keeper_process
 from zcache.keeper.state import StateFolder, SwapState
 from zcache.linux.process import identify
@@ -96,7 +97,7 @@ def start_kept(
 
         def has_succeeded(program: "subprocess.Popen[bytes]") -> bool:
             with _image_of(program.pid) as descriptor:  # a successor may have to do without a control socket
-                signs = image.Signs(descriptor)
+                signs = Signs(descriptor)
             if not killed and signs.serves:
                 killed.append(signs.pid)
                 os.kill(signs.pid, signal.SIGKILL)

@@ -21,6 +21,7 @@ from pathlib import Path
 from tests.support import wrong_starts
 from zcache.control.ask import ask
 from zcache.image import image
+from zcache.image.signs import Signs
 from zcache.keeper.launch import is_answering
 from zcache.keeper.state import StateFolder
 from zcache.linux import libc, meminfo
@@ -361,7 +362,7 @@ def orphaned_server(before: list[str]) -> None:
         state = StateFolder().load()
         assert state
         descriptor = image.of_process(state.keeper.pid)
-        signs = image.Signs(descriptor)
+        signs = Signs(descriptor)
         first = signs.pid
         os.kill(first, signal.SIGKILL)
         while signs.pid == first:

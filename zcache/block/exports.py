@@ -1,7 +1,7 @@
 """What a client can connect to, by name: the swap device, and clean exports.
 
 The device has the names `device`, which is also what a client gets that asks for none, and `swap`,
-under which the kernel's own connection is known and counted (`zcache.image.image.DEVICE_EXPORT`).
+under which the kernel's own connection is known and counted (`zcache.image.signs.DEVICE_EXPORT`).
 Where there are no clean exports, any other name means the device as well; where there are, it is an
 error: a slip of the pen must not lead to swap.
 """

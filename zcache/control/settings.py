@@ -1,7 +1,7 @@
 """Settings: what can be changed while the server runs (`zcache set KEY=VALUE`), and how.
 
 A change holds for the servers that come after this one, too, until the swap is taken off: it is
-kept in the image's header (`image.SETTINGS`), where there is one.
+kept in the image's header (`signs.SETTINGS`), where there is one.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from zcache.budget.budget import Budget
 from zcache.errors import BadInput
-from zcache.image.image import Signs
+from zcache.image.signs import Signs
 from zcache.linux.group_limits import Room
 from zcache.parameters import LIVE_KEYS
 from zcache.reclaim.spare_time import SHARE

@@ -11,7 +11,7 @@ needed:
   have stored can be seen by everybody, on arm64 as on x86-64. What a thread has stored is the
   beginning of what it would have stored, in the program's order; threads that write to the same
   words take turns (the store's lock).
-- What the keeper reads of a server that is alive is another matter: `image.Signs` says how that is
+- What the keeper reads of a server that is alive is another matter: `signs.Signs` says how that is
   ordered.
 
 One word: `view[index] = word`, on a memoryview of format Q. CPython packs it by a copy of 8 bytes,

@@ -5,7 +5,7 @@ It must never need the swap that it guards. So it is small, locked in memory as 
 speaks to nothing that can wait for swap, and loads nothing once the swap is on: the netlink message
 that gives the kernel a new connection is made beforehand, by pyroute2 in swap-up
 (`reconnection.py`), and only sent here; the NBD handshake is libnbd's. Whether the device is
-connected, and the server alive, it sees in the image (`image.Signs`): it asks nobody. Files of the
+connected, and the server alive, it sees in the image (`signs.Signs`): it asks nobody. Files of the
 state folder it does not read or write meanwhile: they lie in a tmpfs, and may be swapped out.
 
 The next server is there before it is needed: a standby that has loaded and locked all it needs, and
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from zcache.errors import SwapError
-from zcache.image.image import Signs
+from zcache.image.signs import Signs
 from zcache.keeper import voice
 from zcache.keeper.locked_image import LockedImage
 from zcache.keeper.reconnection import ServerNotThereError
@@ -268,7 +268,7 @@ class Keeper:
 
         The connection ends with the last of its requests, so a write that the kernel gave up
         waiting for is over before the kernel can send it again: it will never overwrite what came
-        after it. Other clients' connections are not counted (`image.DEVICE_EXPORT`).
+        after it. Other clients' connections are not counted (`signs.DEVICE_EXPORT`).
         """
         signs = self._image.signs
         return bool(signs and not signs.connections and self._device.is_armed_still())

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 
 from zcache.image import image
+from zcache.image.signs import Signs
 from zcache.linux import libc, memory
 from zcache.linux.kernel_page import page_start
 
@@ -22,7 +23,7 @@ class LockedImage:
 
     def __init__(self) -> None:
         self.descriptor = image.new_descriptor()
-        self.signs: image.Signs | None = None  # once a server has laid the image out
+        self.signs: Signs | None = None  # once a server has laid the image out
         self._memory: mmap.mmap | None = None
         self._blocks = 0
         self._kept: list[tuple[int, int]] = []  # runs of bytes that are faulted in, in order
@@ -36,7 +37,7 @@ class LockedImage:
             return
         if self._memory is None or self.signs is None:
             self._memory = mmap.mmap(self.descriptor, status.st_size)
-            self.signs = image.Signs(self.descriptor)
+            self.signs = Signs(self.descriptor)
         changes = self.signs.budget_changes
         if changes != self._budget_changes:
             self._kept, self._blocks = [], -1

@@ -14,7 +14,7 @@ from typing import Final
 import nbd
 
 from zcache.errors import SwapError
-from zcache.image.image import DEVICE_EXPORT
+from zcache.image.signs import DEVICE_EXPORT
 from zcache.keeper.netlink_message import NetlinkSocket
 
 #: The socket's descriptor has this number in the message: out of the way of all others, and within
@@ -42,7 +42,7 @@ class Reconnection:
         """Put a new connection to the server behind the device; raises `SwapError`.
 
         The kernel drops it, and says nothing, if it has not seen yet that the old one is dead: the
-        server then has none (`image.Signs`), and whoever wants one tries again. `is_worth_waiting`
+        server then has none (`signs.Signs`), and whoever wants one tries again. `is_worth_waiting`
         is called many times a second.
         """
         handle = self._shake_hands(is_worth_waiting)

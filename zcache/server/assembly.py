@@ -16,7 +16,8 @@ from zcache.control.listener import rehearse
 from zcache.control.settings import Settings
 from zcache.control.status import gather_status
 from zcache.errors import EnvironmentProblem, Imbalance
-from zcache.image.image import SECRET_BYTES, Geometry, Image, Signs, check_header, read_header
+from zcache.image.image import SECRET_BYTES, Geometry, Image, check_header, read_header
+from zcache.image.signs import Signs
 from zcache.linux.group_limits import GroupLimits, Room
 from zcache.pageframes.slots import slots_of
 from zcache.pages.entry import PAGE_BYTES

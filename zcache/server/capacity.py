@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR, FALLBACK_ALLOCATOR
 from zcache.errors import BadInput
-from zcache.image.image import Signs
+from zcache.image.signs import Signs
 from zcache.linux.group_limits import Room
 from zcache.pageframes.slots import budget_of
 from zcache.pages.entry import FRAME_MASK, PAGE_BYTES

@@ -16,7 +16,8 @@ from typing import Final, NamedTuple
 
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
 from zcache.errors import BadInput, ZcacheError
-from zcache.image.image import DEVICE_EXPORT, is_image, read_header
+from zcache.image.image import is_image, read_header
+from zcache.image.signs import DEVICE_EXPORT
 from zcache.linux import group_limits
 from zcache.linux.group_limits import Room
 from zcache.pages.codec import LZ4, Codec, parse_codec

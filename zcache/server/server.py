@@ -28,7 +28,8 @@ from zcache.hardening.log_pipe import say
 from zcache.hardening.own_thread import try_threads
 from zcache.hardening.program import unshare
 from zcache.hardening.unused_memory import release_unused_bss
-from zcache.image.image import SECRET_BYTES, Signs
+from zcache.image.image import SECRET_BYTES
+from zcache.image.signs import Signs
 from zcache.linux import libc, meminfo
 from zcache.linux.group_limits import GroupLimits
 from zcache.pages.tmem import TmemObject

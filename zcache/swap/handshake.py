@@ -15,7 +15,7 @@ from pathlib import Path
 import nbd
 
 from zcache.errors import SwapError
-from zcache.image.image import DEVICE_EXPORT
+from zcache.image.signs import DEVICE_EXPORT
 from zcache.linux.kernel_page import KERNEL_PAGE_BYTES
 
 # linux/nbd.h; the flags of the NBD protocol's transmission phase, of which the kernel uses these.

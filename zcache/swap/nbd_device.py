@@ -31,7 +31,7 @@ import time
 from pathlib import Path
 
 from zcache.errors import SwapError
-from zcache.image.image import DEVICE_EXPORT
+from zcache.image.signs import DEVICE_EXPORT
 from zcache.pages.entry import PAGE_BYTES
 
 # The device's page, whatever the kernel's is: a kernel with larger pages sends larger requests.

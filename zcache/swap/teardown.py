@@ -95,13 +95,14 @@ class Teardown:
         """Whether the device is, as the image says. One that has none any more has ended: that will
         be seen."""
         from zcache.image import image  # late: hardly ever needed
+        from zcache.image.signs import Signs
 
         try:
             descriptor = image.of_process(server.pid)
         except (EnvironmentProblem, FileNotFoundError, ProcessLookupError):
             return True
         try:
-            return image.Signs(descriptor).connections > 0
+            return Signs(descriptor).connections > 0
         finally:
             os.close(descriptor)
 

@@ -16,6 +16,7 @@ from typing import Final
 
 from zcache.errors import EnvironmentProblem, SwapError
 from zcache.image import image
+from zcache.image.signs import Signs
 from zcache.inherited import start
 from zcache.keeper.launch import error_lines
 from zcache.keeper.signals import REPLACE_SIGNAL
@@ -43,7 +44,7 @@ def upgrade(folder: StateFolder, report: Callable[[str], None] = print) -> float
         raise SwapError("swap-up has not come to its end; try again when it has")
     descriptor = image.of_process(state.keeper.pid)
     try:
-        signs = image.Signs(descriptor)
+        signs = Signs(descriptor)
         upgraded, refusals, begin = signs.upgraded, signs.refusals, time.monotonic()
         said_before = len(folder.log.read_text(errors="replace"))
         with process.opened(state.keeper) as keeper:

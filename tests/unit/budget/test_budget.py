@@ -24,7 +24,8 @@ from zcache.budget.budget import SWEEPS, Budget
 from zcache.control.check import check
 from zcache.control.settings import Settings
 from zcache.errors import BadInput, StoreFull
-from zcache.image.image import Signs, new_descriptor
+from zcache.image.image import new_descriptor
+from zcache.image.signs import Signs
 from zcache.linux import libc, memory
 from zcache.pageframes.queues import Queue
 from zcache.pages.tmem import Kind

@@ -11,7 +11,8 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.keepers import Looked, Servers
-from zcache.image.image import Signs, new_descriptor
+from zcache.image.image import new_descriptor
+from zcache.image.signs import Signs
 from zcache.keeper.channel import BEGIN, BEGIN_ALONE
 from zcache.keeper.reserve import OOM_SECONDS
 from zcache.keeper.state import StateFolder

@@ -19,7 +19,8 @@ from zcache.budget.pressure import PressureGauge
 from zcache.clean.disk_file import DiskFile
 from zcache.control.check import check
 from zcache.errors import SwapError
-from zcache.image.image import HEADER_BYTES, Geometry, Image, Signs, new_descriptor
+from zcache.image.image import Geometry, Image, new_descriptor
+from zcache.image.signs import HEADER_BYTES, Signs
 from zcache.linux import libc, memory
 from zcache.linux.kernel_page import page_end, page_start
 from zcache.pageframes.ram import Ram

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from zcache.image.image import HEADER_BYTES, Signs
+from zcache.image.signs import HEADER_BYTES, Signs
 from zcache.server.assembly import look_at_groups
 
 

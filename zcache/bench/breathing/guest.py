@@ -18,6 +18,7 @@ from zcache.bench.swap.areas import DISK, PAGES
 from zcache.budget.pressure import PSI
 from zcache.control.ask import ask
 from zcache.image import image
+from zcache.image.signs import Signs
 from zcache.keeper.state import StateFolder
 from zcache.linux import libc
 from zcache.swap.buildup import Options
@@ -35,7 +36,7 @@ class Sampler:
         self.samples: list[dict[str, float]] = []
         self.begin_seconds = time.monotonic()
         descriptor = image.of_process(keeper_pid)
-        self._signs = image.Signs(descriptor)
+        self._signs = Signs(descriptor)
         self._frame_bytes = int(image.read_header(descriptor)["frame_bytes"])
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)

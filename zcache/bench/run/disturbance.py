@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Final
 
 from zcache.errors import SwapError
-from zcache.image.image import Signs, of_process
+from zcache.image.image import of_process
+from zcache.image.signs import Signs
 from zcache.keeper.state import StateFolder
 from zcache.swap.upgrade import upgrade
 
