@@ -41,8 +41,7 @@ from zcache.steps import Steps
 
 API_VERSION = 2
 
-#: More are not gathered for one request; the client asks again from where they end.
-MAX_EXTENTS = 1024
+MAX_EXTENTS = 1024  #: for one request; the client asks again from where they end
 #: What a client is told to ask for at once, at most.
 MOST_REQUEST_BYTES = 1 << 20
 
@@ -68,7 +67,8 @@ def config(key: str, value: str) -> None:
 def config_complete() -> None:
     global _server
     with _or_end():
-        _steps.begin("reading the configuration")
+        may_hang = [f"backing={value}" for key, value in _words if key == "backing"]
+        _steps.begin(", ".join(["reading the configuration", *may_hang]))
         _server = Server(parse_config(_words), _steps, front_end(_failures))
 
 

@@ -85,7 +85,8 @@ class Settings:
         possible = self._store.frames.max_budget_frames
         if most > possible:
             raise BadInput(
-                f"budget={text}: more than the server was started with; give at most {possible * frame_bytes >> 10}K"
+                f"budget={text}: more than the server was started with, or can use; "
+                f"give at most {possible * frame_bytes >> 10}K"
             )
         if least < budget.least_frames:
             raise BadInput(

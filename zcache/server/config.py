@@ -204,8 +204,8 @@ def _parse_clean(text: str, others: Sequence[CleanExport]) -> CleanExport:
         raise BadInput(f"clean={text}: no path; give NAME:PATH or NAME:PATH:ro")
     if not _CLEAN_NAME.fullmatch(name) or name in RESERVED:
         raise BadInput(
-            f"clean={text}: {name!r} cannot be an export's name; give letters, digits, dots and dashes, 64 at most, "
-            f"and not {' or '.join(filter(None, RESERVED))}"
+            f"clean={text}: {name!r} cannot be an export's name; give letters, digits, dots, dashes and underscores, "
+            f"64 at most, and not {' or '.join(filter(None, RESERVED))}"
         )
     if name in {other.name for other in others}:
         raise BadInput(f"clean={text}: there are two exports called {name}; give each a name of its own")

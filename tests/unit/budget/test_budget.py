@@ -221,7 +221,7 @@ def test_settings_are_set_and_refused() -> None:
     assert settings.set("admit=reused")["admit"] == store.admission.admit == "reused"
     now = settings.get()
     for word, said in (
-        ("budget=5M", "more than the server was started with; give at most 4096K"),
+        ("budget=5M", "more than the server was started with, or can use; give at most 4096K"),
         ("budget=100K..1M", "give at least 256K"),
         ("budget=2M..1M", "give the smaller one first"),
         ("budget=", "empty; give a size"),
