@@ -31,7 +31,6 @@ from zcache.errors import Imbalance
 from zcache.image.flat_array import FlatArray, count_bytes
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.inheritance import beating
-from zcache.pageframes.ring import link, unlink
 from zcache.pageframes.states import ACTIVE, DIRTY, WRITEBACK
 from zcache.pageframes.view import Copied, FramesView
 from zcache.pages.entry import (
@@ -260,15 +259,22 @@ class Zbud:
         """Put a frame with one buddy at the front of the list that its occupied chunks name."""
         kind = self._frames.queue_of[slot]
         occupied = self._left[slot] + self._right[slot]
-        link(self._after, self._before, slot, self._heads[kind] + occupied)
+        head = self._heads[kind] + occupied
+        after, before = self._after, self._before
+        follower = after[head]
+        after[head] = slot
+        before[slot] = head
+        after[slot] = follower
+        before[follower] = slot
         self._filled_lists[kind] |= 1 << occupied
 
     def _withdraw(self, slot: int) -> None:
         """Take a frame out of its unbuddied list."""
         kind = self._frames.queue_of[slot]
-        after, before = self._after, self._before
-        unlink(after, before, slot)
-        if after[slot] == before[slot]:  # only the head is left
+        follower, predecessor = self._after[slot], self._before[slot]
+        self._after[predecessor] = follower
+        self._before[follower] = predecessor
+        if follower == predecessor:  # only the head is left
             self._filled_lists[kind] &= ~(1 << (self._left[slot] + self._right[slot]))
 
 

@@ -247,8 +247,3 @@ def program_break() -> int:
     """The end of the heap: sbrk(0)."""
     address: int = LIBC.sbrk(0)
     return address
-
-
-def read(address: int, size_bytes: int) -> bytes:
-    """A copy of this process's memory."""
-    return ctypes.string_at(address, size_bytes)

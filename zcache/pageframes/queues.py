@@ -1,7 +1,7 @@
 """The queues in which frames wait to leave RAM, by the RAM slots that they are in.
 
-They are rings (`zcache.pageframes.ring`), one for each `Queue`, whose heads are beyond the RAM
-slots. The oldest frame comes first. A get does not move its frame (six array writes): it sets
+They are rings, one for each `Queue`: doubly-linked lists in two flat arrays, whose heads are beyond
+the RAM slots, so that linking has no special cases. The oldest frame comes first. A get does not move its frame (six array writes): it sets
 `referenced`, and whoever looks for a frame gives such a one one more round: the second-chance
 approximation of LRU that the kernel uses for its own pages.
 
@@ -12,7 +12,6 @@ from array import array
 from collections.abc import Iterator
 from enum import IntEnum
 
-from zcache.pageframes.ring import link, unlink
 from zcache.pages.tmem import Kind
 
 
@@ -52,7 +51,10 @@ class Queues:
 
     def unlink(self, slot: int) -> None:
         """Take a slot out of the queue that it is in."""
-        unlink(self.newer, self.older, slot)
+        newer, older = self.newer, self.older
+        after, before = newer[slot], older[slot]
+        newer[before] = after
+        older[after] = before
         self.queue_length[self.queue_of[slot]] -= 1
 
     def link_youngest(self, slot: int, queue: Queue | Kind) -> None:
@@ -75,6 +77,11 @@ class Queues:
     def link_behind(self, slot: int, before: int, queue: Queue) -> None:
         """Put a slot that is in no queue just behind another, on its young side. `before` is a RAM
         slot in the queue, or the queue's head. Whether it was referenced stays."""
-        link(self.newer, self.older, slot, before)
+        newer, older = self.newer, self.older
+        after = newer[before]
+        older[after] = slot
+        newer[slot] = after
+        older[slot] = before
+        newer[before] = slot
         self.queue_of[slot] = queue
         self.queue_length[queue] += 1

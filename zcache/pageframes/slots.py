@@ -71,6 +71,8 @@ class Slots:
     def withdraw(self, limit: int) -> "array[int]":
         """Up to `limit` free slots leave the budget."""
         count = min(limit, self.free_count)
+        if not count:  # an array that somebody has a view of cannot even be given nothing
+            return array("I")
         left = self.free_count - count
         slots = self.free[left : self.free_count]
         self.free_count = left
