@@ -15,7 +15,7 @@ Guarantee: a frame holds zpages of one kind of pool only, because the unbuddied 
 kind. A put succeeds while a partly filled frame has room, even when no frame is free; but for those
 in flight, whose bytes must not change.
 
-The lists are rings (`zcache.pageframes.ring`) by RAM slot, with heads beyond the slots, and one
+The lists are rings by RAM slot, with heads beyond the slots, and one
 64-bit word for each kind has a bit for each non-empty list: the best fit is a mask and a
 `bit_length`.
 Cost: 2 bytes a RAM slot for the sizes, 8 for the lists, 16 for the owners of ephemeral zpages

@@ -14,6 +14,7 @@ device requests are small; what others made the heap grow by is given back when 
 (`GrownHeap`), for it is locked.
 """
 
+import threading
 import time
 from typing import Final
 
@@ -50,9 +51,15 @@ def give_back_free_memory() -> None:
 
 
 class GrownHeap:
-    """A heap that has grown since this was made. For one thread."""
+    """A heap that has grown since this was made. For one thread.
 
-    def __init__(self) -> None:
+    Whoever waits for memory with the address space's lock (madvise(2), to populate) holds
+    `populating` meanwhile: to give back is to wait for that lock with malloc's own, and so with all
+    threads.
+    """
+
+    def __init__(self, populating: threading.Lock) -> None:
+        self._populating = populating
         self._end = libc.program_break()
         self._looked_seconds = 0.0
 
@@ -62,7 +69,11 @@ class GrownHeap:
             now = time.monotonic()
             if now > self._looked_seconds + LOOK_SECONDS:
                 self._looked_seconds = now
-                libc.malloc_trim(2 * HEAP_BYTES)
+                if self._populating.acquire(blocking=False):
+                    try:
+                        libc.malloc_trim(2 * HEAP_BYTES)
+                    finally:
+                        self._populating.release()
 
 
 def heap_is_fixed() -> bool:

@@ -1,9 +1,9 @@
 """The queues in which frames wait to leave RAM, by the RAM slots that they are in.
 
 They are rings, one for each `Queue`: doubly-linked lists in two flat arrays, whose heads are beyond
-the RAM slots, so that linking has no special cases. The oldest frame comes first. A get does not move its frame (six array writes): it sets
-`referenced`, and whoever looks for a frame gives such a one one more round: the second-chance
-approximation of LRU that the kernel uses for its own pages.
+the RAM slots, so that linking has no special cases. The oldest frame comes first. A get does not
+move its frame (six array writes): it sets `referenced`, and whoever looks for a frame gives such a
+one one more round: the second-chance approximation of LRU that the kernel uses for its own pages.
 
 Cost: 10 bytes a RAM slot.
 """

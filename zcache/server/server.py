@@ -13,6 +13,7 @@ import errno
 import gc
 import os
 import signal
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -80,6 +81,7 @@ class Server:
         self._signs: Signs | None = None
         self._keeper_pid: int | None = None
         self._groups: GroupLimits | None = None
+        self._populating = threading.Lock()  # held by whoever does, with the address space's lock
         self._is_sharing = False  # its memory with its heir, page by page until it writes there
 
     def get_ready(self) -> None:
@@ -206,7 +208,7 @@ class Server:
         if self._signs:
             self._upkeep.append(Upkeep("zcache-beat", self._signs.beat))
 
-        heap = GrownHeap()
+        heap = GrownHeap(self._populating)
 
         def breathe() -> None:
             peaks.look()
@@ -249,11 +251,12 @@ class Server:
         return troubles if self._keeper_pid in (None, os.getppid()) else [KEEPER_IS_GONE, *troubles]
 
     def _fault_ahead(self) -> None:
-        if self._is_sharing:
-            with contextlib.suppress(OSError):  # at the next turn, then
-                unshare()
-                self._is_sharing = False
-        self.store.fault_ahead()
+        with self._populating:
+            if self._is_sharing:
+                with contextlib.suppress(OSError):  # at the next turn, then
+                    unshare()
+                    self._is_sharing = False
+            self.store.fault_ahead()
 
     def _prove_safe(self, hardening: Hardening, store: Store) -> None:
         hardening.prefault(lambda: self._populate(store), store.is_populated)

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from zcache.beneath.lookup import SECTOR_BYTES
 from zcache.linux import memory
 from zcache.linux.files import data_extents
 
@@ -30,9 +29,9 @@ PAGE_BYTES: Final = mmap.PAGESIZE
 #: A bit of a word of pagemap (Documentation/admin-guide/mm/pagemap.rst).
 _SWAPPED: Final = 1 << 62
 _WORDS_AT_ONCE: Final = 4096
-#: How a file of memfd_create(2) calls itself in /proc/PID/fd.
-_MEMFD: Final = "/memfd:"
 READ_BYTES: Final = 256 << 10
+#: Of `st_blocks`, on all file systems.
+_BLOCK_BYTES: Final = 512
 
 
 @dataclass(frozen=True)
@@ -62,34 +61,45 @@ def bring_in(pid: int, most_bytes: int, proc: Path = PROC) -> int:
 
 def bring_in_open_files(pid: int, most_bytes: int, seen: set[tuple[int, int]], proc: Path = PROC) -> int:
     """Of the files in tmpfs that a process has open, and that are not in `seen` (device and inode;
-    they are noted there): how many bytes were read. A file of more than what is left of
-    `most_bytes` is passed over."""
+    they are noted there): how many bytes were read, the smallest first. A file of more than what is
+    left of `most_bytes` is passed over.
+
+    Nothing else is asked of any file system: one whose program has been frozen (FUSE), or whose
+    server is dead (NFS), would not answer.
+    """
     read_bytes = 0
-    with contextlib.suppress(OSError):
-        in_memory = _tmpfs_devices((proc / "self" / "mountinfo").read_text(errors="surrogateescape"))
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+        mounts = dict(_mounts((proc / str(pid) / "mountinfo").read_text(errors="surrogateescape")))
+        found = []
         for path in (proc / str(pid) / "fd").iterdir():
             with contextlib.suppress(OSError):
-                status = path.stat()
-                file, held_bytes = (status.st_dev, status.st_ino), status.st_blocks * SECTOR_BYTES
-                is_in_memory = status.st_dev in in_memory or str(path.readlink()).startswith(_MEMFD)
-                if not (is_in_memory and stat.S_ISREG(status.st_mode)) or file in seen:
-                    continue
-                if held_bytes <= most_bytes - read_bytes:
-                    seen.add(file)
-                    _read_whole(path, status.st_size)
+                descriptor = _open(path, opened, os.O_PATH)  # which opens nothing, and holds it
+                if _is_in_memory(descriptor, mounts):
+                    status = os.fstat(descriptor)
+                    if stat.S_ISREG(status.st_mode):
+                        found.append((status.st_blocks * _BLOCK_BYTES, status, descriptor))
+        for held_bytes, status, descriptor in sorted(found, key=lambda each: each[0]):
+            file = status.st_dev, status.st_ino
+            if file not in seen and held_bytes <= most_bytes - read_bytes:
+                seen.add(file)
+                with contextlib.suppress(OSError):
+                    _read_whole(Path(f"/proc/self/fd/{descriptor}"), status.st_size)
                     read_bytes += held_bytes
     return read_bytes
 
 
-def _tmpfs_devices(mounts: str) -> set[int]:
-    """By the lines of /proc/self/mountinfo: 25 1 0:23 / /run rw shared:5 - tmpfs tmpfs rw"""
-    devices = set()
-    for line in mounts.splitlines():
+def _mounts(lines: str) -> Iterator[tuple[str, str]]:
+    """The number and type of each, by a process's mountinfo: 25 1 0:23 / /run rw - tmpfs run rw"""
+    for line in lines.splitlines():
         before, _, after = line.partition(" - ")
-        if after.startswith("tmpfs "):
-            major, _, minor = before.split(" ")[2].partition(":")
-            devices.add(os.makedev(int(major), int(minor)))
-    return devices
+        yield before.partition(" ")[0], after.partition(" ")[0]
+
+
+def _is_in_memory(descriptor: int, mounts: dict[str, str]) -> bool:
+    """On tmpfs, or of memfd_create(2), whose mount nobody sees."""
+    lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    number = next((line.split()[1] for line in lines if line.startswith("mnt_id:")), "")
+    return mounts.get(number) == "tmpfs" or str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith("/memfd:")
 
 
 def _read_whole(path: Path, size_bytes: int) -> None:
@@ -102,8 +112,8 @@ def _read_whole(path: Path, size_bytes: int) -> None:
         os.close(descriptor)
 
 
-def _open(path: Path, opened: contextlib.ExitStack) -> int:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _open(path: Path, opened: contextlib.ExitStack, flags: int = os.O_RDONLY) -> int:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
     opened.callback(os.close, descriptor)
     return descriptor
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 
 from zcache.errors import EnvironmentProblem
+from zcache.image import image
+from zcache.image.signs import Signs
 from zcache.keeper.netlink_message import NetlinkSocket
 from zcache.keeper.state import Backing, StateFolder, SwapState
 from zcache.linux import cgroup, process
@@ -94,9 +96,6 @@ class Teardown:
     def is_connected(self, server: process.ProcessIdentity) -> bool:
         """Whether the device is, as the image says. One that has none any more has ended: that will
         be seen."""
-        from zcache.image import image  # late: hardly ever needed
-        from zcache.image.signs import Signs
-
         try:
             descriptor = image.of_process(server.pid)
         except (EnvironmentProblem, FileNotFoundError, ProcessLookupError):
