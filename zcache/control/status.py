@@ -32,21 +32,7 @@ def gather_status(
     frames, reclaimer, tier = store.frames, store.reclaimer, store.tier
     frame_bytes = frames.frame_bytes
     with store.lock:
-        status: dict[str, Any] = store.statistics.as_dict()
-        status |= amounts(store)
-        status |= {
-            "tmem_objects": len(store.tmem.objects()),
-            "resident_frames": frames.resident,
-            "budget_frames": frames.budget_frames,
-            "free_frames": frames.free_slot_count,
-            "clean_frames": frames.queue_length[Queue.CLEAN],
-            "dirty_frames": frames.queue_length[Queue.PERSISTENT],
-            "in_flight_frames": frames.in_flight,
-            "cold_frames": frames.cold,
-            "dropped_clean": frames.dropped_clean,
-            "backing_frames": tier.used_slots if tier else 0,
-            "backing_capacity_frames": tier.slot_count if tier else 0,
-        }
+        status = _of_store(store)
         lost_pages = status["lost_pages"] - store.waiting.page_count
         reasons = [*troubles, *store.health.reasons(frames, lost_pages, status["decode_errors"])]
     status["no_free_frame"] = sum(
@@ -83,6 +69,26 @@ def gather_status(
         "kept_threads": kept_threads(),
         "hardening": protections,
         **around,
+    }
+
+
+def _of_store(store: Store) -> dict[str, Any]:
+    """Its own figures. Call it with the store's lock held."""
+    frames, tier = store.frames, store.tier
+    return {
+        **store.statistics.as_dict(),
+        **amounts(store),
+        "tmem_objects": len(store.tmem.objects()),
+        "resident_frames": frames.resident,
+        "budget_frames": frames.budget_frames,
+        "free_frames": frames.free_slot_count,
+        "clean_frames": frames.queue_length[Queue.CLEAN],
+        "dirty_frames": frames.queue_length[Queue.PERSISTENT],
+        "in_flight_frames": frames.in_flight,
+        "cold_frames": frames.cold,
+        "dropped_clean": frames.dropped_clean,
+        "backing_frames": tier.used_slots if tier else 0,
+        "backing_capacity_frames": tier.slot_count if tier else 0,
     }
 
 

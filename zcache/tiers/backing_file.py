@@ -112,12 +112,8 @@ class BackingFile(SlotMap):
             progress = _progress(path, tell, go_on)
             if size_bytes == 0 and is_file:
                 size_bytes = max(new_bytes, 16 * frame_bytes) + frame_bytes
-            elif size_bytes < needed_bytes + frame_bytes or size_bytes < 2 * frame_bytes:
-                wanted = max(needed_bytes, frame_bytes) + frame_bytes
-                raise BadInput(
-                    f"backing={path}: too small: {size_bytes} bytes; what size= needs beyond the budget, and a header, "
-                    f"are {wanted}. Give a larger one, an empty file, or overcommit=yes"
-                )
+            elif size_bytes < (wanted := max(needed_bytes, frame_bytes) + frame_bytes):
+                raise BadInput(_too_small(path, size_bytes, wanted))
             elif not force:
                 _refuse_foreign_content(descriptor, path, size_bytes, progress)
             if is_file:
@@ -194,6 +190,13 @@ class BackingFile(SlotMap):
         self.close()
         if self._made:
             self._made.unlink(missing_ok=True)
+
+
+def _too_small(path: Path, size_bytes: int, wanted: int) -> str:
+    return (
+        f"backing={path}: too small: {size_bytes} bytes; what size= needs beyond the budget, and a header, "
+        f"are {wanted}. Give a larger one, an empty file, or overcommit=yes"
+    )
 
 
 def _real_path(path: Path) -> Path:
