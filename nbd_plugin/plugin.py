@@ -17,6 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from zcache.steps import Steps
+
+_steps = Steps.from_environment()
+_steps.begin("loading the plugin")  # some hundred files, which take an emulated guest half a minute
 import nbdkit
 
 from nbd_plugin.ending import end_on_signals, hold_signals
@@ -37,20 +41,16 @@ from zcache.pages.entry import PAGE_BYTES
 from zcache.server.config import DEVICE_NAME, parse_config
 from zcache.server.failing_start import or_end
 from zcache.server.server import Server
-from zcache.steps import Steps
 
 API_VERSION = 2
-
 MAX_EXTENTS = 1024  #: for one request; the client asks again from where they end
 #: What a client is told to ask for at once, at most.
 MOST_REQUEST_BYTES = 1 << 20
 
 _words: list[tuple[str, str]] = []
-_steps = Steps.from_environment()
 _server: Server
 _exports: Exports
 _failures = Failures(nbdkit.set_error, say, Clock())
-
 
 say_what_nobody_catches("zcache", _steps)
 print_failures_in_a_line()

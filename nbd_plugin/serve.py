@@ -125,7 +125,7 @@ def main() -> None:
         if is_folder_gone():
             sys.exit(f"zcache: {FOLDER_IS_GONE}")
         sys.exit(f"zcache: {limits.explain('nobody could be left to watch the start', error)}")
-    Steps.from_environment(is_passed_on=True).begin("becoming nbdkit, and loading the plugin")
+    Steps.from_environment(is_passed_on=True).begin("becoming nbdkit")
     try:
         os.execvp("nbdkit", command_line(sys.argv[1:]))
     except OSError as error:
