@@ -45,7 +45,7 @@ from zcache.server.server import Server
 API_VERSION = 2
 MAX_EXTENTS = 1024  #: for one request; the client asks again from where they end
 #: What a client is told to ask for at once, at most.
-MOST_REQUEST_BYTES = 1 << 20
+MOST_REQUEST_BYTES = 32 << 20
 
 _words: list[tuple[str, str]] = []
 _server: Server
@@ -149,8 +149,7 @@ def get_size(connection: Connection) -> int:
 
 def block_size(connection: Connection) -> tuple[int, int, int]:  # noqa: ARG001
     """Any size works (QEMU and blkid send 512 bytes whatever is said here); whole pages are what we
-    are made for. The most is the least that the protocol recommends: nbdkit keeps a buffer as large
-    as the largest request for each connection, and it is locked."""
+    are made for. Of the most, nbdkit keeps a locked buffer for each connection that asks for it."""
     return 1, PAGE_BYTES, MOST_REQUEST_BYTES
 
 

@@ -61,7 +61,7 @@ def test_size_flags_and_block_sizes(serve: Serve) -> None:
     assert not client.is_read_only() and not client.is_rotational()
     assert client.get_block_size(nbd.SIZE_MINIMUM) == 1
     assert client.get_block_size(nbd.SIZE_PREFERRED) == 4096
-    assert client.get_block_size(nbd.SIZE_MAXIMUM) == MIB
+    assert client.get_block_size(nbd.SIZE_MAXIMUM) == 32 * MIB
     client.shutdown()
 
 
