@@ -24,9 +24,22 @@ FRAME_BYTES = 4096
 NEEDED = 32 * FRAME_BYTES
 
 
-def open_backing(path: Path, needed_bytes: int = NEEDED, force: bool = False) -> BackingFile:
+def open_backing(
+    path: Path,
+    needed_bytes: int = NEEDED,
+    force: bool = False,
+    report: Callable[[str], None] = print,
+    tell: Callable[[str], None] = print,
+) -> BackingFile:
     return BackingFile.open(
-        path, needed_bytes=needed_bytes, new_bytes=needed_bytes, frame_bytes=FRAME_BYTES, force=force, max_slots=100
+        path,
+        needed_bytes=needed_bytes,
+        new_bytes=needed_bytes,
+        frame_bytes=FRAME_BYTES,
+        force=force,
+        max_slots=100,
+        report=report,
+        tell=tell,
     )
 
 
@@ -350,15 +363,7 @@ def test_it_says_how_far_the_allocation_has_got(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(backing_file, "REPORT_SECONDS", 0.0)
     monkeypatch.setattr(allocation, "ALLOCATED_BYTES", NEEDED // 4)
     told: list[str] = []
-    BackingFile.open(
-        tmp_path / "new",
-        needed_bytes=NEEDED,
-        new_bytes=NEEDED,
-        frame_bytes=FRAME_BYTES,
-        force=False,
-        report=pytest.fail,
-        tell=told.append,
-    ).close()
+    open_backing(tmp_path / "new", report=pytest.fail, tell=told.append).close()
     assert len(told) == 5 and told[0] == f"backing={tmp_path}/new: 24% allocated" and told[4].endswith("100% allocated")
 
 
@@ -402,12 +407,5 @@ def test_o_direct_is_not_used_over_a_network(
 def test_a_file_in_memory_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(troubles, "mount_of", lambda _descriptor: Mount("tmpfs", None))
-    BackingFile.open(
-        tmp_path / "new",
-        needed_bytes=NEEDED,
-        new_bytes=NEEDED,
-        frame_bytes=FRAME_BYTES,
-        force=False,
-        report=said.append,
-    ).close()
+    open_backing(tmp_path / "new", report=said.append).close()
     assert len(said) == 1 and "is in memory (tmpfs)" in said[0]
