@@ -1,18 +1,22 @@
 """A real server in a real control group, of whichever version the machine has: as root. What does
 not fit is refused in one line; what serves is not killed, and loses nothing."""
 
+import errno
+import random
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import nbd
 import pytest
 
 from nbd_plugin.front_end import CLIENT_THREADS
+from tests.nbd.conftest import RunningServer, Serve
 from zcache.bench import groups
 from zcache.bench.groups import Group, try_budget
 from zcache.errors import EnvironmentProblem
@@ -100,6 +104,40 @@ def test_in_a_container_the_limit_is_seen_and_what_is_lacking_is_one_line(memory
     served = try_budget(cage, disk, "8M", 16 * MIB)
     assert served.is_good(0, is_breathing=False), served
     assert len(served.own_lines()) == 1 and "NOT safe to swap to itself: without " in served.said, served
+
+
+def test_a_request_that_the_group_has_no_room_for_fails_and_the_server_lives(
+    memory: Group, disk: Path, monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    """nbdkit keeps a buffer of the request's size for each connection: 96 MiB here, where 28 are
+    left."""
+    memory.set_limit(128 * MIB)
+    monkeypatch.setattr(RunningServer, "program", tuple(memory.start(*RunningServer.program)))
+    server = serve("size=192M", "budget=72M", f"backing={disk}/backing")
+    clients = [server.connect() for _ in range(3)]
+    buffer = random.Random(1).randbytes(32 * MIB)
+    outcomes = [
+        is_done(request)
+        for client in (*clients, *clients)
+        for request in (partial(client.pwrite, buffer, 0), partial(client.pread, len(buffer), 0))
+    ]
+    assert memory.killed() == 0 and False in outcomes, outcomes
+    assert "Cannot allocate memory" in server.log.read_text()
+    for number in range(64):  # what there is room for, on the same connections
+        block, client = random.Random(number).randbytes(MIB), clients[number % 3]
+        client.pwrite(block, number * MIB)
+        assert client.pread(MIB, number * MIB) == block
+    assert memory.killed() == 0
+
+
+def is_done(request: Callable[[], object]) -> bool:
+    """Or there was no memory for it."""
+    try:
+        request()
+    except nbd.Error as error:
+        assert error.errnum == errno.ENOMEM, error
+        return False
+    return True
 
 
 @pytest.mark.thorough

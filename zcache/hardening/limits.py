@@ -109,9 +109,8 @@ def check(
     """Raises `BadInput` for the first limit that is too low: for so many bytes more of address
     space, and of private memory; for files of such sizes, by what they are; for so many descriptors
     `more` than `DESCRIPTORS`."""
-    size_bytes, data_bytes = (_of_status(name) for name in ("VmSize", "VmData"))
-    ADDRESS_SPACE.refuse_below(size_bytes + mapped_bytes, why)
-    DATA.refuse_below(data_bytes + private_bytes, why)
+    ADDRESS_SPACE.refuse_below(_of_status("VmSize") + mapped_bytes, why)
+    DATA.refuse_below(data_bytes() + private_bytes, why)
     OPEN_FILES.refuse_below(DESCRIPTORS + more, "for the server and its clients; raise it")
     for name, needed_bytes in (files or {}).items():
         FILE_SIZE.refuse_below(needed_bytes, f"for {name}; raise it, or give a smaller size")
@@ -210,6 +209,11 @@ def deadly() -> list[str]:
 def _is(limit: Limit) -> str:
     soft = limit.soft()
     return f"the limit on {limit.what} (ulimit {limit.option}) is {'none' if soft is None else _amount(limit, soft)}"
+
+
+def data_bytes() -> int:
+    """What counts towards the limit on private memory now."""
+    return _of_status("VmData")
 
 
 def private_bytes() -> int:

@@ -24,6 +24,7 @@ from zcache.control.settings import Settings
 from zcache.control.status import gather_status
 from zcache.errors import BadInput, EnvironmentProblem, PageDamaged
 from zcache.hardening import Hardening, limits, threads
+from zcache.hardening.ceiling import Ceiling
 from zcache.hardening.heap import GrownHeap
 from zcache.hardening.log_pipe import say
 from zcache.hardening.own_thread import try_threads
@@ -208,15 +209,14 @@ class Server:
         if self._signs:
             self._upkeep.append(Upkeep("zcache-beat", self._signs.beat))
 
-        heap = GrownHeap(self._populating)
-
-        def breathe() -> None:
-            peaks.look()
-            heap.give_back()
-            self._front_end.say_counts(False)
-            breathing.breathe()
-
-        self._upkeep.append(Upkeep("zcache-breath", breathe, BREATH_SECONDS))
+        looks = (
+            peaks.look,
+            GrownHeap(self._populating).give_back,
+            Ceiling(self._groups if self.config.image is None else None).follow,
+            lambda: self._front_end.say_counts(False),
+            breathing.breathe,
+        )
+        self._upkeep.append(Upkeep("zcache-breath", *looks, seconds=BREATH_SECONDS))
         for upkeep in self._upkeep:
             upkeep.start()
 

@@ -19,12 +19,12 @@ UPKEEP_SECONDS: Final = 0.25
 
 
 class Upkeep:
-    """Calls `work` every so many seconds, from `start` to `stop`, in a thread of that name. An
-    `OSError` (no memory now, or a kernel that cannot) is no reason to end: tables are then touched
-    as they are used."""
+    """Does `works` every so many seconds, one after the other, from `start` to `stop`, in a thread
+    of that name. No memory now, or an `OSError` (a kernel that cannot), is no reason to end, nor to
+    leave out what follows: tables are then touched as they are used."""
 
-    def __init__(self, name: str, work: Callable[[], None], seconds: float = UPKEEP_SECONDS) -> None:
-        self._work = work
+    def __init__(self, name: str, *works: Callable[[], None], seconds: float = UPKEEP_SECONDS) -> None:
+        self._works = works
         self._seconds = seconds
         self._stopped = threading.Event()
         self._thread = OwnThread(name, self._run)
@@ -39,7 +39,8 @@ class Upkeep:
 
     def _run(self) -> None:
         while True:
-            with contextlib.suppress(OSError):
-                self._work()
+            for work in self._works:
+                with contextlib.suppress(OSError, MemoryError):
+                    work()
             if self._stopped.wait(self._seconds):
                 return

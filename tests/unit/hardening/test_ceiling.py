@@ -1,0 +1,74 @@
+"""A ceiling on this process's private memory, which is real, by a control group, which is not."""
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zcache.hardening.ceiling import KEPT_BYTES, Ceiling
+from zcache.hardening.limits import data_bytes
+from zcache.linux.group_limits import GroupLimits, Room
+
+MIB = 1 << 20
+
+
+class OneGroup(GroupLimits):
+    """That leaves so much; None: it has no limit."""
+
+    def __init__(self, left_bytes: int | None) -> None:
+        super().__init__(Path("/nowhere"), Path("/nowhere"))
+        self.left_bytes = left_bytes
+
+    def rooms(self) -> tuple[Room, ...]:
+        if self.left_bytes is None:
+            return ()
+        return (Room(1 << 40, 1 << 39, "/g/memory.high"), Room(1 << 30, self.left_bytes, "/g/memory.max"))
+
+
+@pytest.fixture(autouse=True)
+def before() -> Iterator[tuple[int, int]]:
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    yield limits
+    resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+def soft_limit() -> int:
+    return resource.getrlimit(resource.RLIMIT_DATA)[0]
+
+
+def test_what_the_group_has_no_room_for_is_refused_and_no_more(before: tuple[int, int]) -> None:
+    group = OneGroup(KEPT_BYTES + 16 * MIB)
+    ceiling = Ceiling(group)
+    ceiling.follow()
+    with pytest.raises(MemoryError):
+        bytearray(32 * MIB)
+    assert len(bytearray(8 * MIB)) == 8 * MIB
+    group.left_bytes = KEPT_BYTES + 100 * MIB
+    ceiling.follow()
+    assert len(bytearray(32 * MIB)) == 32 * MIB
+    group.left_bytes = None
+    ceiling.follow()
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_the_server_itself_may_have_a_share_of_what_little_is_left() -> None:
+    Ceiling(OneGroup(8 * MIB)).follow()
+    assert 0 <= soft_limit() - data_bytes() <= MIB
+    Ceiling(OneGroup(0)).follow()
+    assert soft_limit() <= data_bytes()
+
+
+def test_without_limits_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: pytest.fail("there is nothing to set"))
+    Ceiling(OneGroup(None)).follow()
+    Ceiling(None).follow()
+
+
+def test_an_inherited_hard_limit_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = data_bytes() + 4 * MIB
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (most, most))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
+    Ceiling(OneGroup(1 << 30)).follow()
+    assert asked == [(most, most)]
