@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import nbd
-import pytest
 
 from tests.nbd.conftest import REPOSITORY, START_DEADLINE_SECONDS, RunningServer, Serve
 from zcache.bench.complaints import FAILING_WRITES, complain
@@ -176,11 +175,9 @@ def test_threads_that_have_ended_leave_nothing(serve: Serve) -> None:
         assert server.status()["kept_threads"] <= 1 + int(threads)
 
 
-@pytest.mark.thorough
 def test_what_large_requests_took_is_given_back(serve: Serve) -> None:
-    """nbdkit keeps a buffer as large as the largest request for each connection; it is locked. Not
-    in the usual tests: failed once in three on Debian 13, and it is not known yet why (a block that
-    lives at the heap's end keeps all before it)."""
+    """nbdkit keeps a buffer as large as the largest request for each connection; it is locked. In
+    the heap, a small block behind them kept them all (Debian 13, six times of eight)."""
     server = serve("size=64M", "budget=80M")
     before_bytes = server.status()["rss_bytes"]
     clients = [server.connect() for _ in range(10)]
@@ -191,6 +188,6 @@ def test_what_large_requests_took_is_given_back(serve: Serve) -> None:
     for client in clients:
         client.shutdown()
     deadline = time.monotonic() + 30
-    while server.status()["rss_bytes"] > before_bytes + (24 << 20):
+    while server.status()["rss_bytes"] > before_bytes + (4 << 20):
         assert time.monotonic() < deadline, server.status()["rss_bytes"] - before_bytes
         time.sleep(0.2)

@@ -13,7 +13,6 @@ import errno
 import gc
 import os
 import signal
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +24,6 @@ from zcache.control.status import gather_status
 from zcache.errors import BadInput, EnvironmentProblem, PageDamaged
 from zcache.hardening import Hardening, limits, threads
 from zcache.hardening.ceiling import Ceiling
-from zcache.hardening.heap import GrownHeap
 from zcache.hardening.log_pipe import say
 from zcache.hardening.own_thread import try_threads
 from zcache.hardening.program import unshare
@@ -82,7 +80,6 @@ class Server:
         self._signs: Signs | None = None
         self._keeper_pid: int | None = None
         self._groups: GroupLimits | None = None
-        self._populating = threading.Lock()  # held by whoever does, with the address space's lock
         self._is_sharing = False  # its memory with its heir, page by page until it writes there
 
     def get_ready(self) -> None:
@@ -211,7 +208,6 @@ class Server:
 
         looks = (
             peaks.look,
-            GrownHeap(self._populating).give_back,
             Ceiling(self._groups if self.config.image is None else None).follow,
             lambda: self._front_end.say_counts(False),
             breathing.breathe,
@@ -251,12 +247,11 @@ class Server:
         return troubles if self._keeper_pid in (None, os.getppid()) else [KEEPER_IS_GONE, *troubles]
 
     def _fault_ahead(self) -> None:
-        with self._populating:
-            if self._is_sharing:
-                with contextlib.suppress(OSError):  # at the next turn, then
-                    unshare()
-                    self._is_sharing = False
-            self.store.fault_ahead()
+        if self._is_sharing:
+            with contextlib.suppress(OSError):  # at the next turn, then
+                unshare()
+                self._is_sharing = False
+        self.store.fault_ahead()
 
     def _prove_safe(self, hardening: Hardening, store: Store) -> None:
         hardening.prefault(lambda: self._populate(store), store.is_populated)
