@@ -4,6 +4,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -22,3 +24,12 @@ def test_the_server_is_set_up_on_arm64_and_the_x86_64_vm_is_not(tmp_path: Path) 
     refused = setup(tmp_path)
     assert refused.returncode == 1
     assert "made for x86_64, this is aarch64; for all but tests and VM: scripts/setup server" in refused.stderr
+
+
+@pytest.mark.parametrize("limit", ["-d 3000", "-v 6000"])
+def test_a_limit_on_memory_hides_no_package(limit: str) -> None:
+    command = f"ulimit -S {limit}; exec scripts/setup"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 CLOSED: Final = "it is closed"
+#: How a line says that it is one.
+WARNING: Final = "WARNING"
 
 
 class OutputLost(OSError):
@@ -70,10 +72,10 @@ def run(name: str, main: Callable[[], int], lost_output: int | None = None) -> i
 
 
 def say(line: str) -> None:
-    """Print what a command is about to do, or has done. That nobody can be told never keeps it from
-    going on."""
+    """Print what a command is about to do, or has done; a warning, on standard error. That nobody
+    can be told never keeps it from going on."""
     with contextlib.suppress(Exception):  # whatever sys.stdout is by now
-        print(line, flush=True)
+        print(line, file=sys.stderr if WARNING in line else sys.stdout, flush=True)
 
 
 class _Stream(io.FileIO):

@@ -177,7 +177,8 @@ class BackingFile(SlotMap):
         while moved < len(frames):
             done = call(self._descriptor, frames[moved:] if moved else frames, (first_slot + moved) * self.frame_bytes)
             if done < self.frame_bytes:
-                raise OSError(errno.EIO, f"short {what}: {done} bytes of slot {first_slot + moved}")
+                why = "; it is shorter than it was" if what == "read" else ""
+                raise OSError(errno.EIO, f"short {what}: {done} bytes of slot {first_slot + moved}{why}")
             moved += done // self.frame_bytes
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from zcache.keeper.state import StateFolder
+from zcache.linux import standard_streams
 from zcache.swap import down, sleep_units, swapoff, up, upgrade
 from zcache.swap.interruption import Interrupted
 
@@ -228,6 +229,12 @@ def test_a_signal_is_no_trouble_with_printing(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "stdout", Unprintable(Interrupted(signal.SIGINT)))
     with pytest.raises(Interrupted):
         up._print("swap is on")
+
+
+def test_a_warning_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    for line in ("swap-up: server: ready", "swap-up: server: WARNING: not safe"):
+        standard_streams.say(line)
+    assert capsys.readouterr() == ("swap-up: server: ready\n", "swap-up: server: WARNING: not safe\n")
 
 
 def test_every_line_of_swap_upgrade_says_whose_it_is(
