@@ -1,4 +1,4 @@
-"""What all parts of a store share: its lock, what it counts, and how its tier is.
+"""What all parts of a store share: its lock, what it counts, what is damaged, and the time.
 
 A part is given these together, and keeps what it needs of them.
 """
@@ -6,14 +6,16 @@ A part is given these together, and keeps what it needs of them.
 import threading
 from typing import NamedTuple
 
+from zcache.clock import Clock
 from zcache.statistics import Statistics
-from zcache.tiers.health import Health
+from zcache.tiers.damage import Damage
 
 
 class Books(NamedTuple):
-    """Of one store, from its beginning to its end. `lock` protects the other two, as it says
-    there."""
+    """Of one store, from its beginning to its end. `lock` protects what is counted, and the
+    damage."""
 
     lock: threading.Lock
     statistics: Statistics
-    health: Health
+    damage: Damage
+    clock: Clock

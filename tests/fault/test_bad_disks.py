@@ -16,7 +16,17 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.pages import any_page, raw_page
-from tests.support.stores import PAGE_BYTES, get, new_object, once, put, small_store, wait_for_a_waiter
+from tests.support.stores import (
+    PAGE_BYTES,
+    get,
+    health_of,
+    new_object,
+    once,
+    put,
+    small_store,
+    tier_of,
+    wait_for_a_waiter,
+)
 from tests.support.tiers import FaultyTier, MemoryTier
 from zcache.control.check import check
 from zcache.control.status import gather_status
@@ -44,8 +54,7 @@ class Bench:
         self.rng = rng
         self.clock = FakeClock()
         self.store = small_store(BUDGET, 16, clock=self.clock)
-        assert isinstance(self.store.tier, MemoryTier)
-        self.tier = self.store.tier
+        self.tier = tier_of(self.store)
         self.thing = new_object(self.store, 20)
         self.model: dict[int, bytes] = {}
 
@@ -141,7 +150,7 @@ def test_background_reclaim_does_not_spin_on_a_dead_disk(bench: Bench) -> None:
     assert statistics.writeback_errors == bench.tier.tries
     assert statistics.writeback_kept_frames == BUDGET * bench.tier.tries
     assert bench.reasons() == [
-        f"writeback has been failing for {bench.store.health.writing.trouble_seconds():.0f} s "
+        f"writeback has been failing for {health_of(bench.store).writing.trouble_seconds():.0f} s "
         f"({bench.tier.tries} tries, the last: EIO: injected write error); 4 frames kept in RAM"
     ]
     bench.holds(*range(BUDGET))
@@ -500,7 +509,7 @@ def test_a_trial_that_fails_leaves_no_slot_behind() -> None:
 def store_over_file(path: Path) -> tuple[Store, TmemObject]:
     tier = BackingFile.open(path, needed_bytes=0, new_bytes=32 * PAGE_BYTES, frame_bytes=PAGE_BYTES, force=False)
     store = Store(
-        budget_bytes=BUDGET * PAGE_BYTES, codec=parse_codec("lz4"), allocator="zbud", tier=tier, clock=FakeClock()
+        budget_bytes=BUDGET * PAGE_BYTES, codec=parse_codec("lz4"), allocator="zbud", tiers=[tier], clock=FakeClock()
     )
     return store, new_object(store, 20)
 
@@ -549,7 +558,7 @@ def test_after_a_short_write_the_rest_is_asked_for_and_says_why(
 ) -> None:
     """A file system that fills up in the middle of a write takes a part of it first."""
     store, thing = store_over_file(tmp_path / "backing")
-    tier = store.tier
+    tier = store.below.places[0].tier
     assert isinstance(tier, BackingFile)
     room = [room_bytes]
 
@@ -568,7 +577,7 @@ def test_after_a_short_write_the_rest_is_asked_for_and_says_why(
         assert store.reclaimer.clean_some() is False
     reason = gather_status(store, thing, {})["reasons"][0]
     assert why in reason and "4 frames kept" in reason
-    store.health.clock.sleep(LAST_REST_SECONDS)
+    store.clock.sleep(LAST_REST_SECONDS)
     assert store.reclaimer.clean_some() is True
     put(store, thing, 8, *(raw_page(rng) for _ in range(BUDGET)))
     assert [get(store, thing, index) for index in range(BUDGET)] == pages
@@ -594,7 +603,7 @@ def test_a_long_life_on_a_disk_that_has_every_fault(rng: random.Random, below_fr
     """
     clock = FakeClock()
     tier = FaultyTier(below_frames, clock, rng)
-    store = Store(budget_bytes=8 * PAGE_BYTES, codec=parse_codec("lz4"), allocator="zbud", tier=tier, clock=clock)
+    store = Store(budget_bytes=8 * PAGE_BYTES, codec=parse_codec("lz4"), allocator="zbud", tiers=[tier], clock=clock)
     thing = new_object(store, PAGES)
     model: dict[int, bytes | None] = {}  # None: its put failed
 
@@ -664,7 +673,7 @@ def test_a_long_life_on_a_disk_that_has_every_fault(rng: random.Random, below_fr
         look(index, False)
     store.flush(thing, 0, PAGES)
     model.clear()
-    assert gather_status(store, thing, {})["reasons"] == [] or store.health.writing.failures
+    assert gather_status(store, thing, {})["reasons"] == [] or health_of(store).writing.failures
     written = store.statistics.reclaim_sync
     for index in range(24):
         write(index, [raw_page(rng)])

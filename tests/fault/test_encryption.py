@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.support.pages import page_with_zpage_of, raw_page
-from tests.support.stores import get, new_object, put, small_store, store_with_image
+from tests.support.stores import get, new_object, put, small_store, store_with_image, tier_of
 from tests.support.tiers import MemoryTier
 from zcache.control.check import check
 from zcache.errors import EnvironmentProblem, PageDamaged
@@ -41,8 +41,7 @@ class ColdPages:
 
     def __init__(self, rng: random.Random) -> None:
         self.store = small_store(4, 16, encrypt="yes")
-        assert isinstance(self.store.tier, MemoryTier)
-        self.tier = self.store.tier
+        self.tier = tier_of(self.store)
         self.thing = new_object(self.store, PAGES)
         self.pages = [raw_page(rng) for _ in range(PAGES)]
         put(self.store, self.thing, 0, *self.pages[:4])
@@ -111,7 +110,7 @@ def test_swapped_frames_with_their_seals(rng: random.Random) -> None:
 def test_an_older_version_of_a_frame(rng: random.Random) -> None:
     """The same page in the same slot, as it was once: what it was sealed with then is forgotten."""
     store = small_store(2, 2, encrypt="yes")
-    tier, thing = store.tier, new_object(store, PAGES)
+    tier, thing = tier_of(store), new_object(store, PAGES)
     assert isinstance(tier, MemoryTier)
 
     def push_below(page: bytes) -> int:

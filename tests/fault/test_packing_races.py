@@ -11,15 +11,18 @@ from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.stores import (
     frame_of,
     get,
+    health_of,
     make_frame_light,
     new_object,
     once,
     put,
     small_store,
+    tier_of,
 )
 from tests.support.tiers import MemoryTier
 from zcache.allocators.log import WORST_WEIGHT, Log
 from zcache.control.check import check
+from zcache.control.reasons import reasons
 from zcache.errors import PageDamaged, PageLost
 from zcache.pageframes import State
 from zcache.pageframes.queues import Queue
@@ -39,8 +42,7 @@ def world(rng: random.Random) -> tuple[Store, MemoryTier, TmemObject, dict[int, 
     thing = new_object(store, 400)
     pages = make_frame_light(store, thing, rng, ALIVE)
     assert store.frames.state[frame_of(thing, ALIVE[0])] == State.COLD
-    assert isinstance(store.tier, MemoryTier)
-    return store, store.tier, thing, pages
+    return store, tier_of(store), thing, pages
 
 
 def pack_below(store: Store) -> bool:
@@ -117,12 +119,12 @@ def test_a_frame_that_cannot_be_read_stays_where_it_is_and_is_not_tried_again(wo
     store, tier, thing, pages = world
     tier.failing_reads = 100
     pack_below(store)
-    assert store.health.reasons(store.frames, 0, 0) and store.statistics.packed_pages == 0
+    assert reasons(store, 0) and store.statistics.packed_pages == 0
     tries = tier.tries
     assert not pack_below(store) and tier.tries == tries
     tier.failing_reads = 0
     are_right(store, thing, pages)
-    assert not store.health.reasons(store.frames, 0, 0)
+    assert not reasons(store, 0)
 
 
 def test_bytes_that_are_not_what_was_sealed_go_nowhere(world: World) -> None:
@@ -246,7 +248,7 @@ def test_background_reclaim_packs_what_a_put_is_reading_to_pack(rng: random.Rand
     damaged."""
     pages = 600
     tier = MemoryTier(Log.frames_for(pages) - 16, 1 << 16)
-    store = small_store(16, tier=tier, allocator="log")
+    store = small_store(16, tiers=[tier], allocator="log")
     thing = new_object(store, pages)
     some = [raw_page(rng) for _ in range(8)]
     hooks = 0
@@ -262,7 +264,7 @@ def test_background_reclaim_packs_what_a_put_is_reading_to_pack(rng: random.Rand
     setattr(tier, moment, reclaim)
     for turn in range(2000):
         put(store, thing, rng.randrange(pages), turn.to_bytes(4, "little") + some[turn % 8][4:])
-    assert hooks > 20 and store.statistics.failed_puts == 0 and not store.health.damaged
+    assert hooks > 20 and store.statistics.failed_puts == 0 and not store.damage.frames
     check(store)
 
 
@@ -278,7 +280,7 @@ def test_a_slot_is_another_frame_s_by_the_time_it_is_read(world: World) -> None:
 
     tier.before_read = once(rewrite)
     pack_below(store)
-    assert not store.health.damaged and store.statistics.checksum_errors == 0
+    assert not store.damage.frames and store.statistics.checksum_errors == 0
     are_right(store, thing, pages | dict.fromkeys(ALIVE, bytes(4096)))
 
 
@@ -332,7 +334,7 @@ def test_an_error_that_nobody_foresaw_does_not_end_background_reclaim(
         while store.statistics.unforeseen_errors < 3:
             store.reclaimer.wake_if_low()
             time.sleep(0.001)
-    assert any("did not foresee" in reason for reason in store.health.reasons(store.frames, 0, 0))
+    assert any("did not foresee" in reason for reason in reasons(store, 0))
     while not store.statistics.reclaim_background:
         store.reclaimer.wake_if_low()
         time.sleep(0.001)
@@ -343,12 +345,12 @@ def test_an_error_that_nobody_foresaw_does_not_end_background_reclaim(
 def test_trouble_is_forgotten_when_only_a_frame_that_is_packed_into_is_left(rng: random.Random) -> None:
     """It stays in RAM, so it cannot show whether writes work again."""
     store = small_store(16, 16, allocator="log")
-    assert isinstance(store.tier, MemoryTier) and store.compactor
+    assert store.compactor
     thing = new_object(store, 400)
     for index in range(200):
         put(store, thing, index, page_with_zpage_of(rng, 1200))
-    store.tier.failing_writes = 1
-    assert not store.reclaimer.clean_some() and store.health.writing.failures
+    tier_of(store).failing_writes = 1
+    assert not store.reclaimer.clean_some() and health_of(store).writing.failures
     for index in range(200):
         if index % 50 > 5:
             store.flush(thing, index, 1)
@@ -360,7 +362,7 @@ def test_trouble_is_forgotten_when_only_a_frame_that_is_packed_into_is_left(rng:
         entry = thing.table.entries[index]
         if entry and decode_zpage(entry).frame != packed:
             store.flush(thing, index, 1)
-    assert store.reclaimer.clean_some() is None and not store.health.writing.failures
+    assert store.reclaimer.clean_some() is None and not health_of(store).writing.failures
     check(store)
 
 

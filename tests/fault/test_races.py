@@ -17,6 +17,7 @@ from tests.support.stores import (
     put,
     store_with_image,
     store_with_tier,
+    tier_of,
     wait_for_a_waiter,
 )
 from tests.support.tiers import MemoryTier
@@ -187,7 +188,7 @@ def test_death_while_a_flight_is_in_the_air(rng: random.Random) -> None:
     store, thing = store_with_image(descriptor, 16, 4, successor)
     check(store)
     assert [store.frames.state[frame_of(thing, index)] for index in (0, 1)] == [State.ACTIVE, State.DIRTY]
-    assert store.tier and store.tier.used_slots == 0
+    assert tier_of(store).used_slots == 0
     assert get(store, thing, 0, 2) == b"".join(pages)
     os.close(descriptor)
 
@@ -295,7 +296,7 @@ def test_shutdown_while_background_reclaim_rests_after_a_failure(rng: random.Ran
     """The rest is cut short: nobody waits for a dead disk to come back."""
     store, tier, thing = store_with_tier(budget_frames=4)
     tier.failing_writes = 100
-    store.health.clock.now = lambda: 0.0  # type: ignore[method-assign]  # the rest never ends by itself
+    store.clock.now = lambda: 0.0  # type: ignore[method-assign]  # the rest never ends by itself
     store.reclaimer.start()
     put(store, thing, 0, *(raw_page(rng) for _ in range(4)))
     while not store.statistics.writeback_errors:

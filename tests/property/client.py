@@ -202,8 +202,8 @@ class Client:
         model = self.model
         wanted = [model.get(index, ZEROS) for index in range(first, first + count)]
         out = bytearray(count * PAGE_BYTES)
-        begin_seconds = self.store.health.clock.now()
-        failed_reads = getattr(self.store.tier, "failed_reads", 0)
+        begin_seconds = self.store.clock.now()
+        failed_reads = self._failed_reads()
         try:
             with memoryview(out) as view:
                 misses = self.store.get(self.thing, first, view)
@@ -211,7 +211,7 @@ class Client:
             self._check_lost(first, wanted)
             return
         except PageDamaged:
-            self._check_damaged(first, count, self.store.health.clock.now() - begin_seconds, failed_reads)
+            self._check_damaged(first, count, self.store.clock.now() - begin_seconds, failed_reads)
             return
         if misses and self.thing.kind is Kind.EPHEMERAL:
             for index in range(first, first + count):
@@ -326,22 +326,30 @@ class Client:
             self.model[first] = None
             self.unsure.pop(first, None)
 
+    def _tiers(self) -> list[FaultyTier]:
+        return [place.tier for place in self.store.below.places if isinstance(place.tier, FaultyTier)]
+
+    def _failed_reads(self) -> int:
+        return sum(tier.failed_reads for tier in self._tiers())
+
     def _check_damaged(self, first: int, count: int, seconds: float = 0.0, failed_reads: int = 0) -> None:
         """`failed_reads`: transfers that had failed before the operation, which took so many
         seconds."""
-        tier, frames = self.store.tier, self.store.frames
-        assert isinstance(tier, FaultyTier)
-        if tier.faults and not self.is_alone:  # they may be others now
+        store, frames = self.store, self.store.frames
+        if not self.is_alone and any(tier.faults for tier in self._tiers()):  # they may be others now
             return
         # A read of several pages that took long, and of which a transfer failed (a bad spot, a
         # truncated file): no patience was left to read them apart. What goes on in the middle of it
         # takes time, too.
-        if tier.failed_reads > failed_reads and count > 1 and seconds >= PATIENCE_SECONDS:
+        if self._failed_reads() > failed_reads and count > 1 and seconds >= PATIENCE_SECONDS:
             return
         for entry in self.thing.table.entries[first : first + count].tolist():
             slot = frames.below[entry & FRAME_MASK] if 0 < entry < SAME_FILLED else 0
-            if slot and (tier.is_spoiled(slot) or tier.may_fail(slot)):
-                return
+            if slot:
+                place = store.below.place_of(slot)
+                assert isinstance(place.tier, FaultyTier)
+                if place.tier.is_spoiled(slot - place.before) or place.tier.may_fail(slot - place.before):
+                    return
         raise AssertionError("a page is called damaged, and nothing happened to it")
 
 

@@ -23,7 +23,7 @@ def test_a_world_with_one_thread_repeats_exactly(rng: random.Random) -> None:
     for _ in range(2):
         world = World(world_seed)
         world.run(WORLD_OPERATIONS)
-        assert world.tier
+        assert world.tiers
         ends.append((world.log(), world.describe(), world.store.statistics.as_dict()))
     assert ends[0] == ends[1]
 

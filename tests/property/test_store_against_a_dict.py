@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.support.pages import any_page
-from tests.support.stores import PAGE_BYTES, get, new_object, small_store
-from tests.support.tiers import MemoryTier
+from tests.support.stores import PAGE_BYTES, get, new_object, small_store, tier_of
 from zcache.control.check import check
 from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.pages.tmem import Kind
@@ -40,8 +39,7 @@ class StoreAgainstADict(RuleBasedStateMachine):
     def build(self, budget: int, codec: str, encrypt: str) -> None:
         below = PAGES - budget if self.fits else 6
         self.store = small_store(budget, below, codec, encrypt=encrypt)
-        assert isinstance(self.store.tier, MemoryTier)
-        self.tier = self.store.tier
+        self.tier = tier_of(self.store)
         self.device = new_object(self.store, PAGES)
         self.model: dict[int, bytes | None] = {}
         self.clean = [new_object(self.store, EPHEMERAL_PAGES, Kind.EPHEMERAL) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""A small world: a store of a few frames, a tier that fails, servers that die, and clients who know
+"""A small world: a store of a few frames, tiers that fail, servers that die, and clients who know
 what is right.
 
 Everything about a world comes from its seed: budget, room below, codec, layout of the pages,
@@ -11,6 +11,7 @@ may be left.
 """
 
 import gc
+import itertools
 import os
 import random
 import sys
@@ -69,7 +70,7 @@ class World:
         below = max(frames * (rng.random() if is_tight else 1.0) - self.budget_frames, 0)
         clock = FakeClock()
         slots = int(below) + rng.randrange(1, 9)
-        self.tier = FaultyTier(slots, clock, rng, chosen.frame_bytes) if has_tier else None
+        self.tiers = self._make_tiers(slots, clock, chosen.frame_bytes) if has_tier else []
         # The budget moves, down to what the pages were promised.
         promised = 0 if is_tight else frames - (slots if has_tier else 0)
         self.min_budget_frames = min(max(budgets[0], promised), self.budget_frames)
@@ -94,6 +95,13 @@ class World:
             client.may_be_full, client.max_count = self.may_be_full, max_count
             client.is_alone = self.threads == 1
         self._share_with_others()
+
+    def _make_tiers(self, slots: int, clock: FakeClock, frame_bytes: int) -> list[FaultyTier]:
+        """One, or several with so many slots together."""
+        rng = self.rng
+        count = min(rng.choice([1, 1, 2, 3]), slots)
+        cuts = [0, *sorted(rng.sample(range(1, slots), count - 1)), slots]
+        return [FaultyTier(stop - start, clock, rng, frame_bytes) for start, stop in itertools.pairwise(cuts)]
 
     def _share_with_others(self) -> None:
         """What else lives from the budget: objects of ephemeral pools, and clean disks."""
@@ -124,24 +132,23 @@ class World:
         return spots, rng.choice([1024 + 24, 1200, 1536]), rng.choice([24, 70])
 
     def _store(self) -> tuple[Store, TmemObject]:
-        tier = self.tier
+        tiers = self.tiers
         if self.has_image:
-            assert tier
-            place = (self.descriptor, self.page_count, self.budget_frames, tier)
+            place = (self.descriptor, self.page_count, self.budget_frames, tiers)
             store, thing = store_with_image(
                 *place, codec=self.codec, allocator=self.allocator, recompress=self.recompress
             )
         else:
             store = small_store(
-                self.budget_frames, codec=self.codec, tier=tier, allocator=self.allocator, recompress=self.recompress
+                self.budget_frames, codec=self.codec, tiers=tiers, allocator=self.allocator, recompress=self.recompress
             )
             thing = new_object(store, self.page_count)
         store.admission.admit = self.admit
         self.budget = Budget(store.frames, store.reclaimer, store.lock, store.statistics, self.min_budget_frames)
         if self.moves_budget:
             self.budget.begin(self.rng.randrange(self.min_budget_frames, self.budget_frames + 1))
-        if tier and self.busy_share:
-            happen = self._pause if self.threads > 1 else self._happen
+        happen = self._pause if self.threads > 1 else self._happen
+        for tier in tiers if self.busy_share else ():
             tier.before_write = tier.before_read = tier.after_read = happen
         return store, thing
 
@@ -160,7 +167,7 @@ class World:
 
     def describe(self) -> str:
         """One line."""
-        below = f"{self.tier.slot_count} frames below, faults {self.tier.faults}" if self.tier else "no tier"
+        below = "; ".join(f"{tier.slot_count} frames below, faults {tier.faults}" for tier in self.tiers) or "no tier"
         return (
             f"world {self.seed}: {self.threads} threads, {self.page_count} pages, {self._made_with}, "
             f"{self.budget_frames} frames, {below}, image {self.has_image}, busy {self.busy_share}, "
@@ -258,10 +265,9 @@ class World:
 
     def _change_faults(self) -> None:
         """Time passes; now and then other faults begin."""
-        assert self.tier
-        self.tier.clock.seconds += self.rng.choice((0.01, 0.3, 5.0))
+        self.store.clock.sleep(self.rng.choice((0.01, 0.3, 5.0)))
         if self.rng.random() < 0.4:
-            self.tier.choose_regime()
+            self.rng.choice(self.tiers).choose_regime()
 
     def _run_threads(self, operations: int) -> None:
         found: list[BaseException] = []
@@ -297,10 +303,10 @@ class World:
 
     def _end(self) -> None:
         store = self.store
-        if self.tier:
-            self.tier.before_write = self.tier.before_read = self.tier.after_read = lambda: None
-            self.tier.heal()
-            self.tier.clock.seconds += LAST_REST_SECONDS
+        for tier in self.tiers:
+            tier.before_write = tier.before_read = tier.after_read = lambda: None
+            tier.heal()
+        store.clock.sleep(LAST_REST_SECONDS)
         for disk in self.disks:
             disk.file.before_read = disk.file.after_read = lambda: None
         for any_client in self._everybody():
@@ -316,7 +322,7 @@ class World:
             client.flush(client.first, client.stop - client.first)
         check(store)
         assert not store.frames.resident and not store.frames.cold, "frames are held for nobody"
-        assert not self.tier or not self.tier.used_slots, "slots below are held for nobody"
+        assert not any(tier.used_slots for tier in self.tiers), "slots below are held for nobody"
 
     # -- deaths
     # ----------------------------------------------------------------------------------------------
@@ -325,17 +331,16 @@ class World:
         """The server is killed, between two operations or at some line of one, and the next one
         goes on."""
         self.deaths += 1
-        client, tier = self.clients[0], self.tier
-        assert tier
+        client = self.clients[0]
         if self.rng.random() < 0.3:
-            self._go_on(self.descriptor, tier.successor())
+            self._go_on(self.descriptor, self._successors())
             return
         before = {index: [page, *client.unsure.get(index, ())] for index, page in client.model.items()}
-        left: list[tuple[int, FaultyTier]] = []
+        left: list[tuple[int, list[FaultyTier]]] = []
         line = self.rng.choice([self.rng.randrange(1, 40), self.rng.randrange(1, 400)])
         act: Callable[[], object] = client.act if self.rng.random() < 0.85 else self.store.reclaimer.clean_some
         client.may_lose = range(0)
-        with Death(line, lambda: left.append((copy_image(self.descriptor), tier.successor()))):
+        with Death(line, lambda: left.append((copy_image(self.descriptor), self._successors()))):
             act()
         if not left:
             return
@@ -352,8 +357,11 @@ class World:
         client = self.clients[0]
         return [client.model.get(index, bytes(4096)), *client.unsure.get(index, ())]
 
-    def _go_on(self, descriptor: int, tier: FaultyTier) -> None:
-        self.descriptor, self.tier = descriptor, tier
+    def _successors(self) -> list[FaultyTier]:
+        return [tier.successor() for tier in self.tiers]
+
+    def _go_on(self, descriptor: int, tiers: list[FaultyTier]) -> None:
+        self.descriptor, self.tiers = descriptor, tiers
         store, thing = self._store()
         for client in self.clients:
             is_ephemeral = client.thing.kind is Kind.EPHEMERAL

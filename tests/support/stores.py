@@ -5,7 +5,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tests.support.clock import FakeClock
 from tests.support.pages import page_with_zpage_of, raw_page
@@ -24,6 +24,7 @@ from zcache.pages.entry import decode_zpage
 from zcache.pages.tmem import Kind, TmemObject
 from zcache.server.rebuild import rebuild
 from zcache.store.store import Store
+from zcache.tiers.health import Health
 
 PAGE_BYTES = 4096
 
@@ -41,27 +42,27 @@ def small_store(
     below_frames: int = 0,
     codec: str = "lz4",
     clock: FakeClock | None = None,
-    tier: MemoryTier | None = None,
+    tiers: Sequence[MemoryTier] = (),
     encrypt: str | None = None,
     allocator: str | None = None,
     recompress: str | None = None,
     admit: str = "always",
 ) -> Store:
     """A store without threads: background reclaim happens when the test calls
-    `store.reclaimer.clean_some()`, and time passes when somebody waits for it. Over `tier`, or one
+    `store.reclaimer.clean_some()`, and time passes when somebody waits for it. Over `tiers`, or one
     that is made with `below_frames`."""
-    clock = clock or (tier.clock if tier else FakeClock())
+    clock = clock or (tiers[0].clock if tiers else FakeClock())
     allocator = allocator or default_allocator
     frame_bytes = ALLOCATORS[allocator].frame_bytes
     if below_frames:
-        tier = MemoryTier(below_frames, frame_bytes, clock)
+        tiers = [MemoryTier(below_frames, frame_bytes, clock)]
     return Store(
         budget_bytes=budget_frames * frame_bytes,
         codec=parse(codec),
         allocator=allocator,
         recompress=parse(recompress) if recompress else None,
         admit=admit,
-        tier=tier,
+        tiers=tiers,
         seal=new_seal(encrypt or default_encrypt, frame_bytes=frame_bytes),
         clock=clock,
     )
@@ -71,7 +72,7 @@ def store_with_image(
     descriptor: int,
     page_count: int,
     budget_frames: int,
-    tier: MemoryTier,
+    tier: MemoryTier | Sequence[MemoryTier],
     encrypt: str = "no",
     codec: str = "lz4",
     allocator: str = "zbud",
@@ -80,7 +81,8 @@ def store_with_image(
 ) -> tuple[Store, TmemObject]:
     """A store over an image, and its object: made in an empty memfd, or taken over from whoever had
     it before. `page_bytes`: as on a kernel with such pages."""
-    frame_count = budget_frames + tier.slot_count
+    tiers = [tier] if isinstance(tier, MemoryTier) else tier
+    frame_count = budget_frames + sum(tier.slot_count for tier in tiers)
     frame_bytes = ALLOCATORS[allocator].frame_bytes
     geometry = Geometry(page_count, slots_of(budget_frames), frame_count, frame_bytes, encrypt, allocator, None)
     empty = not os.fstat(descriptor).st_size
@@ -90,10 +92,10 @@ def store_with_image(
         codec=parse(codec),
         allocator=allocator,
         recompress=parse(recompress) if recompress else None,
-        tier=tier,
+        tiers=tiers,
         seal=new_seal(encrypt, image.secret, frame_bytes),
         image=image,
-        clock=tier.clock,
+        clock=tiers[0].clock,
     )
     pool = store.tmem.new_pool(Kind.PERSISTENT)
     thing = store.tmem.new_object(pool, 0, page_count, image.section("entries"))
@@ -125,8 +127,20 @@ def is_miss(store: Store, thing: TmemObject, index: int) -> bool:
 
 def store_with_tier(budget_frames: int = 4, below_frames: int = 8) -> tuple[Store, MemoryTier, TmemObject]:
     store = small_store(budget_frames, below_frames)
-    assert isinstance(store.tier, MemoryTier)
-    return store, store.tier, new_object(store, 16)
+    return store, tier_of(store), new_object(store, 16)
+
+
+def tier_of(store: Store) -> MemoryTier:
+    """The only one."""
+    (place,) = store.below.places
+    assert isinstance(place.tier, MemoryTier)
+    return place.tier
+
+
+def health_of(store: Store) -> Health:
+    """Of the only tier."""
+    (place,) = store.below.places
+    return place.health
 
 
 def once(action: Callable[[], None]) -> Callable[[], None]:

@@ -53,7 +53,7 @@ class _Found:
         self.place = _populated("Q", frames.fresh_id)
         self.free_ids = _populated("B", frames.fresh_id)
         self.slots = _populated("B", frames.slot_count)
-        self.belows = _populated("B", len(books.used_below))
+        self.belows = _populated("B", books.slots_below + 1)
 
 
 def _populated(typecode: Typecode, count: int) -> memoryview:
@@ -166,7 +166,7 @@ _MAY_BE_EMPTY: Final = tuple(state in (State.FREE, State.WRITEBACK) for state in
 
 def _check_frames(books: Snapshot, found: _Found) -> int:
     """How many frames are ACTIVE."""
-    frames, used_below = books.frames, books.used_below
+    frames, is_used_below = books.frames, books.is_used_below
     states, homes, belows, lives, frame_of = frames.state, frames.home, frames.below, frames.live, frames.frame_of
     counts = [0] * len(State)
     for frame in _unhurried(range(1, frames.fresh_id)):
@@ -186,7 +186,7 @@ def _check_frames(books: Snapshot, found: _Found) -> int:
                 raise Imbalance(f"RAM slot {home} is frame {frame}'s home, and says it is {frame_of[home]}'s")
         if below:
             _mark(found.belows, below, "slot below")
-            if not used_below[below]:
+            if not is_used_below(below):
                 raise Imbalance(f"frame {frame} is in slot {below} below, which is not in use")
     _compare("free frame ids", len(frames.free_ids), counts[State.FREE])
     _compare("frames in flight", frames.in_flight, counts[State.WRITEBACK])

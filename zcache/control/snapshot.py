@@ -70,8 +70,12 @@ class Snapshot:
     def __init__(self, store: Store, room: Room) -> None:
         self.frames = view_of(store.frames, room.copy)
         self.allocator = store.allocator.view(room.copy, self.frames)
-        self.used_below = room.copy(store.tier.used_map()) if store.tier else memoryview(b"\1")
-        self.used_below_count = store.tier.used_slots if store.tier else 0
+        self.slots_below = store.below.slot_count
+        self.used_below_count = store.below.used_slots
+        #: For each tier: its last slot, the slots of those before it, and its map.
+        self._maps_below = [
+            (place.last, place.before, room.copy(place.tier.used_map())) for place in store.below.places
+        ]
         #: For each object: its pool's kind, and its touched blocks of entries.
         self.tables = [
             (
@@ -84,6 +88,13 @@ class Snapshot:
             for thing in store.tmem.objects()
         ]
         self.held_now = {name: getattr(store.statistics, name) for name in HELD_NOW}
+
+    def is_used_below(self, slot: int) -> bool:
+        """Whether the slot is some tier's, and reserved there."""
+        for last, before, used in self._maps_below:
+            if slot <= last:
+                return bool(used[slot - before])
+        return False
 
 
 def take_snapshot(store: Store) -> Snapshot:

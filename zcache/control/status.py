@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from zcache.control.peaks import amounts
+from zcache.control.reasons import reasons
 from zcache.hardening.protections import resident_and_locked_bytes
 from zcache.hardening.threads import kept_threads
 from zcache.linux import libc
@@ -29,12 +30,13 @@ def gather_status(
     """A snapshot; `protections` is the outcome of the self-check, `troubles` what else is the
     matter, `around` what is to be said of things that the store does not know. Its own figures are
     taken under its lock and so agree with each other."""
-    frames, reclaimer, tier = store.frames, store.reclaimer, store.tier
+    frames, reclaimer, below = store.frames, store.reclaimer, store.below
+    coldest = below.places[-1].tier if below.places else None  # the backing
     frame_bytes = frames.frame_bytes
     with store.lock:
         status = _of_store(store)
         lost_pages = status["lost_pages"] - store.waiting.page_count
-        reasons = [*troubles, *store.health.reasons(frames, lost_pages, status["decode_errors"])]
+        all_reasons = [*troubles, *reasons(store, lost_pages)]
     status["no_free_frame"] = sum(
         status[name] for name in ("eph_ate_tail", "eph_ate_tail_failed", "pers_ate_eph", "pers_ate_eph_failed")
     )
@@ -43,16 +45,16 @@ def gather_status(
     resident_bytes, locked_bytes = resident_and_locked_bytes()
     used_frames = status["resident_frames"] + status["cold_frames"]
     return {
-        "state": "degraded" if reasons else "ok",
-        "reasons": reasons,
+        "state": "degraded" if all_reasons else "ok",
+        "reasons": all_reasons,
         "size_bytes": pages.page_count * 4096,
         "budget_bytes": frames.budget_frames * frame_bytes,
         "frame_bytes": frame_bytes,
         "codec": store.putter.codec.name,
         "allocator": store.allocator.name,
         "recompress": store.recompressor.codec.name if store.recompressor else "off",
-        "backing": str(getattr(tier, "path", "")) if tier else None,
-        "backing_direct_io": getattr(tier, "direct", None),
+        "backing": str(getattr(coldest, "path", "")) if coldest else None,
+        "backing_direct_io": getattr(coldest, "direct", None),
         "encrypt": store.seal.encrypts,
         "admit": store.admission.admit,
         "readahead_window_frames": store.readahead_window,
@@ -74,7 +76,7 @@ def gather_status(
 
 def _of_store(store: Store) -> dict[str, Any]:
     """Its own figures. Call it with the store's lock held."""
-    frames, tier = store.frames, store.tier
+    frames, below = store.frames, store.below
     return {
         **store.statistics.as_dict(),
         **amounts(store),
@@ -87,8 +89,8 @@ def _of_store(store: Store) -> dict[str, Any]:
         "in_flight_frames": frames.in_flight,
         "cold_frames": frames.cold,
         "dropped_clean": frames.dropped_clean,
-        "backing_frames": tier.used_slots if tier else 0,
-        "backing_capacity_frames": tier.slot_count if tier else 0,
+        "backing_frames": below.used_slots,
+        "backing_capacity_frames": below.slot_count,
     }
 
 

@@ -26,7 +26,7 @@ from zcache.pageframes import PageFrames, State
 from zcache.pageframes.slots import FETCH_SLOTS
 from zcache.pageframes.transitions import adopt, ephemeral_gives_way, has_room_for
 from zcache.pages.entry import FRAME_MASK, LENGTH_MASK, LENGTH_SHIFT, OFFSET_MASK, OFFSET_SHIFT, SAME_FILLED
-from zcache.tiers.health import SEAL_BROKEN, UNREADABLE
+from zcache.tiers.damage import SEAL_BROKEN, UNREADABLE
 
 __all__ = ["Fetcher"]
 
@@ -48,7 +48,7 @@ class Fetcher:
         self._readback = readback
         self._eat_ephemeral = eat_ephemeral
         self.readahead = Readahead(frames, books.statistics)
-        self._lock, self._statistics, self._health = books
+        self._lock, self._statistics, self._damage, _ = books
 
     def fetch(self, table: memoryview, first: int, cold: list[int], entries: list[int], bodies: list[bytes]) -> None:
         """Bring `entries[i]` and `bodies[i]` up to date for each i in `cold`; page `first + i` is
@@ -95,7 +95,7 @@ class Fetcher:
         if not jobs:
             return None if by_frame else jobs
         more = frames.slots.fetch_count - len(jobs) - KEPT_SLOTS
-        if more > 0 and not self._health.reading.failures:
+        if more > 0 and self._readback.is_well():
             ahead = self.readahead.choose(table, first + len(entries), [job.frame for job in jobs])
             jobs += [Job(frames, frame, [], is_ahead=True) for frame in ahead[:more]]
         for job in jobs:  # last: nothing after it can fail for lack of memory
@@ -119,9 +119,9 @@ class Fetcher:
                         damage = job.failed
                         statistics.checksum_errors += job.wrong == SEAL_BROKEN
                         statistics.fetch_errors += job.wrong == UNREADABLE
-                        self._health.mark(job.frame, job.birth, job.wrong)
+                        self._damage.mark(job.frame, job.birth, job.wrong)
                 elif job.is_read:
-                    self._health.unmark(job.frame)
+                    self._damage.unmark(job.frame)
                     for index in valid:
                         bodies[index] = _body(frames, job.slot, entries[index])
                     statistics.fetched_frames += not job.is_ahead

@@ -23,9 +23,10 @@ from zcache.books import Books
 from zcache.clock import Clock
 from zcache.pageframes import PageFrames, State
 from zcache.seals import Seal
-from zcache.tiers import Tier
 from zcache.tiers.backoff import PATIENCE_SECONDS
-from zcache.tiers.health import SEAL_BROKEN, UNREADABLE, describe
+from zcache.tiers.below import Below, Place
+from zcache.tiers.damage import SEAL_BROKEN, UNREADABLE
+from zcache.tiers.health import Health, describe
 
 #: Before a frame is read for the third, fourth and fifth time: a disk may be gone for as long as a
 #: put has patience.
@@ -49,7 +50,7 @@ class Job:
         self.seal = frames.seal_of(frame)
         self.is_read = False  # and is what was sealed
         self.failed: str | None = None  # why its pages cannot be had
-        self.wrong = ""  # the same, in `Health`'s words
+        self.wrong = ""  # the same, in `Damage`'s words
 
 
 class _Patience:
@@ -68,21 +69,29 @@ class _Patience:
 
 
 class Readback:
-    """Reads frames from `tier`; one for a store, called by any number of threads without the
+    """Reads frames from `below`; one for a store, called by any number of threads without the
     lock."""
 
     def __init__(
         self,
         frames: PageFrames,
-        tier: Tier,
+        below: Below,
         seal: Seal,
         books: Books,
     ) -> None:
         self._frames = frames
-        self._tier = tier
+        self._below = below
         self._seal = seal
-        self._lock, self._statistics, self._health = books
+        self._lock, self._statistics, self._damage, self._clock = books
         self.slot_returned = threading.Condition(books.lock)
+
+    def is_well(self) -> bool:
+        """Whether the last read from each tier succeeded."""
+        return self._below.is_read_well()
+
+    def health_of(self, frame: int) -> Health:
+        """Of the tier that a frame is in."""
+        return self._below.place_of(self._frames.below[frame]).health
 
     @contextlib.contextmanager
     def borrowed(self, wanted: Sequence[int]) -> Iterator[list[Job]]:
@@ -112,7 +121,7 @@ class Readback:
         for job in jobs:
             job.view = ram[job.slot * size : (job.slot + 1) * size]
         jobs.sort(key=lambda job: job.below)
-        self._read_sorted(jobs, _Patience(self._health.clock))
+        self._read_sorted(jobs, _Patience(self._clock))
 
     def give_back(self, jobs: list[Job]) -> None:
         """Without the lock: each job's slot, or the one that it was exchanged for, can be read into
@@ -123,34 +132,35 @@ class Readback:
             self.slot_returned.notify_all()
 
     def _read_sorted(self, jobs: list[Job], patience: _Patience) -> None:
-        starts = [n for n, job in enumerate(jobs) if not n or job.below != jobs[n - 1].below + 1]
+        firsts = self._below.firsts
+        starts = [n for n, job in enumerate(jobs) if not n or job.below != jobs[n - 1].below + 1 or job.below in firsts]
         for start, stop in itertools.pairwise([*starts, len(jobs)]):
-            self._read_run(jobs[start:stop], patience)
+            self._read_run(self._below.place_of(jobs[start].below), jobs[start:stop], patience)
             if patience.is_over() and any(job.failed for job in jobs if not job.is_ahead):
                 break
 
-    def _read_run(self, run: list[Job], patience: _Patience) -> None:
-        """Neighbours below. What is read along costs those that were asked for neither a try nor
-        patience."""
-        began = self._health.clock.now()
+    def _read_run(self, place: Place, run: list[Job], patience: _Patience) -> None:
+        """Neighbours in one tier. What is read along costs those that were asked for neither a try
+        nor patience."""
+        began = self._clock.now()
         try:
-            self._transfer(run[0].below, [job.view for job in run])
+            self._transfer(place, run[0].below, [job.view for job in run])
         except OSError as error:
             wanted = [job for job in run if not job.is_ahead]
             if len(wanted) < len(run):
                 self._read_sorted(wanted, patience)
                 return
             patience.begin(began)
-            self._read_apart(run, error, patience)
+            self._read_apart(place, run, error, patience)
         for job in run:
             if not job.failed and not self._opens(job) and not job.is_ahead:
                 patience.begin(began)
-                self._verify_again(job, patience)
+                self._verify_again(place, job, patience)
 
-    def _read_apart(self, wanted: list[Job], error: OSError, patience: _Patience) -> None:
+    def _read_apart(self, place: Place, wanted: list[Job], error: OSError, patience: _Patience) -> None:
         """Each frame of a read that has failed, by itself: until all are there, or those that are
         not are not worth another try. One that is bad costs its neighbours no try of their own."""
-        clock, reading = self._health.clock, self._health.reading
+        clock, reading = self._clock, place.health.reading
         for pause in (0.0, *RETRY_PAUSES_SECONDS):
             if patience.is_over() or (pause and reading.failures and not reading.patience_seconds()):
                 break
@@ -162,7 +172,7 @@ class Readback:
                         raise error
                     with self._lock:
                         self._statistics.fetch_retries += 1
-                    self._transfer(job.below, [job.view])
+                    self._transfer(place, job.below, [job.view])
                 except OSError as again:
                     error = again
                     missing.append(job)
@@ -171,16 +181,17 @@ class Readback:
                 return
         for job in wanted:
             with self._lock:
-                reading.failed(describe(error))
+                self._damage.last_error = describe(error)
+                reading.failed(self._damage.last_error)
             job.failed, job.wrong = f"reading slot {job.below}: {error.strerror}", UNREADABLE
 
-    def _verify_again(self, job: Job, patience: _Patience) -> None:
+    def _verify_again(self, place: Place, job: Job, patience: _Patience) -> None:
         """One frame that was read, and is not what was written: was it the reading?"""
         if not patience.is_over():
             with self._lock:
                 self._statistics.fetch_retries += 1
             with contextlib.suppress(OSError):
-                self._transfer(job.below, [job.view])
+                self._transfer(place, job.below, [job.view])
                 if self._opens(job):
                     return
         job.failed, job.wrong = f"what is in slot {job.below} is not what was sealed", SEAL_BROKEN
@@ -189,12 +200,12 @@ class Readback:
         job.is_read = self._seal.opens(job.frame, job.birth, job.seal, job.view)
         return job.is_read
 
-    def _transfer(self, first_slot: int, views: list[memoryview]) -> None:
+    def _transfer(self, place: Place, first_slot: int, views: list[memoryview]) -> None:
         """One read, timed; a success ends what trouble there was."""
-        health = self._health
+        health = place.health
         transfer = health.begin_transfer()
         try:
-            self._tier.read(first_slot, views)
+            place.read(first_slot, views)
         finally:
             if health.end_transfer(transfer):
                 with self._lock:

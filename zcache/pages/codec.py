@@ -29,10 +29,6 @@ CHOICES: Final = "lz4, lz4:ACCELERATION (1 to 65537) or zstd:LEVEL (-7 to 19)"
 #: zstd contexts made ahead: a context must not be used by two threads at once, and each connection
 #: has one. `list.pop` and `append` are atomic, so a list is all the locking that they need.
 ZSTD_CONTEXTS: Final = 4
-_idle_decompressors: Final[list[Any]] = []
-
-#: What decompressing may raise; zstd's own comes with it.
-_errors: tuple[type[Exception], ...] = (lz4_block.LZ4BlockError, IndexError)
 
 Compress = Callable[[memoryview], bytes]
 Decompress = Callable[[bytes], bytes]
@@ -75,19 +71,8 @@ def _lz4_compress(acceleration: int) -> Compress:
     return compress
 
 
-def _load_zstandard() -> ModuleType:
-    """Where zstd is to be used, and not before: it would be locked in the memory of a server that
-    has no use for it."""
-    global _errors
-    import zstandard
-
-    if zstandard.ZstdError not in _errors:
-        _errors += (zstandard.ZstdError,)
-    return zstandard
-
-
 def _zstd_compress(level: int) -> Compress:
-    zstandard = _load_zstandard()
+    zstandard = _ZSTD.module()
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level,
         source_size=PAGE_BYTES,
@@ -110,22 +95,48 @@ def _zstd_compress(level: int) -> Compress:
     # A context takes its memory at its first use (72 KiB at level 1): now, and not when two puts
     # meet.
     page = memoryview(bytes(range(256)) * (PAGE_BYTES // 256))
-    for context in idle:
-        body = context.compress(page)
-        _idle_decompressors.append(zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS))
-        _idle_decompressors[-1].decompress(body, PAGE_BYTES)
+    _ZSTD.make_ahead([context.compress(page) for context in idle])
     return compress
 
 
-def _zstd_decompress(body: bytes) -> bytes:
-    try:
-        context = _idle_decompressors.pop()
-    except IndexError:
-        zstandard = _load_zstandard()
-        context = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
-    page: bytes = context.decompress(body, PAGE_BYTES)
-    _idle_decompressors.append(context)
-    return page
+class _ZstdDecompressor:
+    """Of the whole process: an entry says by itself that it is zstd's, whoever compressed it."""
+
+    def __init__(self) -> None:
+        self._idle: list[Any] = []
+        self.errors: tuple[type[Exception], ...] = ()  # its own, once there are any
+
+    def module(self) -> ModuleType:
+        """zstandard, where it is to be used, and not before: it would be locked in the memory of a
+        server that has no use for it."""
+        import zstandard
+
+        self.errors = (zstandard.ZstdError,)
+        return zstandard
+
+    def make_ahead(self, bodies: list[bytes]) -> None:
+        """As many contexts, each used once."""
+        contexts = [self._new_context() for _ in bodies]
+        for context, body in zip(contexts, bodies, strict=True):
+            context.decompress(body, PAGE_BYTES)
+        self._idle += contexts
+
+    def decompress(self, body: bytes) -> bytes:
+        """One page; raises one of `errors`."""
+        try:
+            context = self._idle.pop()
+        except IndexError:
+            context = self._new_context()
+        page: bytes = context.decompress(body, PAGE_BYTES)
+        self._idle.append(context)
+        return page
+
+    def _new_context(self) -> Any:
+        zstandard = self.module()
+        return zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+
+
+_ZSTD: Final = _ZstdDecompressor()
 
 
 def _lz4_decompress(body: bytes) -> bytes:
@@ -141,14 +152,14 @@ def _raw_decompress(body: bytes) -> bytes:
 
 
 #: Indexed by codec id. Errors are the packages' own; `decompress` translates them.
-decoders: Final[tuple[Decompress, ...]] = (_raw_decompress, _word_decompress, _lz4_decompress, _zstd_decompress)
+decoders: Final[tuple[Decompress, ...]] = (_raw_decompress, _word_decompress, _lz4_decompress, _ZSTD.decompress)
 
 
 def decompress(codec_id: int, body: bytes) -> bytes:
     """One page of 4096 bytes, or `PageDamaged`."""
     try:
         page = decoders[codec_id](body)
-    except _errors as error:
+    except (lz4_block.LZ4BlockError, IndexError, *_ZSTD.errors) as error:
         raise PageDamaged(f"{NAMES.get(codec_id, codec_id)}: {error}") from None
     if len(page) != PAGE_BYTES:
         raise PageDamaged(f"{NAMES[codec_id]}: {len(page)} bytes instead of a page")

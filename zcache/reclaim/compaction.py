@@ -27,7 +27,7 @@ from zcache.fetch.readback import Readback
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.queues import Queue
 from zcache.pageframes.states import CLEAN, DIRTY
-from zcache.tiers.health import SEAL_BROKEN, UNREADABLE
+from zcache.tiers.damage import SEAL_BROKEN, UNREADABLE
 
 #: Frames in one go: their zpages are copied under the lock, some 40 us a frame.
 VICTIMS: Final = 4
@@ -90,7 +90,7 @@ class Compactor:
         self._log = log
         self._packing = packing
         self._readback = readback
-        self._lock, self._statistics, self._health = books
+        self._lock, self._statistics, self._damage, _ = books
         self._below = _Search(log, frames)
         self._in_ram: dict[int, _Search] = {}  # by the weight that is looked for
         self.under_way = 0  # threads that read frames to pack them
@@ -157,16 +157,16 @@ class Compactor:
     def _mark(self, frame: int, birth: int, wrong: str) -> bool:
         """Under the lock: a frame could not be read: it will not be tried again. Whether others
         may."""
-        reading = self._health.reading
+        assert self._readback
+        reading = self._readback.health_of(frame).reading
         self._statistics.checksum_errors += wrong == SEAL_BROKEN
         self._statistics.fetch_errors += wrong == UNREADABLE
         is_new = not self._is_damaged(frame)
-        self._health.mark(frame, birth, wrong)
+        self._damage.mark(frame, birth, wrong)
         return is_new and self._is_damaged(frame) and not (reading.failures and not reading.patience_seconds())
 
     def _is_damaged(self, frame: int) -> bool:
-        birth, _ = self._health.damaged.get(frame, (0, ""))
-        return birth == self._frames.birth[frame]
+        return self._damage.is_marked(frame, self._frames.birth[frame])
 
     def _move_out(self, frame: int, slot: int, behind: int) -> int:
         """Under the lock: move all that is alive in a frame, whose bytes are in RAM slot `slot`;

@@ -10,15 +10,15 @@ reclaim writes long ones.
 """
 
 import threading
-from typing import Final
+from typing import Final, NamedTuple
 
-from zcache.allocators import Allocator, ReleaseBelow
+from zcache.allocators import Allocator
 from zcache.books import Books
 from zcache.pageframes import PageFrames
 from zcache.pageframes.queues import Queue
 from zcache.pageframes.transitions import abort, isolate_oldest, land
 from zcache.seals import Seal
-from zcache.tiers import Tier
+from zcache.tiers.below import Below, Place
 from zcache.tiers.health import describe
 
 #: One background flight: one sequential write, which takes a disk of 500 MB/s one millisecond.
@@ -32,50 +32,51 @@ def flights_frames(frame_bytes: int) -> tuple[int, int]:
     return max(SYNC_BATCH_BYTES // frame_bytes, 1), max(BATCH_BYTES // frame_bytes, 1)
 
 
+class Flight(NamedTuple):
+    """Frames, now in WRITEBACK, and what they will be below."""
+
+    place: Place
+    first_slot: int
+    first_birth: int
+    frames: list[int]
+
+
 class Flights:
-    """Of frames from RAM to `tier`; any number at a time. `landed` is notified at the end of each,
+    """Of frames from RAM to `below`; any number at a time. `landed` is notified at the end of each,
     for whoever waits for one."""
 
     def __init__(
         self,
         frames: PageFrames,
         allocator: Allocator,
-        tier: Tier | None,
+        below: Below,
         seal: Seal,
         books: Books,
-        release_below: ReleaseBelow,
     ) -> None:
         self._frames = frames
         self._allocator = allocator
-        self._tier = tier
+        self._below = below
         self._seal = seal
-        self._lock, self._statistics, self._health = books
-        self._release_below = release_below
+        self._lock, self._statistics = books.lock, books.statistics
         self.landed = threading.Condition(books.lock)
 
     def can_clean(self) -> bool:
         """Under the lock: whether there is a frame to clean, and room below for it."""
-        tier = self._tier
-        return (
-            tier is not None
-            and self._frames.queue_length[Queue.PERSISTENT] > self._allocator.kept_frames
-            and tier.used_slots < tier.slot_count
-        )
+        return self._frames.queue_length[Queue.PERSISTENT] > self._allocator.kept_frames and self._below.has_room()
 
-    def start(self, limit: int) -> tuple[int, int, list[int]]:
-        """Under the lock, after `can_clean`: the first slot below, the first birth, and the frames
-        that they are for, now in WRITEBACK."""
-        assert self._tier
+    def start(self, place: Place, limit: int) -> Flight:
+        """Under the lock, after `can_clean`: up to `limit` of the oldest frames are to be written
+        to this tier, which has room."""
         waiting = self._frames.queue_length[Queue.PERSISTENT] - self._allocator.kept_frames
-        first_slot, count = self._tier.reserve(min(limit, waiting))
+        first_slot, count = place.reserve(min(limit, waiting))
         batch = isolate_oldest(self._frames, count, self._allocator.retire)  # as many: that many wait
-        return first_slot, self._frames.give_births(len(batch)), batch
+        return Flight(place, first_slot, self._frames.give_births(len(batch)), batch)
 
-    def fly(self, first_slot: int, first_birth: int, batch: list[int]) -> bool:
+    def fly(self, flight: Flight) -> bool:
         """Without the lock: seal and write; then land the frames. False: the tier failed, and the
         frames are DIRTY again."""
-        frames, tier, health = self._frames, self._tier, self._health
-        assert tier
+        place, first_slot, first_birth, batch = flight
+        frames, health, release = self._frames, place.health, self._below.release
         size = frames.frame_bytes
         seals: list[bytes] = []
         failure = ""
@@ -84,7 +85,7 @@ class Flights:
             starts = [frames.home[frame] * size for frame in batch]
             views = [frames.ram_view[start : start + size] for start in starts]
             with self._seal.sealed(batch, first_birth, views) as (bodies, seals):
-                tier.write(first_slot, bodies)
+                place.write(first_slot, bodies)
         except Exception as error:  # whatever it is, frames that stayed in flight would be waited for for ever
             failure = describe(error)
         arrived = not failure
@@ -92,9 +93,9 @@ class Flights:
             self._statistics.slow_writes += health.end_transfer(transfer)
             for index, frame in enumerate(batch):
                 if arrived:
-                    self._release_below(land(frames, frame, first_slot + index, first_birth + index, seals[index]))
+                    release(land(frames, frame, first_slot + index, first_birth + index, seals[index]))
                 else:
-                    tier.release(first_slot + index)
+                    release(first_slot + index)
             if not arrived:
                 for frame in reversed(batch):  # each becomes the oldest, so the oldest goes back last
                     abort(frames, frame, self._allocator.restore)

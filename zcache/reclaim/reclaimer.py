@@ -47,8 +47,8 @@ from zcache.reclaim.flight import Flights, flights_frames
 from zcache.reclaim.ouroboros import Ouroboros
 from zcache.reclaim.recompression import Recompressor
 from zcache.reclaim.spare_time import SpareTime
-from zcache.tiers import Tier
 from zcache.tiers.backoff import FIRST_REST_SECONDS, LAST_REST_SECONDS
+from zcache.tiers.below import Below
 from zcache.tiers.health import describe
 
 #: Slots below are short when one in 64 is free.
@@ -62,7 +62,7 @@ class Reclaimer:
         self,
         frames: PageFrames,
         allocator: Allocator,
-        tier: Tier | None,
+        below: Below,
         flights: Flights,
         ouroboros: Ouroboros,
         books: Books,
@@ -71,14 +71,15 @@ class Reclaimer:
     ) -> None:
         self._frames = frames
         self._allocator = allocator
-        self._tier = tier
+        self._below = below
         self._flights = flights
         self.landed = flights.landed  # also notified when frames were had in another way
         self.ouroboros = ouroboros
-        self._lock, self._statistics, self._health = books
+        self._lock, self._statistics, _, self._clock = books
+        self.unforeseen = ""  # the last thing that background reclaim has met and should not have
         self._compactor = compactor
         self._recompressor = recompressor
-        self.spare_time = SpareTime(books.health.clock)
+        self.spare_time = SpareTime(books.clock)
         self._waiting_puts = 0
         self.chosen_watermarks: tuple[int, int] | None = None  # low and high, if somebody has chosen them
         self.set_watermarks(frames.budget_frames)
@@ -117,14 +118,13 @@ class Reclaimer:
 
     def why_full(self) -> str:
         """Under the lock: why there is no room, and what to do, in words."""
-        writing = self._health.writing
-        if writing.failures:
-            return f"the backing cannot be written ({writing.last_error}); look at the disk (`zcache status`, dmesg)"
-        where = "RAM and the backing are full" if self._tier else "RAM is full, and there is no backing"
+        for place in self._below.failing():
+            error = place.health.writing.last_error
+            return f"the backing cannot be written ({error}); look at the disk (`zcache status`, dmesg)"
+        where = "RAM and the backing are full" if self._below.places else "RAM is full, and there is no backing"
         return f"{where}; give a larger budget or backing"
 
     def _make_room(self, kind: Kind) -> bool:
-        writing = self._health.writing
         while True:
             with self._lock:
                 if kind is Kind.EPHEMERAL:
@@ -134,8 +134,8 @@ class Reclaimer:
                 if self._pack_ram(WORTH_WEIGHT):
                     continue
                 can_clean = self._flights.can_clean()
-                if can_clean and writing.begin_try():
-                    flight = self._flights.start(self._sync_batch)
+                if can_clean and (place := self._below.begin_try()):
+                    flight = self._flights.start(place, self._sync_batch)
                 elif self._pack_ram(WORST_WEIGHT, everywhere=True):
                     continue
                 elif can_clean or self._frames.in_flight or self._is_packing():
@@ -148,23 +148,26 @@ class Reclaimer:
                 if not self._pack_below(everywhere=True):
                     return False
                 continue
-            _, _, batch = flight
-            if self._flights.fly(*flight):
+            if self._flights.fly(flight):
                 with self._lock:
-                    self._statistics.reclaim_sync += len(batch)
+                    self._statistics.reclaim_sync += len(flight.frames)
                 return True
 
     def _wait_for_landing(self) -> bool:
         """Under the lock: a flight has ended, or it may be time for the next try. False: no more
         patience."""
-        writing = self._health.writing
-        if not writing.failures:
+        failing = self._below.failing()
+        if not failing:
             self.landed.wait()
             return True
-        patience = writing.patience_seconds()
+        patience = max(place.health.writing.patience_seconds() for place in failing)
         if patience:
-            self._health.clock.wait(self.landed, min(patience, max(writing.rest_seconds(), FIRST_REST_SECONDS)))
+            self._clock.wait(self.landed, min(patience, max(self._rest_seconds(), FIRST_REST_SECONDS)))
         return patience > 0
+
+    def _rest_seconds(self) -> float:
+        """Until a tier may be tried again; 0: one that is well can be written to."""
+        return min((place.health.writing.rest_seconds() for place in self._below.failing()), default=0.0)
 
     # -- the background thread
     # --------------------------------------------------------------------------------------
@@ -195,16 +198,15 @@ class Reclaimer:
                     self._stopped.wait(LAST_REST_SECONDS)
                     break
                 time.sleep(0)  # what was packed was packed with the GIL: let requests go on
-                if arrived is None and not self._health.writing.failures:
+                if arrived is None and not self._below.is_failing():
                     break
                 if not arrived:
-                    rest = LAST_REST_SECONDS if arrived is None else self._health.writing.rest_seconds()
-                    self._stopped.wait(rest)
+                    self._stopped.wait(LAST_REST_SECONDS if arrived is None else self._rest_seconds())
 
     def wants_to_clean(self) -> bool:
         """Whether background reclaim goes on: few frames are available, or it is yet to be seen
         that writes work again."""
-        return self._frames.ready < self.high_watermark or self._health.writing.failures > 0
+        return self._frames.ready < self.high_watermark or self._below.is_failing()
 
     def clean_some(self) -> bool | None:
         """One piece of background work: a few frames are packed, or one is compressed once more, or
@@ -223,15 +225,17 @@ class Reclaimer:
                     return True
                 waiting = self._frames.queue_length[Queue.PERSISTENT] > self._allocator.kept_frames
                 if not (waiting or self._frames.in_flight):
-                    self._health.writing.forget()
+                    for place in self._below.places:
+                        place.health.writing.forget()
                 return None
-            if not self._health.writing.begin_try():
+            next_place = self._below.begin_try()
+            if not next_place:
                 return False
-            first_slot, first_birth, batch = self._flights.start(self._batch)
-        arrived = self._flights.fly(first_slot, first_birth, batch)
+            flight = self._flights.start(next_place, self._batch)
+        arrived = self._flights.fly(flight)
         if arrived:
             with self._lock:
-                self._statistics.reclaim_background += len(batch)
+                self._statistics.reclaim_background += len(flight.frames)
         return arrived
 
     # -- packing, with an allocator that needs it
@@ -243,7 +247,7 @@ class Reclaimer:
 
     def _pack_below(self, everywhere: bool = False) -> bool:
         """Without the lock; see `Compactor.pack_below`."""
-        if not (self._compactor and self._tier):
+        if not (self._compactor and self._below.places):
             return False
         try:
             return self._compactor.pack_below(everywhere)
@@ -257,12 +261,12 @@ class Reclaimer:
     def _is_short_below(self) -> bool:
         """Whether frames below are to be packed, before there is no slot left for those that are on
         their way."""
-        tier = self._tier
+        below = self._below
         return (
             self._compactor is not None
-            and tier is not None
+            and bool(below.places)
             and self._frames.available >= VICTIMS  # what is packed goes into RAM, and the reserve is not for this
-            and tier.slot_count - tier.used_slots < max(tier.slot_count >> SHORT_BELOW_SHIFT, 1)
+            and below.slot_count - below.used_slots < max(below.slot_count >> SHORT_BELOW_SHIFT, 1)
         )
 
     # -- what can wait
@@ -290,7 +294,7 @@ class Reclaimer:
     def _note_unforeseen(self, error: Exception) -> None:
         with self._lock:
             self._statistics.unforeseen_errors += 1
-            self._health.unforeseen = describe(error)
+            self.unforeseen = describe(error)
 
     def _may_work(self) -> bool:
         return not self._waiting_puts and self.spare_time.has_some()

@@ -50,8 +50,7 @@ class Recompressor:
         self._log = log
         self._packing = packing
         self.codec = codec
-        self._lock, self._statistics, health = books
-        self._clock = health.clock
+        self._lock, self._statistics, _, self._clock = books
         self._slot = 0  # where the last look ended
         # A birth, and when it was the last one; and the one before, which is `REST_SECONDS` older.
         self._noted = self._noted_before = (self._clock.now(), 0)

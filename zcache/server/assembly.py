@@ -109,7 +109,7 @@ def make_store(
         allocator=config.allocator,
         recompress=config.recompress,
         admit=config.admit,
-        tier=tier,
+        tiers=[tier] if tier else [],
         seal=seal,
         image=image,
     )
@@ -160,7 +160,7 @@ def make_budget(
 
     budget = new_budget(store, config.min_budget_frames, signs.note_budget if signs else None)
     if not config.overcommit:
-        below_frames = store.tier.slot_count if store.tier else 0
+        below_frames = store.below.slot_count
         budget.least_frames = max(budget.least_frames, config.needed_frames - below_frames)
     budget.min_frames = min(max(budget.min_frames, budget.least_frames), store.frames.max_budget_frames)
     settings = Settings(store, budget, signs, rooms)

@@ -42,8 +42,8 @@ def rebuild(store: Store, thing: TmemObject, beat: Callable[[], None] = lambda: 
         if live[frame]:
             inherit(frames, frame, allocator.inherited_state)
             if below := frames.below[frame]:
-                if not store.tier:
+                if not store.below.places:
                     raise Imbalance(f"frame {frame} is in slot {below} below, and there is nothing below")
-                store.tier.take_over(below)
+                store.below.take_over(below)
     free_the_rest(frames, highest, beat)
     allocator.offer_inherited(beat)

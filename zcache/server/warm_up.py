@@ -36,7 +36,12 @@ def warm_up(codec: Codec, allocator: str, recompress: Codec | None, tier: Tier |
     chosen = ALLOCATORS[allocator]
     budget_bytes = max(FRAMES * PAGE_BYTES, chosen.min_budget_frames * chosen.frame_bytes)
     store = Store(
-        budget_bytes=budget_bytes, codec=codec, allocator=allocator, recompress=recompress, tier=tier, seal=seal
+        budget_bytes=budget_bytes,
+        codec=codec,
+        allocator=allocator,
+        recompress=recompress,
+        tiers=[tier] if tier else [],
+        seal=seal,
     )
     pool = store.tmem.new_pool(Kind.PERSISTENT)
     pages = store.tmem.new_object(pool, 0, 4 * FRAMES)
@@ -51,7 +56,8 @@ def warm_up(codec: Codec, allocator: str, recompress: Codec | None, tier: Tier |
         _run_all(store, pages, raw, mixed, out)
         try_seal(seal, chosen.frame_bytes)
         if store.statistics.writeback_errors:
-            raise PageDamaged(f"a write failed: {store.health.writing.last_error}")
+            (place,) = store.below.places
+            raise PageDamaged(f"a write failed: {place.health.writing.last_error}")
         check(store)
     finally:
         store.flush_pool(pool)
@@ -83,7 +89,7 @@ def _run_all(store: Store, pages: TmemObject, raw: bytes, mixed: bytearray, out:
             if store.recompressor:
                 store.recompressor.recompress_oldest()
             store.reclaimer.tidy()
-        if store.compactor and store.tier:
+        if store.compactor and store.below.places:
             store.compactor.pack_below(everywhere=True)
         for page in range(0, 4 * FRAMES, 8):
             with contextlib.suppress(PageLost):

@@ -43,7 +43,7 @@ class Getter:
         self._frames = frames
         self._fetcher = fetcher
         self._waiting = waiting
-        self._lock, self._statistics, _ = books
+        self._lock, self._statistics = books.lock, books.statistics
 
     def get_page(self, thing: TmemObject, first: int, out: memoryview) -> bool:
         """Fast path: one page, if it is an lz4 zpage in RAM. False: nothing has been done."""

@@ -19,7 +19,7 @@ class Invalidation:
     def __init__(self, allocator: Allocator, partial_write: PartialWrite, books: Books) -> None:
         self._allocator = allocator
         self._partial_write = partial_write
-        self._lock, self._statistics, _ = books
+        self._lock, self._statistics = books.lock, books.statistics
 
     def drop(self, old: list[int], kind: Kind) -> None:
         """Pages' former entries, which no table holds any more, die."""

@@ -56,7 +56,7 @@ class Putter:
         self._invalidation = invalidation
         self._waiting = waiting
         self.partial_write = partial_write
-        self._lock, self._statistics, _ = books
+        self._lock, self._statistics = books.lock, books.statistics
 
     def put_page(self, thing: TmemObject, first: int, data: memoryview) -> bool:
         """Fast path: one page, if it is persistent, compresses, and finds room at once. False:

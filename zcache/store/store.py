@@ -12,9 +12,9 @@ Pages are 4096 bytes; indexes count pages of an object.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from zcache.allocators import Allocator, ReleaseBelow
+from zcache.allocators import Allocator
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
 from zcache.allocators.log import Log
 from zcache.allocators.log_packing import LogPacking
@@ -44,11 +44,13 @@ from zcache.store.partial_write import PartialWrite
 from zcache.store.put import Putter
 from zcache.store.waiting import Waiting
 from zcache.tiers import Tier
-from zcache.tiers.health import Health
+from zcache.tiers.below import Below
+from zcache.tiers.damage import Damage
 
 
 class Store:
-    """Compressed pages in at most `budget_bytes` of pageframes, and below them in `tier`."""
+    """Compressed pages in at most `budget_bytes` of pageframes, and below them in `tiers`, of which
+    the first is the warmest."""
 
     def __init__(
         self,
@@ -58,32 +60,33 @@ class Store:
         allocator: str = DEFAULT_ALLOCATOR,
         recompress: Codec | None = None,
         admit: str = "always",
-        tier: Tier | None = None,
+        tiers: Sequence[Tier] = (),
         seal: Seal = CRC,
         image: Image | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.tier, self.seal = tier, seal
+        self.seal = seal
         self.lock = threading.Lock()
         self.statistics = Statistics()
-        self.health = Health(clock or Clock())
-        books = Books(self.lock, self.statistics, self.health)
+        self.damage = Damage()
+        self.clock = clock or Clock()
+        books = Books(self.lock, self.statistics, self.damage, self.clock)
+        below = self.below = Below(tiers, self.clock)
         # Which pages there are, which frames, and which page is where in which frame.
         self.tmem = Tmem()
         chosen = ALLOCATORS[allocator]
         frames = self.frames = PageFrames(
             budget_bytes // chosen.frame_bytes,
-            tier.slot_count if tier else 0,
+            below.slot_count,
             chosen.frame_bytes,
             seal.seal_bytes,
             image,
             chosen.reserve_frames,
         )
-        release_below = _releasing(tier)
-        self.allocator: Allocator = chosen(frames, release_below, self.tmem.entries_of)
+        self.allocator: Allocator = chosen(frames, below.release, self.tmem.entries_of)
         # How frames come back, and how they leave.
         ouroboros = Ouroboros(frames, self.allocator, self.tmem, self.statistics)
-        readback = Readback(frames, tier, seal, books) if tier else None
+        readback = Readback(frames, below, seal, books) if tiers else None
         self._fetcher = Fetcher(frames, readback, books, ouroboros.eat) if readback else None
         self.compactor = self.recompressor = None
         if isinstance(self.allocator, Log):
@@ -91,9 +94,9 @@ class Store:
             self.compactor = Compactor(frames, self.allocator, packing, readback, books)
             if recompress:
                 self.recompressor = Recompressor(frames, self.allocator, packing, recompress, books)
-        self.flights = Flights(frames, self.allocator, tier, seal, books, release_below)
+        self.flights = Flights(frames, self.allocator, below, seal, books)
         reclaimer = self.reclaimer = Reclaimer(
-            frames, self.allocator, tier, self.flights, ouroboros, books, self.compactor, self.recompressor
+            frames, self.allocator, below, self.flights, ouroboros, books, self.compactor, self.recompressor
         )
         # What is done with pages.
         admission = self.admission = Admission(admit, budget_bytes, self.statistics)
@@ -226,8 +229,7 @@ class Store:
         self.frames.fault_ahead()
         for thing in self.tmem.objects():
             thing.table.fault_ahead()
-        if self.tier:
-            self.tier.fault_ahead()
+        self.below.fault_ahead()
 
     def populate(self, beat: Callable[[], None] = lambda: None) -> None:
         """Fault in everything that puts and gets touch: the RAM slots, and the tables as far as
@@ -244,18 +246,6 @@ class Store:
         return self.frames.memory.is_populated()
 
     def close(self) -> None:
-        """End background reclaim and let go of the tier."""
+        """End background reclaim and let go of the tiers."""
         self.reclaimer.stop()
-        if self.tier:
-            self.tier.close()
-
-
-def _releasing(tier: Tier | None) -> ReleaseBelow:
-    """What gives slots of the tier back, under the lock."""
-
-    def release_below(slot: int) -> None:
-        if slot:
-            assert tier
-            tier.release(slot)
-
-    return release_below
+        self.below.close()

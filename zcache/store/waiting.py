@@ -32,7 +32,7 @@ class Waiting:
         self._reclaimer = reclaimer
         self._invalidation = invalidation
         self._partial_write = partial_write
-        self._lock, self._statistics, _ = books
+        self._lock, self._statistics = books.lock, books.statistics
         self._runs: list[tuple[TmemObject, range]] = []
 
     def begin(self, thing: TmemObject, pages: range) -> None:

@@ -182,7 +182,7 @@ def store_that_just_suffices(name: str, page_count: int, has_tier: bool) -> Stor
         return small_store(frames, allocator=name)
     budget_frames = chosen.min_budget_frames
     tier = MemoryTier(max(frames - budget_frames, 1), chosen.frame_bytes)
-    return small_store(budget_frames, tier=tier, allocator=name)
+    return small_store(budget_frames, tiers=[tier], allocator=name)
 
 
 @pytest.mark.parametrize("has_tier", [False, True])
@@ -224,7 +224,7 @@ def test_a_store_that_is_too_small_says_so_and_comes_to_an_end(rng: random.Rando
     """Packing and writing back never go round in a circle."""
     chosen = ALLOCATORS[name]
     tier = MemoryTier(3, chosen.frame_bytes)
-    store = small_store(chosen.min_budget_frames, tier=tier, allocator=name)
+    store = small_store(chosen.min_budget_frames, tiers=[tier], allocator=name)
     thing = new_object(store, 1000)
     failed = 0
     for _ in range(1500):

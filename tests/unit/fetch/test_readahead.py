@@ -6,7 +6,7 @@ import random
 import pytest
 
 from tests.support.pages import page_with_zpage_of
-from tests.support.stores import drop_clean_frames, get, new_object, put, small_store
+from tests.support.stores import drop_clean_frames, get, new_object, put, small_store, tier_of
 from tests.support.tiers import MemoryTier
 from zcache.control.check import check
 from zcache.fetch.readahead import MAX_WINDOW, PROBE_EVERY, WATCHED
@@ -29,9 +29,8 @@ class ColdStore:
             pass
         drop_clean_frames(self.store)
         assert self.store.frames.cold and not self.store.frames.resident
-        assert isinstance(self.store.tier, MemoryTier)
         self.transfers = 0
-        self.store.tier.before_read = self._count
+        tier_of(self.store).before_read = self._count
 
     def _count(self) -> None:
         self.transfers += 1
@@ -78,7 +77,7 @@ def test_it_is_tried_again_when_reads_come_in_order(rng: random.Random) -> None:
 def test_a_frame_that_cannot_be_read_along_fails_nobody(rng: random.Random) -> None:
     cold = ColdStore(rng, "zbud")
     store, thing = cold.store, cold.thing
-    tier = store.tier
+    tier = tier_of(store)
     assert isinstance(tier, MemoryTier)
     bad = store.frames.below[thing.table.entries[11] & 0x7FFFFFFF]
     read = tier.read
@@ -88,9 +87,9 @@ def test_a_frame_that_cannot_be_read_along_fails_nobody(rng: random.Random) -> N
             raise OSError(errno.EIO, "Input/output error")
         read(first_slot, frames)
 
-    store.tier.read = fails_at_one  # type: ignore[method-assign, union-attr]
+    tier_of(store).read = fails_at_one  # type: ignore[method-assign, assignment]
     cold.read(10)
-    assert store.statistics.fetch_errors == 0 and not store.health.damaged
+    assert store.statistics.fetch_errors == 0 and not store.damage.frames
     assert store.statistics.fetch_retries == 0  # of what was asked for, it was the first
     check(store)
 
@@ -99,9 +98,8 @@ def test_nor_costs_it_patience(rng: random.Random) -> None:
     """A transfer that took long, and failed for the frame that nobody had asked for."""
     cold = ColdStore(rng, "zbud")
     store, thing = cold.store, cold.thing
-    assert isinstance(store.tier, MemoryTier)
-    store.tier.bad_slots = {store.frames.below[thing.table.entries[11] & 0x7FFFFFFF]}
-    store.tier.transfer_seconds = 10.0
+    tier_of(store).bad_slots = {store.frames.below[thing.table.entries[11] & 0x7FFFFFFF]}
+    tier_of(store).transfer_seconds = 10.0
     cold.read(10)
     assert cold.transfers == 2
     check(store)
@@ -110,8 +108,7 @@ def test_nor_costs_it_patience(rng: random.Random) -> None:
 def test_a_frame_that_was_changed_below_is_not_read_along(rng: random.Random) -> None:
     cold = ColdStore(rng, "zbud")
     store, thing = cold.store, cold.thing
-    assert isinstance(store.tier, MemoryTier)
-    store.tier.flip_bit(store.frames.below[thing.table.entries[11] & 0x7FFFFFFF], 100)
+    tier_of(store).flip_bit(store.frames.below[thing.table.entries[11] & 0x7FFFFFFF], 100)
     cold.read(10)
     assert store.statistics.checksum_errors == store.statistics.fetch_retries == store.statistics.readahead_frames == 0
     check(store)

@@ -5,8 +5,7 @@ import random
 import pytest
 
 from tests.support.pages import page_with_zpage_of, raw_page
-from tests.support.stores import get, new_object, put, small_store
-from tests.support.tiers import MemoryTier
+from tests.support.stores import get, new_object, put, small_store, tier_of
 from zcache.control.check import check
 from zcache.pageframes import PageFrames, State
 from zcache.pageframes.states import ALLOWED
@@ -38,7 +37,7 @@ def test_the_life_of_a_frame(rng: random.Random) -> None:
     assert get(store, thing, 0) == pages[0]
     assert state_of(store, thing, 0) == State.CLEAN  # read back, in the place of another CLEAN one
     store.flush(thing, 0, 10)
-    assert store.frames.resident == store.frames.cold == 0 and store.tier and store.tier.used_slots == 0
+    assert store.frames.resident == store.frames.cold == 0 and tier_of(store).used_slots == 0
     check(store)
 
 
@@ -56,16 +55,15 @@ def test_only_the_transitions_of_the_table(old: State, new: State) -> None:
 
 def test_the_oldest_frames_leave_first_and_in_one_write(rng: random.Random) -> None:
     store = small_store(budget_frames=8, below_frames=8)
-    tier = store.tier
-    assert isinstance(tier, MemoryTier)
+    tier = tier_of(store)
     thing = new_object(store, 16)
     for index in range(8):
         put(store, thing, index, raw_page(rng))
     order = [decode_zpage(thing.table.entries[index]).frame for index in range(8)]
     with store.lock:
-        first_slot, first_birth, batch = store.flights.start(5)
-    assert batch == order[:5] and first_slot == 1
-    store.flights.fly(first_slot, first_birth, batch)
+        flight = store.flights.start(store.below.places[0], 5)
+    assert flight.frames == order[:5] and flight.first_slot == 1
+    store.flights.fly(flight)
     assert tier.write_sizes == [5]
     assert [store.frames.below[frame] for frame in order[:5]] == [1, 2, 3, 4, 5]
     check(store)
@@ -78,8 +76,8 @@ def test_a_frame_that_was_read_gets_a_second_chance(rng: random.Random) -> None:
         put(store, thing, index, raw_page(rng))
     get(store, thing, 0)
     with store.lock:
-        first_slot, first_birth, batch = store.flights.start(2)
-    store.flights.fly(first_slot, first_birth, batch)
+        flight = store.flights.start(store.below.places[0], 2)
+    store.flights.fly(flight)
     assert [state_of(store, thing, index) for index in range(4)] == [State.DIRTY, State.CLEAN, State.CLEAN, State.DIRTY]
     check(store)
 

@@ -35,8 +35,8 @@ def store_of_text(rng: random.Random) -> tuple[Store, TmemObject, dict[int, byte
 
 def rest(store: Store, seconds: float = REST_SECONDS) -> int:
     """How many frames are compressed once more when so much time has passed."""
-    assert store.recompressor and isinstance(store.health.clock, FakeClock)
-    store.health.clock.seconds += seconds
+    assert store.recompressor and isinstance(store.clock, FakeClock)
+    store.clock.seconds += seconds
     count = 0
     while store.recompressor.recompress_rested():
         count += 1
@@ -121,13 +121,13 @@ def test_tidying_stops_while_a_put_waits(rng: random.Random) -> None:
     store, _, _ = store_of_text(rng)
     rest(store, 0)
     rest(store, REST_SECONDS - 1)
-    assert isinstance(store.health.clock, FakeClock)
-    store.health.clock.seconds += REST_SECONDS
+    assert isinstance(store.clock, FakeClock)
+    store.clock.seconds += REST_SECONDS
     store.reclaimer._waiting_puts = 1
     assert not store.reclaimer.tidy()
     store.reclaimer._waiting_puts = 0
     assert store.recompressor and store.recompressor.recompress_rested() is False  # noted just now
-    store.health.clock.seconds += REST_SECONDS
+    store.clock.seconds += REST_SECONDS
     assert store.reclaimer.tidy()
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.pages import raw_page
-from tests.support.stores import new_object, put, settings_of, small_store
-from tests.support.tiers import MemoryTier
+from tests.support.stores import new_object, put, settings_of, small_store, tier_of
 from zcache.client import command as cli
 from zcache.control.ask import ask
 from zcache.control.listener import ControlSocket
@@ -20,7 +19,8 @@ from zcache.errors import StoreFull
 from zcache.pages.entry import decode_zpage
 from zcache.pages.tmem import TmemObject
 from zcache.store.store import Store
-from zcache.tiers.health import REMEMBERED_FRAMES, UNREADABLE, Health
+from zcache.tiers.damage import REMEMBERED_FRAMES, UNREADABLE
+from zcache.tiers.health import Health
 
 
 class Served:
@@ -29,8 +29,7 @@ class Served:
     def __init__(self, path: Path, rng: random.Random) -> None:
         self.path = path
         self.store: Store = small_store(4, 16)
-        assert isinstance(self.store.tier, MemoryTier)
-        self.tier = self.store.tier
+        self.tier = tier_of(self.store)
         self.pages: TmemObject = new_object(self.store, 16)
         put(self.store, self.pages, 0, *(raw_page(rng) for _ in range(4)))
 
@@ -93,13 +92,12 @@ def test_memory_that_changed_by_itself_is_never_over(served: Served) -> None:
 def test_more_damaged_frames_than_are_remembered(served: Served) -> None:
     """The memory for them is bounded; what is said is then a lower bound, and goes with the frames
     all the same."""
-    health: Health = served.store.health
-    frames = served.store.frames
+    damage, frames = served.store.damage, served.store.frames
     frame = decode_zpage(served.pages.table.entries[0]).frame
     for number in range(REMEMBERED_FRAMES + 10):
-        health.mark(frame if number == 0 else (1 << 20) + number, frames.birth[frame], UNREADABLE)
-    assert len(health.damaged) == REMEMBERED_FRAMES
-    health.damaged = {frame: (frames.birth[frame], UNREADABLE)}
+        damage.mark(frame if number == 0 else (1 << 20) + number, frames.birth[frame], UNREADABLE)
+    assert len(damage.frames) == REMEMBERED_FRAMES
+    damage.frames = {frame: (frames.birth[frame], UNREADABLE)}
     assert "1 frame below could not be read" in ask(served.path, "status")["reasons"][0]
     served.store.flush(served.pages, 0, 1)
     assert ask(served.path, "status")["state"] == "ok"
@@ -107,12 +105,12 @@ def test_more_damaged_frames_than_are_remembered(served: Served) -> None:
 
 def test_a_slow_transfer_is_forgotten_by_the_next_that_is_slow_a_while_later() -> None:
     clock = FakeClock()
-    health, frames = Health(clock), small_store(4, 16).frames
+    health = Health(clock)
     for seconds, said in (9.0, "9.0 s"), (2.0, "9.0 s"), (3.0, "3.0 s"):
         if said == "3.0 s":
             clock.sleep(61)
-            assert not health.reasons(frames, 0, 0)
+            assert health.slowness() == ""
         transfer = health.begin_transfer()
         clock.sleep(seconds)
         assert health.end_transfer(transfer)
-        assert health.reasons(frames, 0, 0) == [f"the disk is slow: a transfer took {said}, 0 s ago"]
+        assert health.slowness() == f"a transfer took {said}, 0 s ago"

@@ -1,0 +1,130 @@
+"""A store over several tiers: where frames go when one is full, or fails; and that what is in one
+has nothing to do with the health of another."""
+
+import random
+
+import pytest
+
+from tests.support.clock import FakeClock
+from tests.support.pages import raw_page
+from tests.support.stores import get, new_object, put, small_store
+from tests.support.tiers import MemoryTier
+from zcache.control.check import check
+from zcache.control.reasons import reasons
+from zcache.errors import PageDamaged, StoreFull
+from zcache.pages.entry import decode_zpage
+from zcache.pages.tmem import TmemObject
+from zcache.store.store import Store
+from zcache.tiers.backoff import LAST_REST_SECONDS, PATIENCE_SECONDS
+
+BUDGET = 8
+PAGES = 40
+
+
+class Bench:
+    """Raw pages over two tiers; `warm` has room for four frames."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        clock = FakeClock()
+        self.warm, self.cold = MemoryTier(4, clock=clock), MemoryTier(30, clock=clock)
+        self.store: Store = small_store(BUDGET, tiers=[self.warm, self.cold], allocator="zbud")
+        self.thing: TmemObject = new_object(self.store, PAGES)
+        self.pages: dict[int, bytes] = {}
+
+    def put(self, *indexes: int) -> None:
+        for index in indexes:
+            self.pages[index] = raw_page(self.rng)
+            put(self.store, self.thing, index, self.pages[index])
+
+    def clean(self) -> bool | None:
+        return self.store.reclaimer.clean_some()
+
+    def used(self) -> tuple[int, int]:
+        return self.warm.used_slots, self.cold.used_slots
+
+    def slot_of(self, index: int) -> int:
+        return self.store.frames.below[decode_zpage(self.thing.table.entries[index]).frame]
+
+    def check(self) -> None:
+        """Every page is what was put, and the books balance."""
+        for index, page in self.pages.items():
+            assert get(self.store, self.thing, index) == page
+        check(self.store)
+
+
+@pytest.fixture
+def bench(rng: random.Random) -> Bench:
+    return Bench(rng)
+
+
+def test_the_warmest_is_filled_first_and_a_write_ends_where_it_ends(bench: Bench) -> None:
+    bench.put(*range(BUDGET))
+    assert bench.clean() is True and bench.used() == (4, 0)
+    assert bench.clean() is True and bench.used() == (4, 4)
+    assert (bench.warm.write_sizes, bench.cold.write_sizes) == ([4], [4])
+    assert [bench.slot_of(index) for index in range(BUDGET)] == [*range(1, BUDGET + 1)]
+    bench.put(*range(BUDGET, 30))
+    bench.check()
+    bench.store.flush(bench.thing, 0, PAGES)
+    check(bench.store)
+    assert bench.used() == (0, 0)
+
+
+def test_neighbours_in_two_tiers_are_two_reads(bench: Bench) -> None:
+    bench.put(*range(BUDGET))
+    while bench.clean():
+        pass
+    bench.put(*range(BUDGET, 2 * BUDGET))  # and all those are below only
+    bench.warm.tries = bench.cold.tries = 0
+    assert get(bench.store, bench.thing, 2, 4) == b"".join(bench.pages[index] for index in range(2, 6))
+    assert (bench.warm.tries, bench.cold.tries) == (1, 1)
+    bench.check()
+
+
+def test_one_that_fails_is_passed_over_and_tried_again(bench: Bench) -> None:
+    bench.warm.failing_writes = 1
+    bench.put(*range(BUDGET))
+    assert bench.clean() is False and bench.used() == (0, 0)
+    assert "writeback has been failing" in reasons(bench.store, 0)[0]
+    assert bench.clean() is True and bench.used() == (0, 8)
+    assert reasons(bench.store, 0), "that the other works says nothing of this one"
+    bench.put(*range(BUDGET, 2 * BUDGET))
+    bench.store.clock.sleep(LAST_REST_SECONDS)
+    assert bench.clean() is True and bench.warm.used_slots
+    assert not reasons(bench.store, 0)
+    bench.check()
+
+
+def test_a_put_waits_for_the_one_that_has_room_and_not_for_the_one_that_is_full(bench: Bench) -> None:
+    bench.put(*range(BUDGET + 4))
+    assert bench.warm.used_slots == 4
+    bench.cold.failing_writes = 1 << 20
+    began = bench.store.clock.now()
+    with pytest.raises(StoreFull, match="the backing cannot be written"):
+        while True:
+            bench.put(len(bench.pages))
+    lost = max(bench.pages)
+    del bench.pages[lost]
+    assert bench.store.clock.now() - began < 2 * PATIENCE_SECONDS
+    bench.cold.failing_writes = 0
+    bench.store.clock.sleep(LAST_REST_SECONDS)
+    bench.put(lost)
+    bench.check()
+
+
+def test_what_is_in_one_is_read_while_the_other_is_dead(bench: Bench) -> None:
+    bench.put(*range(30))
+    in_warm = [index for index in range(30) if 0 < bench.slot_of(index) <= 4]
+    in_cold = [index for index in range(30) if bench.slot_of(index) > 4]
+    assert in_warm and len(in_cold) > BUDGET
+    bench.warm.failing_reads = 1 << 20
+    for index in in_cold:
+        assert get(bench.store, bench.thing, index) == bench.pages[index]
+    with pytest.raises(PageDamaged, match="injected read error"):
+        get(bench.store, bench.thing, in_warm[0])
+    warm, cold = bench.store.below.places
+    assert warm.health.reading.failures and not cold.health.reading.failures
+    bench.warm.failing_reads = 0
+    bench.check()
+    assert not reasons(bench.store, 0)

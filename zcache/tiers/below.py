@@ -1,0 +1,114 @@
+"""What is below RAM: tiers from warm to cold, in one row of slots.
+
+A frame knows one number, that of its slot below (`PageFrames.below`). So slots are numbered
+through: those of the first tier from 1, then those of the next. Each tier has a health of its own.
+Frames go to the first tier that has room and may be tried now: one that fails is passed over until
+its rest is over, and then tried before those behind it.
+
+Locking: the store's lock, but for `Place.write` and `Place.read`. Cost: nothing on the hot paths; a
+comparison for each frame that gives its slot back.
+"""
+
+from collections.abc import Sequence
+
+from zcache.clock import Clock
+from zcache.tiers import Tier
+from zcache.tiers.health import Health
+
+
+class Place:
+    """One tier, and where its slots are in the row: from `before + 1` to `last`."""
+
+    def __init__(self, tier: Tier, before: int, clock: Clock) -> None:
+        self.tier = tier
+        self.before = before
+        self.last = before + tier.slot_count
+        self.health = Health(clock)
+
+    def has_room(self) -> bool:
+        """Whether a slot is free."""
+        return self.tier.used_slots < self.tier.slot_count
+
+    def reserve(self, count: int) -> tuple[int, int]:
+        """Up to `count` consecutive free slots: the first, and how many."""
+        first, count = self.tier.reserve(count)
+        return first + self.before, count
+
+    def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        """Frames to consecutive slots of this tier; raises what the tier does."""
+        self.tier.write(first_slot - self.before, frames)
+
+    def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        """From consecutive slots of this tier; raises what the tier does."""
+        self.tier.read(first_slot - self.before, frames)
+
+
+class Below:
+    """The row; empty where there is nothing below RAM."""
+
+    def __init__(self, tiers: Sequence[Tier], clock: Clock) -> None:
+        self.places: list[Place] = []
+        self.slot_count = 0
+        for tier in tiers:
+            self.places.append(Place(tier, self.slot_count, clock))
+            self.slot_count += tier.slot_count
+        #: Where a tier begins: what is read or written in one go does not go beyond.
+        self.firsts = frozenset(place.before + 1 for place in self.places)
+
+    @property
+    def used_slots(self) -> int:
+        """That frames have, or are being written to."""
+        return sum(place.tier.used_slots for place in self.places)
+
+    def place_of(self, slot: int) -> Place:
+        """The tier that a slot is in."""
+        for place in self.places:
+            if slot <= place.last:
+                return place
+        raise AssertionError(f"slot {slot} of {self.slot_count}")
+
+    def has_room(self) -> bool:
+        """Whether a slot is free, in whichever tier."""
+        return any(place.has_room() for place in self.places)
+
+    def begin_try(self) -> Place | None:
+        """Where to write now, and next: the first tier with room that is well, or may be tried
+        again; None: nowhere."""
+        return next((place for place in self.places if place.has_room() and place.health.writing.begin_try()), None)
+
+    def failing(self) -> list[Place]:
+        """The tiers that could be written to, if all of these fail. Who waits for room waits for
+        their trouble to end."""
+        those = [place for place in self.places if place.has_room()] or self.places
+        return those if all(place.health.writing.failures for place in those) else []
+
+    def is_failing(self) -> bool:
+        """Whether it is yet to be seen, of any tier, that writes work again."""
+        return any(place.health.writing.failures for place in self.places)
+
+    def is_read_well(self) -> bool:
+        """Whether the last read from each tier succeeded."""
+        return not any(place.health.reading.failures for place in self.places)
+
+    def release(self, slot: int) -> None:
+        """Give a slot back; 0 is none, as most frames have that die."""
+        if slot:
+            for place in self.places:
+                if slot <= place.last:
+                    place.tier.release(slot - place.before)
+                    break
+
+    def take_over(self, slot: int) -> None:
+        """A predecessor's frame is in this slot; raises `Imbalance` if none can be."""
+        place = self.place_of(slot) if slot <= self.slot_count else self.places[-1]
+        place.tier.take_over(slot - place.before)
+
+    def fault_ahead(self) -> None:
+        """As `Tier.fault_ahead`."""
+        for place in self.places:
+            place.tier.fault_ahead()
+
+    def close(self) -> None:
+        """Let go of all tiers."""
+        for place in self.places:
+            place.tier.close()
