@@ -126,9 +126,9 @@ class Bench:
                 return True
 
         reclaimer = self.store.reclaimer
-        reclaimer._stopped, reclaimer._wake = Stopped(), Wake()
-        reclaimer._wake.set()
-        reclaimer._run()
+        reclaimer.stopped, reclaimer.wake = Stopped(), Wake()
+        reclaimer.wake.set()
+        reclaimer.run()
 
 
 @pytest.fixture

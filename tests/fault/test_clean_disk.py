@@ -86,7 +86,7 @@ def test_a_flush_that_fails_leaves_nothing_in_the_pool(tmp_path: Path, content: 
     file.failing_flushes = 1
     with pytest.raises(OSError, match="Input/output"):
         disk.flush()
-    assert disk._store.statistics.ephemeral_pages == 0
+    assert disk.store.statistics.ephemeral_pages == 0
     assert read(disk, 0, len(content)) == content
     disk.flush()
     disk.close()
@@ -97,7 +97,7 @@ def test_a_read_that_fails_puts_nothing(tmp_path: Path, content: bytes) -> None:
     file.failing_reads = 1
     with pytest.raises(OSError, match="Input/output"):
         read(disk, 0, 8192)
-    assert disk._store.statistics.ephemeral_pages == 0 and disk.troubles()
+    assert disk.store.statistics.ephemeral_pages == 0 and disk.troubles()
     assert read(disk, 0, 8192) == content[:8192] and not disk.troubles()
     disk.close()
 
@@ -146,7 +146,7 @@ def test_a_put_that_fails_fails_no_read(tmp_path: Path, content: bytes, monkeypa
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(disk._store, "put", fail)
+        patched.setattr(disk.store, "put", fail)
         assert read(disk, 0, 8192) == content[:8192]
     assert "MemoryError" in disk.troubles()[0]
     disk.close()
@@ -159,10 +159,10 @@ def test_a_scan_in_pieces_is_one_reading(tmp_path: Path, content: bytes, piece: 
     for offset in range(0, len(content), piece):
         length = min(piece, len(content) - offset)
         assert read(disk, offset, length) == content[offset : offset + length]
-    assert disk._store.statistics.ephemeral_pages == 0
+    assert disk.store.statistics.ephemeral_pages == 0
     for offset in range(0, len(content), piece):
         read(disk, offset, min(piece, len(content) - offset))
-    assert disk._store.statistics.ephemeral_pages > 0
+    assert disk.store.statistics.ephemeral_pages > 0
     disk.close()
 
 

@@ -102,14 +102,14 @@ def test_what_a_get_saw_before_it_waited_for_a_fetch_slot_is_not_believed(
     put(store, thing, 8, *(raw_page(rng) for _ in range(4)))
     store.flush(thing, 8, 4)
     new = page_with_zpage_of(rng, 300)
-    frames, fetcher = store.frames, store._fetcher
+    frames, fetcher = store.frames, store.fetcher
     assert fetcher
     slots = [frames.slots.take_fetch() for _ in range(frames.slots.fetch_count)]
     get_thread: list[bytes] = []
-    look_up = fetcher._look_up
+    look_up = fetcher.look_up
 
     def bring_the_first_back_then_look(*arguments: Any) -> Any:
-        monkeypatch.setattr(fetcher, "_look_up", look_up)
+        monkeypatch.setattr(fetcher, "look_up", look_up)
         frame = frame_of(thing, 0)
         spare = adopt(frames, frame, fill(frame))
         slots.append(spare)
@@ -120,10 +120,10 @@ def test_what_a_get_saw_before_it_waited_for_a_fetch_slot_is_not_believed(
         tier.read(frames.below[frame], [frames.ram_view[slot * 4096 : (slot + 1) * 4096]])
         return slot
 
-    monkeypatch.setattr(fetcher, "_look_up", bring_the_first_back_then_look)
+    monkeypatch.setattr(fetcher, "look_up", bring_the_first_back_then_look)
     reader = threading.Thread(target=lambda: get_thread.append(get(store, thing, 0, 2)))
     reader.start()
-    while not fetcher._readback.slot_returned._waiters:  # type: ignore[attr-defined]
+    while not fetcher.readback.slot_returned._waiters:  # type: ignore[attr-defined]  # noqa: SLF001
         assert reader.is_alive(), "the get did not wait"
         time.sleep(0.001)
     if trimmed:
@@ -133,7 +133,7 @@ def test_what_a_get_saw_before_it_waited_for_a_fetch_slot_is_not_believed(
     with store.lock:
         for slot in slots:
             frames.slots.give_fetch(slot)
-        fetcher._readback.slot_returned.notify_all()
+        fetcher.readback.slot_returned.notify_all()
     reader.join(timeout=10)
     assert get_thread == [(bytes(4096) if trimmed else new) + pages[1]]
     assert store.statistics.decode_errors == 0

@@ -201,7 +201,7 @@ def test_the_frame_is_written_below_meanwhile(rng: random.Random) -> None:
     def meanwhile(here: Interrupted) -> None:
         while here.store.frames.state[here.frame] != State.CLEAN:
             assert here.store.frames.queue_length[0]
-            here.store.reclaimer._recompressor = None
+            here.store.reclaimer.recompressor = None
             here.store.reclaimer.clean_some()
 
     here = Interrupted(rng, meanwhile)
@@ -255,7 +255,7 @@ def test_background_reclaim_packs_what_a_put_is_reading_to_pack(rng: random.Rand
 
     def reclaim() -> None:
         nonlocal hooks
-        if store.reclaimer._waiting_puts:
+        if store.reclaimer.waiting_puts:
             hooks += 1
             setattr(tier, moment, lambda: None)
             store.reclaimer.clean_some()
@@ -392,8 +392,8 @@ def test_background_reclaim_is_woken_whatever_the_budget(rng: random.Random, bud
     thing = new_object(store, 8000)
     index = 0
     while store.frames.available >= store.reclaimer.low_watermark:
-        assert not store.reclaimer._wake.is_set()
+        assert not store.reclaimer.wake.is_set()
         put(store, thing, index, raw_page(rng))
         index += 1
     put(store, thing, index, raw_page(rng))
-    assert store.reclaimer._wake.is_set() and store.frames.available >= store.reclaimer.low_watermark - 1
+    assert store.reclaimer.wake.is_set() and store.frames.available >= store.reclaimer.low_watermark - 1

@@ -282,7 +282,7 @@ def test_shutdown_in_the_middle_of_writeback(rng: random.Random, monkeypatch: py
     assert begun.wait(timeout=10)
     end = threading.Thread(target=store.close)
     end.start()
-    while not store.reclaimer._stopped.is_set():
+    while not store.reclaimer.stopped.is_set():
         time.sleep(0.001)
     assert said == ["write"] and end.is_alive()
     go_on.set()

@@ -64,7 +64,9 @@ class Client:
         self._depth = 0
         self._busy = range(0)  # pages of the put or modify that this one is in the middle of
         self._about = range(0)  # pages of the last operation that was not in the middle of another
-        self._meanwhile: dict[int, list[bytes | None]] = {}  # what operations in the middle of this one made of pages
+        self.happened_meanwhile: dict[
+            int, list[bytes | None]
+        ] = {}  # what operations in the middle of this one made of pages
 
     # -- choosing
     # ----------------------------------------------------------------------------------------------
@@ -171,7 +173,7 @@ class Client:
             self._busy = outer
         if full:
             entries = self.thing.table.entries[first : first + count].tolist()
-            assert max(entries) >= LOST or self._meanwhile, "a put failed, and lost nothing"
+            assert max(entries) >= LOST or self.happened_meanwhile, "a put failed, and lost nothing"
             made: list[bytes | None] = [None if e >= LOST else p for e, p in zip(entries, pages, strict=True)]
         else:
             made = [*pages]
@@ -179,12 +181,12 @@ class Client:
 
     def _begin(self, first: int, count: int, writes: bool) -> None:
         if not self._depth:
-            self._meanwhile.clear()
+            self.happened_meanwhile.clear()
             self._about = range(first, first + count)
             self.may_lose = self._about if writes else range(0)
 
     def _publish(self, first: int, made: list[bytes | None]) -> None:
-        meanwhile = self._meanwhile
+        meanwhile = self.happened_meanwhile
         for index, page in enumerate(made, first):
             if self._depth:
                 meanwhile.setdefault(index, []).extend([page, *self.unsure.pop(index, ())])
@@ -219,22 +221,22 @@ class Client:
                     model.pop(index, None)  # gone, or zeros as they were put: the same to us
                     wanted[index - first] = ZEROS
         if None not in wanted and out == b"".join(wanted):  # type: ignore[arg-type]
-            if self.unsure and not self._meanwhile:
+            if self.unsure and not self.happened_meanwhile:
                 for index in range(first, first + count):
                     self.unsure.pop(index, None)
             return
         for index, known in enumerate(wanted, first):
             page = bytes(out[(index - first) * 4096 : (index - first + 1) * 4096])
             if page != known:
-                others = [model.get(index, ZEROS), *self.unsure.get(index, ()), *self._meanwhile.get(index, ())]
+                others = [model.get(index, ZEROS), *self.unsure.get(index, ()), *self.happened_meanwhile.get(index, ())]
                 assert page in others, (
                     f"page {index} is neither {_show(known)} nor {[*map(_show, others)]}: {_show(page)}"
                 )
-            if index not in self._meanwhile:
+            if index not in self.happened_meanwhile:
                 self.unsure.pop(index, None)
                 model[index] = page
                 if self._depth:
-                    self._meanwhile[index] = [page]
+                    self.happened_meanwhile[index] = [page]
 
     def flush(self, first: int, count: int) -> None:
         """Trimmed pages read as zeros."""
@@ -245,18 +247,18 @@ class Client:
         stop = first + count
         if self._depth:
             for index in range(max(first, self._busy.start), min(stop, self._busy.stop)):
-                self._meanwhile.setdefault(index, []).append(ZEROS)
+                self.happened_meanwhile.setdefault(index, []).append(ZEROS)
         for index in [index for index in self.model if first <= index < stop]:
             del self.model[index]
             others = self.unsure.pop(index, ())
             if self._depth:
-                self._meanwhile.setdefault(index, []).extend([ZEROS, *others])
+                self.happened_meanwhile.setdefault(index, []).extend([ZEROS, *others])
 
     def modify(self, index: int) -> None:
         """Bytes of a page change, and no others, whoever put or trimmed it meanwhile."""
         if index in self.unsure:
             self.get(index, 1)
-            if index in self.unsure or index in self._meanwhile:
+            if index in self.unsure or index in self.happened_meanwhile:
                 return
         self.operations += 1
         rng = self.rng
@@ -319,10 +321,10 @@ class Client:
         allowed = [
             index
             for index, page in enumerate(wanted, first)
-            if page is None or None in self.unsure.get(index, ()) or None in self._meanwhile.get(index, ())
+            if page is None or None in self.unsure.get(index, ()) or None in self.happened_meanwhile.get(index, ())
         ]
         assert allowed, "a page is lost whose put did not fail"
-        if len(wanted) == 1 and first not in self._meanwhile:
+        if len(wanted) == 1 and first not in self.happened_meanwhile:
             self.model[first] = None
             self.unsure.pop(first, None)
 

@@ -345,10 +345,15 @@ class World:
         if not left:
             return
         zeros: list[bytes | None] = [bytes(4096)]
-        changed = {*client._meanwhile, *client.may_lose}
+        changed = {*client.happened_meanwhile, *client.may_lose}
         changed.update(i for i in before.keys() | client.model.keys() if self._allowed(i) != before.get(i, zeros))
         for index in changed:
-            possible = [*before.get(index, zeros), *self._allowed(index), *client._meanwhile.get(index, ()), None]
+            possible = [
+                *before.get(index, zeros),
+                *self._allowed(index),
+                *client.happened_meanwhile.get(index, ()),
+                None,
+            ]
             client.model[index], client.unsure[index] = possible[0], possible[1:]
         os.close(self.descriptor)
         self._go_on(*left[0])
@@ -367,7 +372,7 @@ class World:
             is_ephemeral = client.thing.kind is Kind.EPHEMERAL
             client.store = store
             client.thing = new_object(store, EPHEMERAL_PAGES, Kind.EPHEMERAL) if is_ephemeral else thing
-            client._meanwhile.clear()
+            client.happened_meanwhile.clear()
             if is_ephemeral:
                 client.model.clear()
         pool = store.tmem.new_pool(Kind.EPHEMERAL)

@@ -39,7 +39,7 @@ class Looked:
         self.said: list[str] = []
         monkeypatch.setattr(voice, "say", self.said.append)
         self.keeper = Keeper(StateFolder(folder), folder / "nbd.sock", [], 2)
-        self.keeper._device.reconnection = object()  # type: ignore[assignment]
+        self.keeper.device.reconnection = object()  # type: ignore[assignment]
         monkeypatch.setattr(self.keeper.succession, "serves", lambda: True)
         self.turns(2)
         self.first, self.standby = (server for server, _ in servers.started)
@@ -48,10 +48,10 @@ class Looked:
 
     def turns(self, count: int) -> None:
         for _ in range(count):
-            assert self.keeper._turn() is None
+            assert self.keeper.turn() is None
 
     def replaces_a_server_that_dies(self) -> bool:
         self.keeper.succession.server.kill()
-        assert self.keeper.succession.server._wait(10)
+        assert self.keeper.succession.server.wait(10)
         self.turns(3)
         return self.keeper.succession.server is self.standby

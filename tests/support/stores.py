@@ -203,6 +203,6 @@ def frame_of(thing: TmemObject, index: int) -> int:
 
 def wait_for_a_waiter(store: Store, thread: threading.Thread) -> None:
     """Until a thread waits for a flight to land."""
-    while not store.reclaimer.landed._waiters:  # type: ignore[attr-defined]
+    while not store.reclaimer.landed._waiters:  # type: ignore[attr-defined]  # noqa: SLF001
         assert thread.is_alive(), "it did not wait"
         time.sleep(0.001)

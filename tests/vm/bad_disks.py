@@ -62,7 +62,7 @@ class Client:
     def __init__(self, server: GuestServer) -> None:
         self.server = server
         self.connection = server.connect()
-        self._model: dict[int, int | None] = {}  # page to the seed of its bytes; None: lost
+        self.model: dict[int, int | None] = {}  # page to the seed of its bytes; None: lost
         self._seeds = iter(range(1, 1 << 30))
 
     @staticmethod
@@ -78,12 +78,12 @@ class Client:
             begin = time.monotonic()
             try:
                 self.connection.pwrite(b"".join(map(self.bytes_of, seeds)), start * PAGE)
-                self._model.update(enumerate(seeds, start))
+                self.model.update(enumerate(seeds, start))
             except nbd.Error as error:
                 refused.append(time.monotonic() - begin)
                 assert error.errno == "ENOSPC", error
                 for page, seed in enumerate(seeds, start):  # those before the one that found no room are stored
-                    self._model[page] = seed if self.read(page) == self.bytes_of(seed) else None
+                    self.model[page] = seed if self.read(page) == self.bytes_of(seed) else None
         return len(refused), refused
 
     def read(self, page: int) -> bytes | None:
@@ -98,7 +98,7 @@ class Client:
         """Read all pages, singly: those that are errors though their write was taken. Nothing is
         ever wrong."""
         errors = []
-        for page, seed in self._model.items():
+        for page, seed in self.model.items():
             got = self.read(page)
             if seed is None:
                 assert got is None, f"page {page} is lost and was read"
@@ -110,11 +110,11 @@ class Client:
 
     def expected(self, page: int) -> bytes | None:
         """What was written there last; None if that was refused."""
-        seed = self._model[page]
+        seed = self.model[page]
         return None if seed is None else self.bytes_of(seed)
 
     def lost(self) -> list[int]:
-        return [page for page, seed in self._model.items() if seed is None]
+        return [page for page, seed in self.model.items() if seed is None]
 
     def write_again(self, pages: list[int]) -> None:
         for page in pages:
@@ -423,7 +423,7 @@ def death_on_a_bad_disk() -> None:
         first.process.kill()
         first.process.wait()
         with serving(disk.path, word, descriptors=(image,)) as second:
-            second._model = client._model
+            second.model = client.model
             assert second.look() == []
             disk.be_well()
             assert second.write()[0] == 0

@@ -6,11 +6,12 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from zcache.bench import ablation, groups
+from zcache.bench import ablation, against, groups
 from zcache.bench.breathing import __main__ as breathing
 from zcache.bench.clean import __main__ as clean
 from zcache.bench.filesystems import __main__ as filesystems
@@ -43,7 +44,8 @@ def compare(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measures the store beside its codec, zcache beside nbdkit's own plugins, and one server beside "
-        f"two. By itself, with more options, or something else: scripts/bench {{{','.join(BENCHMARKS)}}} --help",
+        f"two. By itself, with more options, or something else: scripts/bench {{{','.join(BENCHMARKS)}}} --help. "
+        f"This tree beside another: scripts/bench {{{','.join(against.COMPARABLE)}}} --against PATH",
     )
     parser.add_argument("--quick", action="store_true", help="fewer pages and rounds: under 5 minutes, figures noisier")
     parser.add_argument("--folder", type=Path, help="for the results (default: a new temporary one)")
@@ -72,7 +74,10 @@ def main() -> int:
         if words[0] not in BENCHMARKS:
             print(f"bench: {words[0]}: no such benchmark; give {', '.join(BENCHMARKS)}, or none", file=sys.stderr)
             return 2
-        benchmark = BENCHMARKS[words.pop(0)]
+        name = words.pop(0)
+        benchmark = BENCHMARKS[name]
+        if name in against.COMPARABLE and any(word.split("=")[0] == "--against" for word in words):
+            benchmark = partial(against.main, name)
     end_in_order()
     try:
         return benchmark(words)

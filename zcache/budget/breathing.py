@@ -114,7 +114,7 @@ class Breathing:
         a line each."""
         self._store = store
         self.budget = budget
-        self._gauge = gauge
+        self.gauge = gauge
         self._clock = clock
         self._vmstat = vmstat
         self._page_bytes = page_bytes
@@ -122,7 +122,7 @@ class Breathing:
         self._report = report
         self._reported: list[tuple[str, int]] = []  # the limits, as they were said last
         self._next_report_seconds = 0.0
-        self._seen = self._look()
+        self._seen = self.look()
         self._rested = False  # since the last look
         self._busy_seconds = self._swapping_seconds = clock.now()  # when there were requests, or swapping to us, last
         self._grew_seconds = self._shrank_seconds = clock.now() - HOLD_SECONDS
@@ -143,7 +143,7 @@ class Breathing:
 
     def _breathe(self) -> None:
         self.report_limit()
-        before, self._seen = self._seen, self._look()
+        before, self._seen = self._seen, self.look()
         if self._rested:
             self._rested, before = False, self._seen
         change, may_write, why = self._decide(self.pressure, before, self._seen)
@@ -174,7 +174,7 @@ class Breathing:
             return f"the budget cannot grow as was set: {tightest.in_words()}, and leaves too little"
         return ""
 
-    def _look(self) -> _Seen:
+    def look(self) -> _Seen:
         statistics = self._store.statistics
         with self._store.lock:
             written = statistics.reclaim_background + statistics.reclaim_sync
@@ -249,7 +249,7 @@ class Breathing:
     def report_limit(self) -> None:
         """Look how short memory is, and say what limits the groups set, if any do: at the start,
         and when that has changed."""
-        self.pressure = self._gauge.look()
+        self.pressure = self.gauge.look()
         limits = [(room.name, room.limit) for room in self.pressure.groups]
         if limits == self._reported or self._clock.now() < self._next_report_seconds:
             return

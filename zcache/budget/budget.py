@@ -53,7 +53,7 @@ class Budget:
         self._reclaimer = reclaimer
         self._lock = lock
         self._statistics = statistics
-        self._changed = changed
+        self.changed = changed
         self._breaths_left = 0  # until all that is absent is surely a hole
         self.least_frames = min_frames  # that `min_frames` can be
         self.min_frames = min_frames
@@ -135,7 +135,7 @@ class Budget:
 
     def _set_watermarks(self) -> None:
         self._reclaimer.set_watermarks(self._frames.budget_frames)
-        self._changed(self._frames.budget_frames)
+        self.changed(self._frames.budget_frames)
 
     def is_settled(self) -> bool:
         """Whether it is what it has to be, and nothing is left to be given back."""

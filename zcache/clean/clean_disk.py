@@ -55,7 +55,7 @@ class CleanDisk:
         self.read_only = read_only
         self.size_bytes = file.size_bytes
         self._file = file
-        self._store = store
+        self.store = store
         self._page_count = file.size_bytes >> PAGE_SHIFT
         with store.lock:
             self._pages = store.tmem.new_object(pool, len(pool.objects), self._page_count)
@@ -142,7 +142,7 @@ class CleanDisk:
                 self._misses += count
             self._read_file(first << PAGE_SHIFT, out)
             return
-        missing = self._store.find(self._pages, first, out)
+        missing = self.store.find(self._pages, first, out)
         with self._lock:
             self._gets += count
             self._misses += len(missing)
@@ -168,7 +168,7 @@ class CleanDisk:
     def _put(self, first: int, data: memoryview) -> None:
         """Whatever becomes of it, the read has its data."""
         try:
-            self._store.put(self._pages, first, data)
+            self.store.put(self._pages, first, data)
         except Exception as error:
             self._errors["put"] = f"{type(error).__name__}: {error}"
         else:
@@ -185,7 +185,7 @@ class CleanDisk:
             for reading in self._readings:
                 reading.may_be_put &= not _overlap(pages, reading.pages)
         try:
-            self._store.flush(self._pages, pages.start, len(pages))  # nothing can be put any more
+            self.store.flush(self._pages, pages.start, len(pages))  # nothing can be put any more
             yield
         finally:
             with self._lock:
@@ -239,7 +239,7 @@ class CleanDisk:
 
     def close(self) -> None:
         """Flush the object, and let go of the file; no request is under way."""
-        self._store.flush_object(self._pages)
+        self.store.flush_object(self._pages)
         self._file.close()
 
 

@@ -69,7 +69,7 @@ def check(store: Store) -> dict[str, int]:
     `EnvironmentProblem` if the store grew too fast to be copied, or there is no memory for that."""
     books = take_snapshot(store)
     found = _Found(books)
-    counted = _walk_tables(books, found)
+    counted = walk_tables(books, found)
     _compare("statistics", books.held_now, counted)
     counted["active_frames"] = _check_frames(books, found)
     _check_free(books, found)
@@ -91,7 +91,7 @@ def _unhurried(items: Iterable[T], part: int = PART_ITEMS) -> Iterator[T]:
             time.sleep(REST_SECONDS)
 
 
-def _walk_tables(books: Snapshot, found: _Found) -> dict[str, int]:
+def walk_tables(books: Snapshot, found: _Found) -> dict[str, int]:
     """What the statistics ought to say; fills `found`."""
     counted = dict.fromkeys(books.held_now, 0)
     for kind, blocks in books.tables:

@@ -29,7 +29,7 @@ class Settings:
         self, store: Store, budget: Budget, signs: Signs | None, rooms: Callable[[], Iterable[Room]] = tuple
     ) -> None:
         self._store = store
-        self._budget = budget
+        self.budget = budget
         self._signs = signs
         self._rooms = rooms
         self._setters: dict[str, Callable[[str], None]] = {
@@ -52,8 +52,8 @@ class Settings:
         """All of them; sizes in bytes."""
         frame_bytes, reclaimer = self._store.frames.frame_bytes, self._store.reclaimer
         return {
-            "budget_min_bytes": self._budget.min_frames * frame_bytes,
-            "budget_max_bytes": self._budget.max_frames * frame_bytes,
+            "budget_min_bytes": self.budget.min_frames * frame_bytes,
+            "budget_max_bytes": self.budget.max_frames * frame_bytes,
             "low_watermark_bytes": reclaimer.low_watermark * frame_bytes,
             "high_watermark_bytes": reclaimer.high_watermark * frame_bytes,
             "recompress_share": reclaimer.spare_time.share,
@@ -63,7 +63,7 @@ class Settings:
     def take_over(self) -> None:
         """Go on with what a predecessor was told."""
         kept = self._signs.setting if self._signs else lambda _name: 0
-        budget, reclaimer = self._budget, self._store.reclaimer
+        budget, reclaimer = self.budget, self._store.reclaimer
         most = self._store.frames.max_budget_frames
         budget.min_frames = min(kept("min_budget_frames"), most) or budget.min_frames
         budget.max_frames = min(kept("max_budget_frames"), most) or budget.max_frames
@@ -79,7 +79,7 @@ class Settings:
             self._signs.set(name, value)
 
     def _set_budget(self, text: str) -> None:
-        budget, frame_bytes = self._budget, self._store.frames.frame_bytes
+        budget, frame_bytes = self.budget, self._store.frames.frame_bytes
         rooms = tuple(self._rooms())
         least, most = (bound // frame_bytes for bound in parse_budget(text, LIVE_KEYS["budget"], rooms))
         possible = self._store.frames.max_budget_frames

@@ -45,7 +45,7 @@ class Fetcher:
         eat_ephemeral: Callable[[], bool],
     ) -> None:
         self._frames = frames
-        self._readback = readback
+        self.readback = readback
         self._eat_ephemeral = eat_ephemeral
         self.readahead = Readahead(frames, books.statistics)
         self._lock, self._statistics, self._damage, _ = books
@@ -59,20 +59,20 @@ class Fetcher:
         wanted = cold
         while wanted:
             with self._lock:
-                jobs = self._look_up(table, first, wanted, entries, bodies)
+                jobs = self.look_up(table, first, wanted, entries, bodies)
                 while jobs is None:
-                    self._readback.slot_returned.wait()
-                    jobs = self._look_up(table, first, wanted, entries, bodies)
+                    self.readback.slot_returned.wait()
+                    jobs = self.look_up(table, first, wanted, entries, bodies)
             if jobs:
                 try:
-                    self._readback.read(jobs)
+                    self.readback.read(jobs)
                     with self._lock:
                         self._take_over(jobs, table, first, entries, bodies)
                 finally:
-                    self._readback.give_back(jobs)
+                    self.readback.give_back(jobs)
             wanted = [index for index in wanted if not bodies[index] and 0 < entries[index] < SAME_FILLED]
 
-    def _look_up(
+    def look_up(
         self, table: memoryview, first: int, wanted: Sequence[int], entries: list[int], bodies: list[bytes]
     ) -> list[Job] | None:
         """Under the lock: what must be read for the pages wanted; None: no slot to read into is
@@ -95,7 +95,7 @@ class Fetcher:
         if not jobs:
             return None if by_frame else jobs
         more = frames.slots.fetch_count - len(jobs) - KEPT_SLOTS
-        if more > 0 and self._readback.is_well():
+        if more > 0 and self.readback.is_well():
             ahead = self.readahead.choose(table, first + len(entries), [job.frame for job in jobs])
             jobs += [Job(frames, frame, [], is_ahead=True) for frame in ahead[:more]]
         for job in jobs:  # last: nothing after it can fail for lack of memory

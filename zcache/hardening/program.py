@@ -63,14 +63,14 @@ _PT_LOAD: Final = 1
 
 def populate_program() -> None:
     """Fault in every page of the objects; raises `OSError` when there is not that much memory."""
-    for start, stop, writable in _mappings():
+    for start, stop, writable in mappings():
         memory.populate_range(start, stop, write=writable)
 
 
 def map_program() -> None:
     """In a copy made by fork(2), which has no page of a file mapped, and so none locked: map those
     that are in memory. Its data stays the original's until somebody writes to it."""
-    for start, stop, _ in _mappings():
+    for start, stop, _ in mappings():
         memory.populate_range(start, stop, write=False)
 
 
@@ -99,7 +99,7 @@ def drop_what_the_start_left() -> None:
 
 def is_populated() -> bool:
     """Whether every page is in memory, asked of the kernel."""
-    return all(memory.resident_share_of_range(start, stop) == 1.0 for start, stop, _ in _mappings())
+    return all(memory.resident_share_of_range(start, stop) == 1.0 for start, stop, _ in mappings())
 
 
 def end_of_object(start: int) -> int:
@@ -117,7 +117,7 @@ def end_of_object(start: int) -> int:
     return page_end(start - (first or 0) + end)
 
 
-def _mappings(find_end: Callable[[int], int] = end_of_object) -> Iterator[tuple[int, int, bool]]:
+def mappings(find_end: Callable[[int], int] = end_of_object) -> Iterator[tuple[int, int, bool]]:
     """Start, end and whether it can be written, of each mapping of the objects."""
     name, end = "", 0  # the object that was last seen, and where all of it ends
     followed = 0  # the end of its last mapping, where its .bss would begin

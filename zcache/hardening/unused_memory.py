@@ -57,13 +57,13 @@ def release_unused_bss(program: str = "nbdkit") -> None:
 
 def _releasable(program: str) -> Iterator[tuple[int, int]]:
     """Stretches of the insides of the buffers."""
-    for bss_start, bss_stop in _bss_of(program):
+    for bss_start, bss_stop in bss_of(program):
         for buffer in range(bss_start, bss_stop, BUFFER_BYTES):
             for start, stop in _untouched(buffer, min(buffer + BUFFER_BYTES, bss_stop)):
                 yield start + MARGIN_BYTES, stop - MARGIN_BYTES
 
 
-def _bss_of(program: str) -> Iterator[tuple[int, int]]:
+def bss_of(program: str) -> Iterator[tuple[int, int]]:
     """What the program has beyond its file: at most the anonymous mapping that follows those of the
     file (`program.py` says why not all of it)."""
     followed = end = 0

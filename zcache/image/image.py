@@ -85,10 +85,10 @@ class Image:
     def __init__(self, descriptor: int, geometry: Geometry, page_bytes: int = KERNEL_PAGE_BYTES) -> None:
         self.descriptor = descriptor
         self._page_bytes = page_bytes
-        self._spans: dict[str, tuple[int, int]] = {}
+        self.spans: dict[str, tuple[int, int]] = {}
         offset = page_end(HEADER_BYTES, page_bytes)
         for name, size_bytes in geometry.sections().items():
-            self._spans[name] = offset, size_bytes
+            self.spans[name] = offset, size_bytes
             offset = page_end(offset + size_bytes, page_bytes)
         self.size_bytes = offset
 
@@ -129,7 +129,7 @@ class Image:
         """Have memory for all sections but that of the RAM slots, rather than find out later, when
         one is touched, that there is none (SIGBUS). `go_on` is called on the way. Raises
         `OSError`."""
-        for name, (offset, size_bytes) in self._spans.items():
+        for name, (offset, size_bytes) in self.spans.items():
             if name != "ram":
                 for start in range(offset, offset + size_bytes, ALLOCATED_BYTES):
                     length = min(ALLOCATED_BYTES, offset + size_bytes - start)
@@ -152,7 +152,7 @@ class Image:
 
     def section(self, name: str) -> "Section":
         """A section's memory, shared with whoever else has the image."""
-        return Section(self.descriptor, *self._spans[name], self._page_bytes)
+        return Section(self.descriptor, *self.spans[name], self._page_bytes)
 
 
 class Section:

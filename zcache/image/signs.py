@@ -26,29 +26,29 @@ class Signs:
     server's pid, and whether it serves) there is a barrier between them, on both sides: `_fence`.
     """
 
-    _EPOCH: Final = HEADER_BYTES // 8 - 1
-    _CONNECTIONS: Final = _EPOCH - 1
-    _HEARTBEATS: Final = _EPOCH - 2
-    _PID: Final = _EPOCH - 3
-    _UPGRADED: Final = _EPOCH - 4
-    _REFUSALS: Final = _EPOCH - 5
-    _SERVES: Final = _EPOCH - 6
-    _BUDGET: Final = _EPOCH - 7
-    _SETTINGS: Final = _BUDGET - len(SETTINGS)  # the first of them
+    EPOCH: Final = HEADER_BYTES // 8 - 1
+    CONNECTIONS: Final = EPOCH - 1
+    HEARTBEATS: Final = EPOCH - 2
+    PID: Final = EPOCH - 3
+    UPGRADED: Final = EPOCH - 4
+    REFUSALS: Final = EPOCH - 5
+    SERVES: Final = EPOCH - 6
+    BUDGET: Final = EPOCH - 7
+    _SETTINGS: Final = BUDGET - len(SETTINGS)  # the first of them
 
     def __init__(self, descriptor: int) -> None:
-        self._words = memoryview(mmap.mmap(descriptor, HEADER_BYTES)).cast("Q")
+        self.words = memoryview(mmap.mmap(descriptor, HEADER_BYTES)).cast("Q")
         self._lock = threading.Lock()
 
     @property
     def epoch(self) -> int:
         """How many servers there were, this one included."""
-        return self._words[self._EPOCH]
+        return self.words[self.EPOCH]
 
     @property
     def pid(self) -> int:
         """The server. What is read after this is what it had written before it, or later."""
-        pid = self._words[self._PID]
+        pid = self.words[self.PID]
         self._fence()
         return pid
 
@@ -56,69 +56,69 @@ class Signs:
     def connections(self) -> int:
         """Of the kernel's device: each is one until the last of its requests has been dealt
         with."""
-        return self._words[self._CONNECTIONS]
+        return self.words[self.CONNECTIONS]
 
     @property
     def heartbeats(self) -> int:
         """Goes up for as long as the server's threads run."""
-        return self._words[self._HEARTBEATS]
+        return self.words[self.HEARTBEATS]
 
     @property
     def serves(self) -> bool:
         """Whether the last server that began has come so far as to serve."""
-        return self._words[self._SERVES] == self._words[self._EPOCH]
+        return self.words[self.SERVES] == self.words[self.EPOCH]
 
     @property
     def upgraded(self) -> int:
         """The epoch of the last server that swap-upgrade has brought."""
-        return self._words[self._UPGRADED]
+        return self.words[self.UPGRADED]
 
     @property
     def refusals(self) -> int:
         """How many times the code on disk was of no use to swap-upgrade."""
-        return self._words[self._REFUSALS]
+        return self.words[self.REFUSALS]
 
     @property
     def budget_frames(self) -> int:
         """What the budget was at its last change; 0: no server that knows of changes has begun."""
-        return self._words[self._BUDGET] & 0xFFFFFFFF
+        return self.words[self.BUDGET] & 0xFFFFFFFF
 
     @property
     def budget_changes(self) -> int:
         """How often the budget has changed."""
-        return self._words[self._BUDGET] >> 32
+        return self.words[self.BUDGET] >> 32
 
     def note_budget(self, frames: int) -> None:
         """From the server: the budget has changed."""
-        self._words[self._BUDGET] = (self.budget_changes + 1 & 0xFFFFFFFF) << 32 | frames
+        self.words[self.BUDGET] = (self.budget_changes + 1 & 0xFFFFFFFF) << 32 | frames
 
     def setting(self, name: str) -> int:
         """One of `SETTINGS`."""
-        return self._words[self._SETTINGS + SETTINGS.index(name)]
+        return self.words[self._SETTINGS + SETTINGS.index(name)]
 
     def set(self, name: str, value: int) -> None:
         """From the server."""
-        self._words[self._SETTINGS + SETTINGS.index(name)] = value
+        self.words[self._SETTINGS + SETTINGS.index(name)] = value
 
     def begin_epoch(self) -> None:
         """A new server: it has no connections."""
-        self._words[self._CONNECTIONS] = self._words[self._HEARTBEATS] = 0
-        self._words[self._EPOCH] += 1
+        self.words[self.CONNECTIONS] = self.words[self.HEARTBEATS] = 0
+        self.words[self.EPOCH] += 1
         self._fence()
-        self._words[self._PID] = os.getpid()  # last: whoever sees it sees an epoch that does not serve yet
+        self.words[self.PID] = os.getpid()  # last: whoever sees it sees an epoch that does not serve yet
 
     def count_connection(self, change: int) -> None:
         """One more (1) or one less (-1)."""
         with self._lock:
-            self._words[self._CONNECTIONS] += change
+            self.words[self.CONNECTIONS] += change
 
     def beat(self) -> None:
         """From one thread of the server at a time."""
-        self._words[self._HEARTBEATS] += 1
+        self.words[self.HEARTBEATS] += 1
 
     def begin_to_serve(self) -> None:
         """From the server: it is ready for requests."""
-        self._words[self._SERVES] = self._words[self._EPOCH]
+        self.words[self.SERVES] = self.words[self.EPOCH]
 
     def is_served(self) -> bool:
         """Whether the server that began last serves, and is there."""
@@ -133,11 +133,11 @@ class Signs:
 
     def begin_upgrade(self) -> None:
         """From the keeper: the next epoch is that of an upgrade."""
-        self._words[self._UPGRADED] = self._words[self._EPOCH] + 1
+        self.words[self.UPGRADED] = self.words[self.EPOCH] + 1
 
     def refuse_upgrade(self) -> None:
         """From the keeper: there will be none."""
-        self._words[self._REFUSALS] += 1
+        self.words[self.REFUSALS] += 1
 
     def _fence(self) -> None:
         """A full memory barrier: Python has none, but what comes before a lock is let go (a

@@ -80,33 +80,33 @@ class Keeper:
         self, folder: StateFolder, socket: Path, parameters: Sequence[str], errors: int, steps: Steps | None = None
     ) -> None:
         self._steps = steps or Steps()  # for swap-up, until we are armed
-        self._image = LockedImage()
-        self._device = SwapDevice(folder, socket)
+        self.image = LockedImage()
+        self.device = SwapDevice(folder, socket)
         self._reserve = Reserve()
         self._complaints = Complaints()
-        self._surroundings = Surroundings(folder.frozen, self._reserve, self._complaints)
-        self._signals = Signals()
+        self.surroundings = Surroundings(folder.frozen, self._reserve, self._complaints)
+        self.signals = Signals()
         self._outage = Outage()
-        self._heartbeat = Heartbeat()
+        self.heartbeat = Heartbeat()
         self._is_kept = False  # all of the image that there is
         self._has_stood_still = False  # the server, at its start, and that was said
         self._files: list[int] = []  # as the first server has opened them
         words = [f"control={folder.control}", *parameters]
 
         def start() -> ServerProcess:
-            return ServerProcess.start(words, self._image.descriptor, errors, self._steps.step_seconds)
+            return ServerProcess.start(words, self.image.descriptor, errors, self._steps.step_seconds)
 
-        self.succession = Succession(start, self._image, self._complaints, self._outage)
+        self.succession = Succession(start, self.image, self._complaints, self._outage)
 
     def run(self) -> int:
         """Until SIGTERM, or until the server ends before we are armed; exit status."""
-        self._signals.catch()
+        self.signals.catch()
         while True:
             server = self.succession.server
             # One that has ended would never have us wait until there is a standby.
-            self._signals.wait(None if server.has_ended() else server.pidfd, LOOK_SECONDS)
+            self.signals.wait(None if server.has_ended() else server.pidfd, LOOK_SECONDS)
             try:
-                status = self._turn()
+                status = self.turn()
             except Exception as error:  # no memory, no process: whatever it is, who would replace the server?
                 self._complaints.complain(f"{type(error).__name__}: {error}")
                 time.sleep(LOOK_SECONDS)
@@ -114,24 +114,24 @@ class Keeper:
             if status is not None:
                 return status
 
-    def _turn(self) -> int | None:
+    def turn(self) -> int | None:
         """What there is to do now; the exit status if that was all."""
         self._look()
-        if self._signals.is_ending:
-            self._signals.is_ending = False
-            if not self._device.is_needed():
-                self._end()
+        if self.signals.is_ending:
+            self.signals.is_ending = False
+            if not self.device.is_needed():
+                self.end()
                 return 0
         if self.succession.server.has_ended():
-            if not self._device.is_armed:
-                self._end()
+            if not self.device.is_armed:
+                self.end()
                 return 1  # it has said why
             self._replace()
         elif self._is_cut_off():
             self._reconnect()
         return None
 
-    def _end(self) -> None:
+    def end(self) -> None:
         self._reserve.put_back()
         status = self.succession.end()
         if status and status < 0 and not self._has_stood_still:
@@ -145,7 +145,7 @@ class Keeper:
         """What has to be done all the time, whatever else is being waited for. Nothing of it that
         fails (no memory, no process) keeps the rest from being done."""
         for duty in (
-            self._watch_starts,
+            self.watch_starts,
             self._keep_image,
             self._take_files,
             self._prepare,
@@ -164,17 +164,17 @@ class Keeper:
         self._watch_heartbeat()
 
     def _watch_heartbeat(self) -> None:
-        self._heartbeat.look(self._image.signs)
-        if self._heartbeat.age_seconds() > HEARTBEAT_SECONDS:
+        self.heartbeat.look(self.image.signs)
+        if self.heartbeat.age_seconds() > HEARTBEAT_SECONDS:
             server = self.succession.server
             if not server.has_ended():  # then its successor is what we wait for
                 voice.say(f"no sign of life from the server for {HEARTBEAT_SECONDS:.0f} s: ending it")
                 server.kill()
-            self._heartbeat.begin()
+            self.heartbeat.begin()
 
     def _lend_reserve(self) -> None:
         """While there is swap that nobody serves."""
-        succession, device = self.succession, self._device
+        succession, device = self.succession, self.device
         if succession.is_served():
             succession.is_from_disk = False
             self._reserve.take_back()
@@ -186,7 +186,7 @@ class Keeper:
             if is_dead and not succession.has_successor():
                 succession.is_from_disk = True
             self._reserve.lend(succession.is_from_disk)
-            is_stuck = is_dead or self._heartbeat.age_seconds() > OOM_SECONDS
+            is_stuck = is_dead or self.heartbeat.age_seconds() > OOM_SECONDS
             if succession.is_from_disk and is_stuck and self._reserve.is_used_up():
                 voice.say("no memory is left for a server to start: having the kernel end a program (OOM killer)")
                 self._reserve.kill_a_program()
@@ -195,18 +195,18 @@ class Keeper:
 
     def _keep_swapless(self) -> None:
         if self.succession.is_served():
-            self._surroundings.keep_swapless()
+            self.surroundings.keep_swapless()
 
     def _put_back(self) -> None:
-        is_to_be_watched = self._device.has_been_swapped_to and self.succession.is_served()
-        if is_to_be_watched and self._surroundings.is_watch_due() and self._device.is_swapping():
-            self._surroundings.put_back(self.succession.pids())
+        is_to_be_watched = self.device.has_been_swapped_to and self.succession.is_served()
+        if is_to_be_watched and self.surroundings.is_watch_due() and self.device.is_swapping():
+            self.surroundings.put_back(self.succession.pids())
 
     def _thaw_forgotten(self) -> None:
         if self.succession.is_served():
-            self._surroundings.thaw_forgotten()
+            self.surroundings.thaw_forgotten()
 
-    def _watch_starts(self) -> None:
+    def watch_starts(self) -> None:
         """Each step of the server's start has its deadline; what swap-up waits for is passed on to
         it. What starts beside a server may have a guest that thrashes to do it in, so one step may
         take as long as all of them: `STANDBY_SECONDS`. While nobody serves memory is shorter still,
@@ -231,12 +231,12 @@ class Keeper:
         name, waited_for = (
             ("the standby", succession.standby) if succession.standby else ("the server", succession.server)
         )
-        if not self._device.is_armed and waited_for.steps:
+        if not self.device.is_armed and waited_for.steps:
             self._steps.repeat(name, waited_for.steps)
 
     def _keep_image(self) -> None:
         self._is_kept = False
-        self._image.keep()
+        self.image.keep()
         self._is_kept = True
 
     def _take_files(self) -> None:
@@ -244,12 +244,12 @@ class Keeper:
             self._files = self.succession.server.files()
 
     def _prepare(self) -> None:
-        self._device.prepare()
+        self.device.prepare()
 
     def _keep_standby(self) -> None:
         """Once swap-up asks for one. Not if the server has ended before we are armed: then we end,
         too."""
-        device = self._device
+        device = self.device
         if device.reconnection is None or (self.succession.server.has_ended() and not device.is_armed):
             return
         if self.succession.keep_standby() and self._is_kept and not device.is_armed:
@@ -257,8 +257,8 @@ class Keeper:
             self._steps.end()
 
     def _replace_on_request(self) -> None:
-        if self._signals.is_to_be_replaced and self._device.reconnection:
-            self._signals.is_to_be_replaced = False
+        if self.signals.is_to_be_replaced and self.device.reconnection:
+            self.signals.is_to_be_replaced = False
             self.succession.start_replacement()
         else:
             self.succession.keep_replacement()
@@ -270,23 +270,23 @@ class Keeper:
         waiting for is over before the kernel can send it again: it will never overwrite what came
         after it. Other clients' connections are not counted (`signs.DEVICE_EXPORT`).
         """
-        signs = self._image.signs
-        return bool(signs and not signs.connections and self._device.is_armed_still())
+        signs = self.image.signs
+        return bool(signs and not signs.connections and self.device.is_armed_still())
 
     def _replace(self) -> None:
         """The server has ended."""
         self._outage.begin()
         self.succession.note_death()
         if self.succession.succeed(self._files):
-            self._heartbeat.begin()
+            self.heartbeat.begin()
 
     def _reconnect(self) -> None:
         """Connect the device to the server, which may still be starting; tried again at the next
         look."""
-        assert self._device.reconnection
+        assert self.device.reconnection
         begin_seconds = self._outage.begin()
         try:
-            self._device.reconnection.connect(self._is_worth_waiting)
+            self.device.reconnection.connect(self._is_worth_waiting)
         except ServerNotThereError:
             return  # yet
         except SwapError as error:
@@ -298,4 +298,4 @@ class Keeper:
 
     def _is_worth_waiting(self) -> bool:
         self._look()
-        return not (self._signals.is_ending or self.succession.server.has_ended())
+        return not (self.signals.is_ending or self.succession.server.has_ended())

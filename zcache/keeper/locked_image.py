@@ -24,7 +24,7 @@ class LockedImage:
     def __init__(self) -> None:
         self.descriptor = image.new_descriptor()
         self.signs: Signs | None = None  # once a server has laid the image out
-        self._memory: mmap.mmap | None = None
+        self.memory: mmap.mmap | None = None
         self._blocks = 0
         self._kept: list[tuple[int, int]] = []  # runs of bytes that are faulted in, in order
         self._budget_changes = 0  # that have been seen
@@ -35,15 +35,15 @@ class LockedImage:
         status = os.fstat(self.descriptor)
         if not status.st_size:
             return
-        if self._memory is None or self.signs is None:
-            self._memory = mmap.mmap(self.descriptor, status.st_size)
+        if self.memory is None or self.signs is None:
+            self.memory = mmap.mmap(self.descriptor, status.st_size)
             self.signs = Signs(self.descriptor)
         changes = self.signs.budget_changes
         if changes != self._budget_changes:
             self._kept, self._blocks = [], -1
         if status.st_blocks == self._blocks:
             return
-        address = memory.address(self._memory)
+        address = memory.address(self.memory)
         populated = list(self._populated())
         failure = None
         for start, stop in _without(populated, self._kept):

@@ -63,11 +63,11 @@ class Reserve:
         self._min_free = _open(proc / "sys/vm/min_free_kbytes", os.O_RDWR)
         self._buddyinfo = _open(proc / "buddyinfo", os.O_RDONLY)
         self._sysrq = _open(proc / "sysrq-trigger", os.O_WRONLY)
-        self._zones = _zones(proc / "zoneinfo")
-        self._can_lend = None not in (self._min_free, self._buddyinfo) and bool(self._zones) and _is_real_time()
+        self.zones = _zones(proc / "zoneinfo")
+        self._can_lend = None not in (self._min_free, self._buddyinfo) and bool(self.zones) and _is_real_time()
         self._usual_kib = 0  # what the watermark is otherwise
         self._lowered_kib = 0  # that it was less at the last look
-        self._is_lent = False
+        self.is_lent = False
         self._lent_seconds = self._enough_seconds = 0.0  # the last look, and the last one with more than the least
         self._programs = 0  # that were ended
         if self._can_lend:
@@ -85,8 +85,8 @@ class Reserve:
         if not self._can_lend:
             return
         now = time.monotonic()
-        if not self._is_lent:
-            self._is_lent = True
+        if not self.is_lent:
+            self.is_lent = True
             self._programs = 0
         free_kib = self._follow(self._usual_kib + (LENT_KIB if is_all else 0))
         if free_kib > FLOOR_KIB or not is_all or now - self._lent_seconds > OOM_SECONDS:
@@ -95,7 +95,7 @@ class Reserve:
 
     def is_used_up(self) -> bool:
         """Whether nothing has been left for a while, and a program can be ended for it."""
-        is_short = self._is_lent and time.monotonic() - self._enough_seconds > OOM_SECONDS
+        is_short = self.is_lent and time.monotonic() - self._enough_seconds > OOM_SECONDS
         return is_short and self._sysrq is not None and self._programs < MAX_PROGRAMS
 
     def kill_a_program(self) -> None:
@@ -108,9 +108,9 @@ class Reserve:
     def take_back(self) -> None:
         """Again and again, when a server serves: as much as is free by now, until it is what it
         was."""
-        if self._is_lent:
+        if self.is_lent:
             self._follow(self._usual_kib)
-            self._is_lent = self._now_kib() != self._usual_kib
+            self.is_lent = self._now_kib() != self._usual_kib
 
     def raise_again(self) -> int:
         """If it is not lent, and was lowered since it was remembered: as it was, in KiB; else 0.
@@ -118,7 +118,7 @@ class Reserve:
         Lowered to the same at two looks: the keeper of another area whose server has died moves it
         all the time.
         """
-        if not self._can_lend or self._is_lent:
+        if not self._can_lend or self.is_lent:
             return 0
         before, self._lowered_kib = self._lowered_kib, 0
         now = self._now_kib()
@@ -127,36 +127,36 @@ class Reserve:
         if now != before:
             self._lowered_kib = now
             return 0
-        self._write(self._usual_kib)
+        self.write(self._usual_kib)
         return self._usual_kib
 
     def put_back(self) -> None:
         """At once: there is no swap any more."""
-        if self._is_lent:
-            self._write(self._usual_kib)
-            self._is_lent = False
+        if self.is_lent:
+            self.write(self._usual_kib)
+            self.is_lent = False
 
     def _follow(self, most_kib: int) -> int:
         """KiB that are free, in all zones."""
         free_kib = self._free_kib()
         # The watermark is shared out among the zones by their size.
-        share = self._zones[0].managed / sum(zone.managed for zone in self._zones)
+        share = self.zones[0].managed / sum(zone.managed for zone in self.zones)
         wanted_kib = max(min(int(free_kib[0] / share), most_kib), min(FLOOR_KIB, self._usual_kib))
         if wanted_kib != self._now_kib():
-            self._write(wanted_kib)
+            self.write(wanted_kib)
         return sum(free_kib)
 
     def _free_kib(self) -> list[int]:
         """Of each zone."""
         assert self._buddyinfo is not None
         buddyinfo = os.pread(self._buddyinfo, 4096, 0).decode()
-        return [zone.free_kib(buddyinfo) for zone in self._zones]
+        return [zone.free_kib(buddyinfo) for zone in self.zones]
 
     def _now_kib(self) -> int:
         assert self._min_free is not None
         return int(os.pread(self._min_free, 32, 0))
 
-    def _write(self, kib: int) -> None:
+    def write(self, kib: int) -> None:
         assert self._min_free is not None
         os.pwrite(self._min_free, str(kib).encode(), 0)
 

@@ -51,11 +51,11 @@ class ServerProcess:
         self.pid = pid
         self.steps = steps
         self.pidfd = os.pidfd_open(pid)
-        self._channel = channel
-        self._channel.setblocking(False)
+        self.channel = channel
+        self.channel.setblocking(False)
         self.is_heir = False  # of the server's code for sure, whatever is on disk by now
-        self._begin_seconds = time.monotonic()
-        self._is_ready = False
+        self.began_seconds = time.monotonic()
+        self.has_said_ready = False
         self._heir: ServerProcess | None = None
         self._files: list[int] = []
 
@@ -91,16 +91,16 @@ class ServerProcess:
 
     def is_ready(self) -> bool:
         """Whether a standby waits for `begin`."""
-        if not self._is_ready:
+        if not self.has_said_ready:
             try:
-                self._is_ready = self._channel.recv(1) == READY
+                self.has_said_ready = self.channel.recv(1) == READY
             except OSError:
                 return False
-        return self._is_ready
+        return self.has_said_ready
 
     def age_seconds(self) -> float:
         """Since it was started, or handed over."""
-        return time.monotonic() - self._begin_seconds
+        return time.monotonic() - self.began_seconds
 
     def begin(self, files: Sequence[int], leaves_heir: bool = True) -> None:
         """Serve, now or once it is ready: the first, or in the place of one that has ended, with
@@ -109,7 +109,7 @@ class ServerProcess:
         if self.steps:
             self.steps.begin_anew("beginning to serve")
         with contextlib.suppress(OSError):  # it has ended: that will be seen
-            socket.send_fds(self._channel, [word], files)
+            socket.send_fds(self.channel, [word], files)
 
     def heir(self) -> "ServerProcess | None":
         """The next standby, once after `begin`."""
@@ -128,7 +128,7 @@ class ServerProcess:
             return
         while True:
             try:
-                word, descriptors, _, _ = socket.recv_fds(self._channel, 16, MAX_FILES)
+                word, descriptors, _, _ = socket.recv_fds(self.channel, 16, MAX_FILES)
             except OSError:
                 return
             if not descriptors:
@@ -155,7 +155,7 @@ class ServerProcess:
         return heir
 
     def has_ended(self) -> bool:
-        return self._wait(0)
+        return self.wait(0)
 
     def stands_still(self) -> str:
         """At which step of its start, if it has been there for too long; else "". Not told by one
@@ -163,7 +163,7 @@ class ServerProcess:
         if self.steps is None:
             return ""
         self.steps.look()
-        if self._is_ready and not self.steps.saying:  # older code
+        if self.has_said_ready and not self.steps.saying:  # older code
             return ""
         return self.steps.step if self.steps.is_overdue() else ""
 
@@ -191,26 +191,26 @@ class ServerProcess:
     def discard(self) -> None:
         """A standby that is not wanted any more."""
         self.kill()
-        self._wait(END_SECONDS)
+        self.wait(END_SECONDS)
         self.close()
 
     def end(self) -> None:
         """By SIGTERM, and by SIGKILL if that does not help."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
-        if not self._wait(END_SECONDS):
+        if not self.wait(END_SECONDS):
             self.kill()
-            self._wait(END_SECONDS)
+            self.wait(END_SECONDS)
 
     def close(self) -> None:
         """When it has ended."""
         self.exit_status()
-        self._channel.close()
+        self.channel.close()
         if self.steps:
             self.steps.close()
         os.close(self.pidfd)
 
-    def _wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float) -> bool:
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(seconds * 1000))

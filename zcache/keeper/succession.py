@@ -97,7 +97,7 @@ class Succession:
         self.is_new_code = False  # the standby is, and the server is not
         self.is_from_disk = False  # what is to serve, or about to take over: the server died without a standby
         self.rest = Rest()
-        self._failures = Failures()
+        self.failures = Failures()
         self._has_ended = False
         self.server = start()
         self.server.begin([])
@@ -139,17 +139,17 @@ class Succession:
         """SERVES: there is no need of a way back any more."""
         if not self.serves():
             return
-        self._failures.count = 0
+        self.failures.count = 0
         if self.old_standby and self.upgrade() is Upgrade.ON_TRIAL:
             self.old_standby.discard()
             self.old_standby = None
 
     def note_death(self) -> None:
         """SERVER_DIED. If it was before it served, what was to be next may be of no use either."""
-        if not (self.serves() or self._failures.is_counted):
-            self._failures.add()
-            voice.say(f"the server ended before it served; {self._failures.count} in a row")
-            if self.old_standby or self._failures.count % LAST_FAILURE == 0:
+        if not (self.serves() or self.failures.is_counted):
+            self.failures.add()
+            voice.say(f"the server ended before it served; {self.failures.count} in a row")
+            if self.old_standby or self.failures.count % LAST_FAILURE == 0:
                 self._give_up_heir()
 
     def succeed(self, files: Sequence[int]) -> bool:
@@ -159,7 +159,7 @@ class Succession:
             return False
         assert self.standby
         voice.say(f"the server ended{self.server.status_in_words()}; the standby takes its place")
-        self._failures.is_counted = False
+        self.failures.is_counted = False
         self.server.close()
         if self.is_new_code and self._image.signs:
             self._image.signs.begin_upgrade()

@@ -17,7 +17,7 @@ class SwapDevice:
         """`socket` is where servers listen, under a name that stays."""
         self._folder = folder
         self._socket = socket
-        self._swaps = ProcSwaps()
+        self.swaps = ProcSwaps()
         self.name: str | None = None
         self.reconnection: Reconnection | None = None  # once swap-up has left it
         self.is_armed = False  # and swap-up knows it
@@ -37,7 +37,7 @@ class SwapDevice:
 
     def is_swapping(self) -> bool:
         """Whether the kernel swaps to it now."""
-        return bool(self.name and self._swaps.find(self.name))
+        return bool(self.name and self.swaps.find(self.name))
 
     def is_armed_still(self) -> bool:
         """swap-down takes the message away before it detaches the device; a folder that somebody

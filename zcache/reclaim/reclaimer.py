@@ -78,14 +78,14 @@ class Reclaimer:
         self._lock, self._statistics, _, self._clock = books
         self.unforeseen = ""  # the last thing that background reclaim has met and should not have
         self._compactor = compactor
-        self._recompressor = recompressor
+        self.recompressor = recompressor
         self.spare_time = SpareTime(books.clock)
-        self._waiting_puts = 0
+        self.waiting_puts = 0
         self.chosen_watermarks: tuple[int, int] | None = None  # low and high, if somebody has chosen them
         self.set_watermarks(frames.budget_frames)
         self._sync_batch, self._batch = flights_frames(frames.frame_bytes)
-        self._wake = threading.Event()
-        self._stopped = threading.Event()
+        self.wake = threading.Event()
+        self.stopped = threading.Event()
         self._thread: OwnThread | None = None
 
     def set_watermarks(self, budget_frames: int) -> None:
@@ -102,19 +102,19 @@ class Reclaimer:
     def wake_if_low(self) -> None:
         """Cheap, and called with or without the lock: wakes background reclaim if few frames are
         available."""
-        if self._frames.ready < self.low_watermark and not self._wake.is_set():
-            self._wake.set()
+        if self._frames.ready < self.low_watermark and not self.wake.is_set():
+            self.wake.set()
 
     def make_room(self, kind: Kind) -> bool:
         """Called without the lock by a put that found no frame. False: there is no room, and
         waiting will not help."""
         with self._lock:
-            self._waiting_puts += 1
+            self.waiting_puts += 1
         try:
             return self._make_room(kind)
         finally:
             with self._lock:
-                self._waiting_puts -= 1
+                self.waiting_puts -= 1
 
     def why_full(self) -> str:
         """Under the lock: why there is no room, and what to do, in words."""
@@ -175,33 +175,33 @@ class Reclaimer:
     def start(self) -> None:
         """Start background reclaim; frames that are written by it need no put to wait. Raises
         `EnvironmentProblem` if there can be no thread."""
-        self._thread = OwnThread("zcache-reclaim", self._run)
+        self._thread = OwnThread("zcache-reclaim", self.run)
         self._thread.start()
 
     def stop(self) -> None:
         """End background reclaim and wait for its flight to land."""
-        self._stopped.set()
-        self._wake.set()
+        self.stopped.set()
+        self.wake.set()
         if self._thread:
             self._thread.join()
             self._thread = None
 
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            self._wake.wait()
-            self._wake.clear()
-            while not self._stopped.is_set() and self.wants_to_clean():
+    def run(self) -> None:
+        while not self.stopped.is_set():
+            self.wake.wait()
+            self.wake.clear()
+            while not self.stopped.is_set() and self.wants_to_clean():
                 try:
                     arrived = self.clean_some()
                 except Exception as error:  # without this thread each put would have to wait
                     self._note_unforeseen(error)
-                    self._stopped.wait(LAST_REST_SECONDS)
+                    self.stopped.wait(LAST_REST_SECONDS)
                     break
                 time.sleep(0)  # what was packed was packed with the GIL: let requests go on
                 if arrived is None and not self._below.is_failing():
                     break
                 if not arrived:
-                    self._stopped.wait(LAST_REST_SECONDS if arrived is None else self._rest_seconds())
+                    self.stopped.wait(LAST_REST_SECONDS if arrived is None else self._rest_seconds())
 
     def wants_to_clean(self) -> bool:
         """Whether background reclaim goes on: few frames are available, or it is yet to be seen
@@ -217,7 +217,7 @@ class Reclaimer:
         with self._lock:
             if self._pack_ram(WORTH_WEIGHT):
                 return True
-        if self._recompressor and self._may_work() and self._recompress(self._recompressor.recompress_oldest):
+        if self.recompressor and self._may_work() and self._recompress(self.recompressor.recompress_oldest):
             return True
         with self._lock:
             if not self._flights.can_clean():
@@ -278,7 +278,7 @@ class Reclaimer:
         now and then."""
         if not self._may_work():
             return False
-        if self._recompressor and self._recompress(self._recompressor.recompress_rested):
+        if self.recompressor and self._recompress(self.recompressor.recompress_rested):
             return True
         with self.spare_time.spending(), self._lock:
             return self._pack_ram(WORST_WEIGHT)
@@ -286,7 +286,7 @@ class Reclaimer:
     def tidy_up(self) -> None:
         """All of it that there is time for."""
         try:
-            while self.tidy() and not self._stopped.is_set():
+            while self.tidy() and not self.stopped.is_set():
                 time.sleep(0)
         except Exception as error:
             self._note_unforeseen(error)
@@ -297,7 +297,7 @@ class Reclaimer:
             self.unforeseen = describe(error)
 
     def _may_work(self) -> bool:
-        return not self._waiting_puts and self.spare_time.has_some()
+        return not self.waiting_puts and self.spare_time.has_some()
 
     def _recompress(self, work: Callable[[], bool]) -> bool:
         with self.spare_time.spending():

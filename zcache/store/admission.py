@@ -30,13 +30,13 @@ class Admission:
 
     def __init__(self, admit: str, budget_bytes: int, statistics: Statistics) -> None:
         self.admit = admit
-        self._ghost = Ghost(budget_bytes // PAGE_BYTES * PAGES_A_PAGEFRAME)
+        self.ghost = Ghost(budget_bytes // PAGE_BYTES * PAGES_A_PAGEFRAME)
         self._statistics = statistics
 
     def were_active(self, owner: int, count: int) -> list[bool]:
         """Which of the pages from `owner` on, all of them missed now, may be put; those that may
         not are counted. All are remembered."""
-        saw = self._ghost.saw
+        saw = self.ghost.saw
         active = [saw(key) for key in range(owner, owner + count)]
         if self.admit == "always":
             return [True] * count
@@ -64,4 +64,4 @@ class Admission:
 
     def populate(self) -> None:
         """Fault in what it remembers with. Not for the I/O path."""
-        self._ghost.populate()
+        self.ghost.populate()

@@ -87,7 +87,7 @@ class Store:
         # How frames come back, and how they leave.
         ouroboros = Ouroboros(frames, self.allocator, self.tmem, self.statistics)
         readback = Readback(frames, below, seal, books) if tiers else None
-        self._fetcher = Fetcher(frames, readback, books, ouroboros.eat) if readback else None
+        self.fetcher = Fetcher(frames, readback, books, ouroboros.eat) if readback else None
         self.compactor = self.recompressor = None
         if isinstance(self.allocator, Log):
             packing = LogPacking(self.allocator, frames, self.tmem.entries_of)
@@ -106,7 +106,7 @@ class Store:
         self.putter = Putter(
             codec, frames, self.allocator, reclaimer, admission, invalidation, waiting, partial_write, books
         )
-        self._getter = Getter(frames, self._fetcher, waiting, books)
+        self._getter = Getter(frames, self.fetcher, waiting, books)
 
     # -- put and get (hot)
     # ----------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ class Store:
     @property
     def readahead_window(self) -> int:
         """Frames that are read along with one from below, at most, as things stand."""
-        return self._fetcher.readahead.window if self._fetcher else 0
+        return self.fetcher.readahead.window if self.fetcher else 0
 
     def fault_ahead(self) -> None:
         """Keep all tables populated beyond what is in use. Not for the I/O path."""

@@ -52,7 +52,7 @@ class Buildup:
 
     def __init__(self, options: Options, folder: StateFolder, report: Report) -> None:
         self._options = options
-        self._folder = folder
+        self.folder = folder
         self._report = report
         self._keeper: KeeperProcess | None = None
         self._backing: Backing | None = None
@@ -78,20 +78,20 @@ class Buildup:
             self._backing = backing.make(options.parameters, options.keep_backing)
             announce(keeper, self._backing)
 
-        command = [*self._scope(), *keeper_process.command(self._folder, options.parameters)]
+        command = [*self.scope(), *keeper_process.command(self.folder, options.parameters)]
         try:
-            self._keeper = KeeperProcess(command, self._folder.log, announced, options.start_seconds)
+            self._keeper = KeeperProcess(command, self.folder.log, announced, options.start_seconds)
         except BaseException:
             self._remove_backing()
             raise
 
-    def _scope(self) -> list[str]:
+    def scope(self) -> list[str]:
         """What puts the keeper into a group of systemd's, where there is one to be had: tried
         before it is needed."""
         if not cgroup.needs_scope():
             return []
         try:
-            area.run([*cgroup.scope(f"{self._folder.cgroup}-trial-{os.getpid()}"), "true"])
+            area.run([*cgroup.scope(f"{self.folder.cgroup}-trial-{os.getpid()}"), "true"])
         except SwapError as error:
             self._report(
                 f"note: systemd gives the keeper no scope ({error}), so it makes a control group itself; systemd may "
@@ -103,7 +103,7 @@ class Buildup:
     def _scope_name(self) -> str:
         """One that is free. That of the swap before is until systemd has seen its end, and for as
         long as anything is left in it."""
-        name = self._folder.cgroup
+        name = self.folder.cgroup
         deadline_seconds = time.monotonic() + SCOPE_SECONDS
         while not sleep_units.is_free(cgroup.scope_unit(name)):
             if time.monotonic() > deadline_seconds:
@@ -113,13 +113,13 @@ class Buildup:
 
     def wait_for_server(self) -> None:
         assert self._keeper is not None
-        self._keeper.wait_until_ready(self._folder, self._options.start_seconds, self._report)
+        self._keeper.wait_until_ready(self.folder, self._options.start_seconds, self._report)
 
     def stop_server(self) -> None:
         assert self._keeper is not None
         keeper = self._keeper.identity
         with contextlib.closing(Teardown(self._report)) as teardown:
-            if teardown.stop_server(keeper, self._folder) == "stuck":
+            if teardown.stop_server(keeper, self.folder) == "stuck":
                 raise SwapError(f"the keeper (pid {keeper.pid}) does not end, not even by SIGKILL; see dmesg")
         self._remove_backing()
 
@@ -140,7 +140,7 @@ class Buildup:
             announce(pid)
 
         try:
-            path = apart(lambda: nbd_device.attach(self._folder.socket, options.discard, *seconds).path, announced)
+            path = apart(lambda: nbd_device.attach(self.folder.socket, options.discard, *seconds).path, announced)
             if NbdDevice(path).attached_by_pid() != pids[-1]:  # by which swap-down knows it
                 self.detach(path)
                 raise SwapError(f"sysfs shows {path} under another pid: this does not work in a PID namespace")
@@ -168,11 +168,11 @@ class Buildup:
                 nbd_netlink.disconnect_message(index),
             )
             cgroup.join(keeper.pid)
-            self._folder.arm_keeper(*messages)
+            self.folder.arm_keeper(*messages)
 
         apart(prepare)
         deadline_seconds = time.monotonic() + self._options.start_seconds
-        while not self._folder.armed.exists():
+        while not self.folder.armed.exists():
             self._keeper.check_running()
             if time.monotonic() > deadline_seconds:
                 raise SwapError(
@@ -182,7 +182,7 @@ class Buildup:
             time.sleep(0.05)
 
     def detach(self, device: str) -> None:
-        self._folder.disarm_keeper()
+        self.folder.disarm_keeper()
         apart(lambda: NbdDevice(device).detach(timeout_seconds=10))
 
     def warm_up(self, device: str) -> None:
@@ -211,13 +211,13 @@ class Buildup:
 
         def hold() -> None:
             cgroup.join(keeper.pid)  # whose memory is never swapped out: the record is that of all areas
-            sysctls.hold(self._folder.state)
+            sysctls.hold(self.folder.state)
 
         apart(hold)
 
     def put_back_sysctls(self) -> None:
         with contextlib.closing(Teardown(self._report)) as teardown:
-            teardown.put_back_sysctls(self._folder)
+            teardown.put_back_sysctls(self.folder)
 
     def guard_sleep(self) -> None:
         sleep_units.guard(self._report)

@@ -235,7 +235,7 @@ def _with_absolute_path(parameter: str) -> str:
     return parameter
 
 
-def _print(line: str) -> None:
+def tell(line: str) -> None:
     standard_streams.say(f"swap-up: {line}")
 
 
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         with Interruption() as interruption:
-            run(options, _print, interruption.held)
+            run(options, tell, interruption.held)
     except (SwapError, OSError) as error:
         print(f"swap-up: error: {error}", file=sys.stderr)
         return 1

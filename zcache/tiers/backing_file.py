@@ -74,7 +74,7 @@ class BackingFile(SlotMap):
         self._made = made
         # Without O_DIRECT the page cache would take any write, and say later, to nobody, that it
         # failed.
-        self._write_flags = 0 if direct else os.RWF_DSYNC
+        self.write_flags = 0 if direct else os.RWF_DSYNC
 
     @classmethod
     def open(
@@ -169,7 +169,7 @@ class BackingFile(SlotMap):
         self._move("read", os.preadv, first_slot, frames)
 
     def _pwritev(self, descriptor: int, frames: Sequence[memoryview], offset: int) -> int:
-        return os.pwritev(descriptor, frames, offset, self._write_flags)
+        return os.pwritev(descriptor, frames, offset, self.write_flags)
 
     def _move(self, what: str, call: Callable[..., int], first_slot: int, frames: Sequence[memoryview]) -> None:
         """All frames; after a short transfer the rest is asked for, which says why it was short."""

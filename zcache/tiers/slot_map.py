@@ -27,7 +27,7 @@ class SlotMap:
         self.used_slots = 0
         self._used = anonymous_memory(slot_count + 1)
         self._used[0] = 1
-        self._next = 1
+        self.next_slot = 1
         self._last_run = slot_count
         self._populated = 0
 
@@ -36,7 +36,7 @@ class SlotMap:
         if self.used_slots == self.slot_count:
             return 0, 0
         longest = min(count, 2 * self._last_run)
-        start = self._next
+        start = self.next_slot
         for _ in range(self.slot_count // WINDOW_SLOTS + 2):
             count = longest
             while count:
@@ -44,7 +44,7 @@ class SlotMap:
                 if first > 0:
                     self._used[first : first + count] = b"\1" * count
                     self.used_slots += count
-                    self._next = first + count
+                    self.next_slot = first + count
                     self._last_run = count
                     return first, count
                 count //= 2
@@ -70,7 +70,7 @@ class SlotMap:
 
         Raises `OSError` when there is none, or on a kernel that cannot.
         """
-        end = min(self._next + 2 * WINDOW_SLOTS, self.slot_count + 1)
+        end = min(self.next_slot + 2 * WINDOW_SLOTS, self.slot_count + 1)
         if end > self._populated:
             with memoryview(self._used) as used, used[page_start(self._populated) : end] as part:
                 memory.populate(part)

@@ -49,7 +49,7 @@ class Machine:
     def __init__(self, folder: Path, rng: random.Random, least: int = 64, most: int = 1024, below: int = 4096) -> None:
         self.rng = rng
         self.clock = FakeClock()
-        self._psi, self._meminfo, self._vmstat = (folder / name for name in ("psi", "meminfo", "vmstat"))
+        self.psi, self.meminfo, self._vmstat = (folder / name for name in ("psi", "meminfo", "vmstat"))
         self.stalled_seconds = 0.0
         self.available_bytes = 500 * MIB
         self.swapped = 0
@@ -59,7 +59,7 @@ class Machine:
         self.budget.begin(least)
         self.groups = FakeGroups()
         self.groups.budget_bytes = lambda: self.store.frames.budget_frames * self.store.frames.frame_bytes
-        gauge = PressureGauge(self.clock, self._psi, self._meminfo, self.groups)
+        gauge = PressureGauge(self.clock, self.psi, self.meminfo, self.groups)
         self.said: list[str] = []
         self.breathing = Breathing(
             self.store,
@@ -76,8 +76,8 @@ class Machine:
 
     def write(self) -> None:
         some = f"some avg10=0.00 avg60=0.00 avg300=0.00 total={int(self.stalled_seconds * 1e6)}\n"
-        self._psi.write_text(some + some.replace("some", "full"))
-        self._meminfo.write_text(f"MemTotal: {1 << 20} kB\nMemAvailable: {self.available_bytes >> 10} kB\n")
+        self.psi.write_text(some + some.replace("some", "full"))
+        self.meminfo.write_text(f"MemTotal: {1 << 20} kB\nMemAvailable: {self.available_bytes >> 10} kB\n")
         self._vmstat.write_text(f"pswpin 0\npswpout {self.swapped}\n")
 
     def breathe(self, puts: int = 0, stalled: float = 0.0, is_swap: bool = True) -> int:
@@ -161,8 +161,8 @@ def test_a_machine_that_swaps_to_us_is_not_helped_by_less(machine: Machine) -> N
 
 def test_without_psi_what_can_be_had_decides(tmp_path: Path, rng: random.Random) -> None:
     machine = Machine(tmp_path, rng)
-    machine._psi.unlink()
-    machine.write = lambda: Machine.write(machine) or machine._psi.unlink()  # type: ignore[method-assign, func-returns-value]
+    machine.psi.unlink()
+    machine.write = lambda: Machine.write(machine) or machine.psi.unlink()  # type: ignore[method-assign, func-returns-value]
     for _ in range(20):
         machine.breathe(puts=100, is_swap=False)
     machine.available_bytes = 10 * MIB
@@ -226,7 +226,7 @@ def test_what_cannot_be_reached_is_a_trouble(tmp_path: Path, rng: random.Random)
     assert machine.breathe() == 1000  # what was free has gone
     assert machine.breathe() == 1000 and "cannot shrink as was set" in machine.breathing.trouble
     told: list[int] = []
-    machine.budget._changed = told.append
+    machine.budget.changed = told.append
     machine.breathe()
     assert not told  # the keeper would look at the whole image again
     machine.store.flush(machine.thing, 0, 4096)
@@ -255,7 +255,7 @@ def test_memory_that_cannot_be_had_is_a_trouble_until_it_can(machine: Machine, m
 
 
 def test_a_machine_that_cannot_be_looked_at_is_a_trouble(machine: Machine) -> None:
-    machine._meminfo.rename(machine._meminfo.with_name("away"))
+    machine.meminfo.rename(machine.meminfo.with_name("away"))
     machine.breathing.breathe()
     assert machine.breathing.trouble == "the budget does not move: ENOENT: No such file or directory"
     machine.breathe()
@@ -331,4 +331,4 @@ def test_a_budget_that_is_set_and_does_not_fit_the_group_is_not_taken(machine: M
 def test_clean_data_is_not_kept_where_a_group_has_no_plenty(machine: Machine) -> None:
     assert machine.breathing.pressure.beyond(0.25) == 500 * MIB - 256 * MIB
     machine.groups.limit_bytes = 400 * FRAME
-    assert machine.breathing._gauge.look().beyond(0.25) == (400 - 64 - 100) * FRAME
+    assert machine.breathing.gauge.look().beyond(0.25) == (400 - 64 - 100) * FRAME

@@ -210,7 +210,7 @@ def test_a_clean_frame_that_goes_is_below(rng: random.Random) -> None:
 def test_settings_are_set_and_refused() -> None:
     store = small_store(1024, 100)
     settings = settings_of(store, 128)
-    settings._budget.least_frames = 64
+    settings.budget.least_frames = 64
     assert settings.set("budget=512K..1M")["budget_min_bytes"] == 512 << 10
     assert settings.set("budget=1M")["budget_min_bytes"] == 1 << 20
     assert settings.set("low_watermark=40K")["low_watermark_bytes"] == 40960

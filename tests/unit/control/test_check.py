@@ -154,7 +154,7 @@ def test_the_store_goes_on_while_it_is_checked(monkeypatch: pytest.MonkeyPatch) 
     store = busy_store()
     device = store.tmem.objects()[0]
     rng = random.Random(1)
-    walk = check_module._walk_tables
+    walk = check_module.walk_tables
 
     def walk_late(*books: Any) -> dict[str, int]:
         assert not store.lock.locked()
@@ -165,7 +165,7 @@ def test_the_store_goes_on_while_it_is_checked(monkeypatch: pytest.MonkeyPatch) 
 
     before = check(store)
     with monkeypatch.context() as patch:
-        patch.setattr(check_module, "_walk_tables", walk_late)
+        patch.setattr(check_module, "walk_tables", walk_late)
         assert check(store) == before
     assert check(store) != before
 
@@ -174,7 +174,7 @@ def test_all_memory_of_an_audit_is_populated_before_the_walk(monkeypatch: pytest
     """A page fault in Python is taken with the GIL held, and may wait for the server itself."""
     store = busy_store()
     populated: list[tuple[int, int]] = []
-    populate, walk = memory.populate, check_module._walk_tables
+    populate, walk = memory.populate, check_module.walk_tables
 
     def note(part: memoryview) -> None:
         start = memory.address(part)
@@ -189,7 +189,7 @@ def test_all_memory_of_an_audit_is_populated_before_the_walk(monkeypatch: pytest
         return walk(books, found)
 
     monkeypatch.setattr(memory, "populate", note)
-    monkeypatch.setattr(check_module, "_walk_tables", walk_what_is_populated)
+    monkeypatch.setattr(check_module, "walk_tables", walk_what_is_populated)
     check(store)
     assert len(populated) == 7
 

@@ -67,7 +67,7 @@ def test_who_reads_here_and_there_soon_reads_nothing_along(rng: random.Random) -
 
 def test_it_is_tried_again_when_reads_come_in_order(rng: random.Random) -> None:
     cold = ColdStore(rng, "zbud")
-    cold.store._fetcher.readahead.window = 0  # type: ignore[union-attr]
+    cold.store.fetcher.readahead.window = 0  # type: ignore[union-attr]
     for _ in range(3):
         for index in range(PAGES):
             cold.read(index)

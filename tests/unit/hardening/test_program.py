@@ -20,7 +20,7 @@ MAPS = """\
 
 def test_an_object_is_known_by_its_name_in_a_folder_with_blanks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda _path: MAPS)
-    assert [*program._mappings(lambda _start: 0x7F0000012000)] == [
+    assert [*program.mappings(lambda _start: 0x7F0000012000)] == [
         (0x7F0000000000, 0x7F0000010000, False),
         (0x7F0000010000, 0x7F0000012000, True),
     ]
@@ -31,7 +31,7 @@ def test_what_lies_behind_an_object_is_not_all_its_own(end: int, monkeypatch: py
     """The kernel puts other mappings there, and joins those that are alike."""
     monkeypatch.setattr(Path, "read_text", lambda _path: MAPS)
     own = [(0x7F0000010000, end, True)] if end > 0x7F0000010000 else []
-    assert [*program._mappings(lambda _start: end)] == [(0x7F0000000000, 0x7F0000010000, False), *own]
+    assert [*program.mappings(lambda _start: end)] == [(0x7F0000000000, 0x7F0000010000, False), *own]
 
 
 #: Behind the dynamic linker there is room.
@@ -42,7 +42,7 @@ from zcache.hardening import program
 from zcache.linux import memory
 
 def spans():
-    return [(start, stop) for start, stop, _ in program._mappings()]
+    return [(start, stop) for start, stop, _ in program.mappings()]
 
 before = spans()
 lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]

@@ -30,7 +30,7 @@ def bss(monkeypatch: pytest.MonkeyPatch) -> Iterator[mmap.mmap]:
     with mmap.mmap(-1, BSS_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as mapped:
         mapped.madvise(mmap.MADV_NOHUGEPAGE)
         start = memory.address(mapped)
-        monkeypatch.setattr(unused_memory, "_bss_of", lambda _program: [(start, start + BSS_BYTES)])
+        monkeypatch.setattr(unused_memory, "bss_of", lambda _program: [(start, start + BSS_BYTES)])
         yield mapped
 
 
@@ -81,4 +81,4 @@ def test_the_bss_is_what_the_program_says_itself(
 ) -> None:
     monkeypatch.setattr(Path, "read_text", lambda _path: MAPS)
     monkeypatch.setattr(unused_memory, "end_of_object", lambda _start: end, raising=False)
-    assert [*unused_memory._bss_of("nbdkit")] == found
+    assert [*unused_memory.bss_of("nbdkit")] == found

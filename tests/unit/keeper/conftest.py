@@ -16,7 +16,7 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
     yield servers
     for server, channel in servers.started:
         channel.close()
-        if server._channel.fileno() >= 0:  # it was not closed
+        if server.channel.fileno() >= 0:  # it was not closed
             server.discard()
 
 

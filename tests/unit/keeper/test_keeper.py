@@ -39,16 +39,16 @@ def test_what_starts_beside_a_server_has_as_long_for_one_step_as_for_all(
     looked.standby.is_heir = False
     replacement = keeper.succession.replacement = servers.start()
     for each in (looked.standby, replacement):
-        each._is_ready = False
+        each.has_said_ready = False
         each.steps = stood_still()
-    replacement._channel.recv(1)
+    replacement.channel.recv(1)
     monkeypatch.setattr(keeper.succession, "serves", lambda: is_served)
     looked.turns(2)
     assert not looked.standby.has_ended() and not replacement.has_ended()
     for each in (looked.standby, replacement):
-        each._begin_seconds -= STANDBY_SECONDS
-    keeper._watch_starts()
-    assert [each._wait(10 if is_served else 0) for each in (looked.standby, replacement)] == [is_served] * 2
+        each.began_seconds -= STANDBY_SECONDS
+    keeper.watch_starts()
+    assert [each.wait(10 if is_served else 0) for each in (looked.standby, replacement)] == [is_served] * 2
     assert len([line for line in looked.said if "stands still" in line]) == (2 if is_served else 0)
 
 
@@ -103,8 +103,8 @@ def lent(looked: Looked, monkeypatch: pytest.MonkeyPatch) -> Lent:
     """The kernel swaps to the device."""
     lent = Lent()
     monkeypatch.setattr(looked.keeper, "_reserve", lent)
-    looked.keeper._device.name = "/dev/nbd0"
-    monkeypatch.setattr(looked.keeper._device._swaps, "find", lambda device: device)
+    looked.keeper.device.name = "/dev/nbd0"
+    monkeypatch.setattr(looked.keeper.device.swaps, "find", lambda device: device)
     return lent
 
 
@@ -118,7 +118,7 @@ def test_a_server_from_disk_is_lent_the_reserve_and_leaves_no_heir(
     assert lent.since() == ["take back", "remember", "take back"]
     looked.standby.kill()
     looked.first.kill()
-    assert looked.first._wait(10) and looked.standby._wait(10)
+    assert looked.first.wait(10) and looked.standby.wait(10)
     keeper.succession.rest.end_seconds = 0
     looked.turns(1)
     assert lent.since()[0] == "lend all"
@@ -130,13 +130,13 @@ def test_a_server_from_disk_is_lent_the_reserve_and_leaves_no_heir(
     lent.is_empty = True
     looked.turns(1)
     assert lent.since() == ["lend all"], "it has just begun"
-    keeper._heartbeat.seconds -= 2 * OOM_SECONDS
+    keeper.heartbeat.seconds -= 2 * OOM_SECONDS
     looked.turns(1)
     assert lent.since() == ["lend all", "kill"] and any("OOM" in line for line in looked.said)
     monkeypatch.setattr(keeper.succession, "serves", lambda: True)
     looked.turns(1)
     assert lent.since() == ["take back"]
-    keeper._end()
+    keeper.end()
     assert lent.since() == ["put back"]
 
 
@@ -153,7 +153,7 @@ def test_a_standby_that_is_ready_is_lent_only_what_is_usually_reserved(
 
 def test_without_swap_nothing_is_lent(looked: Looked, lent: Lent, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other programs' memory is touched only for pages that somebody may want back."""
-    monkeypatch.setattr(looked.keeper._device._swaps, "find", lambda _device: None)
+    monkeypatch.setattr(looked.keeper.device.swaps, "find", lambda _device: None)
     assert looked.replaces_a_server_that_dies()
     assert "lend" not in " ".join(lent.since())
 
@@ -161,13 +161,13 @@ def test_without_swap_nothing_is_lent(looked: Looked, lent: Lent, monkeypatch: p
 def test_between_swap_up_s_last_steps_the_keeper_does_not_end(looked: Looked, tmp_path: Path) -> None:
     """It is armed, so swapon comes next, and /proc/swaps does not know of it yet."""
     (tmp_path / "reconnection").touch()
-    looked.keeper._signals.is_ending = True
-    looked.keeper._image.signs = None
+    looked.keeper.signals.is_ending = True
+    looked.keeper.image.signs = None
     looked.turns(2)
     assert not looked.first.has_ended()
     StateFolder(tmp_path).disarm_keeper()
-    looked.keeper._signals.is_ending = True
-    assert looked.keeper._turn() == 0
+    looked.keeper.signals.is_ending = True
+    assert looked.keeper.turn() == 0
 
 
 @pytest.mark.parametrize("duty", ["_lend_reserve", "_keep_image", "_take_files", "_prepare", "_replace_on_request"])
@@ -180,21 +180,21 @@ def test_whatever_cannot_be_done_the_server_is_replaced(
     monkeypatch.setattr(looked.keeper, duty, fail)
     assert looked.replaces_a_server_that_dies()
     assert len([line for line in looked.said if "hardware" in line]) <= 2  # it is not said ten times a second
-    looked.keeper._signals.is_ending = True
-    assert looked.keeper._turn() == 0
+    looked.keeper.signals.is_ending = True
+    assert looked.keeper.turn() == 0
 
 
 def test_swap_up_is_not_told_to_go_on_with_an_image_that_cannot_be_kept(
     tmp_path: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = Looked(tmp_path, servers, monkeypatch)
-    looked.keeper._device.is_armed = False
+    looked.keeper.device.is_armed = False
     (tmp_path / "armed").unlink()
 
     def fail() -> None:
         raise OSError(22, "Invalid argument")
 
-    monkeypatch.setattr(looked.keeper._image, "keep", fail)
+    monkeypatch.setattr(looked.keeper.image, "keep", fail)
     looked.turns(2)
     assert not (tmp_path / "armed").exists()
     monkeypatch.undo()
@@ -209,16 +209,16 @@ def test_a_new_server_is_seen_only_when_the_last_one_serves_no_more() -> None:
 
     class Words:
         def __init__(self) -> None:
-            self._words = signs._words
+            self.words = signs.words
 
         def __getitem__(self, number: int) -> int:
-            return self._words[number]
+            return self.words[number]
 
         def __setitem__(self, number: int, value: int) -> None:
             written.append(number)
-            self._words[number] = value
+            self.words[number] = value
 
-    signs._words = Words()  # type: ignore[assignment]
+    signs.words = Words()  # type: ignore[assignment]
     signs.begin_epoch()
-    assert written[-2:] == [Signs._EPOCH, Signs._PID]
+    assert written[-2:] == [Signs.EPOCH, Signs.PID]
     os.close(descriptor)

@@ -30,8 +30,8 @@ def test_every_page_is_in_memory_after_each_look(rng: random.Random) -> None:
             os.pwrite(image.descriptor, b"x", number * page)
             written.add(number)
         image.keep()
-        assert image._memory is not None or not written
-        address = memory.address(image._memory) if image._memory else 0
+        assert image.memory is not None or not written
+        address = memory.address(image.memory) if image.memory else 0
         mapped = mapped_pages(address, count)
         assert written <= mapped, sorted(written - mapped)
 
@@ -54,10 +54,10 @@ def test_a_page_that_cannot_be_had_keeps_no_other_from_being_kept(monkeypatch: p
         patch.setattr(memory, "populate_range", fail_at_second)
         with pytest.raises(OSError, match="hardware"):
             image.keep()
-        assert image._memory
-        assert {0, 8} <= mapped_pages(memory.address(image._memory), 9)
+        assert image.memory
+        assert {0, 8} <= mapped_pages(memory.address(image.memory), 9)
         image.keep()
-    assert {0, 4, 8} <= mapped_pages(memory.address(image._memory), 9)
+    assert {0, 4, 8} <= mapped_pages(memory.address(image.memory), 9)
 
 
 def mapped_pages(address: int, count: int) -> set[int]:
@@ -85,8 +85,8 @@ def test_a_damaged_page_keeps_nothing_behind_it_from_being_kept(monkeypatch: pyt
     populate = memory.populate_range
 
     def fail_at_one(start: int, stop: int, *, write: bool) -> None:
-        assert image._memory
-        damaged = memory.address(image._memory) + bad * page
+        assert image.memory
+        damaged = memory.address(image.memory) + bad * page
         if start <= damaged < stop:
             if start < damaged:
                 populate(start, damaged, write=write)
@@ -97,5 +97,5 @@ def test_a_damaged_page_keeps_nothing_behind_it_from_being_kept(monkeypatch: pyt
         patch.setattr(memory, "populate_range", fail_at_one)
         with pytest.raises(OSError, match="hardware"):
             image.keep()
-    assert image._memory
-    assert mapped_pages(memory.address(image._memory), count) >= set(range(count)) - {bad}
+    assert image.memory
+    assert mapped_pages(memory.address(image.memory), count) >= set(range(count)) - {bad}

@@ -89,9 +89,9 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    write = Reserve._write
+    write = Reserve.write
     monkeypatch.setattr(os, "sched_getscheduler", lambda _pid: os.SCHED_RR)
-    monkeypatch.setattr(Reserve, "_write", lambda self, kib: write(self, f"{kib} "))  # type: ignore[arg-type]
+    monkeypatch.setattr(Reserve, "write", lambda self, kib: write(self, f"{kib} "))  # type: ignore[arg-type]
     return Machine(tmp_path)
 
 
@@ -253,6 +253,6 @@ def test_a_kernel_that_has_no_such_files(machine: Machine, missing: str) -> None
 def test_this_machine_s_own_files() -> None:
     """Only read."""
     reserve = Reserve()
-    largest = reserve._zones[0]
-    assert largest.managed == max(zone.managed for zone in reserve._zones)
+    largest = reserve.zones[0]
+    assert largest.managed == max(zone.managed for zone in reserve.zones)
     assert largest.free_kib(Path("/proc/buddyinfo").read_text()) > 0

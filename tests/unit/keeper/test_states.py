@@ -140,7 +140,7 @@ class World:
 
     def key(self) -> tuple[object, ...]:
         """What its future depends on."""
-        each, failures = self.succession, self.succession._failures
+        each, failures = self.succession, self.succession.failures
         is_heir = each.standby is not None and each.standby.is_heir
         counted = (failures.count % LAST_FAILURE, failures.is_counted)
         return (*self.seen()[:3], is_heir, each.serves(), *counted)
@@ -177,7 +177,7 @@ class World:
             self.succession.note_death()
 
     def succeed(self) -> None:
-        is_noted = self.succession.serves() or self.succession._failures.is_counted
+        is_noted = self.succession.serves() or self.succession.failures.is_counted
         if self.succession.server.has_ended() and is_noted:  # which the keeper does first
             self.succession.succeed([])
 

@@ -12,10 +12,10 @@ def test_a_second_upgrade_that_cannot_start_a_process(looked: Looked, servers: S
     be asked."""
     keeper = looked.keeper
     servers.started.append((new := servers.start(), servers.started[-1][1]))
-    new._is_ready = False
-    new._channel.recv(1)
+    new.has_said_ready = False
+    new.channel.recv(1)
     keeper.succession.replacement = new
-    keeper._signals.is_to_be_replaced = True
+    keeper.signals.is_to_be_replaced = True
     servers.failure = BlockingIOError(11, "no process can be had")
     looked.turns(3)
     assert keeper.succession.replacement is None
@@ -29,7 +29,7 @@ def test_a_second_upgrade_that_cannot_start_a_process(looked: Looked, servers: S
 def test_new_code_that_cannot_be_started_is_refused(looked: Looked, servers: Servers) -> None:
     refusals: list[bool] = []
     looked.keeper.succession.refuse_upgrade = lambda: refusals.append(True)  # type: ignore[method-assign]
-    looked.keeper._signals.is_to_be_replaced = True
+    looked.keeper.signals.is_to_be_replaced = True
     servers.failure = BlockingIOError(11, "no process can be had")
     looked.turns(3)
     assert refusals == [True]
@@ -39,14 +39,14 @@ def test_a_second_upgrade_after_the_first_has_died_goes_back_to_the_code_before_
     looked: Looked, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keeper = looked.keeper
-    keeper._signals.is_to_be_replaced = True
+    keeper.signals.is_to_be_replaced = True
     looked.turns(2)
     new = keeper.succession.server
     assert new not in (looked.first, looked.standby) and keeper.succession.old_standby is looked.standby
     monkeypatch.setattr(keeper.succession, "serves", lambda: False)
     keeper.succession.replacement = servers.start()
     new.kill()
-    assert new._wait(10)
+    assert new.wait(10)
     looked.turns(2)
     assert keeper.succession.server is looked.standby
 
@@ -56,7 +56,7 @@ def test_there_is_no_upgrade_without_a_standby_of_the_server_s_code(looked: Look
     now."""
     keeper = looked.keeper
     looked.standby.kill()
-    assert looked.standby._wait(10)
+    assert looked.standby.wait(10)
     looked.turns(1)
     keeper.succession.rest.end_seconds = 0
     looked.turns(2)
@@ -64,7 +64,7 @@ def test_there_is_no_upgrade_without_a_standby_of_the_server_s_code(looked: Look
     assert from_disk and from_disk is not looked.standby and from_disk.is_ready()
     refusals: list[bool] = []
     keeper.succession.refuse_upgrade = lambda: refusals.append(True)  # type: ignore[method-assign]
-    keeper._signals.is_to_be_replaced = True
+    keeper.signals.is_to_be_replaced = True
     looked.turns(3)
     assert refusals == [True] and any("no way back" in line for line in looked.said)
     assert (keeper.succession.server, keeper.succession.standby, keeper.succession.replacement) == (
@@ -77,8 +77,8 @@ def test_there_is_no_upgrade_without_a_standby_of_the_server_s_code(looked: Look
 
 def test_an_upgrade_waits_for_an_heir_that_is_on_its_way(looked: Looked, servers: Servers) -> None:
     keeper = looked.keeper
-    looked.standby._is_ready = False
-    keeper._signals.is_to_be_replaced = True
+    looked.standby.has_said_ready = False
+    keeper.signals.is_to_be_replaced = True
     looked.turns(3)
     assert keeper.succession.server is looked.first and keeper.succession.replacement
     servers.started[1][1].send(READY)
@@ -90,9 +90,9 @@ def test_new_code_that_is_ready_serves_when_nothing_else_can(looked: Looked) -> 
     keeper = looked.keeper
     for server in (looked.standby, looked.first):
         server.kill()
-        assert server._wait(10)
+        assert server.wait(10)
     keeper.succession.rest.end_seconds = 1e9
-    keeper._signals.is_to_be_replaced = True
+    keeper.signals.is_to_be_replaced = True
     looked.turns(4)
     assert keeper.succession.server not in (looked.first, looked.standby) and not keeper.succession.server.has_ended()
 
@@ -101,14 +101,14 @@ def test_a_standby_that_never_gets_ready_gives_way_when_it_is_needed(
     looked: Looked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keeper = looked.keeper
-    looked.standby._is_ready = False
+    looked.standby.has_said_ready = False
     monkeypatch.setattr(succession, "STANDBY_SECONDS", 0.0)
     looked.turns(2)
     assert keeper.succession.standby is looked.standby, "the server lives: there is time"
     looked.first.kill()
-    assert looked.first._wait(10)
+    assert looked.first.wait(10)
     looked.turns(1)
-    assert looked.standby._wait(10)
+    assert looked.standby.wait(10)
     keeper.succession.rest.end_seconds = 0
     looked.turns(1)
     keeper.succession.rest.end_seconds = 0

@@ -31,14 +31,14 @@ def test_the_limit_of_its_group_is_put_back(looked: Looked, monkeypatch: pytest.
     """Once a second, and not at each turn; and a group that never had one is not looked at."""
     group = LostGroup()
     monkeypatch.setattr(surroundings, "GROUP_SECONDS", 1e6)
-    looked.keeper._surroundings.group = group  # type: ignore[assignment]
-    looked.keeper._surroundings.next_group_seconds = 0.0
+    looked.keeper.surroundings.group = group  # type: ignore[assignment]
+    looked.keeper.surroundings.next_group_seconds = 0.0
     looked.turns(5)
     assert (group.looks, group.restored) == (1, 1)
     assert looked.said[-1].endswith("put back") and "memory.swap.max=0" in looked.said[-1]
     group.failure = OSError(16, "Device or resource busy")
     for _ in range(3):
-        looked.keeper._surroundings.next_group_seconds = 0.0
+        looked.keeper.surroundings.next_group_seconds = 0.0
         looked.turns(1)
     lines = [line for line in looked.said if "cannot be put back: Device or resource busy" in line]
     assert len(lines) == 1 and group.looks == 4
@@ -54,15 +54,15 @@ def test_what_others_change_is_put_back_while_the_kernel_swaps_to_a_server(
         asked.append(pids)
         return ["it was changed: put back"]
 
-    monkeypatch.setattr(keeper._surroundings.watched, "put_back", put_back)
+    monkeypatch.setattr(keeper.surroundings.watched, "put_back", put_back)
     looked.turns(2)
     assert asked == []  # there is no swap
-    monkeypatch.setattr(keeper._device, "is_swapping", lambda: True)
+    monkeypatch.setattr(keeper.device, "is_swapping", lambda: True)
     looked.turns(1)
     assert asked == [[looked.first.pid, looked.standby.pid]]
     looked.turns(2)
     assert len(asked) == 1  # once a second
-    keeper._surroundings.next_watch_seconds = 0
+    keeper.surroundings.next_watch_seconds = 0
     monkeypatch.setattr(keeper.succession, "is_served", lambda: False)
     looked.turns(1)
     assert len(asked) == 1  # not while nobody serves

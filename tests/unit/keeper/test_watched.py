@@ -82,7 +82,7 @@ def test_what_cannot_be_put_back_is_told_and_keeps_nothing_else_from_it(
 
     kept.put_back([SERVER + 1, SERVER])  # one has ended; the watermark is looked at once more
     monkeypatch.setattr(os, "pwrite", refuse)
-    monkeypatch.setattr(Reserve, "_write", lambda _self, _kib: None)
+    monkeypatch.setattr(Reserve, "write", lambda _self, _kib: None)
     (proc / f"{SERVER}/oom_score_adj").write_text("7\n")
     said = kept.put_back([SERVER + 1, SERVER])
     assert len(said) == 2 and said[0].startswith("WARNING: ") and "Permission denied" in said[0]
@@ -117,9 +117,9 @@ def test_the_reserve_is_not_touched_while_it_is_lent(proc: Path) -> None:
     reserve = Reserve(proc)
     reserve.remember()
     (proc / "sys/vm/min_free_kbytes").write_text("2000\n")
-    reserve._is_lent = True
+    reserve.is_lent = True
     assert reserve.raise_again() == 0
-    reserve._is_lent = False
+    reserve.is_lent = False
     assert [reserve.raise_again(), reserve.raise_again()] == [0, USUAL_KIB]
 
 

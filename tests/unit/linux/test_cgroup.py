@@ -159,8 +159,8 @@ def test_a_scope_whose_name_is_still_taken_is_waited_for_and_then_has_another_na
 
     monkeypatch.setattr(buildup, "SCOPE_SECONDS", 0.0 if looks > 3 else 60.0)
     monkeypatch.setattr(sleep_units.is_free, "__defaults__", (show,))
-    [unit] = [word.removeprefix("--unit=") for word in machine[0]._scope() if word.startswith("--unit=")]
-    name = machine[0]._folder.cgroup
+    [unit] = [word.removeprefix("--unit=") for word in machine[0].scope() if word.startswith("--unit=")]
+    name = machine[0].folder.cgroup
     assert set(asked) == {cgroup.scope_unit(name)} and (len(asked) == looks + 1 or looks > 3)
     assert unit == cgroup.scope_unit(f"{name}-{os.getpid()}" if looks > 3 else name)
     assert machine[1] == []
@@ -174,7 +174,7 @@ def test_a_keeper_without_a_scope_is_explained(
         raise SwapError("systemd-run failed: Access denied")
 
     monkeypatch.setattr(area, "run", refuse)
-    assert machine[0]._scope() == []
+    assert machine[0].scope() == []
     assert "Access denied" in machine[1][0] and "the keeper puts it back" in machine[1][0]
 
 

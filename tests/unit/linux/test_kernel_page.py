@@ -46,7 +46,7 @@ def spans_of(page_bytes: int) -> tuple[dict[str, tuple[int, int]], int]:
     image = Image.new(descriptor, GEOMETRY, page_bytes)
     assert os.fstat(descriptor).st_size == image.size_bytes
     os.close(descriptor)
-    return image._spans, image.size_bytes
+    return image.spans, image.size_bytes
 
 
 def test_with_pages_of_4_kib_the_layout_is_what_it_always_was() -> None:
@@ -244,7 +244,7 @@ def test_what_the_machine_swaps_is_counted_in_the_devices_pages(tmp_path: Path) 
     budget = Budget(store.frames, store.reclaimer, store.lock, store.statistics, 2)
     gauge = PressureGauge(clock, tmp_path / "psi", tmp_path / "meminfo")
     breathing = Breathing(store, budget, gauge, clock, tmp_path / "vmstat", page_bytes=16 * KIB)
-    assert breathing._look().swapped == 60
+    assert breathing.look().swapped == 60
 
 
 def test_a_page_of_the_device_is_4_kib_everywhere(rng: random.Random) -> None:

@@ -228,7 +228,7 @@ def test_no_report_stops_a_command_half_way(
 def test_a_signal_is_no_trouble_with_printing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", Unprintable(Interrupted(signal.SIGINT)))
     with pytest.raises(Interrupted):
-        up._print("swap is on")
+        up.tell("swap is on")
 
 
 def test_a_warning_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

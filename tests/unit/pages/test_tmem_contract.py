@@ -196,7 +196,7 @@ def test_a_put_that_is_not_admitted_leaves_nothing_of_what_was_there(rng: random
     thing = new_object(store, 4, Kind.EPHEMERAL)
     put(store, thing, 0, *(page_with_zpage_of(rng, 1000) for _ in range(4)))
     store.admission.admit = "reused"
-    store.admission._ghost = Ghost(16)  # which has seen nothing
+    store.admission.ghost = Ghost(16)  # which has seen nothing
     put(store, thing, 1, *(page_with_zpage_of(rng, 1000) for _ in range(2)))
     assert [is_miss(store, thing, index) for index in range(4)] == [False, True, True, False]
     check(store)

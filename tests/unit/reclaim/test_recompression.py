@@ -123,9 +123,9 @@ def test_tidying_stops_while_a_put_waits(rng: random.Random) -> None:
     rest(store, REST_SECONDS - 1)
     assert isinstance(store.clock, FakeClock)
     store.clock.seconds += REST_SECONDS
-    store.reclaimer._waiting_puts = 1
+    store.reclaimer.waiting_puts = 1
     assert not store.reclaimer.tidy()
-    store.reclaimer._waiting_puts = 0
+    store.reclaimer.waiting_puts = 0
     assert store.recompressor and store.recompressor.recompress_rested() is False  # noted just now
     store.clock.seconds += REST_SECONDS
     assert store.reclaimer.tidy()

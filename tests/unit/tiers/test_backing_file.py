@@ -400,7 +400,7 @@ def test_o_direct_is_not_used_over_a_network(
     monkeypatch.setattr(backing_file, "_try_direct", lambda *_: True)
     backing = open_backing(tmp_path / "new")
     assert backing.direct is direct
-    assert backing._write_flags == (0 if direct else os.RWF_DSYNC)
+    assert backing.write_flags == (0 if direct else os.RWF_DSYNC)
     backing.close()
 
 

@@ -28,7 +28,7 @@ def test_the_map_of_a_huge_device_takes_memory_for_what_is_used() -> None:
     used = slots.used_map()
     assert len(used) == SLOTS + 1 and used[1] == used[1000] == used[SLOTS] == 1
     assert used[500] == used[1001] == used[SLOTS - 1] == 0
-    slots._next = SLOTS - 8
+    slots.next_slot = SLOTS - 8
     assert slots.reserve(16) == (SLOTS - 8, 8)
     assert slots.reserve(64) == (1001, 16)
     assert anonymous_kibibytes() < before + 4096
@@ -40,6 +40,6 @@ def test_it_is_populated_ahead_of_use() -> None:
     used = slots.used_map()
     assert memory.resident_share(used[: 2 * WINDOW_SLOTS]) == 1.0
     assert memory.resident_share(used[SLOTS // 2 : SLOTS // 2 + WINDOW_SLOTS]) == 0.0
-    slots._next = WINDOW_SLOTS
+    slots.next_slot = WINDOW_SLOTS
     slots.fault_ahead()
     assert memory.resident_share(used[: 3 * WINDOW_SLOTS]) == 1.0

@@ -1,0 +1,126 @@
+"""`scripts/bench store|peers --against PATH [options]`: this tree beside another, in one run.
+
+One round of the benchmark in each tree, by its own `scripts/bench`, and again, as often as
+`--rounds` says (10); which tree is first takes turns, because the machine is never quiet. For each
+figure: the median of each tree, and by how much this tree's is more. `spread` is half the distance
+between the quartiles, as a share of the median, of whichever tree has more: a difference that is
+smaller than that says nothing.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from zcache.bench.report import Figure, Report
+from zcache.bench.served import REPOSITORY
+from zcache.errors import EnvironmentProblem
+
+COMPARABLE: Final = ("peers", "store")
+OTHER: Final = "other tree"
+THIS: Final = "this tree"
+
+#: A figure: its table, the row (its number, and its words), and the column.
+Key = tuple[str, int, str, str]
+
+
+def main(name: str, words: Sequence[str]) -> int:
+    """Prints the table; exit status 0. Raises `EnvironmentProblem` if a round fails."""
+    parser = argparse.ArgumentParser(
+        prog=f"scripts/bench {name}",
+        description=(__doc__ or "").partition("\n\n")[2],
+        epilog="Other options go to the benchmark itself.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--against", type=Path, required=True, metavar="PATH", help="the other tree, after its setup")
+    parser.add_argument("--rounds", type=int, default=10, help="of each tree (%(default)s)")
+    parser.add_argument("--folder", type=Path, help="for the results (default: a new temporary one)")
+    arguments, rest = parser.parse_known_args(words)
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="zcache-bench-"))
+    report = Report(folder, Console(width=180))
+    trees = {OTHER: arguments.against, THIS: REPOSITORY}
+    rounds = measure(report, [name, *rest], trees, arguments.rounds)
+    report.table("against", f"{name}: medians of {arguments.rounds} rounds of each tree, turn about", compare(rounds))
+    report.save()
+    report.console.print(f"report.json: {folder}")
+    return 0
+
+
+def measure(
+    report: Report, words: Sequence[str], trees: dict[str, Path], rounds: int
+) -> dict[str, list[dict[str, list[dict[str, Any]]]]]:
+    """The tables of each round, by tree."""
+    found: dict[str, list[dict[str, list[dict[str, Any]]]]] = {name: [] for name in trees}
+    with report.console.status("") as status:
+        for turn in range(rounds):
+            for name in reversed(trees) if turn % 2 else trees:
+                status.update(f"round {turn + 1} of {rounds}: {name}")
+                found[name].append(_one_round(trees[name], words))
+    return found
+
+
+def _one_round(tree: Path, words: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    with tempfile.TemporaryDirectory(prefix="zcache-round-") as folder:
+        command = [str(tree / "scripts/bench"), *words, "--rounds", "1", "--folder", folder]
+        try:
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            tables: dict[str, list[dict[str, Any]]] = json.loads((Path(folder) / "report.json").read_text())["tables"]
+        except subprocess.CalledProcessError as error:
+            last = (error.stdout.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
+            raise EnvironmentProblem(f"{tree}: {last}") from None
+        except OSError as error:
+            raise EnvironmentProblem(f"{tree}: {error.strerror}; give a tree of zcache's") from None
+    return tables
+
+
+def compare(rounds: dict[str, list[dict[str, list[dict[str, Any]]]]]) -> list[dict[str, Figure]]:
+    """A row for each figure that both trees have, and that is not always the same."""
+    other, this = (_by_figure(rounds[name]) for name in (OTHER, THIS))
+    rows: list[dict[str, Figure]] = []
+    for key, before in other.items():
+        after = this.get(key, [])
+        if not after or len({*before, *after}) == 1:
+            continue
+        medians = statistics.median(before), statistics.median(after)
+        rows.append(
+            {
+                "table": key[0],
+                "row": key[2],
+                "figure": key[3],
+                OTHER: float(medians[0]),
+                THIS: float(medians[1]),
+                "more by %": 100 * (medians[1] / medians[0] - 1) if medians[0] else None,
+                "spread %": 100 * max(_spread(before), _spread(after)),
+            }
+        )
+    if not rows:
+        raise EnvironmentProblem("the two trees have no figure in common that was measured")
+    return rows
+
+
+def _by_figure(rounds: list[dict[str, list[dict[str, Any]]]]) -> dict[Key, list[float]]:
+    """The values of each figure, one a round."""
+    found: dict[Key, list[float]] = {}
+    for tables in rounds:
+        for table, rows in tables.items():
+            for number, row in enumerate(rows):
+                words = " ".join(value for value in row.values() if isinstance(value, str))
+                for column, value in row.items():
+                    if isinstance(value, int | float):
+                        found.setdefault((table, number, words, column), []).append(value)
+    return found
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Half the distance between the quartiles, as a share of the median."""
+    median = statistics.median(values)
+    if len(values) < 2 or not median:
+        return 0.0
+    first, _, third = statistics.quantiles(values, n=4)
+    return (third - first) / 2 / abs(median)
