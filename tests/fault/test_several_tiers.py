@@ -2,12 +2,13 @@
 has nothing to do with the health of another."""
 
 import random
+import threading
 
 import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.pages import raw_page
-from tests.support.stores import get, new_object, put, small_store
+from tests.support.stores import get, new_object, once, put, small_store, wait_for_a_waiter
 from tests.support.tiers import MemoryTier
 from zcache.control.check import check
 from zcache.control.reasons import reasons
@@ -111,6 +112,55 @@ def test_a_put_waits_for_the_one_that_has_room_and_not_for_the_one_that_is_full(
     bench.store.clock.sleep(LAST_REST_SECONDS)
     bench.put(lost)
     bench.check()
+
+
+def test_a_put_waits_for_a_flight_to_one_that_is_well(bench: Bench) -> None:
+    """Although there is room only in the one that has failed for long: what is in the air will make
+    room."""
+    bench.put(*range(BUDGET))
+    bench.warm.failing_writes = 1 << 20
+    bench.clean()
+    bench.cold.reserve(22)
+    late = bench.store.clock.now() + 2 * PATIENCE_SECONDS
+    bench.store.clock.now = lambda: late  # type: ignore[method-assign]  # no rest ends any more
+    assert bench.clean() is False
+    writer = threading.Thread(target=bench.put, args=(BUDGET,), daemon=True)
+
+    def start() -> None:
+        writer.start()
+        wait_for_a_waiter(bench.store, writer)
+
+    bench.cold.before_write = once(start)
+    assert bench.clean() is True and bench.cold.used_slots == bench.cold.slot_count
+    writer.join(timeout=10)
+    assert not writer.is_alive() and bench.store.statistics.failed_puts == 0
+    assert get(bench.store, bench.thing, BUDGET) == bench.pages[BUDGET]
+
+
+def test_one_that_fails_makes_background_reclaim_write_no_more_than_usual(bench: Bench) -> None:
+    store = bench.store
+    store.reclaimer.chosen_watermarks = (1, 2)
+    store.reclaimer.set_watermarks(BUDGET)
+    store.reclaimer.batch = 1
+    bench.put(*range(BUDGET))
+    bench.warm.failing_writes = 1 << 20
+    rests: list[float] = []
+
+    class Stopped(threading.Event):
+        def is_set(self) -> bool:
+            return len(rests) > 4
+
+        def wait(self, timeout: float | None = None) -> bool:
+            if timeout:  # or the other is tried at once
+                rests.append(timeout)
+                store.clock.sleep(timeout)
+            return self.is_set()
+
+    store.reclaimer.stopped = Stopped()
+    store.reclaimer.wake.set()
+    store.reclaimer.run()
+    assert len(rests) == bench.warm.tries == 5, "a rest is over when the one that fails may be tried again"
+    assert len(bench.cold.write_sizes) <= len(rests) + 2, "and one flight to the other"
 
 
 def test_what_is_in_one_is_read_while_the_other_is_dead(bench: Bench) -> None:

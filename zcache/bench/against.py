@@ -69,7 +69,7 @@ def _one_round(tree: Path, words: Sequence[str]) -> dict[str, list[dict[str, Any
     with tempfile.TemporaryDirectory(prefix="zcache-round-") as folder:
         command = [str(tree / "scripts/bench"), *words, "--rounds", "1", "--folder", folder]
         try:
-            subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            _run(command)
             tables: dict[str, list[dict[str, Any]]] = json.loads((Path(folder) / "report.json").read_text())["tables"]
         except subprocess.CalledProcessError as error:
             last = (error.stdout.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
@@ -77,6 +77,18 @@ def _one_round(tree: Path, words: Sequence[str]) -> dict[str, list[dict[str, Any
         except OSError as error:
             raise EnvironmentProblem(f"{tree}: {error.strerror}; give a tree of zcache's") from None
     return tables
+
+
+def _run(command: Sequence[str]) -> None:
+    """Raises `CalledProcessError`. Whatever ends us ends it, and its servers, in order."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            said, _ = process.communicate()
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, said)
 
 
 def compare(rounds: dict[str, list[dict[str, list[dict[str, Any]]]]]) -> list[dict[str, Figure]]:

@@ -106,7 +106,7 @@ class ControlSocket:
     def start(self, store: Store, status: Callable[[], dict[str, Any]], settings: Settings) -> None:
         """Answer from a thread; raises `EnvironmentProblem` if there can be none."""
         commands = _commands(store, status, settings)
-        self._thread = OwnThread("zcache-control", lambda: self._serve(commands))
+        self._thread = OwnThread("zcache-control", lambda: self._serve(commands), goes_on=True)
         self._thread.start()
 
     def close(self) -> None:

@@ -44,8 +44,8 @@ class Room:
 
     def make(self) -> None:
         """Take the memory that was counted, and some more."""
-        copies = memoryview(anonymous_memory(self._used_bytes + self._used_bytes // 8 + MARGIN_BYTES))
         with populating():
+            copies = memoryview(anonymous_memory(self._used_bytes + self._used_bytes // 8 + MARGIN_BYTES))
             memory.populate(copies)
         self._memory, self._used_bytes = copies, 0
 

@@ -95,7 +95,7 @@ class Fetcher:
         if not jobs:
             return None if by_frame else jobs
         more = frames.slots.fetch_count - len(jobs) - KEPT_SLOTS
-        if more > 0 and self.readback.is_well():
+        if more > 0 and self.readback.is_well(jobs):
             ahead = self.readahead.choose(table, first + len(entries), [job.frame for job in jobs])
             jobs += [Job(frames, frame, [], is_ahead=True) for frame in ahead[:more]]
         for job in jobs:  # last: nothing after it can fail for lack of memory

@@ -85,9 +85,9 @@ class Readback:
         self._lock, self._statistics, self._damage, self._clock = books
         self.slot_returned = threading.Condition(books.lock)
 
-    def is_well(self) -> bool:
-        """Whether the last read from each tier succeeded."""
-        return self._below.is_read_well()
+    def is_well(self, jobs: list[Job]) -> bool:
+        """Whether the last read from each tier that these are in succeeded."""
+        return not any(self._below.place_of(job.below).health.reading.failures for job in jobs)
 
     def health_of(self, frame: int) -> Health:
         """Of the tier that a frame is in."""

@@ -19,8 +19,11 @@ from zcache.linux.group_limits import GroupLimits
 #: Of what a group leaves, this is for the kernel's use, such as socket buffers and file cache that
 #: is being read. With 10 MiB left a server was killed as it sent a reply.
 KEPT_BYTES: Final = 12 << 20
-#: The server itself may have this share of what is left, however little that is.
-OWN_SHARE: Final = 8
+#: However little that is, the server may have this much more: malloc takes 1 MiB at once, and a
+#: thread has a stack of 512 KiB. What is not touched costs the group nothing.
+LEAST_BYTES: Final = 2 << 20
+#: Past this limit nobody is killed, only made to wait.
+_HARMLESS: Final = "memory.high"
 
 
 class Ceiling:
@@ -35,15 +38,16 @@ class Ceiling:
         """Call now and then: what is used, and what is left, has changed. Without a limit there is
         no ceiling."""
         rooms = self._groups.rooms() if self._groups else ()
-        left_bytes = min((room.available for room in rooms), default=None)
-        if left_bytes is None and not self._is_set:
+        left_bytes = min((room.available for room in rooms if not room.name.endswith(_HARMLESS)), default=None)
+        used_bytes = data_bytes()
+        if not used_bytes or (left_bytes is None and not self._is_set):
             return
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         wanted = hard
         if left_bytes is not None:
-            wanted = data_bytes() + max(left_bytes - KEPT_BYTES, left_bytes // OWN_SHARE)
+            wanted = used_bytes + max(left_bytes - KEPT_BYTES, LEAST_BYTES)
             if hard != resource.RLIM_INFINITY:
                 wanted = min(wanted, hard)
-        with contextlib.suppress(OSError):  # a sandbox that refuses the call
+        with contextlib.suppress(OSError, ValueError):  # a sandbox that refuses the call
             resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
             self._is_set = left_bytes is not None

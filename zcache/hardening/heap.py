@@ -1,4 +1,5 @@
-"""The heap: made large enough once, and then kept from growing, trimming, and using mmap.
+"""The heap: made large enough once, so that no request of the kernel's grows it, trims it, or maps
+memory.
 
 By default malloc maps each block of 128 KiB and more afresh (a request's buffer is one) and gives
 the top of the heap back when it is free: system calls for memory on each request. Several arenas
@@ -10,9 +11,9 @@ they fill. With PYTHONMALLOC=malloc in the environment (scripts/serve sets it) t
 all, and it is populated to its end.
 
 nbdkit's buffer for a connection is as large as its largest request, which may be 64 MiB, and is
-locked. Of a swap device requests are small. The large ones of other clients are mapped apart, so
-that they are gone with their connection: in the heap, any small block that came to lie behind them
-would have kept them for good.
+locked. Of a swap device requests are small. What larger ones of other clients find no room for in
+the heap is mapped apart, and gone with its connection. In a heap that grew for it, any small block
+that came to lie behind it would have kept it for good.
 """
 
 from typing import Final
@@ -23,8 +24,9 @@ from zcache.linux.kernel_page import page_end, page_start
 #: Room for requests of 128 KiB: nbdkit's buffers and our copies, of a few connections; measured use
 #: is below 2 MiB.
 HEAP_BYTES: Final = 4 << 20
-#: Larger blocks are mapped, each for itself.
-LARGEST_BYTES: Final = 1 << 20
+#: Larger blocks, which do not fit in it, are mapped, each for itself. The largest that a request
+#: makes in Python is of 260 KiB.
+LARGEST_BYTES: Final = 512 << 10
 
 
 def fix_heap() -> None:

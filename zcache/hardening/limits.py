@@ -43,6 +43,11 @@ class Limit(NamedTuple):
         value, _ = resource.getrlimit(self.number)
         return None if value == resource.RLIM_INFINITY else value
 
+    def is_inherited(self) -> bool:
+        """Whether there is one, and it could not be lifted: one that `Ceiling` has set could."""
+        soft, hard = resource.getrlimit(self.number)
+        return soft == hard != resource.RLIM_INFINITY
+
     def refuse_below(self, needed: int, why: str) -> None:
         """Raises `BadInput` if it is lower than that."""
         soft = self.soft()
@@ -180,7 +185,7 @@ def _no_memory() -> str:
     words = [
         f"{_is(limit)}, {_mib(_of_status(name))} are used; raise it"
         for limit, name in ((ADDRESS_SPACE, "VmSize"), (DATA, "VmData"))
-        if limit.soft() is not None
+        if limit.is_inherited()
     ]
     with contextlib.suppress(OSError):
         if meminfo.is_overcommit_strict():

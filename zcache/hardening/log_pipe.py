@@ -63,7 +63,7 @@ class LogPipe:
         self._max_file_bytes = max(max_file_bytes, os.fstat(self._original).st_size + LEAST_BYTES)
         self._before = -1  # whose heir we are, its pipe
         self._reader = _divert()
-        self._thread = OwnThread("zcache-log", self._pass_on)
+        self._thread = OwnThread("zcache-log", self._pass_on, goes_on=True)
 
     def renew(self) -> None:
         """In a copy made by fork(2), before `start`: a pipe of our own. The other is full when the

@@ -24,15 +24,20 @@ BEGIN_SECONDS: Final = 45.0
 #: Between two looks whether it is still there.
 _LOOK_SECONDS: Final = 0.1
 
+#: Before work is begun again for which there was no memory.
+_REST_SECONDS: Final = 0.5
+
 _TASKS: Final = "/proc/self/task"
 
 
 class OwnThread:
-    """Runs `work`, under that name for the kernel; a daemon."""
+    """Runs `work`, under that name for the kernel; a daemon. Work that is for as long as the server
+    lives (`goes_on`) is begun again when there was no memory for a part of it."""
 
-    def __init__(self, name: str, work: Callable[[], None]) -> None:
+    def __init__(self, name: str, work: Callable[[], None], *, goes_on: bool = False) -> None:
         self._name = name
         self._work = work
+        self._goes_on = goes_on
         self._begun = _thread.allocate_lock()
         self._running = _thread.allocate_lock()  # held by nobody in particular, while it runs
 
@@ -70,7 +75,14 @@ class OwnThread:
         self._begun.release()
         try:
             begin_own_thread(self._name)
-            self._work()
+            while True:
+                try:
+                    self._work()
+                    break
+                except MemoryError:
+                    if not self._goes_on:
+                        raise
+                time.sleep(_REST_SECONDS)
         finally:
             with contextlib.suppress(RuntimeError):  # it was given up, too late to begin
                 self._running.release()

@@ -70,7 +70,9 @@ class Flights:
         waiting = self._frames.queue_length[Queue.PERSISTENT] - self._allocator.kept_frames
         first_slot, count = place.reserve(min(limit, waiting))
         batch = isolate_oldest(self._frames, count, self._allocator.retire)  # as many: that many wait
-        return Flight(place, first_slot, self._frames.give_births(len(batch)), batch)
+        flight = Flight(place, first_slot, self._frames.give_births(len(batch)), batch)
+        place.flights += 1
+        return flight
 
     def fly(self, flight: Flight) -> bool:
         """Without the lock: seal and write; then land the frames. False: the tier failed, and the
@@ -90,6 +92,7 @@ class Flights:
             failure = describe(error)
         arrived = not failure
         with self._lock:
+            place.flights -= 1
             self._statistics.slow_writes += health.end_transfer(transfer)
             for index, frame in enumerate(batch):
                 if arrived:

@@ -83,7 +83,7 @@ class Reclaimer:
         self.waiting_puts = 0
         self.chosen_watermarks: tuple[int, int] | None = None  # low and high, if somebody has chosen them
         self.set_watermarks(frames.budget_frames)
-        self._sync_batch, self._batch = flights_frames(frames.frame_bytes)
+        self._sync_batch, self.batch = flights_frames(frames.frame_bytes)  # frames in a flight, at most
         self.wake = threading.Event()
         self.stopped = threading.Event()
         self._thread: OwnThread | None = None
@@ -138,7 +138,7 @@ class Reclaimer:
                     flight = self._flights.start(place, self._sync_batch)
                 elif self._pack_ram(WORST_WEIGHT, everywhere=True):
                     continue
-                elif can_clean or self._frames.in_flight or self._is_packing():
+                elif self._frames.in_flight or self._is_packing() or (can_clean and not self._below.is_hopeless()):
                     if not self._wait_for_landing():
                         return False
                     continue
@@ -175,7 +175,7 @@ class Reclaimer:
     def start(self) -> None:
         """Start background reclaim; frames that are written by it need no put to wait. Raises
         `EnvironmentProblem` if there can be no thread."""
-        self._thread = OwnThread("zcache-reclaim", self.run)
+        self._thread = OwnThread("zcache-reclaim", self.run, goes_on=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -198,6 +198,8 @@ class Reclaimer:
                     self.stopped.wait(LAST_REST_SECONDS)
                     break
                 time.sleep(0)  # what was packed was packed with the GIL: let requests go on
+                if arrived and self._frames.ready >= self.high_watermark and (rest := self._below.rest_seconds()):
+                    self.stopped.wait(rest)  # for another tier, which fails: enough is ready
                 if arrived is None and not self._below.is_failing():
                     break
                 if not arrived:
@@ -231,7 +233,7 @@ class Reclaimer:
             next_place = self._below.begin_try()
             if not next_place:
                 return False
-            flight = self._flights.start(next_place, self._batch)
+            flight = self._flights.start(next_place, self.batch)
         arrived = self._flights.fly(flight)
         if arrived:
             with self._lock:
@@ -261,12 +263,10 @@ class Reclaimer:
     def _is_short_below(self) -> bool:
         """Whether frames below are to be packed, before there is no slot left for those that are on
         their way."""
-        below = self._below
         return (
             self._compactor is not None
-            and bool(below.places)
             and self._frames.available >= VICTIMS  # what is packed goes into RAM, and the reserve is not for this
-            and below.slot_count - below.used_slots < max(below.slot_count >> SHORT_BELOW_SHIFT, 1)
+            and self._below.is_short(SHORT_BELOW_SHIFT)
         )
 
     # -- what can wait

@@ -208,9 +208,9 @@ class Server:
 
         looks = (
             peaks.look,
-            Ceiling(self._groups if self.config.image is None else None).follow,
             lambda: self._front_end.say_counts(False),
             breathing.breathe,
+            Ceiling(self._groups if self.config.image is None else None).follow,  # when the budget has what it wants
         )
         self._upkeep.append(Upkeep("zcache-breath", *looks, seconds=BREATH_SECONDS))
         for upkeep in self._upkeep:

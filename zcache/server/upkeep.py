@@ -27,7 +27,7 @@ class Upkeep:
         self._works = works
         self._seconds = seconds
         self._stopped = threading.Event()
-        self._thread = OwnThread(name, self._run)
+        self._thread = OwnThread(name, self._run, goes_on=True)
 
     def start(self) -> None:
         """From here on. Raises `EnvironmentProblem` if there can be no thread."""

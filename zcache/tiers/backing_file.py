@@ -177,7 +177,7 @@ class BackingFile(SlotMap):
         while moved < len(frames):
             done = call(self._descriptor, frames[moved:] if moved else frames, (first_slot + moved) * self.frame_bytes)
             if done < self.frame_bytes:
-                why = "; it is shorter than it was" if what == "read" else ""
+                why = "; it is shorter than it was" if what == "read" and not done else ""
                 raise OSError(errno.EIO, f"short {what}: {done} bytes of slot {first_slot + moved}{why}")
             moved += done // self.frame_bytes
 

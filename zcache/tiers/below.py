@@ -5,8 +5,8 @@ through: those of the first tier from 1, then those of the next. Each tier has a
 Frames go to the first tier that has room and may be tried now: one that fails is passed over until
 its rest is over, and then tried before those behind it.
 
-Locking: the store's lock, but for `Place.write` and `Place.read`. Cost: nothing on the hot paths; a
-comparison for each frame that gives its slot back.
+Locking: the store's lock, but for `Place.write`, `Place.read`, and looks that may be late. Cost:
+nothing on the hot paths; a comparison for each frame that gives its slot back.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ class Place:
         self.before = before
         self.last = before + tier.slot_count
         self.health = Health(clock)
+        self.flights = 0  # under way to it
 
     def has_room(self) -> bool:
         """Whether a slot is free."""
@@ -77,26 +78,40 @@ class Below:
         return next((place for place in self.places if place.has_room() and place.health.writing.begin_try()), None)
 
     def failing(self) -> list[Place]:
-        """The tiers that could be written to, if all of these fail. Who waits for room waits for
-        their trouble to end."""
-        those = [place for place in self.places if place.has_room()] or self.places
+        """The tiers that can be written to, or are, if all of these fail. Who waits for room waits
+        for their trouble to end."""
+        those = [place for place in self.places if place.has_room() or place.flights] or self.places
         return those if all(place.health.writing.failures for place in those) else []
+
+    def is_hopeless(self) -> bool:
+        """Whether those that have room have failed for longer than anybody waits, and there is
+        another that is well, in which room can be made."""
+        is_any_well = not all(place.health.writing.failures for place in self.places)
+        failing = self.failing()
+        return is_any_well and bool(failing) and not any(place.health.writing.patience_seconds() for place in failing)
+
+    def rest_seconds(self) -> float:
+        """Until one that fails may be tried again; 0: now, or none fails."""
+        return min(
+            (place.health.writing.rest_seconds() for place in self.places if place.health.writing.failures), default=0.0
+        )
+
+    def is_short(self, shift: int) -> bool:
+        """Whether less than one in `1 << shift` of the slots is free that can be written to."""
+        those = [place.tier for place in self.places if not place.health.writing.failures]
+        those = those or [place.tier for place in self.places]
+        slots = sum(tier.slot_count for tier in those)
+        return bool(those) and slots - sum(tier.used_slots for tier in those) < max(slots >> shift, 1)
 
     def is_failing(self) -> bool:
         """Whether it is yet to be seen, of any tier, that writes work again."""
         return any(place.health.writing.failures for place in self.places)
 
-    def is_read_well(self) -> bool:
-        """Whether the last read from each tier succeeded."""
-        return not any(place.health.reading.failures for place in self.places)
-
     def release(self, slot: int) -> None:
         """Give a slot back; 0 is none, as most frames have that die."""
         if slot:
-            for place in self.places:
-                if slot <= place.last:
-                    place.tier.release(slot - place.before)
-                    break
+            place = self.place_of(slot)
+            place.tier.release(slot - place.before)
 
     def take_over(self, slot: int) -> None:
         """A predecessor's frame is in this slot; raises `Imbalance` if none can be."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from zcache.hardening.ceiling import KEPT_BYTES, Ceiling
+from zcache.hardening import ceiling
+from zcache.hardening.ceiling import KEPT_BYTES, LEAST_BYTES, Ceiling
 from zcache.hardening.limits import data_bytes
 from zcache.linux.group_limits import GroupLimits, Room
 
@@ -25,7 +26,7 @@ class OneGroup(GroupLimits):
     def rooms(self) -> tuple[Room, ...]:
         if self.left_bytes is None:
             return ()
-        return (Room(1 << 40, 1 << 39, "/g/memory.high"), Room(1 << 30, self.left_bytes, "/g/memory.max"))
+        return (Room(1 << 29, 0, "/g/memory.high"), Room(1 << 30, self.left_bytes, "/g/memory.max"))
 
 
 @pytest.fixture(autouse=True)
@@ -51,28 +52,40 @@ def soft_limit() -> int:
 
 def test_what_the_group_has_no_room_for_is_refused_and_no_more(before: tuple[int, int]) -> None:
     group = OneGroup(KEPT_BYTES + 16 * MIB)
-    ceiling = Ceiling(group)
-    ceiling.follow()
+    here = Ceiling(group)
+    here.follow()
     assert not can_take(32 * MIB) and can_take(8 * MIB)
     group.left_bytes = KEPT_BYTES + 100 * MIB
-    ceiling.follow()
+    here.follow()
     assert can_take(32 * MIB)
     group.left_bytes = None
-    ceiling.follow()
+    here.follow()
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
-def test_the_server_itself_may_have_a_share_of_what_little_is_left() -> None:
-    Ceiling(OneGroup(8 * MIB)).follow()
-    assert 0 <= soft_limit() - data_bytes() <= MIB
-    Ceiling(OneGroup(0)).follow()
-    assert soft_limit() <= data_bytes()
+@pytest.mark.parametrize("left_bytes", [8 * MIB, 0])
+def test_the_server_itself_may_have_a_little_however_little_is_left(left_bytes: int) -> None:
+    Ceiling(OneGroup(left_bytes)).follow()
+    assert LEAST_BYTES - MIB < soft_limit() - data_bytes() <= LEAST_BYTES + MIB
+    assert can_take(MIB) and not can_take(8 * MIB)
 
 
 def test_without_limits_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "setrlimit", lambda *_: pytest.fail("there is nothing to set"))
     Ceiling(OneGroup(None)).follow()
     Ceiling(None).follow()
+
+
+def test_what_cannot_be_read_or_set_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise ValueError("not allowed to raise maximum limit")  # as CPython says EPERM
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ceiling, "data_bytes", lambda: 0)
+        patch.setattr(resource, "setrlimit", lambda *_: pytest.fail("what is used is not known"))
+        Ceiling(OneGroup(1 << 30)).follow()
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    Ceiling(OneGroup(1 << 30)).follow()
 
 
 def test_an_inherited_hard_limit_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,25 @@ thread.join()
 sys.exit(7)
 """
 
+#: For a while, for what it does.
+NO_MEMORY = """
+done = []
+
+def work():
+    done.append(1)
+    if len(done) < 3:
+        raise MemoryError
+
+once, again = OwnThread("zcache-once", work), OwnThread("zcache-again", work, goes_on=True)
+once.start()
+once.join()
+assert len(done) == 1
+again.start()
+again.join()
+assert len(done) == 3
+sys.exit(7)
+"""
+
 REFUSED = """
 def refuse(function, arguments):
     raise RuntimeError("can't start new thread")
@@ -104,6 +123,10 @@ def test_one_that_has_to_wait_for_memory_is_waited_for() -> None:
 
 def test_one_that_the_system_refuses_says_what_stands_against_it() -> None:
     run(REFUSED)
+
+
+def test_work_that_goes_on_is_begun_again_when_there_was_no_memory_for_it() -> None:
+    run(NO_MEMORY)
 
 
 def test_one_that_runs_has_its_name_and_is_waited_for() -> None:
