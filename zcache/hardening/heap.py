@@ -16,6 +16,8 @@ the heap is mapped apart, and gone with its connection. In a heap that grew for 
 that came to lie behind it would have kept it for good.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Final
 
 from zcache.linux import libc, memory
@@ -27,6 +29,8 @@ HEAP_BYTES: Final = 4 << 20
 #: Larger blocks, which do not fit in it, are mapped, each for itself. The largest that a request
 #: makes in Python is of 260 KiB.
 LARGEST_BYTES: Final = 512 << 10
+#: As many of these (malloc's own default).
+MOST_MAPPED: Final = 65536
 
 
 def fix_heap() -> None:
@@ -35,19 +39,29 @@ def fix_heap() -> None:
     libc.mallopt(libc.M_MMAP_THRESHOLD, LARGEST_BYTES)
     libc.mallopt(libc.M_TRIM_THRESHOLD, (1 << 31) - 1)
     libc.mallopt(libc.M_TOP_PAD, 1 << 20)
-    address = libc.malloc(HEAP_BYTES)
-    memory.fill(address, HEAP_BYTES)
-    libc.free(address)
+    with _reserve() as address:
+        memory.fill(address, HEAP_BYTES)
 
 
 def give_back_free_memory() -> None:
-    """In a copy made by fork(2), which has nothing locked: let go of what is free on the heap,
-    whose end stays where it is. It comes back page by page as it is touched, or by
+    """In a copy made by fork(2), which has nothing locked, and one thread: let go of what is free
+    on the heap, whose end stays where it is. It comes back page by page as it is touched, or by
     `program.unshare`."""
     libc.malloc_trim(2 * HEAP_BYTES)
+    with _reserve() as address:
+        memory.drop_range(page_end(address), page_start(address + HEAP_BYTES))
+
+
+@contextlib.contextmanager
+def _reserve() -> Iterator[int]:
+    """A block of `HEAP_BYTES` in the heap, which is made to hold one: where it is."""
+    libc.mallopt(libc.M_MMAP_MAX, 0)
     address = libc.malloc(HEAP_BYTES)
-    memory.drop_range(page_end(address), page_start(address + HEAP_BYTES))
-    libc.free(address)
+    try:
+        yield address
+    finally:
+        libc.free(address)
+        libc.mallopt(libc.M_MMAP_MAX, MOST_MAPPED)
 
 
 def heap_is_fixed() -> bool:

@@ -54,6 +54,7 @@ FALLOC_FL_ZERO_RANGE: Final = 16
 M_TRIM_THRESHOLD: Final = -1
 M_TOP_PAD: Final = -2
 M_MMAP_THRESHOLD: Final = -3
+M_MMAP_MAX: Final = -4
 M_ARENA_MAX: Final = -8
 
 LIBC.malloc.restype = ctypes.c_void_p
