@@ -21,4 +21,9 @@ def test_all_peers_are_measured(
     )
     stored = {row["server"]: row["MiB for each GiB stored"] for row in tables["nbd_memory"]}
     assert 300 < stored["zcache"] < 450 and stored["memory"] > 900
+    assert len({(row["policy"], row["locked"]) for row in tables["nbd_memory"]}) == 1
+    assert len(tables["where"]) == 2
+    for row in tables["where"]:
+        parts = [row[name] for name in ("kernel", "codec", "rest of callbacks", "nbdkit, and into Python")]
+        assert min(parts[:3]) > 0 and sum(parts) == pytest.approx(row["all of the server"])
     assert "report.json" in said and (tmp_path / "nbd.png").exists()

@@ -59,7 +59,7 @@ def compare(words: Sequence[str]) -> int:
         shards.measure(report, size_mib=128, seconds=2, rounds=1)
     else:
         store.measure(report, codecs, page_limit=16384, rounds=7, seed=1)
-        peers.measure(report, size_mib=256, seconds=5, rounds=3)
+        peers.measure(report, size_mib=256, seconds=5, rounds=5)
         shards.measure(report, size_mib=256, seconds=5, rounds=3)
     report.save()
     report.console.print(f"report.json and plots: {folder}")

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from zcache.bench.report import Figure, Report
+from zcache.bench.report import Figure, Report, spread
 from zcache.bench.served import REPOSITORY
 from zcache.errors import EnvironmentProblem
 
@@ -108,7 +108,7 @@ def compare(rounds: dict[str, list[dict[str, list[dict[str, Any]]]]]) -> list[di
                 OTHER: float(medians[0]),
                 THIS: float(medians[1]),
                 "more by %": 100 * (medians[1] / medians[0] - 1) if medians[0] else None,
-                "spread %": 100 * max(_spread(before), _spread(after)),
+                "spread %": 100 * max(spread(before), spread(after)),
             }
         )
     if not rows:
@@ -127,12 +127,3 @@ def _by_figure(rounds: list[dict[str, list[dict[str, Any]]]]) -> dict[Key, list[
                     if isinstance(value, int | float):
                         found.setdefault((table, number, words, column), []).append(value)
     return found
-
-
-def _spread(values: Sequence[float]) -> float:
-    """Half the distance between the quartiles, as a share of the median."""
-    median = statistics.median(values)
-    if len(values) < 2 or not median:
-        return 0.0
-    first, _, third = statistics.quantiles(values, n=4)
-    return (third - first) / 2 / abs(median)

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,6 +91,15 @@ class Report:
         """Everything so far."""
         text = json.dumps({"machine": machine(), "tables": self._tables}, indent=2)
         (self.folder / "report.json").write_text(text + "\n")
+
+
+def spread(values: Sequence[float]) -> float:
+    """Half the distance between the quartiles, as a share of the median; 0 of a single value."""
+    median = statistics.median(values)
+    if len(values) < 2 or not median:
+        return 0.0
+    first, _, third = statistics.quantiles(values, n=4)
+    return (third - first) / 2 / abs(median)
 
 
 def shown(figure: Figure) -> str:

@@ -57,7 +57,7 @@ def run_benchmark(name: str, description: str | None, measure: Measure, words: S
     add = parser.add_argument
     add("--size", type=whole_number(16), default=256, metavar="MIB", help="of the devices (%(default)s)")
     add("--seconds", type=whole_number(), default=5, help="of each measurement (%(default)s)")
-    add("--rounds", type=whole_number(), default=3, help="the median of so many (%(default)s)")
+    add("--rounds", type=whole_number(), default=5, help="the median of so many (%(default)s)")
     add("--folder", type=Path, help="for the results (default: a new temporary one)")
     add("parameters", nargs="*", metavar="key=value", help="more for zcache, but size and budget")
     arguments = parser.parse_args(words)
@@ -70,9 +70,9 @@ def run_benchmark(name: str, description: str | None, measure: Measure, words: S
 
 
 def run_fio(targets: Sequence[Target], load: Load, size_mib: int, seconds: int) -> dict[str, float]:
-    """One run on all targets together: I/Os and MB a second, latency (the mean over jobs), the
-    servers' and the clients' CPU for each I/O. With 0 seconds, once over the whole of each
-    device."""
+    """One run on all targets together: I/Os and MB a second, latency (the mean over jobs), and CPU
+    for each I/O: the servers' own and the kernel's for them, and the clients'. With 0 seconds, once
+    over the whole of each device."""
     words = ["fio", "--output-format=json"]
     for target in targets:
         words += [f"--name={target.name}", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={target.socket}"]
@@ -80,9 +80,9 @@ def run_fio(targets: Sequence[Target], load: Load, size_mib: int, seconds: int) 
         words += [f"--buffer_compress_percentage={COMPRESSIBLE_PERCENT}", "--buffer_compress_chunk=4k"]
         words += ["--norandommap", "--lat_percentiles=1"]  # of the whole: clat is without the sending
         words += ["--refill_buffers"] if not seconds else ["--time_based", f"--runtime={seconds}"]
-    before = sum(_cpu_seconds(target.pid) for target in targets)
+    before = _cpu_seconds(targets)
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    used = sum(_cpu_seconds(target.pid) for target in targets) - before
+    own, kernel = (after - earlier for after, earlier in zip(_cpu_seconds(targets), before, strict=True))
     if done.returncode:
         names = ", ".join(target.name for target in targets)
         raise EnvironmentProblem(f"fio on {names}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
@@ -96,11 +96,14 @@ def run_fio(targets: Sequence[Target], load: Load, size_mib: int, seconds: int) 
         "mb": sum(side["bw_bytes"] for side in sides) / 1e6,
         "p50_us": statistics.mean(latency.get("50.000000", 0) for latency in latencies) / 1000,
         "p99_us": statistics.mean(latency.get("99.000000", 0) for latency in latencies) / 1000,
-        "server_us": used / count * 1e6,
+        "server_us": (own + kernel) / count * 1e6,
+        "kernel_us": kernel / count * 1e6,
         "client_us": client / count * 1e6,
     }
 
 
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
+def _cpu_seconds(targets: Sequence[Target]) -> tuple[float, float]:
+    """Of all of them, so far: their own, and the kernel's for them."""
+    stats = [Path(f"/proc/{target.pid}/stat").read_text().rpartition(")")[2].split() for target in targets]
+    own, kernel = (sum(int(fields[place]) for fields in stats) for place in (11, 12))
+    return own / TICKS_A_SECOND, kernel / TICKS_A_SECOND
