@@ -92,9 +92,15 @@ def _run(command: Sequence[str]) -> None:
 
 
 def compare(rounds: dict[str, list[dict[str, list[dict[str, Any]]]]]) -> list[dict[str, Figure]]:
-    """A row for each figure that both trees have, and that is not always the same."""
+    """A row for each figure that both trees have, and that is not always the same; those that are
+    say what is measured."""
     other, this = (_by_figure(rounds[name]) for name in (OTHER, THIS))
     rows: list[dict[str, Figure]] = []
+    same: dict[tuple[str, int], str] = {}
+    for key, before in other.items():
+        after = this.get(key, [])
+        if after and len({*before, *after}) == 1:
+            same[key[:2]] = f"{same.get(key[:2], '')}, {key[3]} {before[0]:g}"
     for key, before in other.items():
         after = this.get(key, [])
         if not after or len({*before, *after}) == 1:
@@ -103,7 +109,7 @@ def compare(rounds: dict[str, list[dict[str, list[dict[str, Any]]]]]) -> list[di
         rows.append(
             {
                 "table": key[0],
-                "row": key[2],
+                "row": key[2] + same.get(key[:2], ""),
                 "figure": key[3],
                 OTHER: float(medians[0]),
                 THIS: float(medians[1]),

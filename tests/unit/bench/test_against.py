@@ -38,13 +38,13 @@ def test_medians_of_rounds_that_take_turns(tmp_path: Path) -> None:
     (row,) = run(tmp_path, trees, 3, "--pages", "100")
     assert row == {
         "table": "cost",
-        "row": "lz4",
+        "row": "lz4, pages 100",
         "figure": "put us",
         OTHER: 2.0,
         THIS: 3.0,
         "more by %": 50.0,
         "spread %": 200.0,
-    }, "what is the same in all rounds (pages) is no figure"
+    }, "what is the same in all rounds is no figure, and says what is measured"
     assert (tmp_path / "order").read_text().split() == ["a", "b", "b", "a", "a", "b"]
 
 
