@@ -123,7 +123,7 @@ class FaultyTier(MemoryTier):
 
     def successor(self) -> "FaultyTier":
         """The same disk, as the next server will find it."""
-        tier = FaultyTier(self.slot_count, self.clock, self._rng)
+        tier = FaultyTier(self.slot_count, self.clock, self._rng, self.frame_bytes)
         tier.medium, tier._given, tier.bad_slots = dict(self.medium), dict(self._given), set(self.bad_slots)
         tier._regime = self._regime
         return tier

@@ -21,6 +21,7 @@ from rich.console import Console
 from zcache.bench.report import Figure, Report, spread
 from zcache.bench.served import REPOSITORY
 from zcache.errors import EnvironmentProblem
+from zcache.testvm.arguments import whole_number
 
 COMPARABLE: Final = ("peers", "store")
 OTHER: Final = "other tree"
@@ -28,6 +29,8 @@ THIS: Final = "this tree"
 
 #: A figure: its table, the row (its number, and its words), and the column.
 Key = tuple[str, int, str, str]
+#: What a round found: rows, by the table's name.
+Tables = dict[str, list[dict[str, Any]]]
 
 
 def main(name: str, words: Sequence[str]) -> int:
@@ -39,7 +42,7 @@ def main(name: str, words: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--against", type=Path, required=True, metavar="PATH", help="the other tree, after its setup")
-    parser.add_argument("--rounds", type=int, default=10, help="of each tree (%(default)s)")
+    parser.add_argument("--rounds", type=whole_number(), default=10, help="of each tree (%(default)s)")
     parser.add_argument("--folder", type=Path, help="for the results (default: a new temporary one)")
     arguments, rest = parser.parse_known_args(words)
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="zcache-bench-"))
@@ -52,11 +55,9 @@ def main(name: str, words: Sequence[str]) -> int:
     return 0
 
 
-def measure(
-    report: Report, words: Sequence[str], trees: dict[str, Path], rounds: int
-) -> dict[str, list[dict[str, list[dict[str, Any]]]]]:
+def measure(report: Report, words: Sequence[str], trees: dict[str, Path], rounds: int) -> dict[str, list[Tables]]:
     """The tables of each round, by tree."""
-    found: dict[str, list[dict[str, list[dict[str, Any]]]]] = {name: [] for name in trees}
+    found: dict[str, list[Tables]] = {name: [] for name in trees}
     with report.console.status("") as status:
         for turn in range(rounds):
             for name in reversed(trees) if turn % 2 else trees:
@@ -65,12 +66,12 @@ def measure(
     return found
 
 
-def _one_round(tree: Path, words: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+def _one_round(tree: Path, words: Sequence[str]) -> Tables:
     with tempfile.TemporaryDirectory(prefix="zcache-round-") as folder:
         command = [str(tree / "scripts/bench"), *words, "--rounds", "1", "--folder", folder]
         try:
             _run(command)
-            tables: dict[str, list[dict[str, Any]]] = json.loads((Path(folder) / "report.json").read_text())["tables"]
+            tables: Tables = json.loads((Path(folder) / "report.json").read_text())["tables"]
         except subprocess.CalledProcessError as error:
             last = (error.stdout.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
             raise EnvironmentProblem(f"{tree}: {last}") from None
@@ -91,19 +92,18 @@ def _run(command: Sequence[str]) -> None:
         raise subprocess.CalledProcessError(process.returncode, command, said)
 
 
-def compare(rounds: dict[str, list[dict[str, list[dict[str, Any]]]]]) -> list[dict[str, Figure]]:
+def compare(rounds: dict[str, list[Tables]]) -> list[dict[str, Figure]]:
     """A row for each figure that both trees have, and that is not always the same; those that are
     say what is measured."""
     other, this = (_by_figure(rounds[name]) for name in (OTHER, THIS))
     rows: list[dict[str, Figure]] = []
+    common = {key: (before, this[key]) for key, before in other.items() if key in this}
     same: dict[tuple[str, int], str] = {}
-    for key, before in other.items():
-        after = this.get(key, [])
-        if after and len({*before, *after}) == 1:
+    for key, (before, after) in common.items():
+        if len({*before, *after}) == 1:
             same[key[:2]] = f"{same.get(key[:2], '')}, {key[3]} {before[0]:g}"
-    for key, before in other.items():
-        after = this.get(key, [])
-        if not after or len({*before, *after}) == 1:
+    for key, (before, after) in common.items():
+        if len({*before, *after}) == 1:
             continue
         medians = statistics.median(before), statistics.median(after)
         rows.append(
@@ -122,7 +122,7 @@ def compare(rounds: dict[str, list[dict[str, list[dict[str, Any]]]]]) -> list[di
     return rows
 
 
-def _by_figure(rounds: list[dict[str, list[dict[str, Any]]]]) -> dict[Key, list[float]]:
+def _by_figure(rounds: list[Tables]) -> dict[Key, list[float]]:
     """The values of each figure, one a round."""
     found: dict[Key, list[float]] = {}
     for tables in rounds:

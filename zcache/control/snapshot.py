@@ -72,10 +72,7 @@ class Snapshot:
         self.allocator = store.allocator.view(room.copy, self.frames)
         self.slots_below = store.below.slot_count
         self.used_below_count = store.below.used_slots
-        #: For each tier: its last slot, the slots of those before it, and its map.
-        self._maps_below = [
-            (place.last, place.before, room.copy(place.tier.used_map())) for place in store.below.places
-        ]
+        self._maps_below = [(place, room.copy(place.tier.used_map())) for place in store.below.places]
         #: For each object: its pool's kind, and its touched blocks of entries.
         self.tables = [
             (
@@ -91,9 +88,9 @@ class Snapshot:
 
     def is_used_below(self, slot: int) -> bool:
         """Whether the slot is some tier's, and reserved there."""
-        for last, before, used in self._maps_below:
-            if slot <= last:
-                return bool(used[slot - before])
+        for place, used in self._maps_below:
+            if slot <= place.last:
+                return bool(used[slot - place.before])
         return False
 
 

@@ -48,7 +48,7 @@ from zcache.reclaim.ouroboros import Ouroboros
 from zcache.reclaim.recompression import Recompressor
 from zcache.reclaim.spare_time import SpareTime
 from zcache.tiers.backoff import FIRST_REST_SECONDS, LAST_REST_SECONDS
-from zcache.tiers.below import Below
+from zcache.tiers.below import Below, rest_seconds
 from zcache.tiers.health import describe
 
 #: Slots below are short when one in 64 is free.
@@ -162,12 +162,8 @@ class Reclaimer:
             return True
         patience = max(place.health.writing.patience_seconds() for place in failing)
         if patience:
-            self._clock.wait(self.landed, min(patience, max(self._rest_seconds(), FIRST_REST_SECONDS)))
+            self._clock.wait(self.landed, min(patience, max(rest_seconds(failing), FIRST_REST_SECONDS)))
         return patience > 0
-
-    def _rest_seconds(self) -> float:
-        """Until a tier may be tried again; 0: one that is well can be written to."""
-        return min((place.health.writing.rest_seconds() for place in self._below.failing()), default=0.0)
 
     # -- the background thread
     # --------------------------------------------------------------------------------------
@@ -198,17 +194,17 @@ class Reclaimer:
                     self.stopped.wait(LAST_REST_SECONDS)
                     break
                 time.sleep(0)  # what was packed was packed with the GIL: let requests go on
-                if arrived and self._frames.ready >= self.high_watermark and (rest := self._below.rest_seconds()):
-                    self.stopped.wait(rest)  # for another tier, which fails: enough is ready
-                if arrived is None and not self._below.is_failing():
+                if arrived and self._frames.ready >= self.high_watermark and self._below.in_trouble():
+                    self.stopped.wait(rest_seconds(self._below.in_trouble()))  # for that one: enough is ready
+                if arrived is None and not self._below.in_trouble():
                     break
                 if not arrived:
-                    self.stopped.wait(LAST_REST_SECONDS if arrived is None else self._rest_seconds())
+                    self.stopped.wait(LAST_REST_SECONDS if arrived is None else rest_seconds(self._below.failing()))
 
     def wants_to_clean(self) -> bool:
         """Whether background reclaim goes on: few frames are available, or it is yet to be seen
         that writes work again."""
-        return self._frames.ready < self.high_watermark or self._below.is_failing()
+        return self._frames.ready < self.high_watermark or bool(self._below.in_trouble())
 
     def clean_some(self) -> bool | None:
         """One piece of background work: a few frames are packed, or one is compressed once more, or

@@ -9,7 +9,7 @@ Locking: the store's lock, but for `Place.write`, `Place.read`, and looks that m
 nothing on the hot paths; a comparison for each frame that gives its slot back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from zcache.clock import Clock
 from zcache.tiers import Tier
@@ -42,6 +42,11 @@ class Place:
     def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """From consecutive slots of this tier; raises what the tier does."""
         self.tier.read(first_slot - self.before, frames)
+
+
+def rest_seconds(places: Iterable[Place]) -> float:
+    """Until the first of these may be tried again; 0: now, or there are none."""
+    return min((place.health.writing.rest_seconds() for place in places), default=0.0)
 
 
 class Below:
@@ -86,26 +91,19 @@ class Below:
     def is_hopeless(self) -> bool:
         """Whether those that have room have failed for longer than anybody waits, and there is
         another that is well, in which room can be made."""
-        is_any_well = not all(place.health.writing.failures for place in self.places)
+        is_any_well = len(self.in_trouble()) < len(self.places)
         failing = self.failing()
         return is_any_well and bool(failing) and not any(place.health.writing.patience_seconds() for place in failing)
 
-    def rest_seconds(self) -> float:
-        """Until one that fails may be tried again; 0: now, or none fails."""
-        return min(
-            (place.health.writing.rest_seconds() for place in self.places if place.health.writing.failures), default=0.0
-        )
-
     def is_short(self, shift: int) -> bool:
         """Whether less than one in `1 << shift` of the slots is free that can be written to."""
-        those = [place.tier for place in self.places if not place.health.writing.failures]
-        those = those or [place.tier for place in self.places]
-        slots = sum(tier.slot_count for tier in those)
-        return bool(those) and slots - sum(tier.used_slots for tier in those) < max(slots >> shift, 1)
+        those = [place for place in self.places if not place.health.writing.failures] or self.places
+        slots = sum(place.tier.slot_count for place in those)
+        return bool(those) and slots - sum(place.tier.used_slots for place in those) < max(slots >> shift, 1)
 
-    def is_failing(self) -> bool:
-        """Whether it is yet to be seen, of any tier, that writes work again."""
-        return any(place.health.writing.failures for place in self.places)
+    def in_trouble(self) -> list[Place]:
+        """The tiers of which it is yet to be seen that writes work again."""
+        return [place for place in self.places if place.health.writing.failures]
 
     def release(self, slot: int) -> None:
         """Give a slot back; 0 is none, as most frames have that die."""

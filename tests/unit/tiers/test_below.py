@@ -6,7 +6,7 @@ from tests.support.clock import FakeClock
 from tests.support.tiers import MemoryTier
 from zcache.errors import Imbalance
 from zcache.tiers.backoff import LAST_REST_SECONDS, PATIENCE_SECONDS
-from zcache.tiers.below import Below
+from zcache.tiers.below import Below, rest_seconds
 
 COUNTS = (3, 2, 4)
 
@@ -45,8 +45,8 @@ def test_slots_are_numbered_through() -> None:
 
 def test_nothing_below() -> None:
     below = row()
-    assert not (below.has_room() or below.begin_try() or below.failing() or below.is_failing() or below.is_hopeless())
-    assert below.used_slots == below.slot_count == below.rest_seconds() == 0 and not below.is_short(6)
+    assert not (below.has_room() or below.begin_try() or below.failing() or below.in_trouble() or below.is_hopeless())
+    assert below.used_slots == below.slot_count == rest_seconds(below.places) == 0 and not below.is_short(6)
     below.release(0)
 
 
@@ -68,7 +68,7 @@ def test_the_next_write_goes_to_the_first_with_room_that_may_be_tried() -> None:
 def test_who_waits_waits_for_those_that_can_be_written_to() -> None:
     below = row(*COUNTS)
     fail(below, 0)
-    assert below.failing() == [] and below.is_failing() and below.rest_seconds() > 0
+    assert below.failing() == [] and below.in_trouble() == below.places[:1] and rest_seconds(below.in_trouble()) > 0
     below.places[1].reserve(2)
     below.places[2].reserve(4)
     assert below.failing() == below.places[:1]

@@ -12,8 +12,8 @@ compress to about a third, and takes a good share of two CPUs itself.
 All servers have one scheduling policy (zcache is left without real time) and are locked in memory
 alike, which the table of memory shows. Where zcache's time goes is measured apart, on a server with
 clocks in it (`timed_plugin.py`): of each I/O the client's CPU, the kernel's for the server, and the
-server's own, which is the codec, the rest of our callbacks, and what is left: nbdkit and Python's
-way into a callback.
+server's own, which is the codec (lz4's; zstd counts with the rest), the rest of our callbacks, and
+what is left: nbdkit and Python's way into a callback.
 """
 
 import contextlib
@@ -130,7 +130,9 @@ def measure(report: Report, size_mib: int, seconds: int, rounds: int, parameters
                         status.update(f"round {turn + 1} of {rounds}: {load.name}, {peer.name}")
                         peer.rounds.setdefault(load.name, []).append(run_fio([peer.target], load, size_mib, seconds))
     _tabulate(report, peers, size_mib)
-    report.table("where", "where zcache's time goes: us of CPU for each I/O", _where(size_mib, seconds, rounds))
+    report.table(
+        "where", "where zcache's time goes: us of CPU for each I/O", _where(size_mib, seconds, rounds, parameters)
+    )
 
 
 def _refuse_unlike(peers: Sequence[Peer]) -> None:
@@ -140,14 +142,14 @@ def _refuse_unlike(peers: Sequence[Peer]) -> None:
         raise EnvironmentProblem(f"the servers are not scheduled and locked alike: {kinds}")
 
 
-def _where(size_mib: int, seconds: int, rounds: int) -> list[dict[str, Figure]]:
+def _where(size_mib: int, seconds: int, rounds: int, parameters: Sequence[str]) -> list[dict[str, Figure]]:
     """A row for each load."""
     found: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="zcache-times-") as folder:
         times = Times(Path(folder) / "times")
         script = Path(__file__).with_name("timed_plugin.py")
         command = [*_environment({VARIABLE: f"{folder}/times", "PYTHONMALLOC": "malloc"}), "nbdkit", "-f", "-t", "1"]
-        command += ["{socket}", "python", str(script), *_size(size_mib)]
+        command += ["{socket}", "python", str(script), *_size(size_mib), *parameters]
         with _served("timed", command, Path(folder)) as peer:
             run_fio([peer.target], Load("fill", "write", 128, 4), size_mib, 0)
             for _ in range(rounds):
