@@ -4,7 +4,8 @@ One round of the benchmark in each tree, by its own `scripts/bench`, and again, 
 `--rounds` says (10); which tree is first takes turns, because the machine is never quiet. For each
 figure: the median of each tree, and by how much this tree's is more. `spread` is half the distance
 between the quartiles, as a share of the median, of whichever tree has more: a difference that is
-smaller than that says nothing.
+smaller than that says nothing, and nor does any after a round or two. Each round of `store` starts
+programs anew to have heaps of, so its pages, and what depends on them alone, differ a little, too.
 """
 
 import argparse
@@ -76,7 +77,7 @@ def _one_round(tree: Path, words: Sequence[str]) -> Tables:
             last = (error.stdout.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
             raise EnvironmentProblem(f"{tree}: {last}") from None
         except OSError as error:
-            raise EnvironmentProblem(f"{tree}: {error.strerror}; give a tree of zcache's") from None
+            raise EnvironmentProblem(f"{command[0]}: {error.strerror}; give a tree of zcache's") from None
     return tables
 
 

@@ -49,6 +49,11 @@ _NAME, _MARKED_NAME = "nbdkit: ", "@bdkit: "
 _OURS: Final = ("zcache: ", "zcache keeper: ")
 #: nbdkit's own, with -v, are for whoever wants each.
 _DEBUG: Final = ": debug: "
+#: And when there is no memory for a request's buffer.
+_NO_BUFFER: Final = ": threadlocal_buffer: "
+NO_BUFFER: Final = (
+    "; a client's request failed by that, and nothing else: smaller requests need less, or raise the limit"
+)
 
 FULL: Final = "zcache: this log is full; `zcache status --json` has counters of all failures"
 
@@ -124,7 +129,7 @@ class LogPipe:
             line = _NAME + line.removeprefix(_MARKED_NAME)
         if line.startswith(_OURS) or (line.startswith(_NAME) and _DEBUG in line):
             return line
-        return self._repeats.add(line)
+        return self._repeats.add(line + NO_BUFFER if _NO_BUFFER in line else line)
 
     def _write(self, lines: list[str]) -> None:
         text = "".join(f"{line}\n" for line in lines if line)

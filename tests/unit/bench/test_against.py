@@ -55,7 +55,7 @@ def test_a_round_that_fails_is_told_by_its_last_line(tmp_path: Path) -> None:
 
 
 def test_what_is_no_tree_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentProblem, match=r"No such file or directory; give a tree of zcache's"):
+    with pytest.raises(EnvironmentProblem, match=r"/scripts/bench: No such file or directory; give a tree of zcache's"):
         run(tmp_path, {OTHER: tmp_path, THIS: tmp_path}, 1)
 
 
