@@ -292,11 +292,12 @@ def fail(*_: object) -> None:
     raise MemoryError
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, 2, 48])
 def test_no_memory_to_place_a_put_loses_its_pages_and_no_others(
     rng: random.Random, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    """Neither are they what they were, nor does a frame go that has others in it."""
+    """Neither are they what they were, nor does a frame go that has others in it. The last of these
+    puts has filled a frame by then, and takes another."""
     store = small_store(16, allocator="log")
     thing = new_object(store, 100)
     pages = {index: page_with_zpage_of(rng, 1200) for index in range(50, 60)}
@@ -304,7 +305,7 @@ def test_no_memory_to_place_a_put_loses_its_pages_and_no_others(
         put(store, thing, index, page)
     put(store, thing, 0, page_with_zpage_of(rng, 900))
     with monkeypatch.context() as patch:
-        patch.setattr(store.allocator, "write", fail)
+        patch.setattr(*(store.frames, "take", fail) if count == 48 else (store.allocator, "place", fail))
         patch.setattr(store.allocator, "place_one", fail)
         with pytest.raises(MemoryError):
             put(store, thing, 0, *(page_with_zpage_of(rng, 1200) for _ in range(count)))

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -24,6 +24,7 @@ from zcache.control.check import check
 from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.pageframes.queues import Queue
 from zcache.pages.codec import Codec
+from zcache.pages.tmem import Kind
 from zcache.store.store import Store
 from zcache.tiers.backoff import FIRST_REST_SECONDS, LAST_REST_SECONDS
 
@@ -167,15 +168,13 @@ def test_no_memory_in_the_middle_of_a_put_loses_its_pages_and_no_others(
     kept = page_with_zpage_of(rng, 1000)
     put(store, thing, 0, kept)
 
-    class NoRoomForThree(list[Any]):
-        def __getitem__(self, index: Any) -> Any:
-            if index == 2:
-                raise MemoryError
-            return super().__getitem__(index)
-
     place = store.allocator.place
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(store.allocator, "place", lambda kind, bodies, *rest: place(kind, NoRoomForThree(bodies), *rest))
+
+    def no_memory_for_three(kind: Kind, data: bytes, tags: list[Any], entries: list[int], owner: int) -> int:
+        return place(kind, data, [*tags[:2], cast(Any, "no tag"), *tags[3:]], entries, owner)
+
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(store.allocator, "place", no_memory_for_three)
         put(store, thing, 1, *(page_with_zpage_of(rng, 1000) for _ in range(5)))
     assert get(store, thing, 0) == kept and store.statistics.lost_pages == 5
     check(store)

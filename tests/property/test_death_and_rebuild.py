@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import zcache
+from tests.support.page_loops import page_loops
 from tests.support.pages import any_page
 from tests.support.stores import PAGE_BYTES, get, put, store_with_image
 from tests.support.tiers import MemoryTier
@@ -25,12 +26,15 @@ from zcache.allocators.choice import ALLOCATORS
 from zcache.control.check import check
 from zcache.errors import PageLost
 from zcache.image.image import new_descriptor
+from zcache.page_loop import PageLoop
+from zcache.page_loop.reference import PythonLoop
 from zcache.pageframes.queues import Queue
 from zcache.pageframes.transitions import drop_oldest_clean
 from zcache.pages.tmem import TmemObject
 from zcache.store.store import Store
 
 PAGES = 40
+PYTHON_LOOP = PythonLoop()
 PACKAGE = str(Path(zcache.__file__).parent)
 
 
@@ -92,10 +96,18 @@ class World:
         self.store, self.thing = self.over(self.descriptor, self.tier)
         self.model: dict[int, bytes | None] = {}
 
-    def over(self, descriptor: int, tier: MemoryTier) -> tuple[Store, TmemObject]:
+    def over(self, descriptor: int, tier: MemoryTier, loop: PageLoop = PYTHON_LOOP) -> tuple[Store, TmemObject]:
+        """With the page loop in Python, which can be stopped at any line."""
         recompress = "zstd:1" if self.allocator == "log" else None
         return store_with_image(
-            descriptor, PAGES, self.budget_frames, tier, self.encrypt, allocator=self.allocator, recompress=recompress
+            descriptor,
+            PAGES,
+            self.budget_frames,
+            tier,
+            self.encrypt,
+            allocator=self.allocator,
+            recompress=recompress,
+            loop=loop,
         )
 
     def operation(self) -> tuple[Callable[[], None], dict[int, bytes | None]]:
@@ -164,7 +176,7 @@ class World:
     def inspect(self, descriptor: int, medium: dict[int, bytes], after: dict[int, bytes | None]) -> None:
         tier = MemoryTier(self.tier.slot_count, self.tier.frame_bytes)
         tier.medium = medium
-        store, thing = self.over(descriptor, tier)
+        store, thing = self.over(descriptor, tier, self.rng.choice(page_loops()))
         check(store)
         self.pages_are_right(store, thing, after)
         while store.frames.queue_length[Queue.CLEAN]:

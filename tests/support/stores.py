@@ -16,6 +16,8 @@ from zcache.budget.budget import Budget
 from zcache.control.settings import Settings
 from zcache.image.image import Geometry, Image
 from zcache.linux.kernel_page import KERNEL_PAGE_BYTES
+from zcache.page_loop import PageLoop
+from zcache.page_loop.choice import PAGE_LOOP
 from zcache.pageframes import State
 from zcache.pageframes.slots import slots_of
 from zcache.pageframes.transitions import drop_oldest_clean
@@ -47,6 +49,7 @@ def small_store(
     allocator: str | None = None,
     recompress: str | None = None,
     admit: str = "always",
+    loop: PageLoop = PAGE_LOOP,
 ) -> Store:
     """A store without threads: background reclaim happens when the test calls
     `store.reclaimer.clean_some()`, and time passes when somebody waits for it. Over `tiers`, or one
@@ -62,6 +65,7 @@ def small_store(
         allocator=allocator,
         recompress=parse(recompress) if recompress else None,
         admit=admit,
+        loop=loop,
         tiers=tiers,
         seal=new_seal(encrypt or default_encrypt, frame_bytes=frame_bytes),
         clock=clock,
@@ -78,6 +82,7 @@ def store_with_image(
     allocator: str = "zbud",
     recompress: str | None = None,
     page_bytes: int = KERNEL_PAGE_BYTES,
+    loop: PageLoop = PAGE_LOOP,
 ) -> tuple[Store, TmemObject]:
     """A store over an image, and its object: made in an empty memfd, or taken over from whoever had
     it before. `page_bytes`: as on a kernel with such pages."""
@@ -95,6 +100,7 @@ def store_with_image(
         tiers=tiers,
         seal=new_seal(encrypt, image.secret, frame_bytes),
         image=image,
+        loop=loop,
         clock=tiers[0].clock,
     )
     pool = store.tmem.new_pool(Kind.PERSISTENT)

@@ -57,9 +57,10 @@ class Allocator(Protocol):
         """How many frames, in RAM and below together, hold so many pages for sure, whatever is in
         them and however they come and go."""
 
-    def place(self, kind: Kind, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
-        """Place `bodies[len(entries):]`; an empty one is of a page whose entry, its tag, says it
-        all. `owner` is the word that names the first body's page (see `evict`)."""
+    def place(self, kind: Kind, data: bytes, tags: list[int], entries: list[int], owner: int) -> int:
+        """Place the zpages of `tags[len(entries):]`. `data` is those of all tags, one behind the
+        other: a tag is an entry without a place, and says how long its zpage is, or that there is
+        none. `owner` is the word that names the first tag's page (see `evict`)."""
 
     def place_one(self, kind: Kind, body: bytes, tag: int, owner: int) -> int:
         """The same for one zpage: its entry, or 0 if it found no room."""

@@ -29,16 +29,16 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from zcache.allocators import EntriesOf, Found, ReleaseBelow
+from zcache.allocators.log_append import Appender, PythonAppender
 from zcache.allocators.log_frame import (
-    COUNT_AT,
     FIRST_RECORD,
     FRAME_BYTES,
     RECORD_BYTES,
-    SPAN_SHIFT,
-    WORD_SHIFT,
     Head,
     Stream,
+    close_head,
     find_live,
+    open_head,
 )
 from zcache.errors import Imbalance
 from zcache.image.flat_array import count_bytes
@@ -84,13 +84,19 @@ class Log:
         self._frames = frames
         self._release_below = release_below
         self._entries_of = entries_of
-        self._ram = frames.ram
         self._words = frames.ram_view.cast("Q")
         self._live = frames.live
         self.weight = frames.new_table("I")
         self.is_tight = frames.new_table("B")  # there is nothing to gain by compressing it again
-        self.heads = [Head() for _ in Stream]
+        python = PythonAppender(frames.ram, frames.live, self.weight)
+        self.write = python.write  # for packing
+        self.append_by(python)
         self.released_zpages = 0  # ever
+
+    def append_by(self, appender: Appender) -> None:
+        """Have puts append by this one, before there are any."""
+        self._appender = appender
+        self.heads = [appender.new_head() for _ in Stream]
 
     @staticmethod
     def frames_for(page_count: int) -> int:
@@ -100,99 +106,32 @@ class Log:
     # -- placing and releasing (hot)
     # --------------------------------------------------------------------------------
 
-    def place(self, kind: Kind, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
-        """See `Allocator.place`. What a request puts into one frame is joined, and copied there at
-        once."""
+    def place(self, kind: Kind, data: bytes, tags: list[int], entries: list[int], owner: int) -> int:
+        """See `Allocator.place`. What a request puts into one frame is copied there at once, with
+        one record."""
         head = self.heads[kind]
-        data = b"".join(bodies) if not entries else b""
-        if entries or head.fill + len(data) > head.room:
-            return self._place_apart(head, kind, bodies, tags, entries, owner)
-        # Fast path: all into the open frame.
-        place = head.fill << OFFSET_SHIFT | head.frame
-        try:
-            for tag, body in zip(tags, bodies, strict=True):
-                if body:
-                    entries.append(tag | place)
-                    place += len(body) << OFFSET_SHIFT
-                else:
-                    entries.append(tag)
-            if data:
-                self.write(head, data, len(bodies) - bodies.count(b""), len(bodies) - 1 << SPAN_SHIFT | owner)
-        except BaseException:
-            entries.clear()  # they are nowhere
-            raise
-        return len(bodies)
+        append = self._appender.append
+        count = len(tags)
+        while (done := append(head, data, tags, entries, owner)) < count:
+            frame = self._frames.take(kind)
+            if not frame:
+                break
+            self.begin_frame(head, frame, False)
+        return done
 
     def place_one(self, kind: Kind, body: bytes, tag: int, owner: int) -> int:
         """See `Allocator.place_one`."""
-        head = self.heads[kind]
-        frame, fill, room, base = head.frame, head.fill, head.room, head.base
-        size = len(body)
-        stop = fill + size
-        if stop > room:
-            entries: list[int] = []
-            return entries[0] if self._place_apart(head, kind, (body,), (tag,), entries, owner) else 0
-        # As `write`, without the call.
-        self._ram[base + fill : base + stop] = body
-        words = self._words
-        words[base + room >> WORD_SHIFT] = owner
-        words[base + COUNT_AT >> WORD_SHIFT] = COUNT_AT - room >> WORD_SHIFT
-        head.fill = stop
-        head.room = room - RECORD_BYTES
-        self._live[frame] += 1
-        self.weight[frame] += size + RECORD_BYTES
-        return tag | fill << OFFSET_SHIFT | frame
-
-    def write(self, head: Head, data: bytes, count: int, record: int) -> None:
-        """The bytes of `count` zpages, for which there is room, and their record: all before an
-        entry names them."""
-        frame, fill, room, base = head.frame, head.fill, head.room, head.base
-        head.fill = stop = fill + len(data)
-        self._ram[base + fill : base + stop] = data
-        words = self._words
-        words[base + room >> WORD_SHIFT] = record
-        words[base + COUNT_AT >> WORD_SHIFT] = COUNT_AT - room >> WORD_SHIFT
-        head.room = room - RECORD_BYTES
-        self._live[frame] += count
-        self.weight[frame] += len(data) + RECORD_BYTES * count
-
-    def _place_apart(
-        self, head: Head, kind: Kind, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int
-    ) -> int:
-        """What does not fit into the open frame goes into one more, or several."""
-        begin, fill = len(entries), head.fill  # of the run of pages for this frame
-        try:
-            for index in range(begin, len(bodies)):
-                body = bodies[index]
-                if body:
-                    if fill + len(body) > head.room:
-                        self._write_run(head, bodies[begin:index], owner + begin)
-                        begin = index
-                        frame = self._frames.take(kind)
-                        if not frame:
-                            return index
-                        self.begin_frame(head, frame, False)
-                        fill = 0
-                    entries.append(tags[index] | fill << OFFSET_SHIFT | head.frame)
-                    fill += len(body)
-                else:
-                    entries.append(tags[index])
-            self._write_run(head, bodies[begin:], owner + begin)
-        except BaseException:
-            del entries[begin:]  # they are nowhere
-            raise
-        return len(bodies)
-
-    def _write_run(self, head: Head, bodies: Sequence[bytes], owner: int) -> None:
-        count = len(bodies) - bodies.count(b"")
-        if count:
-            self.write(head, b"".join(bodies), count, len(bodies) - 1 << SPAN_SHIFT | owner)
+        entry = self._appender.append_one(self.heads[kind], body, tag, owner)
+        if entry:
+            return entry
+        entries: list[int] = []
+        return entries[0] if self.place(kind, body, [tag], entries, owner) else 0
 
     def begin_frame(self, head: Head, frame: int, is_tight: bool) -> None:
         """A frame that was just taken is open, and the one before takes no more."""
         if head.frame:
             self._frames.state[head.frame] = DIRTY
-        head.open(frame, self._frames.home[frame])
+        open_head(head, frame, self._frames.home[frame])
         self.is_tight[frame] = is_tight
 
     def release(self, entries: Sequence[int]) -> None:
@@ -246,7 +185,7 @@ class Log:
         """Append nothing more."""
         for head in self.heads:
             if head.frame == frame:
-                head.close()
+                close_head(head)
 
     def restore(self, frame: int) -> None:
         """See `Allocator.restore`: a frame that was closed stays so, and DIRTY."""

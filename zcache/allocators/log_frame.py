@@ -12,7 +12,7 @@ never wrong, only out of date; they go wherever the frame goes, and cost 8 bytes
 """
 
 from enum import IntEnum
-from typing import Final
+from typing import Final, Protocol
 
 from zcache.allocators import EntriesOf
 from zcache.pages.entry import FRAME_MASK, OWNER_INDEX_BITS, SAME_FILLED
@@ -48,24 +48,36 @@ class Stream(IntEnum):
 assert [kind.value for kind in Kind] == [Stream.PERSISTENT.value, Stream.EPHEMERAL.value]
 
 
-class Head:
+class Head(Protocol):
     """An open frame: zpages go in at `fill`, and their record at `room`, both in bytes from its
     start; it begins at `base` in RAM. A zpage may not reach beyond `room`."""
+
+    base: int
+    fill: int
+    frame: int
+    room: int
+
+
+class PythonHead:
+    """A `Head`."""
 
     __slots__ = ("base", "fill", "frame", "room")
 
     def __init__(self) -> None:
-        self.close()
-
-    def open(self, frame: int, slot: int) -> None:
-        """The frame, empty, in its RAM slot."""
-        self.frame, self.base = frame, slot << FRAME_SHIFT
-        self.fill, self.room = 0, FIRST_RECORD
-
-    def close(self) -> None:
-        """There is no frame, and no room."""
-        self.frame = self.base = self.fill = 0
+        self.base = self.fill = self.frame = 0
         self.room = -1
+
+
+def open_head(head: Head, frame: int, slot: int) -> None:
+    """The frame, empty, in its RAM slot."""
+    head.frame, head.base = frame, slot << FRAME_SHIFT
+    head.fill, head.room = 0, FIRST_RECORD
+
+
+def close_head(head: Head) -> None:
+    """There is no frame, and no room."""
+    head.frame = head.base = head.fill = 0
+    head.room = -1
 
 
 def find_live(words: memoryview, frame: int, slot: int, live: int, entries_of: EntriesOf) -> dict[int, int]:

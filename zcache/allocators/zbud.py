@@ -41,6 +41,8 @@ from zcache.pages.entry import (
     OFFSET_SHIFT,
     PAGE_BYTES,
     PAGE_SHIFT,
+    SAME_FILLED,
+    zpage_bytes,
 )
 from zcache.pages.tmem import Kind
 
@@ -87,20 +89,28 @@ class Zbud:
         """See `Allocator.frames_for`: at worst each page is alone in its frame."""
         return page_count
 
-    def place(self, kind: Kind, bodies: Sequence[bytes], tags: Sequence[int], entries: list[int], owner: int) -> int:
+    def place(self, kind: Kind, data: bytes, tags: list[int], entries: list[int], owner: int) -> int:
         """See `Allocator.place`."""
         frames = self._frames
         ram, home, frame_of, state, live = frames.ram, frames.home, frames.frame_of, frames.state, frames.live
         left, right, after, before = self._left, self._right, self._after, self._before
         heads, filled = self._heads[kind], self._filled_lists[kind]
-        offset_shift, dirty = OFFSET_SHIFT, DIRTY
+        offset_shift, length_shift, length_mask, same_filled, dirty = (
+            OFFSET_SHIFT,
+            LENGTH_SHIFT,
+            LENGTH_MASK,
+            SAME_FILLED,
+            DIRTY,
+        )
+        begin = len(entries)
+        at = sum(map(zpage_bytes, tags[:begin])) if begin else 0
         try:
-            for index in range(len(entries), len(bodies)):
-                body = bodies[index]
-                if not body:
-                    entries.append(tags[index])
+            for index in range(begin, len(tags)):
+                tag = tags[index]
+                if not 0 < tag < same_filled:
+                    entries.append(tag)
                     continue
-                length = len(body)
+                length = (tag >> length_shift & length_mask) + 1
                 chunks = (length + 63) >> 6
                 fitting = filled & _LISTS_THAT_FIT[chunks]
                 if fitting:
@@ -140,18 +150,19 @@ class Zbud:
                     else:
                         state[frame] = dirty  # a raw page fills the frame
                 start = (slot << PAGE_SHIFT) + offset
-                ram[start : start + length] = body
-                entries.append(tags[index] | offset << offset_shift | frame)
+                ram[start : start + length] = data[at : at + length]
+                at += length
+                entries.append(tag | offset << offset_shift | frame)
                 if kind:
                     self._owners[2 * slot + (offset != 0)] = owner + index
         finally:
             self._filled_lists[kind] = filled
-        return len(bodies)
+        return len(tags)
 
     def place_one(self, kind: Kind, body: bytes, tag: int, owner: int) -> int:
         """See `Allocator.place_one`."""
         entries: list[int] = []
-        return entries[0] if self.place(kind, (body,), (tag,), entries, owner) else 0
+        return entries[0] if self.place(kind, body, [tag], entries, owner) else 0
 
     def release(self, entries: Sequence[int]) -> None:
         """See `Allocator.release`. A DIRTY frame that loses a buddy is ACTIVE again: its room is

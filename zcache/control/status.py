@@ -51,6 +51,7 @@ def gather_status(
         "budget_bytes": frames.budget_frames * frame_bytes,
         "frame_bytes": frame_bytes,
         "codec": store.putter.codec.name,
+        "page_loop": store.loop.name,
         "allocator": store.allocator.name,
         "recompress": store.recompressor.codec.name if store.recompressor else "off",
         "backing": str(getattr(coldest, "path", "")) if coldest else None,

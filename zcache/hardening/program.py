@@ -34,6 +34,7 @@ OBJECTS: Final = (
     "_block.",
     "_version.",
     "backend_c.",
+    "_compiled.",
 )
 #: `cryptography`'s two (7 MiB in memory after the start, 4 MiB after the warm-up); nbdkit's TLS
 #: library and what it was made with, and libselinux (2 MiB, none of which is used again without

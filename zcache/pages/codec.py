@@ -30,18 +30,27 @@ CHOICES: Final = "lz4, lz4:ACCELERATION (1 to 65537) or zstd:LEVEL (-7 to 19)"
 #: has one. `list.pop` and `append` are atomic, so a list is all the locking that they need.
 ZSTD_CONTEXTS: Final = 4
 
+SUSPECT_BYTES: Final = 64
+
 Compress = Callable[[memoryview], bytes]
 Decompress = Callable[[bytes], bytes]
 
 
 class Codec:
     """What puts are made with: `id`, `name`, and `compress(page) -> bytes`. A zpage of n bytes has
-    the tag `tag_base + (n << LENGTH_SHIFT)`."""
+    the tag `tag_base + (n << LENGTH_SHIFT)`. With an `acceleration`, `compress` does nothing but
+    lz4's `LZ4_compress_fast`.
 
-    def __init__(self, codec_id: int, name: str, compress: Compress) -> None:
+    A page that repeats a word has a zpage of less than `suspect_bytes`, if the codec sees it: some
+    35 bytes; but with an acceleration lz4 looks at every so many bytes only, and at the same phase
+    of a word for the second time after at most nine looks."""
+
+    def __init__(self, codec_id: int, name: str, compress: Compress, acceleration: int | None = None) -> None:
         self.id = codec_id
         self.name = name
         self.compress = compress
+        self.acceleration = acceleration
+        self.suspect_bytes = SUSPECT_BYTES + 9 * (acceleration or 0)
         self.tag_base = zpage_tag(codec_id, 1) - (1 << LENGTH_SHIFT)
 
 
@@ -55,7 +64,7 @@ def parse_codec(text: str) -> Codec:
     except ValueError:
         raise BadInput(f"codec={text}: {argument!r} is not a number; give {CHOICES}") from None
     if name == "lz4" and 1 <= number <= 65537:
-        return Codec(LZ4, f"lz4:{number}" if number > 1 else "lz4", _lz4_compress(number))
+        return Codec(LZ4, f"lz4:{number}" if number > 1 else "lz4", _lz4_compress(number), number)
     if name == "zstd" and -7 <= number <= 19 and number != 0:
         return Codec(ZSTD, f"zstd:{number}", _zstd_compress(number))
     raise BadInput(f"codec={text}: no such codec; give {CHOICES}")

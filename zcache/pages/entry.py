@@ -55,6 +55,11 @@ def zpage_tag(codec: int, length: int) -> int:
     return ZPAGE | codec << CODEC_SHIFT | (length - 1) << LENGTH_SHIFT
 
 
+def zpage_bytes(entry: int) -> int:
+    """How long the zpage of an entry, or of a tag, is; 0: it has none."""
+    return (entry >> LENGTH_SHIFT & LENGTH_MASK) + 1 if 0 < entry < SAME_FILLED else 0
+
+
 def decode_zpage(entry: int) -> Zpage:
     """What a zpage entry says; meaningless for the other kinds."""
     return Zpage(

@@ -39,13 +39,10 @@ _RAW_TAG: Final = zpage_tag(RAW, PAGE_BYTES)
 _WORD_TAG: Final = zpage_tag(WORD, 8)
 
 
-#: For each page the zpage's bytes, none where the entry says it all; the entry without its place;
-#: and of all pages, how many are same-filled, how many raw, and the bytes of their zpages. (A plain
+#: The zpages of a run, one behind the other; for each page, the entry without its place, which says
+#: how long its zpage is; and of all pages, how many are same-filled, and how many raw. (A plain
 #: tuple: 0.2 us a request less.)
-Encoded = tuple[list[bytes], list[int], int, int, int]
-
-#: A page that repeats a word has no longer zpage: of either codec, some 35 bytes.
-SUSPECT_BYTES: Final = 64
+Encoded = tuple[bytes, list[int], int, int]
 
 
 def encode(codec: Codec, max_zpage_bytes: int, data: memoryview) -> Encoded:
@@ -55,43 +52,35 @@ def encode(codec: Codec, max_zpage_bytes: int, data: memoryview) -> Encoded:
     bodies = [compress(data[piece]) for piece in PAGE_SLICES[: len(data) >> PAGE_SHIFT]]
     lengths = [*map(len, bodies)]
     tags = [tag_base + (length << LENGTH_SHIFT) for length in lengths]
-    if min(lengths) >= SUSPECT_BYTES and max(lengths) <= max_zpage_bytes:
-        return bodies, tags, 0, 0, sum(lengths)
-    return _with_special(max_zpage_bytes, data, bodies, tags)
+    if min(lengths) >= codec.suspect_bytes and max(lengths) <= max_zpage_bytes:
+        return b"".join(bodies), tags, 0, 0
+    return _with_special(codec.suspect_bytes, max_zpage_bytes, data, bodies, tags)
 
 
-def _with_special(max_zpage_bytes: int, data: memoryview, bodies: list[bytes], tags: list[int]) -> Encoded:
+def _with_special(
+    suspect_bytes: int, max_zpage_bytes: int, data: memoryview, bodies: list[bytes], tags: list[int]
+) -> Encoded:
     """The same, with pages among them that repeat a word, or that do not compress."""
     same_filled = raw = 0
     for index, (piece, body) in enumerate(zip(PAGE_SLICES, bodies, strict=False)):
         length = len(body)
-        if length < SUSPECT_BYTES:
-            page = bytes(data[piece])
-            pattern = page[:8]
-            if page == pattern * _WORDS:
-                same_filled += 1
-                if pattern[:4] == pattern[4:]:
-                    bodies[index] = b""
-                    tags[index] = SAME_FILLED | int.from_bytes(pattern[:4], "little")
-                else:
-                    bodies[index] = pattern
-                    tags[index] = _WORD_TAG
+        if suspect_bytes <= length <= max_zpage_bytes:
+            continue
+        page = bytes(data[piece])
+        pattern = page[:8]
+        if page == pattern * _WORDS:
+            same_filled += 1
+            if pattern[:4] == pattern[4:]:
+                bodies[index] = b""
+                tags[index] = SAME_FILLED | int.from_bytes(pattern[:4], "little")
+            else:
+                bodies[index] = pattern
+                tags[index] = _WORD_TAG
         elif length > max_zpage_bytes:
             raw += 1
-            bodies[index] = bytes(data[piece])
+            bodies[index] = page
             tags[index] = _RAW_TAG
-    return bodies, tags, same_filled, raw, sum(map(len, bodies))
-
-
-def decode_lz4(bodies: Sequence[bytes], out: memoryview) -> None:
-    """Fill `out` with the pages of lz4 zpages; raises `PageDamaged`."""
-    try:
-        for piece, body in zip(PAGE_SLICES, bodies, strict=False):
-            out[piece] = lz4_decompress(body, PAGE_BYTES)
-    except Exception:
-        for body in bodies:
-            decompress(LZ4, body)  # says what is wrong with it
-        raise PageDamaged("a zpage's bytes are damaged") from None
+    return b"".join(bodies), tags, same_filled, raw
 
 
 def decode(entries: Sequence[int], bodies: Sequence[bytes], out: memoryview) -> None:
@@ -107,3 +96,14 @@ def decode(entries: Sequence[int], bodies: Sequence[bytes], out: memoryview) -> 
             out[piece] = (entry & PATTERN_MASK).to_bytes(4, "little") * (2 * _WORDS)
         else:
             out[piece] = _ZERO_PAGE
+
+
+def decode_lz4(bodies: Sequence[bytes], out: memoryview) -> None:
+    """Fill `out` with the pages of lz4's zpages; raises `PageDamaged`."""
+    try:
+        for piece, body in zip(PAGE_SLICES, bodies, strict=False):
+            out[piece] = lz4_decompress(body, PAGE_BYTES)
+    except Exception:
+        for body in bodies:
+            decompress(LZ4, body)  # says what is wrong with it
+        raise PageDamaged("a zpage's bytes are damaged") from None

@@ -32,6 +32,7 @@ from zcache.image.image import SECRET_BYTES
 from zcache.image.signs import Signs
 from zcache.linux import libc, meminfo
 from zcache.linux.group_limits import GroupLimits
+from zcache.page_loop.choice import described
 from zcache.pages.tmem import TmemObject
 from zcache.seals import Seal
 from zcache.server import assembly, standby
@@ -111,8 +112,10 @@ class Server:
         else:
             self._files.open()
         self._steps.begin("making the control socket")
-        if config.remark and not self._is_successor:
-            _say(config.remark)
+        if not self._is_successor:
+            _say(described())
+            if config.remark:
+                _say(config.remark)
         if config.control:
             try:
                 self._control = ControlSocket(config.control)

@@ -10,7 +10,7 @@ short enough?
 
 from typing import Final
 
-from zcache.pages.entry import PAGE_BYTES
+from zcache.pages.entry import EMPTY, PAGE_BYTES, zpage_bytes
 from zcache.statistics import Statistics
 from zcache.store.ghost import Ghost
 
@@ -45,22 +45,27 @@ class Admission:
         self._statistics.ignored_puts += refused
         return active
 
-    def reject_poor(self, bodies: list[bytes], tags: list[int]) -> None:
-        """Pages that compress poorly are not stored, their entry will be EMPTY. `bodies` and `tags`
-        are those of a put, and change in place; each reason is counted."""
+    def reject_poor(self, data: bytes, tags: list[int]) -> bytes:
+        """Pages that compress poorly are not stored, their entry will be EMPTY. The tags of a put
+        change in place; returns the zpages that are left of its `data`. Each reason is counted."""
         statistics = self._statistics
         mean = statistics.ephemeral_bytes / statistics.ephemeral_pages if statistics.ephemeral_pages else 0
-        for index, body in enumerate(bodies):
-            if not body:
-                continue
-            if len(body) == PAGE_BYTES:
+        kept: list[bytes] = []
+        start = 0
+        for index, tag in enumerate(tags):
+            size = zpage_bytes(tag)
+            if size == PAGE_BYTES:
                 statistics.reject_compress_poor += 1
-            elif mean > MAX_MEAN_ZPAGE_BYTES and len(body) > mean:
+            elif mean > MAX_MEAN_ZPAGE_BYTES and size > mean:
                 statistics.reject_mean_poor += 1
             else:
+                kept.append(data[start : start + size])
+                start += size
                 continue
             statistics.ignored_puts += 1
-            bodies[index], tags[index] = b"", 0
+            tags[index] = EMPTY
+            start += size
+        return b"".join(kept)
 
     def populate(self) -> None:
         """Fault in what it remembers with. Not for the I/O path."""

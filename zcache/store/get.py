@@ -6,26 +6,14 @@ what is below only is fetched in between, also without it.
 
 from collections.abc import Sequence
 
-from lz4.block import decompress as lz4_decompress
-
 from zcache.books import Books
 from zcache.errors import PageDamaged
 from zcache.fetch.fetch import Fetcher
+from zcache.page_loop import PageLoop
 from zcache.pageframes import PageFrames
-from zcache.pages.entry import (
-    FRAME_MASK,
-    LENGTH_MASK,
-    LENGTH_SHIFT,
-    LOST,
-    OFFSET_MASK,
-    OFFSET_SHIFT,
-    PAGE_BYTES,
-    PAGE_SHIFT,
-    SAME_FILLED,
-)
+from zcache.pages.entry import LOST, PAGE_BYTES, PAGE_SHIFT
 from zcache.pages.page_table import MAX_RUN_PAGES
 from zcache.pages.tmem import TmemObject
-from zcache.pages.zpages import END_LZ4, FIRST_LZ4, decode, decode_lz4
 from zcache.store.waiting import Waiting
 
 
@@ -35,41 +23,35 @@ class Getter:
 
     def __init__(
         self,
+        loop: PageLoop,
         frames: PageFrames,
         fetcher: Fetcher | None,
         waiting: Waiting,
         books: Books,
     ) -> None:
-        self._frames = frames
+        self._loop = loop
+        reader = loop.reader(frames.home, frames.ram, frames.referenced, frames.frame_shift)
+        self._zpage, self._lz4_zpages, self._zpages = reader.page, reader.lz4_run, reader.run
         self._fetcher = fetcher
         self._waiting = waiting
         self._lock, self._statistics = books.lock, books.statistics
 
     def get_page(self, thing: TmemObject, first: int, out: memoryview) -> bool:
         """Fast path: one page, if it is an lz4 zpage in RAM. False: nothing has been done."""
-        frames = self._frames
         lock = self._lock
         lock.acquire()
         try:
-            entry = thing.table.entries[first]
-            if not FIRST_LZ4 <= entry < END_LZ4:
+            body = self._zpage(thing.table.entries, first)
+            if body is None:
                 return False
-            slot = frames.home[entry & FRAME_MASK]
-            if not slot:
-                return False
-            start = (slot << frames.frame_shift) + (entry >> OFFSET_SHIFT & OFFSET_MASK)
-            body = frames.ram[start : start + (entry >> LENGTH_SHIFT & LENGTH_MASK) + 1]
-            frames.referenced[slot] = 1
             self._statistics.gets += 1
         finally:
             lock.release()
-        try:
-            out[:] = lz4_decompress(body, PAGE_BYTES)
-        except Exception:  # the slow path will say it
-            with lock:
-                self._statistics.gets -= 1
-            return False
-        return True
+        if self._loop.decode_page(body, out):
+            return True
+        with lock:  # the slow path will say it
+            self._statistics.gets -= 1
+        return False
 
     def get_run(self, thing: TmemObject, first: int, out: memoryview) -> Sequence[int]:
         """One run; which of its pages are misses. Pages that are lost only while their put waits
@@ -105,72 +87,34 @@ class Getter:
 
     def _try_get_run(self, thing: TmemObject, first: int, out: memoryview) -> Sequence[int] | None:
         """One run; None, and `out` undefined, if a page in it is lost."""
-        frames = self._frames
         count = len(out) >> PAGE_SHIFT
-        bodies: list[bytes] = []
-        misses: Sequence[int] = ()
+        table = thing.table.entries
+        misses: Sequence[int] | None = None
         self._lock.acquire()
         try:
             self._statistics.gets += count
-            entries = thing.table.entries[first : first + count].tolist()
-            if min(entries) >= FIRST_LZ4 and max(entries) < END_LZ4:
-                home = frames.home
-                slots = [home[entry & FRAME_MASK] for entry in entries]
-                if all(slots):  # fast path: all are lz4 zpages in RAM
-                    ram, referenced, frame_shift = frames.ram, frames.referenced, frames.frame_shift
-                    bodies = [
-                        ram[
-                            (start := (slot << frame_shift) + (entry >> OFFSET_SHIFT & OFFSET_MASK)) : start
-                            + (entry >> LENGTH_SHIFT & LENGTH_MASK)
-                            + 1
-                        ]
-                        for slot, entry in zip(slots, entries, strict=False)
-                    ]
-                    for slot in set(slots):
-                        referenced[slot] = 1
-            is_fast = len(bodies) > 0
-            if not is_fast:
-                cold, bodies = self._collect(entries)
-                if 0 in entries:
-                    misses = [index for index, entry in enumerate(entries) if not entry]
+            zpages = self._lz4_zpages(table, first, count)
+            if zpages is None:  # slow path: not all are lz4 zpages in RAM
+                entries, bodies, cold, misses, is_lost = self._zpages(table, first, count)
+                if misses:
                     self._statistics.get_misses += len(misses)
         finally:
             self._lock.release()
-        if not is_fast:
-            if max(entries) >= LOST:
+        if zpages is None:
+            if is_lost:
                 return None
             if cold:
                 assert self._fetcher
-                self._fetcher.fetch(thing.table.entries, first, cold, entries, bodies)
+                self._fetcher.fetch(table, first, cold, entries, bodies)
                 if max(entries) >= LOST:
                     return None
         try:
-            if is_fast:
-                decode_lz4(bodies, out)
+            if zpages is None:
+                self._loop.decode(entries, bodies, out)
             else:
-                decode(entries, bodies, out)
+                self._loop.decode_lz4(zpages, out)
         except PageDamaged:
             with self._lock:
                 self._statistics.decode_errors += 1
             raise
-        return misses
-
-    def _collect(self, entries: list[int]) -> tuple[list[int], list[bytes]]:
-        """Under the lock: which of the zpages are in no frame in RAM; and the bytes of all, empty
-        where there are none, or not yet."""
-        frames = self._frames
-        ram, home, referenced, frame_shift = frames.ram, frames.home, frames.referenced, frames.frame_shift
-        offset_shift, offset_mask, length_shift, length_mask = OFFSET_SHIFT, OFFSET_MASK, LENGTH_SHIFT, LENGTH_MASK
-        cold: list[int] = []
-        bodies: list[bytes] = []
-        for entry in entries:
-            if 0 < entry < SAME_FILLED:
-                slot = home[entry & FRAME_MASK]
-                if slot:
-                    start = (slot << frame_shift) + (entry >> offset_shift & offset_mask)
-                    bodies.append(ram[start : start + (entry >> length_shift & length_mask) + 1])
-                    referenced[slot] = 1
-                    continue
-                cold.append(len(bodies))
-            bodies.append(b"")
-        return cold, bodies
+        return misses or ()

@@ -15,13 +15,13 @@ from typing import Final
 
 from zcache.allocators import Allocator
 from zcache.books import Books
-from zcache.image.whole_words import fill, publish
+from zcache.image.whole_words import fill
+from zcache.page_loop import PageLoop
 from zcache.pageframes import PageFrames
 from zcache.pages.codec import Codec
 from zcache.pages.entry import LENGTH_SHIFT, PAGE_BYTES, PAGE_SHIFT
 from zcache.pages.page_table import BLOCK_SHIFT, LOST_RUN, MAX_RUN_PAGES
 from zcache.pages.tmem import Kind, TmemObject
-from zcache.pages.zpages import SUSPECT_BYTES, encode
 from zcache.reclaim.reclaimer import Reclaimer
 from zcache.store.admission import Admission
 from zcache.store.invalidation import Invalidation
@@ -38,6 +38,7 @@ class Putter:
 
     def __init__(
         self,
+        loop: PageLoop,
         codec: Codec,
         frames: PageFrames,
         allocator: Allocator,
@@ -48,7 +49,7 @@ class Putter:
         partial_write: PartialWrite,
         books: Books,
     ) -> None:
-        self.codec = codec  # of puts to come
+        self._loop, self._publish = loop, loop.publish
         self._slots = frames.slots
         self._allocator = allocator
         self._reclaimer = reclaimer
@@ -57,6 +58,19 @@ class Putter:
         self._waiting = waiting
         self.partial_write = partial_write
         self._lock, self._statistics = books.lock, books.statistics
+        self.codec = codec
+
+    @property
+    def codec(self) -> Codec:
+        """Of puts to come."""
+        return self._codec
+
+    @codec.setter
+    def codec(self, codec: Codec) -> None:
+        encoder = self._loop.encoder(codec, self._allocator.max_zpage_bytes)
+        self._codec = codec
+        self._encode_page, self._encode_run = encoder.page, encoder.run
+        self._tag_base, self._suspect_bytes = codec.tag_base, codec.suspect_bytes
 
     def put_page(self, thing: TmemObject, first: int, data: memoryview) -> bool:
         """Fast path: one page, if it is persistent, compresses, and finds room at once. False:
@@ -66,14 +80,13 @@ class Putter:
         between."""
         if thing.kind:
             return False
-        codec = self.codec
         try:
-            body = codec.compress(data)
+            body = self._encode_page(data)
         except BaseException:
             self._invalidation.abandon_early(thing, first, 1, modifier=False)
             raise
         length = len(body)
-        if not SUSPECT_BYTES <= length <= self._allocator.max_zpage_bytes:
+        if not self._suspect_bytes <= length <= self._allocator.max_zpage_bytes:
             return False
         table = thing.table
         entries = table.entries
@@ -84,7 +97,7 @@ class Putter:
             if self.partial_write.page:
                 return False
             entry = self._allocator.place_one(
-                _PERSISTENT, body, codec.tag_base + (length << LENGTH_SHIFT), thing.owner_base + first
+                _PERSISTENT, body, self._tag_base + (length << LENGTH_SHIFT), thing.owner_base + first
             )
             if not entry:
                 return False
@@ -114,14 +127,14 @@ class Putter:
         meanwhile."""
         kind = thing.kind
         try:
-            bodies, tags, same_filled, raw, compressed_bytes = encode(self.codec, self._allocator.max_zpage_bytes, data)
+            zpages, tags, same_filled, raw = self._encode_run(data)
             if kind:
                 with self._lock:
-                    self._admission.reject_poor(bodies, tags)
+                    zpages = self._admission.reject_poor(zpages, tags)
         except BaseException:
             self._invalidation.abandon_early(thing, first, len(data) >> PAGE_SHIFT, modifier)
             raise
-        count = len(bodies)
+        count = len(tags)
         last = first + count
         table = thing.table
         placed: list[int] = []
@@ -140,16 +153,16 @@ class Putter:
                 cleared = True
                 self._invalidation.drop(old, kind)
             cleared = True
-            done = self._allocator.place(kind, bodies, tags, placed, thing.owner_base + first)
+            done = self._allocator.place(kind, zpages, tags, placed, thing.owner_base + first)
             if count == 1 == done:
                 entries[first] = placed[0]
             else:
-                publish(entries, first, placed)
+                self._publish(entries, first, placed)
             statistics = self._statistics
             statistics.puts += count
             if done == count and not kind:
                 statistics.stored_pages += count
-                statistics.compressed_bytes += compressed_bytes
+                statistics.compressed_bytes += len(zpages)
                 if raw or same_filled:
                     statistics.raw_pages += raw
                     statistics.reject_compress_poor += raw
@@ -164,7 +177,7 @@ class Putter:
             raise
         finally:
             self._lock.release()
-        if done < count and not self._waiting.place_rest(thing, first, bodies, tags, placed, modifier):
+        if done < count and not self._waiting.place_rest(thing, first, zpages, tags, placed, modifier):
             return False
         if self._slots.free_count < self._reclaimer.wake_below_slots:
             self._reclaimer.wake_if_low()

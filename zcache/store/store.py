@@ -24,6 +24,8 @@ from zcache.errors import PageDamaged
 from zcache.fetch.fetch import Fetcher
 from zcache.fetch.readback import Readback
 from zcache.image.image import Image
+from zcache.page_loop import PageLoop
+from zcache.page_loop.choice import PAGE_LOOP
 from zcache.pageframes import PageFrames
 from zcache.pages.codec import Codec
 from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
@@ -64,7 +66,9 @@ class Store:
         seal: Seal = CRC,
         image: Image | None = None,
         clock: Clock | None = None,
+        loop: PageLoop = PAGE_LOOP,
     ) -> None:
+        self.loop = loop
         self.seal = seal
         self.lock = threading.Lock()
         self.statistics = Statistics()
@@ -90,6 +94,7 @@ class Store:
         self.fetcher = Fetcher(frames, readback, books, ouroboros.eat) if readback else None
         self.compactor = self.recompressor = None
         if isinstance(self.allocator, Log):
+            self.allocator.append_by(loop.appender(frames.ram, frames.live, self.allocator.weight))
             packing = LogPacking(self.allocator, frames, self.tmem.entries_of)
             self.compactor = Compactor(frames, self.allocator, packing, readback, books)
             if recompress:
@@ -104,9 +109,9 @@ class Store:
         invalidation = self._invalidation = Invalidation(self.allocator, partial_write, books)
         waiting = self.waiting = Waiting(self.allocator, reclaimer, invalidation, partial_write, books)
         self.putter = Putter(
-            codec, frames, self.allocator, reclaimer, admission, invalidation, waiting, partial_write, books
+            loop, codec, frames, self.allocator, reclaimer, admission, invalidation, waiting, partial_write, books
         )
-        self._getter = Getter(frames, self.fetcher, waiting, books)
+        self._getter = Getter(loop, frames, self.fetcher, waiting, books)
 
     # -- put and get (hot)
     # ----------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class Waiting:
         self,
         thing: TmemObject,
         first: int,
-        bodies: list[bytes],
+        data: bytes,
         tags: list[int],
         placed: list[int],
         modifier: bool,
@@ -52,7 +52,7 @@ class Waiting:
         """Finish a put that has begun to wait: make room and place, until all are placed or no room
         can be made. False, and no more is done, if the caller is `modify` and its page was written
         meanwhile. Raises `StoreFull` (persistent pools only)."""
-        table, count = thing.table, len(bodies)
+        table, count = thing.table, len(tags)
         try:
             while len(placed) < count:
                 room = self._reclaimer.make_room(thing.kind)
@@ -74,7 +74,7 @@ class Waiting:
                     self._invalidation.drop(old, thing.kind)
                     before = len(placed)
                     try:
-                        self._allocator.place(thing.kind, bodies, tags, placed, thing.owner_base + first)
+                        self._allocator.place(thing.kind, data, tags, placed, thing.owner_base + first)
                     except BaseException:
                         self._invalidation.abandon(thing, start, count - before, placed[before:])
                         raise

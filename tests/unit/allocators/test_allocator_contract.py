@@ -40,7 +40,7 @@ class Bench:
         bodies = [self.rng.randbytes(size) for size in sizes]
         tags = [zpage_tag(LZ4, len(body)) if body else SAME_FILLED | 7 for body in bodies]
         entries: list[int] = []
-        done = self.allocator.place(kind, bodies, tags, entries, (kind << OWNER_INDEX_BITS) + first)
+        done = self.allocator.place(kind, b"".join(bodies), tags, entries, (kind << OWNER_INDEX_BITS) + first)
         assert done == len(entries)
         for index, entry in enumerate(entries):
             self.tables[kind][first + index] = entry
@@ -100,15 +100,15 @@ def test_zpages_are_where_their_entries_say_until_they_are_released(bench: Bench
 def test_what_finds_no_room_is_placed_once_there_is_some(bench: Bench) -> None:
     """A request of raw pages that is larger than all frames stops where they end, and goes on from
     there."""
-    bodies = [bench.rng.randbytes(4096) for _ in range(17 * 64)]
-    tags, entries = [zpage_tag(0, 4096)] * len(bodies), list[int]()
-    done = bench.allocator.place(Kind.PERSISTENT, bodies, tags, entries, 0)
-    assert 0 < done == len(entries) < len(bodies)
-    assert bench.allocator.place(Kind.PERSISTENT, bodies, tags, entries, 0) == done == len(entries)
+    data = bench.rng.randbytes(17 * 64 * 4096)
+    tags, entries = [zpage_tag(0, 4096)] * (17 * 64), list[int]()
+    done = bench.allocator.place(Kind.PERSISTENT, data, tags, entries, 0)
+    assert 0 < done == len(entries) < len(tags)
+    assert bench.allocator.place(Kind.PERSISTENT, data, tags, entries, 0) == done == len(entries)
     frame = decode_zpage(entries[0]).frame
     dying = [entry for entry in entries if decode_zpage(entry).frame == frame]
     bench.allocator.release(dying)
-    assert done < bench.allocator.place(Kind.PERSISTENT, bodies, tags, entries, 0) <= done + len(dying)
+    assert done < bench.allocator.place(Kind.PERSISTENT, data, tags, entries, 0) <= done + len(dying)
     assert decode_zpage(entries[done]).frame != 0
 
 

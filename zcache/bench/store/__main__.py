@@ -145,17 +145,17 @@ def cost(corpus: Corpus, codec: Codec, allocator: str, pages_per_request: int, r
     data = memoryview(b"".join(corpus.pages[:count]))
     out = memoryview(bytearray(pages_per_request * PAGE_BYTES))  # used again by each request, as nbdkit's buffers are
     size = pages_per_request * PAGE_BYTES
-    spans = [(start // PAGE_BYTES, start, start + size) for start in range(0, count * PAGE_BYTES, size)]
+    requests = [(start // PAGE_BYTES, data[start : start + size]) for start in range(0, count * PAGE_BYTES, size)]
     views = [data[start : start + PAGE_BYTES] for start in range(0, count * PAGE_BYTES, PAGE_BYTES)]
     compressed = [codec.compress(view) for view in views]
     decompress = decoders[codec.id]
 
     def put_all() -> None:
-        for first, start, stop in spans:
-            store.put(thing, first, data[start:stop])
+        for first, request in requests:
+            store.put(thing, first, request)
 
     def get_all() -> None:
-        for first, _, _ in spans:
+        for first, _ in requests:
             store.get(thing, first, out)
 
     def compress_all() -> None:
@@ -168,9 +168,9 @@ def cost(corpus: Corpus, codec: Codec, allocator: str, pages_per_request: int, r
 
     works = (put_all, compress_all, get_all, decompress_all)
     taken = _turn_about(works, rounds, count, before=lambda: store.flush(thing, 0, count))
-    for first, start, stop in spans:
+    for first, request in requests:
         store.get(thing, first, out)
-        assert out == data[start:stop], "the store gave back other pages than were put"
+        assert out == request, "the store gave back other pages than were put"
     check(store)
     put, alone_in, get, alone_out = taken
     return {
