@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import zcache
+from tests.support.page_loops import page_loops
 from tests.unit.swap.test_systemd_unit import UNKNOWN
 from zcache.keeper.state import StateFolder
 
@@ -26,11 +27,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the commands that were installed."""
-    folder = tmp_path_factory.mktemp("installation")
+    return install(tmp_path_factory.mktemp("installation"))
+
+
+def install(folder: Path, **environment_of_pip: str) -> Path:
+    """The folder of the commands."""
     sources = folder / "sources"
     # A copy, for building leaves files beside the sources.
     for package in ("zcache", "nbd_plugin"):
-        shutil.copytree(REPOSITORY / package, sources / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(REPOSITORY / package, sources / package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, sources)
     (sources / "scripts").mkdir()
@@ -38,7 +43,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = folder / "environment"
     venv.create(environment, with_pip=False)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    subprocess.run([*pip, "wheel", "--no-index", "--no-deps", "--no-build-isolation", sources], check=True, cwd=folder)
+    subprocess.run(
+        [*pip, "wheel", "--no-index", "--no-deps", "--no-build-isolation", sources],
+        check=True,
+        cwd=folder,
+        env=os.environ | environment_of_pip,
+    )
     (wheel,) = folder.glob("*.whl")
     subprocess.run([*pip, "--python", environment, "install", "--no-index", "--no-deps", wheel], check=True)
     (packages,) = environment.glob("lib/python*/site-packages")
@@ -132,6 +142,22 @@ def test_what_is_installed_serves(installed: Path) -> None:
         installed, "serve", "-U", "-", "--run", 'nbdinfo --size "$uri"', "size=64M", "budget=16M", "overcommit=yes"
     )
     assert (done.returncode, done.stdout) == (0, f"{64 << 20}\n"), done.stderr
+
+
+def page_loop_of(installed: Path) -> str:
+    """What a server says of it."""
+    done = run(installed, "serve", "-U", "-", "--run", "true", "size=64M", "budget=16M", "overcommit=yes")
+    (line,) = (line for line in done.stderr.splitlines() if "page loop" in line)
+    return line
+
+
+def test_the_page_loop_is_compiled_where_there_is_a_compiler(installed: Path) -> None:
+    assert page_loop_of(installed) == f"zcache: page loop: {page_loops()[-1].name}"
+
+
+def test_a_compiler_that_does_not_work_is_no_failed_installation(tmp_path: Path) -> None:
+    line = page_loop_of(install(tmp_path, CC="false"))
+    assert line == "zcache: page loop: in Python, which takes more CPU (the compiled one was not built)"
 
 
 def test_without_nbdkit_it_says_so(installed: Path, tmp_path: Path) -> None:

@@ -29,6 +29,11 @@ BACKING_BYTES: Final = 640 << 20
 HEAP_MIB: Final = 640
 TIMEOUT_SECONDS: Final = 1800
 
+#: As scripts/setup does it, without pip.
+COMPILE: Final = (
+    "cc -O2 -shared -fPIC -I/usr/include/python3.13 zcache/page_loop/*.c -o zcache/page_loop/_compiled.abi3.so &&"
+)
+
 #: PID 1. What it says goes to the terminal; the report through a port of its own.
 INIT: Final = """#!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
@@ -57,12 +62,17 @@ def heap_load(seconds: int, mib: int = HEAP_MIB) -> list[str]:
     return ["python3", "zcache/bench/pressure/heap.py", str(mib), "1", str(seconds), "0"]
 
 
-def run(page_kib: int, parameters: tuple[str, ...], load: list[str], disturb: str | None = None) -> list[str]:
-    """One guest; everything that keeps it from being a success."""
+def run(
+    page_kib: int, parameters: tuple[str, ...], load: list[str], disturb: str | None = None, page_loop: str = "compiled"
+) -> list[str]:
+    """One guest, which compiles the page loop first, or does not; everything that keeps it from
+    being a success."""
     root = Arm64Root(cache_folder())
     root.make()
     words = [*([disturb] if disturb else []), *parameters, "--", *load]
-    command = " ".join(["python3 -m zcache.bench.run.guest /tmp/report.json", *words])
+    command = " ".join(
+        [COMPILE if page_loop == "compiled" else "", "python3 -m zcache.bench.run.guest /tmp/report.json", *words]
+    )
     with tempfile.TemporaryDirectory(prefix="zcache-arm64-") as name:
         folder = Path(name)
         backing, report_path, log = folder / "backing", folder / "report", folder / "kernel.log"
@@ -88,7 +98,7 @@ def run(page_kib: int, parameters: tuple[str, ...], load: list[str], disturb: st
         print(text[-6000:], file=sys.stderr)
         return [*failures, "the guest left no report"]
     _print(report, page_kib, seconds)
-    return failures + _judge(report, disturb)
+    return failures + _judge(report, disturb, page_loop)
 
 
 def _compose(kernel: Path, initramfs: Path, disks: list[Path], report: Path, log: Path) -> list[str]:
@@ -114,9 +124,11 @@ def _compose(kernel: Path, initramfs: Path, disks: list[Path], report: Path, log
     return [*argv, "-chardev", f"file,id=log,path={log}", "-serial", "chardev:log"]
 
 
-def _judge(report: dict[str, Any], disturb: str | None) -> list[str]:
+def _judge(report: dict[str, Any], disturb: str | None, page_loop: str) -> list[str]:
     status = report["status"]
     failures = losses(status)
+    if status["page_loop"] != page_loop:
+        failures.append(f"the page loop is {status['page_loop']}, not {page_loop}")
     if report["load_exit_status"]:
         failures.append(f"the load ended with {report['load_exit_status']}: {report['load_output'][-500:]}")
     if not report["check"]["balanced"]:
@@ -129,7 +141,16 @@ def _judge(report: dict[str, Any], disturb: str | None) -> list[str]:
 
 def _print(report: dict[str, Any], page_kib: int, seconds: float) -> None:
     status = report["status"]
-    names = ("state", "stored_pages", "ratio", "written_back_frames", "fetched_frames", "rss_bytes", "locked_bytes")
+    names = (
+        "page_loop",
+        "state",
+        "stored_pages",
+        "ratio",
+        "written_back_frames",
+        "fetched_frames",
+        "rss_bytes",
+        "locked_bytes",
+    )
     moved = [f"{report[name]} ({report[name] * page_kib >> 10} MiB)" for name in ("pages_out", "pages_in")]
     print(f"kernel pages of {page_kib} KiB: {moved[0]} out, {moved[1]} in")
     print("  " + ", ".join(f"{name} {status.get(name)}" for name in names))

@@ -27,10 +27,19 @@ SUITE: Final = RELEASES["13"]
 KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 #: Debian's names of the kernels, by the size of their pages in KiB. There is none with 64.
 KERNELS: Final = {4: "linux-image-arm64", 16: "linux-image-arm64-16k"}
-#: What swap-up needs, and what brings a guest up.
+#: What swap-up needs, what compiles the page loop, and what brings a guest up.
 PACKAGES: Final = (
     *("base-files", "bash", "busybox-static", "coreutils", "dash", "grep", "kmod", "libnbd-bin", "mount", "nbdkit"),
-    *("nbdkit-plugin-python", "procps", "python3", "python3-libnbd", "util-linux"),
+    *(
+        "gcc",
+        "libc6-dev",
+        "libpython3.13-dev",
+        "nbdkit-plugin-python",
+        "procps",
+        "python3",
+        "python3-libnbd",
+        "util-linux",
+    ),
 )
 #: What the initramfs loads, and swap-up.
 BOOT_MODULES: Final = ("virtio_blk", "crc32c_generic", "crc32c-generic", "libcrc32c", "ext4")
@@ -39,7 +48,7 @@ PYTHON: Final = "3.13"
 SITE: Final = Path(f"usr/local/lib/python{PYTHON}/dist-packages")
 #: Where the guest finds this tree.
 TREE: Final = Path("zcache")
-IMAGE_MIB: Final = 900
+IMAGE_MIB: Final = 1300
 
 
 def cache_folder() -> Path:

@@ -1,5 +1,5 @@
-"""arm64 with pages of 4 and 16 KiB: real swap in an emulated machine, by any allocator, through a
-server's death."""
+"""arm64 with pages of 4 and 16 KiB: real swap in an emulated machine, by any allocator and page
+loop, through a server's death."""
 
 import shutil
 
@@ -21,4 +21,13 @@ def test_a_guest_swaps_to_a_server_inside_it(page_kib: int) -> None:
 
 def test_frames_smaller_than_pages_a_budget_that_moves_and_servers_that_die() -> None:
     parameters = [word for word in PARAMETERS if not word.startswith("budget=")]
-    assert run(16, (*parameters, "budget=32M..96M", "allocator=zbud"), heap_load(90), disturb="kill:3:20") == []
+    assert (
+        run(
+            16,
+            (*parameters, "budget=32M..96M", "allocator=zbud"),
+            heap_load(90),
+            disturb="kill:3:20",
+            page_loop="python",
+        )
+        == []
+    )

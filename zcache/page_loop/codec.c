@@ -19,6 +19,16 @@ static int repeats_a_word(const char *page)
     return memcmp(page, page + 8, PAGE_BYTES - 8) == 0;
 }
 
+/* What the Python package does: so the zpages are the same. `LZ4_compress_fast` would make others, a few
+ * bytes longer or shorter. */
+static int compress(const char *page, char *to, int acceleration)
+{
+    uint64_t stream[LZ4_STREAM_BYTES / 8];
+
+    lz4_init_stream(stream, sizeof stream);
+    return lz4_compress(stream, page, to, PAGE_BYTES, LONGEST_BYTES, acceleration);
+}
+
 /* Puts the zpage of a page at `to`, where there is room for LONGEST_BYTES. Its tag. */
 static uint64_t encode_page(const char *page, char *to, int max_zpage_bytes, int acceleration)
 {
@@ -32,8 +42,7 @@ static uint64_t encode_page(const char *page, char *to, int max_zpage_bytes, int
         memcpy(to, page, 8);
         return zpage_tag(WORD, 8);
     }
-    /* Not into as little as it may take: lz4 would give up a byte too soon. */
-    int length = lz4_compress(page, to, PAGE_BYTES, LONGEST_BYTES, acceleration);
+    int length = compress(page, to, acceleration);
     if (0 < length && length <= max_zpage_bytes)
         return zpage_tag(LZ4, (uint64_t)length);
     memcpy(to, page, PAGE_BYTES);
@@ -78,7 +87,7 @@ static PyObject *encoder_page(Encoder *encoder, PyObject *data)
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    length = lz4_compress(page.buf, zpage, PAGE_BYTES, sizeof zpage, encoder->acceleration);
+    length = compress(page.buf, zpage, encoder->acceleration);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&page);
     return PyBytes_FromStringAndSize(zpage, length);

@@ -13,8 +13,9 @@ from typing import Final
 
 from lz4.block import _block
 
+import zcache.page_loop._compiled as _compiled  # noqa: PLR0402 (says whether it is there, or broken)
 from zcache.allocators.log_append import Appender
-from zcache.page_loop import Encoder, Reader, _compiled
+from zcache.page_loop import Encoder, Reader
 from zcache.page_loop.reference import PythonEncoder
 from zcache.pages.codec import Codec
 from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT

@@ -4,7 +4,8 @@
 
 #include <dlfcn.h>
 
-int (*lz4_compress)(const char *, char *, int, int, int);
+void *(*lz4_init_stream)(void *, size_t);
+int (*lz4_compress)(void *, const char *, char *, int, int, int);
 int (*lz4_decompress)(const char *, char *, int, int);
 
 PyDoc_STRVAR(use_lz4_doc, "use_lz4(path) -> the version of the lz4 in a library that is loaded; raises ImportError");
@@ -19,9 +20,13 @@ static PyObject *use_lz4(PyObject *module, PyObject *path)
     if (!library)
         return PyErr_Format(PyExc_ImportError, "%S is not loaded", path);
     int (*version)(void) = (int (*)(void))dlsym(library, "LZ4_versionNumber");
-    lz4_compress = (int (*)(const char *, char *, int, int, int))dlsym(library, "LZ4_compress_fast");
+    int (*state_bytes)(void) = (int (*)(void))dlsym(library, "LZ4_sizeofState");
+    lz4_init_stream = (void *(*)(void *, size_t))dlsym(library, "LZ4_initStream");
+    lz4_compress = (int (*)(void *, const char *, char *, int, int, int))dlsym(library, "LZ4_compress_fast_continue");
     lz4_decompress = (int (*)(const char *, char *, int, int))dlsym(library, "LZ4_decompress_safe");
-    if (!version || !lz4_compress || !lz4_decompress) /* it stays loaded: it is a module of Python's */
+    /* It stays loaded: it is a module of Python's. */
+    if (!version || !state_bytes || !lz4_init_stream || !lz4_compress || !lz4_decompress
+        || state_bytes() > LZ4_STREAM_BYTES)
         return PyErr_Format(PyExc_ImportError, "%S does not show its lz4", path);
     return PyLong_FromLong(version());
 }

@@ -42,7 +42,10 @@
 #define RECORD_BYTES 8
 #define SPAN_SHIFT 56
 
-extern int (*lz4_compress)(const char *from, char *to, int from_bytes, int to_bytes, int acceleration);
+/* Of lz4, where a stream is the memory that compressing takes. */
+#define LZ4_STREAM_BYTES 16448
+extern void *(*lz4_init_stream)(void *stream, size_t bytes);
+extern int (*lz4_compress)(void *stream, const char *from, char *to, int from_bytes, int to_bytes, int acceleration);
 extern int (*lz4_decompress)(const char *from, char *to, int from_bytes, int to_bytes);
 
 extern PyType_Spec encoder_spec, reader_spec, head_spec, appender_spec;

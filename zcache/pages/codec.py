@@ -39,18 +39,18 @@ Decompress = Callable[[bytes], bytes]
 class Codec:
     """What puts are made with: `id`, `name`, and `compress(page) -> bytes`. A zpage of n bytes has
     the tag `tag_base + (n << LENGTH_SHIFT)`. With an `acceleration`, `compress` does nothing but
-    lz4's `LZ4_compress_fast`.
+    lz4's `LZ4_compress_fast_continue` with a new stream, as the package does.
 
-    A page that repeats a word has a zpage of less than `suspect_bytes`, if the codec sees it: some
-    35 bytes; but with an acceleration lz4 looks at every so many bytes only, and at the same phase
-    of a word for the second time after at most nine looks."""
+    A page that repeats a word has a zpage of less than `suspect_bytes`: some 35 bytes. But with
+    an acceleration lz4 looks at every so many bytes only, and may see no word for a long way (1,370
+    bytes with 20): then any page is suspect."""
 
     def __init__(self, codec_id: int, name: str, compress: Compress, acceleration: int | None = None) -> None:
         self.id = codec_id
         self.name = name
         self.compress = compress
         self.acceleration = acceleration
-        self.suspect_bytes = SUSPECT_BYTES + 9 * (acceleration or 0)
+        self.suspect_bytes = SUSPECT_BYTES if acceleration in (None, 1) else PAGE_BYTES + 1
         self.tag_base = zpage_tag(codec_id, 1) - (1 << LENGTH_SHIFT)
 
 

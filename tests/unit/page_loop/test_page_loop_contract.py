@@ -16,7 +16,7 @@ from zcache.pages.page_table import MAX_RUN_PAGES
 
 PAGE = 4096
 LIMIT = 4032
-CODECS = ["lz4", "lz4:16", "lz4:100", "lz4:1000", "lz4:65537", "zstd:1", "zstd:-7"]
+CODECS = ["lz4", "lz4:16", "lz4:20", "lz4:100", "lz4:1000", "lz4:65537", "zstd:1", "zstd:-7"]
 
 every_loop = pytest.mark.parametrize("loop", page_loops(), ids=lambda loop: loop.name)
 
