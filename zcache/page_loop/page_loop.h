@@ -43,7 +43,7 @@
 #define SPAN_SHIFT 56
 
 /* Of lz4, where a stream is the memory that compressing takes. */
-#define LZ4_STREAM_BYTES 16448
+enum { LZ4_STREAM_BYTES = 16448 };
 extern void *(*lz4_init_stream)(void *stream, size_t bytes);
 extern int (*lz4_compress)(void *stream, const char *from, char *to, int from_bytes, int to_bytes, int acceleration);
 extern int (*lz4_decompress)(const char *from, char *to, int from_bytes, int to_bytes);

@@ -12,8 +12,8 @@ compress to about a third, and takes a good share of two CPUs itself.
 All servers have one scheduling policy (zcache is left without real time) and are locked in memory
 alike, which the table of memory shows. Where zcache's time goes is measured apart, on a server with
 clocks in it (`timed_plugin.py`): of each I/O the client's CPU, the kernel's for the server, and the
-server's own, which is the codec (lz4's; zstd counts with the rest), the rest of our callbacks, and
-what is left: nbdkit and Python's way into a callback.
+server's own, which is the codec (with what the page loop does around it, page by page), the rest
+of our callbacks, and what is left: nbdkit and Python's way into a callback.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 """nbdkit's script for a server that says where its time goes: the plugin, with clocks around its
-callbacks and around the codec.
+callbacks and around what the page loop does with the codec.
 
 What they show is in the file that `ZCACHE_TIMES` names, as it grows. A clock costs some 0.1 us, for
-each request and for each page. For one client, whose requests come one after the other: with
-several, a codec's time has others' in it, who had the processor meanwhile.
+each request and for each run of pages. For one client, whose requests come one after the other:
+with several, a codec's time has others' in it, who had the processor meanwhile.
 """
 
 import importlib.util
@@ -17,9 +17,9 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
-from lz4 import block
-
 from zcache.bench.nbd.times import CALLBACK, CODEC, REQUESTS, VARIABLE, Times
+from zcache.page_loop import Encoder
+from zcache.page_loop.choice import PAGE_LOOP
 
 _words = Times(Path(os.environ[VARIABLE])).words
 
@@ -38,9 +38,22 @@ def _timed(function: Callable[..., Any], word: int, count: int = 0) -> Callable[
     return call
 
 
-# Before anybody has looked these up.
-block.compress = _timed(block.compress, CODEC)
-block.decompress = _timed(block.decompress, CODEC)
+class _TimedEncoder:
+    """See `zcache.page_loop.Encoder`."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.page, self.run = _timed(encoder.page, CODEC), _timed(encoder.run, CODEC)
+
+
+def _time(loop: Any) -> None:
+    """A `PageLoop`, before anybody has looked its parts up."""
+    encoder = loop.encoder
+    loop.encoder = lambda *arguments: _TimedEncoder(encoder(*arguments))
+    for name in ("decode_page", "decode_lz4", "decode"):
+        setattr(loop, name, _timed(getattr(loop, name), CODEC))
+
+
+_time(PAGE_LOOP)
 
 _spec = importlib.util.spec_from_file_location("zcache_plugin", REPOSITORY / "nbd_plugin/plugin.py")
 assert _spec and _spec.loader
