@@ -4,24 +4,31 @@ A put compresses its pages and appends their zpages to a frame; a get copies zpa
 and decompresses them. That is most of what a request costs, and in Python a third of it is the
 interpreter between two pages. So there are two builds:
 
-- `reference.py`, in Python. It says what is right, works everywhere, and is what the tests kill
-  at every line.
-- `compiled.py`, which is a few functions in C: a run of pages in one call. It does what the
-  reference does, byte for byte.
+- `reference.py`, in Python. It says what is right, works everywhere, and is what the tests kill at
+  every line.
+- `compiled.py`, over a few functions in C: a run of pages in one call, without the GIL while the
+  codec works. It does what the reference does, byte for byte.
 
-What is locked, published and counted, and in which order, is the store's and the same for both.
-`choice.py` says which is in use. All that they share with their callers is below.
+`choice.py` says which is in use. What is locked and counted, and in which order entries change, is
+the store's, and the same for both.
+
+How it is built: by `pip install` and so by `scripts/setup`, with a C compiler and Python's headers
+and nothing else. lz4 is the one of the Python package `lz4`, whose library is in memory for the
+reference anyway and shows its functions: so both builds make the same zpages, no second lz4 is
+locked in memory, and there is no library to be missing. Only CPython's stable ABI is used, so one
+object does for every Python from 3.11 on. zstd stays with its package, which hides its library:
+between two pages the interpreter takes 0.5 us, and zstd 13.
 
 Contract (tests/unit/page_loop/test_page_loop_contract.py, for both):
 
-- `Encoder.run` gives for each page of a run its zpage's bytes and its entry without a place.
-- `Reader.run` and `page` copy zpages, and mark their frames as referenced; the caller holds the
-  store's lock. They give the bytes that were there then.
-- `Appender.append` writes to the image: bytes first, then their record, then how many records
-  there are, each word whole (`zcache/image/whole_words.py`). The caller holds the store's lock, and
-  publishes entries afterwards. After an exception nothing was appended.
-- `decode` fills every byte that it is given, or raises `PageDamaged`; it never reads or writes
-  beyond. A zpage is damaged if it does not become exactly one page.
+- `Encoder.run` gives the zpages of a run's pages, and for each page its entry without a place.
+- A `Reader` copies zpages, and marks their frames as referenced. They are what was there then: the
+  caller holds the store's lock.
+- `Appender.append` and `append_one` write to the image: bytes first, then their record, then how
+  many records there are, each word whole (`zcache/image/whole_words.py`). The caller holds the
+  store's lock, and publishes entries afterwards. After an exception nothing was appended.
+- `decode` and its like fill every byte that they are given, or say that something is damaged; they
+  never read or write beyond. A zpage is damaged if it does not become exactly one page.
 - Nothing but Python objects that are returned takes memory.
 """
 
