@@ -32,7 +32,14 @@ REPOSITORY: Final = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS: Final = 45.0
 KEEPER_SERVER_AND_STANDBY: Final = 3
 #: What a start says that has not failed.
-_REMARKS: Final = ("WARNING: ", "safe to swap to itself: ", "server number ", "no heir: ", "starting a standby")
+_REMARKS: Final = (
+    "WARNING: ",
+    "safe to swap to itself: ",
+    "server number ",
+    "no heir: ",
+    "starting a standby",
+    "page loop: ",
+)
 #: A netlink message that no kernel knows.
 _REFUSED_MESSAGE: Final = (20).to_bytes(4, "little") + b"\xff\x0f" + b"\x05\x00" + bytes(8) + b"\x03\x01\x00\x00"
 

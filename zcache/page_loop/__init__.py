@@ -86,6 +86,9 @@ class PageLoop(Protocol):
     def appender(self, ram: "mmap.mmap", live: memoryview, weight: memoryview) -> Appender:
         """For the log: over the RAM, and how many zpages and bytes are alive (by frame)."""
 
+    def held(self, words: memoryview, first: int, count: int) -> list[int] | None:
+        """The entries of a run; None if all are EMPTY."""
+
     def publish(self, words: memoryview, first: int, values: list[int]) -> None:
         """See `whole_words.Words.publish`; at most `MAX_RUN_PAGES`."""
 

@@ -185,6 +185,35 @@ static PyObject *append_one(Appender *appender, PyObject *const *args, Py_ssize_
     return entry;
 }
 
+/* held(words, first, count) */
+PyObject *held(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    Py_buffer words;
+    PyObject *entries = NULL;
+
+    if (!takes("held", 3, nargs))
+        return NULL;
+    Py_ssize_t first = PyLong_AsSsize_t(args[1]), count = PyLong_AsSsize_t(args[2]), n = 0;
+    if (PyErr_Occurred() || PyObject_GetBuffer(args[0], &words, PyBUF_SIMPLE) < 0)
+        return NULL;
+    const uint64_t *at = entries_at(&words, first, count);
+    while (at && n < count && !at[n])
+        n++;
+    if (at && n == count) {
+        Py_INCREF(Py_None);
+        entries = Py_None;
+    } else if (at) {
+        entries = PyList_New(count);
+        for (n = 0; entries && n < count; n++) {
+            PyObject *entry = PyLong_FromUnsignedLongLong(at[n]);
+            if (!entry || PyList_SetItem(entries, n, entry) < 0)
+                Py_CLEAR(entries);
+        }
+    }
+    PyBuffer_Release(&words);
+    return entries;
+}
+
 /* publish(words, first, values) */
 PyObject *publish(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {

@@ -45,6 +45,7 @@ class CompiledLoop:
         return _compiled.Appender(ram, live, weight)
 
     # No function of ours between.
+    held = staticmethod(_compiled.held)
     publish = staticmethod(_compiled.publish)
     decode_page = staticmethod(_compiled.decompress)
 

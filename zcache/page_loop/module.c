@@ -37,6 +37,7 @@ static PyMethodDef methods[] = {
      "decompress(zpage, out) -> whether it was one of lz4's, of a whole page"},
     {"decode_lz4", (PyCFunction)(void (*)(void))decode_lz4, METH_FASTCALL,
      "decode_lz4(zpages, out) -> whether all were lz4's, each of a whole page"},
+    {"held", (PyCFunction)(void (*)(void))held, METH_FASTCALL, "See `PageLoop.held`."},
     {"publish", (PyCFunction)(void (*)(void))publish, METH_FASTCALL, "See `PageLoop.publish`."},
     {"decode", (PyCFunction)(void (*)(void))decode, METH_FASTCALL,
      "decode(entries, bodies, out) -> the indexes of those that are another codec's, or damaged"},

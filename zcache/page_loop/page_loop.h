@@ -52,6 +52,7 @@ extern PyType_Spec encoder_spec, reader_spec, head_spec, appender_spec;
 extern PyTypeObject *head_type;
 PyObject *decompress(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *decode_lz4(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *held(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *publish(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *decode(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
@@ -72,6 +73,15 @@ static inline Py_ssize_t zpage_bytes(uint64_t entry)
 static inline void publish_word(void *at, uint64_t word)
 {
     __atomic_store_n((uint64_t *)at, word, __ATOMIC_RELEASE);
+}
+
+/* The entries of so many pages. NULL, and an error, if there are not so many. */
+static inline const uint64_t *entries_at(const Py_buffer *table, Py_ssize_t first, Py_ssize_t count)
+{
+    if (first >= 0 && count >= 0 && count <= table->len / 8 && first <= table->len / 8 - count)
+        return (const uint64_t *)table->buf + first;
+    PyErr_Format(PyExc_IndexError, "there are no %zd pages from %zd on", count, first);
+    return NULL;
 }
 
 /* Whether so many arguments were given; sets TypeError. */

@@ -72,15 +72,6 @@ static PyObject *copy_zpage(Reader *reader, uint64_t entry)
     return zpage;
 }
 
-/* The entries of so many pages. NULL, and an error, if there are not so many. */
-static const uint64_t *entries_at(const Py_buffer *table, Py_ssize_t first, Py_ssize_t count)
-{
-    if (first >= 0 && count >= 0 && count <= table->len / 8 && first <= table->len / 8 - count)
-        return (const uint64_t *)table->buf + first;
-    PyErr_Format(PyExc_IndexError, "there are no %zd pages from %zd on", count, first);
-    return NULL;
-}
-
 PyDoc_STRVAR(page_doc, "page(entries, index) -> the zpage, if it is one of lz4's in RAM, or None");
 
 static PyObject *reader_page(Reader *reader, PyObject *const *args, Py_ssize_t nargs)

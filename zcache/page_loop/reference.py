@@ -111,6 +111,11 @@ class PythonLoop:
         """See `PageLoop.appender`."""
         return PythonAppender(ram, live, weight)
 
+    def held(self, words: memoryview, first: int, count: int) -> list[int] | None:
+        """See `PageLoop.held`."""
+        entries = words[first : first + count].tolist()
+        return entries if any(entries) else None
+
     def publish(self, words: memoryview, first: int, values: list[int]) -> None:
         """See `PageLoop.publish`."""
         publish(words, first, values)

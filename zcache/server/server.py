@@ -112,10 +112,8 @@ class Server:
         else:
             self._files.open()
         self._steps.begin("making the control socket")
-        if not self._is_successor:
-            _say(described())
-            if config.remark:
-                _say(config.remark)
+        if config.remark and not self._is_successor:
+            _say(config.remark)
         if config.control:
             try:
                 self._control = ControlSocket(config.control)
@@ -184,6 +182,8 @@ class Server:
             self._prove_safe(self._hardening, self.store)
         else:
             _say("hardening=off: NOT safe to swap to itself")
+        if not self._is_successor:
+            _say(described())
         if self.config.min_budget_bytes < self.config.budget_bytes:
             breathing.report_limit()  # now that the least budget has its memory, and is not counted as left
         self._steps.begin("starting threads")

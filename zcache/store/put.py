@@ -49,7 +49,7 @@ class Putter:
         partial_write: PartialWrite,
         books: Books,
     ) -> None:
-        self._loop, self._publish = loop, loop.publish
+        self._loop, self._held, self._publish = loop, loop.held, loop.publish
         self._slots = frames.slots
         self._allocator = allocator
         self._reclaimer = reclaimer
@@ -147,8 +147,8 @@ class Putter:
             if first >> BLOCK_SHIFT != (last - 1) >> BLOCK_SHIFT:
                 table.touch(first, last - 1)
             entries = table.entries
-            old = entries[first:last].tolist()
-            if any(old):
+            old = self._held(entries, first, count)
+            if old:
                 fill(entries, first, last, LOST_RUN)
                 cleared = True
                 self._invalidation.drop(old, kind)

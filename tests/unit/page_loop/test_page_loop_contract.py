@@ -250,6 +250,15 @@ def test_entries_are_published_in_their_place(loop: PageLoop, rng: random.Random
         assert words.tolist() == [0, 0, 0, *values, *[0] * (67 - count)]
 
 
+@every_loop
+def test_what_a_run_holds_if_anything(loop: PageLoop) -> None:
+    words = memoryview(bytearray(8 * 70)).cast("Q")
+    assert loop.held(words, 3, 64) is None
+    words[5] = LOST
+    assert loop.held(words, 4, 3) == [0, LOST, 0]
+    assert loop.held(words, 6, 64) is None
+
+
 def test_entries_say_where(frames: Frames) -> None:
     """A frame's last byte has an offset that fits into an entry."""
     open_head(frames.head, 3, 3)

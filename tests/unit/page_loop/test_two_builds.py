@@ -157,6 +157,7 @@ def test_what_c_is_given_wrongly_it_refuses() -> None:
         lambda: _compiled.decode_lz4([b"x"] * 2, page),
         lambda: _compiled.decode([1 << 64], [b""], page),
         lambda: _compiled.publish(page.cast("Q"), 512, [1]),
+        lambda: _compiled.held(page.cast("Q"), 500, 13),
         lambda: _compiled.publish(page.cast("Q"), -1, [1]),
         lambda: _compiled.publish(page.cast("Q"), 0, [1] * 65),
         lambda: frames.reader.page(page.cast("Q"), -1),
