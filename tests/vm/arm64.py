@@ -31,7 +31,7 @@ TIMEOUT_SECONDS: Final = 1800
 
 #: As scripts/setup does it, without pip.
 COMPILE: Final = (
-    "cc -O2 -shared -fPIC -I/usr/include/python3.13 zcache/page_loop/*.c -o zcache/page_loop/_compiled.abi3.so &&"
+    "gcc -O2 -shared -fPIC -I/usr/include/python3.13 zcache/page_loop/*.c -o zcache/page_loop/_compiled.abi3.so &&"
 )
 
 #: PID 1. What it says goes to the terminal; the report through a port of its own.
