@@ -36,6 +36,7 @@ from zcache.bench.store.density import (
 from zcache.control.check import check
 from zcache.errors import BadInput
 from zcache.image.image import Geometry, Image, new_descriptor
+from zcache.page_loop.choice import PAGE_LOOP
 from zcache.pageframes.slots import slots_of
 from zcache.pages.codec import Codec, decoders, parse_codec
 from zcache.pages.tmem import Kind, TmemObject
@@ -107,7 +108,8 @@ def measure(report: Report, codecs: Sequence[Codec], page_limit: int, rounds: in
         ]
         status.update("a rebuild")
         rebuilt = [rebuild_cost(corpora[-1], codecs[0], allocator, REBUILT_PAGES) for allocator in ALLOCATORS]
-    report.table("cost", f"puts and gets, us a page of CPU ({corpora[0].name})", costs)
+    title = f"puts and gets, us a page of CPU ({corpora[0].name}; page loop: {PAGE_LOOP.name})"
+    report.table("cost", title, costs)
     title = f"density, pages to frames: fresh, after {CHURN_ROUNDS} rounds of overwrites and trims at {FULL:.0%} full"
     report.table("density", f"{title}, and after a rest", density)
     report.table("recompression", "recompression, on an idle store", again)
