@@ -181,9 +181,7 @@ class Server:
         if self._hardening:
             self._prove_safe(self._hardening, self.store)
         else:
-            _say("hardening=off: NOT safe to swap to itself")
-        if not self._is_successor:
-            _say(described())
+            _say(f"hardening=off: NOT safe to swap to itself; {described()}")
         if self.config.min_budget_bytes < self.config.budget_bytes:
             breathing.report_limit()  # now that the least budget has its memory, and is not counted as left
         self._steps.begin("starting threads")
@@ -268,7 +266,7 @@ class Server:
         if keys:
             keys.check_readable()
         hardening.start()
-        _say(hardening.verdict())
+        _say(f"{hardening.verdict()}; {described()}")
 
     def _populate(self, store: Store) -> None:
         """A budget that there is no memory for is none; but a successor goes on with what it
