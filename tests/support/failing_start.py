@@ -38,7 +38,6 @@ _REMARKS: Final = (
     "server number ",
     "no heir: ",
     "starting a standby",
-    "page loop: ",
 )
 #: A netlink message that no kernel knows.
 _REFUSED_MESSAGE: Final = (20).to_bytes(4, "little") + b"\xff\x0f" + b"\x05\x00" + bytes(8) + b"\x03\x01\x00\x00"
