@@ -21,6 +21,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from zcache.bench.report import Figure, Report, spread
 from zcache.bench.served import REPOSITORY, running, speaks_nbd
 from zcache.control.ask import ask
 from zcache.errors import EnvironmentProblem
+from zcache.server.program import STACK_BYTES
 from zcache.server.server import WITHOUT_VARIABLE
 from zcache.testvm.figures import status_kib
 
@@ -206,8 +208,20 @@ def _commands(size_mib: int, work: Path, parameters: Sequence[str]) -> dict[str,
 def _served(name: str, command: list[str], work: Path) -> Iterator[Peer]:
     path = work / f"{name.replace(' ', '-')}.sock"
     words = [word if word != "{socket}" else f"--unix={path}" for word in command]
+    # Stacks of one size: they are locked, too, and glibc keeps up to 40 MiB of those of threads that
+    # have ended.
+    words = ["prlimit", f"--stack={STACK_BYTES}:", *words]
     with running(words, work / f"{path.stem}.log", lambda: speaks_nbd(path)) as pid:
+        _wait_for_threads_to_end(pid)
         yield Peer(Target(name, path, pid), status_kib(pid, "VmRSS"), work / "control" if name == ZCACHE else None)
+
+
+def _wait_for_threads_to_end(pid: int) -> None:
+    """Those of a connection that was there to see whether the server is up."""
+    counts: list[int] = []
+    while len(counts) < 10 or len(set(counts[-10:])) > 1:
+        counts.append(len(list(Path(f"/proc/{pid}/task").iterdir())))
+        time.sleep(0.02)
 
 
 def _tabulate(report: Report, peers: list[Peer], size_mib: int) -> None:
