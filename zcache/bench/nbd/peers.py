@@ -208,8 +208,8 @@ def _commands(size_mib: int, work: Path, parameters: Sequence[str]) -> dict[str,
 def _served(name: str, command: list[str], work: Path) -> Iterator[Peer]:
     path = work / f"{name.replace(' ', '-')}.sock"
     words = [word if word != "{socket}" else f"--unix={path}" for word in command]
-    # Stacks of one size: they are locked, too, and glibc keeps up to 40 MiB of those of threads that
-    # have ended.
+    # Stacks of one size: they are locked, too, and glibc keeps up to 40 MiB of those of threads
+    # that have ended.
     words = ["prlimit", f"--stack={STACK_BYTES}:", *words]
     with running(words, work / f"{path.stem}.log", lambda: speaks_nbd(path)) as pid:
         _wait_for_threads_to_end(pid)
