@@ -110,16 +110,19 @@ class Statistics:
                 held += 1
             else:
                 lost += 1
-        self.stored_pages += sign * held
-        self.same_filled_pages += sign * same_filled
-        self.raw_pages += sign * raw
-        self.compressed_bytes += sign * size_bytes
-        self.lost_pages += sign * lost
+        changed = {
+            "stored_pages": self.stored_pages + sign * held,
+            "same_filled_pages": self.same_filled_pages + sign * same_filled,
+            "raw_pages": self.raw_pages + sign * raw,
+            "compressed_bytes": self.compressed_bytes + sign * size_bytes,
+            "lost_pages": self.lost_pages + sign * lost,
+        }
         if sign > 0:
-            self.reject_compress_poor += raw
+            changed["reject_compress_poor"] = self.reject_compress_poor + raw
         if kind:
-            self.ephemeral_pages += sign * held
-            self.ephemeral_bytes += sign * size_bytes
+            changed["ephemeral_pages"] = self.ephemeral_pages + sign * held
+            changed["ephemeral_bytes"] = self.ephemeral_bytes + sign * size_bytes
+        vars(self).update(changed)  # at once: for want of memory it is all or nothing
 
     def as_dict(self) -> dict[str, int]:
         """Every counter by name, and what follows from them."""

@@ -320,3 +320,25 @@ def test_a_partial_write_that_meets_a_trim_starts_again(rng: random.Random) -> N
     assert get(store, thing, 0) == bytes(100) + b"mine" + bytes(3992)
     assert tier.used_slots == 0
     check(store)
+
+
+@pytest.mark.parametrize("codec", ["lz4", "lz4:2", "zstd:1"])
+def test_a_page_is_compressed_once(rng: random.Random, codec: str) -> None:
+    """Unless it may be raw, or repeat a word, which the fast path leaves to the other."""
+    store = small_store(16, codec=codec)
+    thing = new_object(store, 20)
+    compressed = 0
+    compress = store.putter.codec.compress
+
+    def counting(page: memoryview) -> bytes:
+        nonlocal compressed
+        compressed += 1
+        return compress(page)
+
+    counted = Codec(store.putter.codec.id, codec, counting)
+    counted.suspect_bytes = store.putter.codec.suspect_bytes
+    store.putter.codec = counted
+    for index in range(10):
+        put(store, thing, index, page_with_zpage_of(rng, 1000))
+    assert compressed == 10
+    check(store)

@@ -78,31 +78,30 @@ class PythonAppender:
 
     def append_one(self, head: Head, body: bytes, tag: int, owner: int) -> int:
         """See `Appender.append_one`."""
-        frame, fill, room, base = head.frame, head.fill, head.room, head.base
-        size = len(body)
-        stop = fill + size
-        if stop > room:
+        if head.fill + len(body) > head.room:
             return 0
-        # As `write`, without the call.
-        self._ram[base + fill : base + stop] = body
-        words = self._words
-        words[base + room >> WORD_SHIFT] = owner
-        words[base + COUNT_AT >> WORD_SHIFT] = COUNT_AT - room >> WORD_SHIFT
-        head.fill = stop
-        head.room = room - RECORD_BYTES
-        self._live[frame] += 1
-        self._weight[frame] += size + RECORD_BYTES
-        return tag | fill << OFFSET_SHIFT | frame
+        entry = tag | head.fill << OFFSET_SHIFT | head.frame
+        self.write(head, body, 1, owner)
+        return entry
 
     def write(self, head: Head, data: bytes, count: int, record: int) -> None:
         """The bytes of `count` zpages, for which there is room, and their record: all before an
-        entry names them."""
+        entry names them.
+
+        All numbers are made first: when there is no memory for one, nothing has been done."""
         frame, fill, room, base = head.frame, head.fill, head.room, head.base
-        head.fill = stop = fill + len(data)
-        self._ram[base + fill : base + stop] = data
+        stop, next_room = fill + len(data), room - RECORD_BYTES
+        place = slice(base + fill, base + stop)
+        record_at, count_at, records = (
+            base + room >> WORD_SHIFT,
+            base + COUNT_AT >> WORD_SHIFT,
+            COUNT_AT - room >> WORD_SHIFT,
+        )
+        live, weight = self._live[frame] + count, self._weight[frame] + len(data) + RECORD_BYTES * count
         words = self._words
-        words[base + room >> WORD_SHIFT] = record
-        words[base + COUNT_AT >> WORD_SHIFT] = COUNT_AT - room >> WORD_SHIFT
-        head.room = room - RECORD_BYTES
-        self._live[frame] += count
-        self._weight[frame] += len(data) + RECORD_BYTES * count
+        self._ram[place] = data
+        words[record_at] = record
+        words[count_at] = records
+        head.fill, head.room = stop, next_room
+        self._live[frame] = live
+        self._weight[frame] = weight

@@ -29,10 +29,10 @@ Contract (tests/unit/page_loop/test_page_loop_contract.py, for both):
   store's lock, and publishes entries afterwards. After an exception nothing was appended.
 - `decode` and its like fill every byte that they are given, or say that something is damaged; they
   never read or write beyond. A zpage is damaged if it does not become exactly one page.
+- An entry that names a frame or bytes that there are not is `IndexError` at once, or damage later.
 - Nothing but Python objects that are returned takes memory.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from zcache.allocators.log_append import Appender
@@ -98,5 +98,5 @@ class PageLoop(Protocol):
     def decode_lz4(self, zpages: list[bytes], out: memoryview) -> None:
         """Fill `out` with the pages of lz4's zpages; raises `PageDamaged`."""
 
-    def decode(self, entries: Sequence[int], bodies: Sequence[bytes], out: memoryview) -> None:
+    def decode(self, entries: list[int], bodies: list[bytes], out: memoryview) -> None:
         """See `zpages.decode`."""

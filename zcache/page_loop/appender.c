@@ -41,7 +41,9 @@ static PyObject *appender_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     if (appender
         && (PyObject_GetBuffer(ram, &appender->ram, PyBUF_WRITABLE) < 0
             || PyObject_GetBuffer(live, &appender->live, PyBUF_WRITABLE) < 0
-            || PyObject_GetBuffer(weight, &appender->weight, PyBUF_WRITABLE) < 0))
+            || PyObject_GetBuffer(weight, &appender->weight, PyBUF_WRITABLE) < 0
+            || !is_aligned(&appender->ram, 8) || !is_aligned(&appender->live, 2)
+            || !is_aligned(&appender->weight, 4)))
         Py_CLEAR(appender);
     return (PyObject *)appender;
 }
@@ -73,9 +75,9 @@ static Head *head_of(Appender *appender, PyObject *object)
         PyErr_SetString(PyExc_TypeError, "this is no head of an appender's");
         return NULL;
     }
-    if (head->room < 0)
+    if (head->room < 0 && head->fill == 0)
         return head; /* closed: nothing fits */
-    if (head->fill < 0 || head->fill > LOG_FRAME_BYTES || head->room > COUNT_AT - RECORD_BYTES
+    if (head->room < 0 || head->fill < 0 || head->fill > LOG_FRAME_BYTES || head->room > COUNT_AT - RECORD_BYTES
         || head->room % RECORD_BYTES || head->base < 0 || head->base % LOG_FRAME_BYTES
         || head->base > appender->ram.len - LOG_FRAME_BYTES || head->frame <= 0 || head->frame > (Py_ssize_t)FRAME_MASK
         || head->frame >= appender->live.len / 2 || head->frame >= appender->weight.len / 4) {
@@ -229,6 +231,10 @@ PyObject *publish(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
         values[n] = PyLong_AsUnsignedLongLong(PyList_GetItem(args[2], n));
     if (PyErr_Occurred() || PyObject_GetBuffer(args[0], &words, PyBUF_WRITABLE) < 0)
         return NULL;
+    if (!is_aligned(&words, 8)) {
+        PyBuffer_Release(&words);
+        return NULL;
+    }
     if (count > MAX_RUN_PAGES || first < 0 || first > words.len / 8 - count) {
         PyErr_Format(PyExc_IndexError, "there is no run of %zd words from %zd on", count, first);
         PyBuffer_Release(&words);

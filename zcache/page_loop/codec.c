@@ -142,27 +142,33 @@ static PyType_Slot encoder_slots[] = {
 PyType_Spec encoder_spec = {
     "zcache.page_loop._compiled.Encoder", sizeof(Encoder), 0, Py_TPFLAGS_DEFAULT, encoder_slots};
 
+/* One page from a zpage of lz4's: whether it was one. */
+static int lz4_page(const char *zpage, Py_ssize_t length, char *page)
+{
+    return 0 < length && length <= PAGE_BYTES && lz4_decompress(zpage, page, (int)length, PAGE_BYTES) == PAGE_BYTES;
+}
+
 /* decompress(zpage, out) -> whether it was one of lz4's, of a whole page */
 PyObject *decompress(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
     Py_buffer out;
     char *zpage;
     Py_ssize_t length;
-    int got;
+    int is_page;
 
     if (!takes("decompress", 2, nargs) || PyBytes_AsStringAndSize(args[0], &zpage, &length) < 0
         || PyObject_GetBuffer(args[1], &out, PyBUF_WRITABLE) < 0)
         return NULL;
-    if (out.len != PAGE_BYTES || length > PAGE_BYTES) {
-        PyErr_Format(PyExc_ValueError, "%zd bytes are not a page, or %zd not a zpage", out.len, length);
+    if (out.len != PAGE_BYTES) {
+        PyErr_Format(PyExc_ValueError, "%zd bytes are not a page", out.len);
         PyBuffer_Release(&out);
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    got = lz4_decompress(zpage, out.buf, (int)length, PAGE_BYTES);
+    is_page = lz4_page(zpage, length, out.buf);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&out);
-    return PyBool_FromLong(got == PAGE_BYTES);
+    return PyBool_FromLong(is_page);
 }
 
 static void fill_words(char *page, uint64_t word)
@@ -177,6 +183,8 @@ static int decode_page(uint64_t entry, const char *body, Py_ssize_t length, char
     uint64_t word;
 
     if (length == 0) { /* there is nothing but the entry: EMPTY, or same-filled */
+        if (entry && entry < SAME_FILLED)
+            return 0;
         fill_words(page, entry ? (entry & UINT32_MAX) << 32 | (entry & UINT32_MAX) : 0);
         return 1;
     }
@@ -193,7 +201,7 @@ static int decode_page(uint64_t entry, const char *body, Py_ssize_t length, char
         fill_words(page, word);
         return 1;
     case LZ4:
-        return length <= PAGE_BYTES && lz4_decompress(body, page, (int)length, PAGE_BYTES) == PAGE_BYTES;
+        return lz4_page(body, length, page);
     default:
         return 0;
     }
@@ -223,7 +231,7 @@ PyObject *decode_lz4(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     Py_BEGIN_ALLOW_THREADS
     good = 1;
     for (Py_ssize_t n = 0; good && n < count; n++)
-        good = decode_page(zpage_tag(LZ4, 1), zpages[n], lengths[n], (char *)out.buf + n * PAGE_BYTES);
+        good = lz4_page(zpages[n], lengths[n], (char *)out.buf + n * PAGE_BYTES);
     Py_END_ALLOW_THREADS
 out:
     PyBuffer_Release(&out);

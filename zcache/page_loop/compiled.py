@@ -8,8 +8,6 @@ Raises `ImportError` when it is imported, if it cannot be used here.
 """
 
 import mmap
-from collections.abc import Sequence
-from typing import Final
 
 from lz4.block import _block
 
@@ -21,8 +19,7 @@ from zcache.pages.codec import Codec
 from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
 from zcache.pages.zpages import decode, decode_lz4
 
-#: As lz4 counts: 10904 is 1.9.4.
-LZ4_VERSION: Final = _compiled.use_lz4(_block.__file__)
+_compiled.use_lz4(getattr(_block, "__file__", None) or "")
 
 
 class CompiledLoop:
@@ -54,7 +51,7 @@ class CompiledLoop:
         if not _compiled.decode_lz4(zpages, out):
             decode_lz4(zpages, out)  # says what is wrong
 
-    def decode(self, entries: Sequence[int], bodies: Sequence[bytes], out: memoryview) -> None:
+    def decode(self, entries: list[int], bodies: list[bytes], out: memoryview) -> None:
         """See `PageLoop.decode`."""
         for index in _compiled.decode(entries, bodies, out):
             page = out[index << PAGE_SHIFT : (index << PAGE_SHIFT) + PAGE_BYTES]

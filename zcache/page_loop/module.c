@@ -21,13 +21,14 @@ static PyObject *use_lz4(PyObject *module, PyObject *path)
         return PyErr_Format(PyExc_ImportError, "%S is not loaded", path);
     int (*version)(void) = (int (*)(void))dlsym(library, "LZ4_versionNumber");
     int (*state_bytes)(void) = (int (*)(void))dlsym(library, "LZ4_sizeofState");
-    lz4_init_stream = (void *(*)(void *, size_t))dlsym(library, "LZ4_initStream");
-    lz4_compress = (int (*)(void *, const char *, char *, int, int, int))dlsym(library, "LZ4_compress_fast_continue");
-    lz4_decompress = (int (*)(const char *, char *, int, int))dlsym(library, "LZ4_decompress_safe");
+    void *init_stream = dlsym(library, "LZ4_initStream");
+    void *compress = dlsym(library, "LZ4_compress_fast_continue"), *decompress = dlsym(library, "LZ4_decompress_safe");
     /* It stays loaded: it is a module of Python's. */
-    if (!version || !state_bytes || !lz4_init_stream || !lz4_compress || !lz4_decompress
-        || state_bytes() > LZ4_STREAM_BYTES)
+    if (!version || !state_bytes || !init_stream || !compress || !decompress || state_bytes() > LZ4_STREAM_BYTES)
         return PyErr_Format(PyExc_ImportError, "%S does not show its lz4", path);
+    lz4_init_stream = (void *(*)(void *, size_t))init_stream;
+    lz4_compress = (int (*)(void *, const char *, char *, int, int, int))compress;
+    lz4_decompress = (int (*)(const char *, char *, int, int))decompress;
     return PyLong_FromLong(version());
 }
 

@@ -10,7 +10,8 @@
  * the same zpages from both. Only CPython's stable ABI is used, that of 3.11.
  *
  * Memory: nothing asks for any but Python objects that are returned. No call keeps a reference to
- * what it was given, but for the buffers of a Reader and an Appender. */
+ * what it was given, but for the buffers of a Reader and an Appender; nor takes one, so nobody may
+ * change a list while it is with a call. */
 
 #ifndef ZCACHE_PAGE_LOOP_H
 #define ZCACHE_PAGE_LOOP_H
@@ -20,6 +21,10 @@
 #include <Python.h>
 #include <stdint.h>
 #include <string.h>
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "an image is little-endian"
+#endif
 
 /* Those of zcache/pages/ (entry.py, codec.py, page_table.py) and zcache/allocators/log_frame.py. A test
  * compares them (`constants`). */
@@ -42,6 +47,8 @@
 #define RECORD_BYTES 8
 #define SPAN_SHIFT 56
 
+#pragma GCC visibility push(hidden) /* none of these is for others to see, or to replace */
+
 /* Of lz4, where a stream is the memory that compressing takes. */
 enum { LZ4_STREAM_BYTES = 16448 };
 extern void *(*lz4_init_stream)(void *stream, size_t bytes);
@@ -55,6 +62,8 @@ PyObject *decode_lz4(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *held(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *publish(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *decode(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+
+#pragma GCC visibility pop
 
 /* The part of a zpage's entry that is known before it has a place. */
 static inline uint64_t zpage_tag(uint64_t codec, uint64_t length)
@@ -75,9 +84,20 @@ static inline void publish_word(void *at, uint64_t word)
     __atomic_store_n((uint64_t *)at, word, __ATOMIC_RELEASE);
 }
 
+/* Whether a buffer begins where words of that size do, as the store's do; sets ValueError. */
+static inline int is_aligned(const Py_buffer *buffer, size_t word_bytes)
+{
+    if ((uintptr_t)buffer->buf % word_bytes == 0)
+        return 1;
+    PyErr_Format(PyExc_ValueError, "not aligned to %zd bytes", (Py_ssize_t)word_bytes);
+    return 0;
+}
+
 /* The entries of so many pages. NULL, and an error, if there are not so many. */
 static inline const uint64_t *entries_at(const Py_buffer *table, Py_ssize_t first, Py_ssize_t count)
 {
+    if (!is_aligned(table, 8))
+        return NULL;
     if (first >= 0 && count >= 0 && count <= table->len / 8 && first <= table->len / 8 - count)
         return (const uint64_t *)table->buf + first;
     PyErr_Format(PyExc_IndexError, "there are no %zd pages from %zd on", count, first);

@@ -20,9 +20,14 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (!reader)
         return NULL;
     reader->frame_shift = frame_shift;
+    if (frame_shift < 0 || frame_shift > 31) {
+        Py_DECREF(reader);
+        return PyErr_Format(PyExc_ValueError, "frames of 2^%d bytes", frame_shift);
+    }
     if (PyObject_GetBuffer(home, &reader->home, PyBUF_SIMPLE) < 0
         || PyObject_GetBuffer(ram, &reader->ram, PyBUF_SIMPLE) < 0
-        || PyObject_GetBuffer(referenced, &reader->referenced, PyBUF_WRITABLE) < 0) {
+        || PyObject_GetBuffer(referenced, &reader->referenced, PyBUF_WRITABLE) < 0
+        || !is_aligned(&reader->home, 4)) {
         Py_DECREF(reader);
         return NULL;
     }

@@ -1,7 +1,6 @@
 """The page loop in Python: what is right."""
 
 import mmap
-from collections.abc import Sequence
 
 from lz4.block import decompress as lz4_decompress
 
@@ -132,6 +131,6 @@ class PythonLoop:
         """See `PageLoop.decode_lz4`."""
         decode_lz4(zpages, out)
 
-    def decode(self, entries: Sequence[int], bodies: Sequence[bytes], out: memoryview) -> None:
+    def decode(self, entries: list[int], bodies: list[bytes], out: memoryview) -> None:
         """See `PageLoop.decode`."""
         decode(entries, bodies, out)

@@ -92,6 +92,8 @@ def decode(entries: Sequence[int], bodies: Sequence[bytes], out: memoryview) -> 
             except Exception:
                 decompress(entry >> CODEC_SHIFT & CODEC_MASK, body)  # says what is wrong with it
                 raise PageDamaged("a zpage's bytes are damaged") from None
+        elif 0 < entry < SAME_FILLED:
+            raise PageDamaged("a zpage without bytes")
         elif entry:
             out[piece] = (entry & PATTERN_MASK).to_bytes(4, "little") * (2 * _WORDS)
         else:

@@ -24,8 +24,10 @@ class Invalidation:
     def drop(self, old: list[int], kind: Kind) -> None:
         """Pages' former entries, which no table holds any more, die."""
         if min(old) >= FIRST_LZ4 and max(old) < END_LZ4 and not kind:
-            self._statistics.stored_pages -= len(old)
-            self._statistics.compressed_bytes -= sum([entry >> LENGTH_SHIFT & LENGTH_MASK for entry in old]) + len(old)
+            statistics = self._statistics
+            stored = statistics.stored_pages - len(old)
+            size = statistics.compressed_bytes - len(old) - sum([entry >> LENGTH_SHIFT & LENGTH_MASK for entry in old])
+            statistics.stored_pages, statistics.compressed_bytes = stored, size
             self._allocator.release(old)
             return
         self._statistics.account(old, kind, -1)

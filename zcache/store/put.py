@@ -73,12 +73,12 @@ class Putter:
         self._tag_base, self._suspect_bytes = codec.tag_base, codec.suspect_bytes
 
     def put_page(self, thing: TmemObject, first: int, data: memoryview) -> bool:
-        """Fast path: one page, if it is persistent, compresses, and finds room at once. False:
-        nothing has been done.
+        """Fast path: one page, if it is persistent, compresses, is not suspected to repeat a word,
+        and finds room at once. False: nothing has been done.
 
         Nothing can fail between the old entry and the new one, so the page is not LOST in
         between."""
-        if thing.kind:
+        if thing.kind or self._suspect_bytes > PAGE_BYTES:
             return False
         try:
             body = self._encode_page(data)
@@ -107,9 +107,9 @@ class Putter:
             if old:
                 self._invalidation.drop([old], _PERSISTENT)
             statistics = self._statistics
-            statistics.puts += 1
-            statistics.stored_pages += 1
-            statistics.compressed_bytes += length
+            # All numbers are made before one is changed: or there is no memory for one of them.
+            puts, stored, size = statistics.puts + 1, statistics.stored_pages + 1, statistics.compressed_bytes + length
+            statistics.puts, statistics.stored_pages, statistics.compressed_bytes = puts, stored, size
         except BaseException:
             table.touched[first >> BLOCK_SHIFT] = 1
             self._invalidation.abandon(
@@ -159,15 +159,16 @@ class Putter:
             else:
                 self._publish(entries, first, placed)
             statistics = self._statistics
-            statistics.puts += count
             if done == count and not kind:
-                statistics.stored_pages += count
-                statistics.compressed_bytes += len(zpages)
+                stored, size = statistics.stored_pages + count, statistics.compressed_bytes + len(zpages)
+                puts = statistics.puts + count
+                statistics.puts, statistics.stored_pages, statistics.compressed_bytes = puts, stored, size
                 if raw or same_filled:
                     statistics.raw_pages += raw
                     statistics.reject_compress_poor += raw
                     statistics.same_filled_pages += same_filled
             else:
+                statistics.puts += count
                 fill(entries, first + done, last, LOST_RUN)
                 self._invalidation.settle(thing, first, placed, 0, count)
                 if done < count:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.page_loops import page_loops
 from tests.support.pages import any_page, page_with_zpage_of, raw_page, same_filled_page, word_filled_page, zero_page
+from zcache.allocators.log_append import PythonAppender
 from zcache.allocators.log_frame import COUNT_AT, FIRST_RECORD, FRAME_BYTES, FRAME_SHIFT, close_head, open_head
 from zcache.errors import PageDamaged
 from zcache.page_loop import PageLoop
@@ -168,6 +169,28 @@ def test_after_an_exception_nothing_was_appended(frames: Frames) -> None:
     assert frames.word(1, COUNT_AT) == 0
 
 
+class NoMemory:
+    """For a number that is asked for."""
+
+    def __getitem__(self, _: object) -> int:
+        raise MemoryError
+
+
+def test_without_memory_for_its_numbers_nothing_was_appended(rng: random.Random) -> None:
+    """Of the one in Python, which makes them one after the other."""
+    frames = Frames(page_loops()[0])
+    open_head(frames.head, 1, 1)
+    for live, weight in ((NoMemory(), frames.weight), (frames.live, NoMemory())):
+        appender = PythonAppender(frames.ram, live, weight)  # type: ignore[arg-type]
+        entries: list[int] = []
+        with pytest.raises(MemoryError):
+            appender.append_one(frames.head, rng.randbytes(9), zpage_tag(LZ4, 9), 1)
+        with pytest.raises(MemoryError):
+            appender.append(frames.head, rng.randbytes(9), [zpage_tag(LZ4, 9)], entries, 1)
+        assert frames.ram[:] == bytes(len(frames.ram)) and not entries
+        assert (frames.head.fill, frames.head.room) == (0, FIRST_RECORD)
+
+
 def test_a_reader_copies_and_marks(frames: Frames, rng: random.Random) -> None:
     open_head(frames.head, 2, 2)
     bodies = [rng.randbytes(size) for size in (900, 50, 8)]
@@ -239,6 +262,18 @@ def test_a_zpage_that_is_no_page_is_damaged(loop: PageLoop, codec: int, length: 
     out = memoryview(bytearray(2 * PAGE))
     with pytest.raises(PageDamaged):
         loop.decode([SAME_FILLED, zpage_tag(codec, length)], [b"", b"\xff" * length], out)
+
+
+@every_loop
+def test_a_zpage_without_bytes_is_damaged(loop: PageLoop) -> None:
+    """And neither zeros nor what the rest of its entry would be if it repeated a word."""
+    out = memoryview(bytearray(PAGE))
+    with pytest.raises(PageDamaged):
+        loop.decode([zpage_tag(LZ4, 10) | 5], [b""], out)
+    with pytest.raises(PageDamaged):
+        loop.decode_lz4([b""], out)
+    assert not loop.decode_page(b"", out)
+    loop.decode([EMPTY], [b""], out)
 
 
 @every_loop

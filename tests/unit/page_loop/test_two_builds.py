@@ -1,5 +1,6 @@
 """The compiled page loop beside the reference: the same bytes, the same refusals."""
 
+import ctypes
 import random
 import re
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from tests.support.stores import get, put, store_with_image
 from tests.support.tiers import MemoryTier
 from tests.unit.page_loop.test_page_loop_contract import LIMIT, PAGE, Frames, pieces
 from zcache.allocators import log_frame
-from zcache.allocators.log_frame import open_head
+from zcache.allocators.log_frame import close_head, open_head
 from zcache.control.check import check
 from zcache.errors import PageDamaged
 from zcache.image.image import new_descriptor
@@ -165,6 +166,10 @@ def test_what_c_is_given_wrongly_it_refuses() -> None:
         lambda: frames.appender.append(log_frame.PythonHead(), b"", [], [], 0),
         lambda: frames.appender.append(frames.head, b"x", [zpage_tag(LZ4, 2)], [], 0),
         lambda: frames.appender.append(frames.head, b"x", [-1], [], 0),
+        lambda: _compiled.Reader(frames.home, frames.ram, frames.referenced, 64),
+        lambda: _compiled.Reader(frames.home, frames.ram, frames.referenced, -1),
+        lambda: frames.reader.run(memoryview(bytearray(17))[1:], 0, 2),
+        lambda: _compiled.publish(memoryview(bytearray(17))[1:], 0, [1]),
     ]
     for call in refused:
         with pytest.raises((ValueError, IndexError, TypeError, OverflowError)):
@@ -175,4 +180,29 @@ def test_what_c_is_given_wrongly_it_refuses() -> None:
         setattr(frames.head, name, wrong)
         with pytest.raises(IndexError):
             frames.appender.append_one(frames.head, b"x", zpage_tag(LZ4, 1), 0)
+    close_head(frames.head)
+    for wrong in (-1000, 1 << 62):
+        frames.head.fill = wrong
+        with pytest.raises(IndexError):
+            frames.appender.append_one(frames.head, b"x", zpage_tag(LZ4, 1), 0)
     assert frames.ram[:] == bytes(len(frames.ram))
+
+
+def test_a_library_without_lz4_is_refused_and_the_one_that_was_there_stays(rng: random.Random) -> None:
+    from zcache.page_loop import _compiled
+
+    libc = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libc.so" in line)
+    with pytest.raises(ImportError, match="does not show its lz4"):
+        _compiled.use_lz4(libc)
+    test_the_same_zpages_and_the_same_pages("lz4", rng)
+
+
+def test_nothing_of_it_can_be_taken_for_somebody_elses() -> None:
+    """A function of the same name in another library would replace one of ours."""
+    from zcache.page_loop import _compiled
+
+    assert _compiled.__file__
+    library = ctypes.CDLL(_compiled.__file__)
+    assert library.PyInit__compiled
+    for name in ("decompress", "decode", "held", "publish", "lz4_compress", "reader_spec"):
+        assert not hasattr(library, name)
