@@ -30,7 +30,8 @@ Contract (tests/unit/page_loop/test_page_loop_contract.py, for both):
 - `decode` and its like fill every byte that they are given, or say that something is damaged; they
   never read or write beyond. A zpage is damaged if it does not become exactly one page.
 - An entry that names a frame or bytes that there are not is `IndexError` at once, or damage later.
-- Nothing but Python objects that are returned takes memory.
+- Nothing takes memory but Python objects that are returned, and what a run's zpages take on their
+  way into one; nor more than 32 KiB of stack.
 """
 
 from typing import TYPE_CHECKING, Protocol

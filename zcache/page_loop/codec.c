@@ -97,37 +97,43 @@ PyDoc_STRVAR(encoder_run_doc, "run(data) -> `Encoded`");
 
 static PyObject *encoder_run(Encoder *encoder, PyObject *data)
 {
-    char zpages[(MAX_RUN_PAGES - 1) * PAGE_BYTES + LONGEST_BYTES];
     uint64_t tags[MAX_RUN_PAGES];
     Py_buffer pages;
     Py_ssize_t size = 0, same_filled = 0, raw = 0;
-    PyObject *list = NULL;
+    char *zpages = NULL;
+    PyObject *list = NULL, *result = NULL;
 
     if (PyObject_GetBuffer(data, &pages, PyBUF_SIMPLE) < 0)
         return NULL;
     Py_ssize_t count = pages_of(&pages, MAX_RUN_PAGES);
-    if (count > 0) {
-        Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t n = 0; n < count; n++) {
-            tags[n] = encode_page((const char *)pages.buf + n * PAGE_BYTES, zpages + size, encoder->max_zpage_bytes,
-                                  encoder->acceleration);
-            size += zpage_bytes(tags[n]);
-        }
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&pages);
     if (count < 0 || !(list = PyList_New(count)))
-        return NULL;
+        goto out;
+    /* Not on the stack: 256 KiB of each would stay locked. */
+    zpages = PyMem_Malloc((size_t)count * PAGE_BYTES + LONGEST_BYTES - PAGE_BYTES);
+    if (!zpages) {
+        PyErr_NoMemory();
+        goto out;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t n = 0; n < count; n++) {
+        tags[n] = encode_page((const char *)pages.buf + n * PAGE_BYTES, zpages + size, encoder->max_zpage_bytes,
+                              encoder->acceleration);
+        size += zpage_bytes(tags[n]);
+    }
+    Py_END_ALLOW_THREADS
     for (Py_ssize_t n = 0; n < count; n++) {
         PyObject *tag = PyLong_FromUnsignedLongLong(tags[n]);
-        if (!tag || PyList_SetItem(list, n, tag) < 0) {
-            Py_DECREF(list);
-            return NULL;
-        }
+        if (!tag || PyList_SetItem(list, n, tag) < 0)
+            goto out;
         same_filled += tags[n] >= SAME_FILLED || tags[n] == zpage_tag(WORD, 8);
         raw += tags[n] == zpage_tag(RAW, PAGE_BYTES);
     }
-    return Py_BuildValue("(y#Nnn)", zpages, size, list, same_filled, raw);
+    result = Py_BuildValue("(y#Onn)", zpages, size, list, same_filled, raw);
+out:
+    Py_XDECREF(list);
+    PyMem_Free(zpages);
+    PyBuffer_Release(&pages);
+    return result;
 }
 
 static PyMethodDef encoder_methods[] = {

@@ -9,9 +9,10 @@
  * lz4 is that of the Python package `lz4`, which the reference has, too: one library in memory, and
  * the same zpages from both. Only CPython's stable ABI is used, that of 3.11.
  *
- * Memory: nothing asks for any but Python objects that are returned. No call keeps a reference to
- * what it was given, but for the buffers of a Reader and an Appender; nor takes one, so nobody may
- * change a list while it is with a call. */
+ * Memory: nothing asks for any but Python objects that are returned, and for a run's zpages on their
+ * way into one (at most 256 KiB, gone with the call). No call keeps a reference to what it was given,
+ * but for the buffers of a Reader and an Appender; nor takes one, so nobody may change a list while it
+ * is with a call. */
 
 #ifndef ZCACHE_PAGE_LOOP_H
 #define ZCACHE_PAGE_LOOP_H
