@@ -51,6 +51,8 @@ def modules() -> dict[str, Path]:
 def test_the_table_is_what_the_imports_are() -> None:
     found: dict[str, set[str]] = {layer_of(name): set() for name in modules() if layer_of(name)}
     for name, path in modules().items():
+        if name == "zcache":  # which names what people import from it, and loads nothing by itself
+            continue
         for imported in map(layer_of, imports_of(path)):
             if imported in found and imported != layer_of(name):
                 found[layer_of(name)].add(imported)

@@ -45,6 +45,7 @@ _MEMFD_SECRET: Final = 447  # Linux 5.14
 # get_mempolicy, set_mempolicy. Elsewhere we do without.
 _BY_MACHINE: Final = {"x86_64": (252, 251, 239, 238), "aarch64": (31, 30, 236, 237)}
 _IOPRIO_GET, _IOPRIO_SET, _GET_MEMPOLICY, _SET_MEMPOLICY = _BY_MACHINE.get(os.uname().machine, (-1, -1, -1, -1))
+_TGKILL: Final = {"x86_64": 234, "aarch64": 131}.get(os.uname().machine, -1)
 _IOPRIO_WHO_PROCESS: Final = 1
 _PER_LINUX: Final = 0
 _PERSONALITY_ASK: Final = 0xFFFFFFFF
@@ -177,6 +178,12 @@ def reset_personality() -> bool:
     if LIBC.personality(_PER_LINUX) < 0:
         raise_errno()
     return True
+
+
+def signal_thread(process: int, thread: int, number: int) -> None:
+    """tgkill(2), for any process. Raises `OSError`."""
+    if LIBC.syscall(ctypes.c_long(_TGKILL), ctypes.c_int(process), ctypes.c_int(thread), ctypes.c_int(number)) < 0:
+        raise_errno()
 
 
 def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:

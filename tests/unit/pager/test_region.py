@@ -1,0 +1,306 @@
+"""Memory that is larger than the RAM it may take: real faults, a real pager."""
+
+import mmap
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import zcache
+from zcache.errors import BadInput, EnvironmentProblem
+from zcache.linux import userfaultfd
+from zcache.pager.region import Region
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+MIB = 1 << 20
+
+
+def why_not() -> str:
+    """Why this machine cannot run these; "" if it can."""
+    try:
+        with Region(2 * MIB, MIB):
+            return ""
+    except EnvironmentProblem as problem:
+        return str(problem)
+
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"NOT run, no region can be made here: {why_not()}")
+
+
+@pytest.mark.parametrize("parameters", [{}, {"codec": "zstd"}, {"allocator": "zbud"}], ids=str)
+def test_it_reads_and_writes_like_memory_and_stays_within_its_limit(
+    rng: random.Random, parameters: dict[str, str]
+) -> None:
+    size = 10 * MIB
+    with Region(size, 2 * MIB, **parameters) as region:
+        shadow = bytearray(size)
+        most = 0
+        for _ in range(4000):
+            length = rng.choice([1, 100, 4096, rng.randrange(1, 60_000)])
+            at = rng.randrange(size - length)
+            if rng.random() < 0.5:
+                data = (rng.randbytes(64) * (length // 64 + 1))[:length]
+                region.buffer[at : at + length] = data
+                shadow[at : at + length] = data
+            else:
+                assert region.buffer[at : at + length] == shadow[at : at + length]
+            most = max(most, region.resident_bytes)
+        assert region.buffer == shadow
+        assert MIB < most <= 2 * MIB
+        status = region.status()
+        assert status["faults"] > 1000 and status["stored_pages"] + status["resident_pages"] >= 2048
+
+
+def test_what_does_not_fit_in_its_budget_goes_below(rng: random.Random, tmp_path: Path) -> None:
+    pages = [rng.randbytes(2000) + bytes(2096) for _ in range(16 * MIB // 4096)]
+    with Region("16M", "1M", budget="2M", backing=tmp_path / "backing") as region:
+        for index, page in enumerate(pages):
+            region.buffer[index * 4096 : (index + 1) * 4096] = page
+        assert region.status()["reclaim_background"] + region.status()["reclaim_sync"] > 50
+        for index in rng.sample(range(len(pages)), len(pages)):
+            assert region.buffer[index * 4096 : (index + 1) * 4096] == pages[index]
+
+
+def test_advice(rng: random.Random) -> None:
+    with Region("16M", "4M") as region:
+        page = rng.randbytes(4096)
+        for at in range(0, len(region), 4096):
+            region.buffer[at : at + 4096] = page
+        region.advise(mmap.MADV_DONTNEED, 4096 + 1, 8 * MIB)  # of whole pages
+        assert region.buffer[: 2 * 4096] == page * 2
+        assert region.buffer[2 * 4096 : 4096 + 8 * MIB] == bytes(8 * MIB - 4096)
+        assert region.buffer[4096 + 8 * MIB :] == page * (len(region) // 4096 - 2049)
+        region.advise(mmap.MADV_DONTNEED)
+        assert region.resident_bytes == 0 and region.status()["stored_pages"] == 0
+        assert region.buffer == bytes(len(region))
+        region.buffer[:MIB] = page * 256
+        region.buffer[MIB:] = page * (15 * 256)
+        region.advise(mmap.MADV_DONTNEED, 8 * MIB)
+        region.advise(mmap.MADV_WILLNEED, 0, MIB)
+        before = region.status()["faults"]
+        assert region.buffer[:MIB] == page * 256 and region.status()["faults"] == before
+        region.advise(mmap.MADV_WILLNEED)
+        assert region.resident_bytes <= 4 * MIB
+        for wrong in ((mmap.MADV_RANDOM, 0, 1), (mmap.MADV_WILLNEED, -1, 5), (mmap.MADV_DONTNEED, 0, 17 * MIB)):
+            with pytest.raises(BadInput):
+                region.advise(*wrong)
+
+
+def test_faults_in_a_row_bring_neighbours_along() -> None:
+    with Region("32M", "8M") as region:
+        for at in range(0, len(region), 4096):
+            region.buffer[at : at + 8] = at.to_bytes(8, "little")
+        before = region.status()["faults"]
+        for at in range(0, len(region), 4096):
+            assert int.from_bytes(region.buffer[at : at + 8], "little") == at
+        assert region.status()["faults"] - before < len(region) // 4096 // 10
+        assert region.resident_bytes <= 8 * MIB
+
+
+#: Has pagers find no UFFDIO_POISON, as before Linux 6.6.
+WITHOUT_POISON = """
+import subprocess, sys
+from zcache.pager import link
+PAGER = '''
+import sys
+from zcache.linux import userfaultfd
+def poison(*_): raise OSError(25, "no such ioctl")
+userfaultfd.poison = poison
+from zcache.pager.__main__ import main
+main(int(sys.argv[1]))
+'''
+def start(client, life):
+    pass_fds = [client.fileno(), life.fileno()]
+    return subprocess.Popen([sys.executable, "-c", PAGER, str(client.fileno())], pass_fds=pass_fds)
+link._start_pager = start
+"""
+
+
+@pytest.mark.parametrize("before", ["", WITHOUT_POISON], ids=["poisoned", "signalled"])
+def test_a_page_that_is_lost_is_sigbus_and_the_others_are_there(tmp_path: Path, before: str) -> None:
+    backing = tmp_path / "backing"
+    done = run(
+        before + "import random, zcache, sys\n"
+        f"region = zcache.Region('16M', '1M', budget='2M', backing={str(backing)!r}, encrypt='no')\n"
+        "for at in range(0, len(region), 4096):\n"
+        "    region.buffer[at:at + 4096] = random.Random(at).randbytes(4096)\n"
+        "time.sleep(1)\n"
+        f"with open({str(backing)!r}, 'r+b') as file:\n"
+        "    size = file.seek(0, 2)\n"
+        "    file.seek(size // 2)\n"
+        "    file.write(bytes(1 << 20))\n"
+        "print('damaged', flush=True)\n"
+        "for at in range(0, len(region), 4096):\n"
+        "    assert region.buffer[at:at + 4096] == random.Random(at).randbytes(4096), at\n"
+        "print('nothing was lost')\n"
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGBUS, "damaged\n"), done
+    assert "of a region is lost: " in done.stderr
+
+
+def test_threads_each_with_pages_of_its_own(rng: random.Random) -> None:
+    threads, size = 4, 16 * MIB
+    wrong: list[int] = []
+    with Region(size, 2 * MIB) as region:
+
+        def work(number: int, seed: int) -> None:
+            own = random.Random(seed)
+            first, length = number * size // threads, size // threads
+            view, shadow = region.buffer[first : first + length], bytearray(length)
+            for _ in range(1500):
+                at = own.randrange(length - 5000)
+                if own.random() < 0.5:
+                    view[at : at + 5000] = shadow[at : at + 5000] = own.randbytes(50) * 100
+                elif view[at : at + 5000] != shadow[at : at + 5000]:
+                    wrong.append(number)
+            view.release()
+
+        workers = [threading.Thread(target=work, args=(number, rng.random())) for number in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert not wrong
+
+
+def run(program: str) -> "subprocess.CompletedProcess[str]":
+    """A client of its own."""
+    lines = f"import os, signal, time\nfrom zcache.pager.region import Region\n{program}"
+    return subprocess.run(
+        [sys.executable, "-c", lines], capture_output=True, text=True, check=False, timeout=60, cwd=REPOSITORY
+    )
+
+
+def test_a_pager_that_dies_is_sigbus_and_neither_a_hang_nor_zeros() -> None:
+    begin = time.monotonic()
+    done = run(
+        "region = Region('8M', '2M')\n"
+        "region.buffer[:] = b'x' * len(region)\n"
+        "os.kill(region.status()['pid'], signal.SIGKILL)\n"
+        "print(bytes(region.buffer).count(b'x'))\n"
+        "time.sleep(30)\n"
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGBUS, ""), done
+    assert time.monotonic() - begin < 20
+
+
+def test_a_client_that_dies_leaves_no_pager() -> None:
+    done = run("region = Region('8M', '2M')\nprint(region.status()['pid'], flush=True)\nos.kill(os.getpid(), 9)\n")
+    pager = int(done.stdout)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pager}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_what_is_left_to_the_end_of_a_program_is_no_signal() -> None:
+    """A region that nobody closed, and one of which only a slice is left."""
+    done = run(
+        "import atexit\n"
+        "slice = Region('8M', '2M').buffer[4096:8192]\n"
+        "region = Region('8M', '2M')\n"
+        "region.buffer[:] = b'x' * len(region)\n"
+        "slice[:1] = b'y'\n"
+        "atexit.register(lambda: print(bytes(slice[:2]), bytes(region.buffer).count(b'x')))\n"
+    )
+    assert (done.returncode, done.stdout) == (0, "b'y\\x00' 8388608\n"), done
+
+
+def test_a_region_that_nobody_refers_to_is_given_back() -> None:
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    region = Region("8M", "2M")
+    part, pager = region.buffer[:4096], region.status()["pid"]
+    part[:3] = b"abc"
+    del region
+    assert bytes(part[:3]) == b"abc" and Path(f"/proc/{pager}").exists()
+    del part
+    assert not Path(f"/proc/{pager}").exists()
+    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_child_gets_sigsegv_and_not_zeros() -> None:
+    done = run(
+        "region = Region('8M', '2M')\n"
+        "region.buffer[:8] = b'inherits'\n"
+        "child = os.fork()\n"
+        "if not child:\n    print(bytes(region.buffer[:8]))\n    os._exit(0)\n"
+        "print(os.waitpid(child, 0)[1], bytes(region.buffer[:8]))\n"
+    )
+    assert done.stdout.split(maxsplit=1)[0] in (str(signal.SIGSEGV), str(signal.SIGSEGV | 128)), done
+    assert "inherits" in done.stdout
+
+
+def test_system_calls_into_it(tmp_path: Path) -> None:
+    """The kernel itself touches pages that are not there."""
+    data = random.Random(1).randbytes(1000) * 3000
+    file = tmp_path / "file"
+    file.write_bytes(data)
+    with Region("8M", "1M") as region, file.open("rb", buffering=0) as opened:
+        assert opened.readinto(region.buffer[: len(data)]) == len(data)
+        region.buffer[4 * MIB : 6 * MIB] = bytes(range(256)) * (2 * MIB // 256)  # has the first ones leave
+        read, write = os.pipe()
+        got = b""
+        while len(got) < len(data):
+            sent = os.write(write, region.buffer[len(got) : min(len(got) + 60_000, len(data))])
+            got += os.read(read, sent)
+        assert got == data
+        os.close(read)
+        os.close(write)
+
+
+def test_arrays(rng: random.Random) -> None:
+    numpy = pytest.importorskip("numpy")
+    with zcache.Region("24M", "4M") as region:
+        numbers = region.array((1 << 20,), "int64")
+        again = region.array((512, 1024), "float32")
+        assert not numbers.any() and again.shape == (512, 1024)
+        numbers[:] = numpy.random.default_rng(rng.randrange(1 << 30)).integers(0, 1000, len(numbers))
+        copy = numbers.copy()
+        again[:] = 2.5
+        numbers.sort()
+        copy.sort()
+        assert (numbers == copy).all() and (again == 2.5).all() and region.resident_bytes <= 4 * MIB
+        with pytest.raises(BadInput, match="does not fit in the 14680064 that are left"):
+            region.array(2 << 20, "int64")
+        with pytest.raises(BadInput, match="objects stay in ordinary memory"):
+            region.array(5, "object")
+        with pytest.raises(BufferError):
+            region.close()
+        assert (numbers == copy).all() and (again == 2.5).all()  # it is still there
+        del numbers, again
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "said"),
+    [
+        (0, MIB, "size=0: give a size above 0"),
+        (8 * MIB, 0, "resident_limit=0: give at least 1M"),
+        (8 * MIB, 8 * MIB, "the whole of size=8388608 fits"),
+    ],
+)
+def test_refusals(size: int, limit: int, said: str) -> None:
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with pytest.raises(BadInput, match=said):
+        Region(size, limit)
+    with pytest.raises(BadInput, match="codec=lzo: no such codec"):
+        Region("8M", "1M", codec="lzo")
+    with pytest.raises(BadInput, match="clean=x: unknown parameter; give allocator, "):
+        Region("8M", "1M", clean="x")
+    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_size_is_rounded_up_to_whole_pages() -> None:
+    with Region(2 * MIB + 1, MIB) as region:
+        assert len(region) == 2 * MIB + 4096
+        region.buffer[-1] = 7
+        assert region.buffer[-1] == 7
+
+
+def test_features_are_those_of_the_kernel() -> None:
+    assert userfaultfd.features() & userfaultfd.UFFD_FEATURE_WP_HUGETLBFS_SHMEM

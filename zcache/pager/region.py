@@ -1,0 +1,149 @@
+"""`Region`: memory that is larger than the RAM it may take. The client's half of the pager."""
+
+import contextlib
+import math
+import mmap
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Final
+
+from zcache.errors import BadInput
+from zcache.linux import memory
+from zcache.linux.libc import LIBC, raise_errno
+from zcache.pager.link import Link
+from zcache.pager.numpy_hook import allocating_in, new_arena
+from zcache.pages.entry import PAGE_BYTES
+from zcache.sizes import parse_size
+
+MADV_DONTFORK: Final = 10
+MADV_NOHUGEPAGE: Final = 15
+#: Of a limit: what a batch that leaves, and those that come meanwhile, need to get on.
+LEAST_LIMIT_BYTES: Final = 1 << 20
+
+
+class Region:
+    """`size` bytes (rounded up to whole pages) of which at most `resident_limit` are in RAM as they
+    are; the rest is compressed, by `parameters` of the store (`budget`, `backing`, `codec`, …).
+
+    `buffer` is the memory, as a memoryview; so are slices of it. Sizes are bytes, or words such as
+    "2G". Raises `BadInput`, and `EnvironmentProblem` where the kernel refuses userfaultfd.
+
+    The memory is there as long as anything refers to it: a slice, an array, or the region."""
+
+    def __init__(self, size: int | str, resident_limit: int | str, **parameters: object) -> None:
+        size_bytes = -(-_bytes("size", size) // PAGE_BYTES) * PAGE_BYTES
+        limit_bytes = _bytes("resident_limit", resident_limit) // PAGE_BYTES * PAGE_BYTES
+        if size_bytes <= 0:
+            raise BadInput(f"size={size}: give a size above 0")
+        if limit_bytes < LEAST_LIMIT_BYTES:
+            raise BadInput(f"resident_limit={resident_limit}: give at least {LEAST_LIMIT_BYTES >> 20}M")
+        if limit_bytes >= size_bytes:
+            raise BadInput(f"resident_limit={resident_limit}: the whole of size={size} fits; give less, or no region")
+        self.size_bytes, self.limit_bytes = size_bytes, limit_bytes
+        self._arena: Any = None
+        self._array_bytes = 0  # where the next one begins
+        self._link = Link(size_bytes)
+        try:
+            self._memory = mmap.mmap(self._link.memfd, size_bytes)
+            start = memory.address(self._memory)
+            for advice in (MADV_DONTFORK, MADV_NOHUGEPAGE):
+                if LIBC.madvise(start, size_bytes, advice) < 0:
+                    raise_errno()
+            self._link.connect(start, limit_bytes, {key: str(value) for key, value in parameters.items()})
+        except BaseException:
+            self._link.close()
+            raise
+        self._end = weakref.finalize(self._memory, self._link.close)
+        self._end.atexit = False  # the kernel does it, after all that may touch the memory
+        self.buffer = memoryview(self._memory)
+
+    def __enter__(self) -> "Region":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.size_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """What of it is in RAM as it is."""
+        return os.fstat(self._link.memfd).st_blocks * 512
+
+    def array(self, shape: int | Sequence[int], dtype: Any = "float64") -> Any:
+        """A NumPy array in the region, behind those that were made before, of what is there: zeros,
+        if nobody wrote. Raises `BadInput` if it does not fit, or holds objects, which cannot be
+        found there."""
+        import numpy
+
+        kind = numpy.dtype(dtype)
+        if kind.hasobject:
+            raise BadInput(f"dtype={dtype}: objects stay in ordinary memory; give a type of numbers")
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        size_bytes = math.prod(shape) * kind.itemsize
+        begin = self._array_bytes
+        if begin + size_bytes > self.size_bytes:
+            left = self.size_bytes - begin
+            raise BadInput(f"an array of {size_bytes} bytes does not fit in the {left} that are left of the region")
+        self._array_bytes = -(-(begin + size_bytes) // PAGE_BYTES) * PAGE_BYTES
+        return numpy.frombuffer(self.buffer[begin : begin + size_bytes], dtype=kind).reshape(shape)
+
+    @contextlib.contextmanager
+    def numpy(self, threshold: int | str = "1M") -> Iterator[None]:
+        """Arrays of at least `threshold` bytes that anything makes meanwhile, in this thread, lie
+        in what `array` has left of the region; what does not fit, and smaller ones, in ordinary
+        memory. Raises `EnvironmentProblem` where that is not compiled."""
+        if self._arena is None:
+            begin, self._array_bytes = self._array_bytes, self.size_bytes
+            if begin == self.size_bytes:
+                raise BadInput("nothing is left of the region for region.numpy")
+            least = max(_bytes("threshold", threshold), PAGE_BYTES)
+            self._arena = new_arena(self._memory, begin, self.size_bytes - begin, least, self._link.forgetting)
+        with allocating_in(self._arena):
+            yield
+
+    @property
+    def numpy_bytes(self) -> tuple[int, int]:
+        """What arrays by `numpy` take of the region now, and the most that they took."""
+        figures: tuple[int, int] = self._arena.figures() if self._arena else (0, 0)
+        return figures
+
+    def advise(self, advice: int, start: int = 0, length: int | None = None) -> None:
+        """As `mmap.madvise`, of bytes of the region: `mmap.MADV_WILLNEED` brings pages back, as far
+        as there is room; `MADV_DONTNEED` forgets what is in all pages that lie within, which then
+        read as zeros. Raises `BadInput` for other advice, and for bytes that there are not."""
+        stop = self.size_bytes if length is None else start + length
+        if not 0 <= start <= stop <= self.size_bytes:
+            raise BadInput(f"bytes {start} to {stop}: not within the {self.size_bytes} of the region")
+        if advice == mmap.MADV_WILLNEED:
+            self._link.ask("will_need", start // PAGE_BYTES, -(-stop // PAGE_BYTES))
+        elif advice == mmap.MADV_DONTNEED:
+            self._link.ask("forget", -(-start // PAGE_BYTES), max(stop // PAGE_BYTES, -(-start // PAGE_BYTES)))
+        else:
+            raise BadInput(f"advice {advice}: give mmap.MADV_WILLNEED or mmap.MADV_DONTNEED")
+
+    def status(self) -> dict[str, Any]:
+        """The pager's figures."""
+        return self._link.ask("status")
+
+    def close(self) -> None:
+        """Give it all back. While there are slices of its buffer, arrays in it, or any that were
+        made by `numpy`, that is a `BufferError`, and the region stays as it is."""
+        self.buffer.release()
+        arena = weakref.ref(self._arena) if self._arena else None
+        self._arena = None  # which arrays keep
+        try:
+            self._memory.close()
+        except BufferError:
+            self.buffer, self._arena = memoryview(self._memory), arena and arena()
+            raise
+        self._end()
+
+
+def _bytes(name: str, size: int | str) -> int:
+    return size if isinstance(size, int) else parse_size(name, size, "a size")
