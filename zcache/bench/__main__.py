@@ -16,6 +16,7 @@ from zcache.bench.breathing import __main__ as breathing
 from zcache.bench.clean import __main__ as clean
 from zcache.bench.filesystems import __main__ as filesystems
 from zcache.bench.nbd import peers, shards
+from zcache.bench.pager import __main__ as pager
 from zcache.bench.report import Report
 from zcache.bench.soak import __main__ as soak
 from zcache.bench.store import __main__ as store
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "ablation": ablation.main,
     "soak": soak.main,
     "groups": groups.main,
+    "pager": pager.main,
 }
 
 
