@@ -69,6 +69,13 @@ def map_shared_over(start: int, stop: int, descriptor: int, offset: int) -> None
         raise_errno()
 
 
+def map_nothing_over(start: int, stop: int) -> None:
+    """Whole pages that nobody can touch, in the place of whatever is there. Raises `OSError`."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
+    if LIBC.mmap(start, stop - start, 0, flags, -1, 0) != start:
+        raise_errno()
+
+
 def drop_range(start: int, stop: int) -> None:
     """Let go of whole pages by address: what is a file's is read again when it is touched, all else
     is lost. Raises `OSError`, and lets go of nothing, if they are locked."""

@@ -1,8 +1,10 @@
 """`python -m zcache.pager FD`: the pager of one region, whose client is at that socket."""
 
+import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import struct
 import sys
@@ -21,6 +23,7 @@ from zcache.store.store import Store
 
 #: Numbers of pages: the first, and the one behind the last.
 PAGES: Final = struct.Struct("=QQ")
+LOOK_SECONDS: Final = 1e-3
 MAX_SPIN_SECONDS: Final = 100e-6
 MIN_SPIN_SECONDS: Final = 2e-6
 #: Of a server's parameters, those that a region has.
@@ -54,42 +57,56 @@ class Spin:
 
 
 def main(descriptor: int) -> None:
-    """Until the client has gone."""
+    """Until the client has gone. What is meant for the client, or for all programs at once, does
+    not end its pager before it."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     client = socket.socket(fileno=descriptor)
     said, descriptors, _, _ = socket.recv_fds(client, 1 << 16, 3)
     if not said:
         return
     asked = json.loads(said)
     uffd, memfd, forgetting = descriptors
-    try:
-        region, store = _make(asked, uffd, memfd)
-    except ZcacheError as refusal:
-        client.sendall(json.dumps({"refused": str(refusal)}).encode() + b"\n")
-        return
-    store.reclaimer.start()
-    region.start()
-    client.sendall(b"{}\n")
+    with contextlib.suppress(ConnectionError):  # the client ends, however it does
+        try:
+            region, store = _make(asked, uffd, memfd)
+        except ZcacheError as refusal:
+            client.sendall(json.dumps({"refused": str(refusal)}).encode() + b"\n")
+            return
+        store.reclaimer.start()
+        region.start()
+        client.sendall(b'{"number": 0}\n')
+        _serve(region, store, client, uffd, forgetting)
+        region.close()
+        store.close()
+
+
+def _serve(region: PagedRegion, store: Store, client: socket.socket, uffd: int, forgetting: int) -> None:
+    """Faults first; and the client's requests, within a millisecond."""
     poll = select.poll()
-    poll.register(uffd, select.POLLIN)
-    poll.register(client.fileno(), select.POLLIN)
-    poll.register(forgetting, select.POLLIN)
-    spin = Spin()
+    for descriptor in (uffd, client.fileno(), forgetting):
+        poll.register(descriptor, select.POLLIN)
+    spin, said, look = Spin(), b"", 0.0
     while True:
-        if spin.goes_on():
+        is_spinning = spin.goes_on()
+        if is_spinning:
             spin.found(region.serve_faults())
-            continue
-        for ready, _ in poll.poll():
+            if time.monotonic() < look:
+                continue
+            look = time.monotonic() + LOOK_SECONDS
+        for ready, _ in poll.poll(0 if is_spinning else None):
             if ready == uffd:
                 spin.found(region.serve_faults())
             elif ready == forgetting:
                 if not _forget(region, forgetting):
                     poll.unregister(forgetting)
-            elif request := client.recv(4096):
-                client.sendall(json.dumps(_answer(request.decode().split(), region, store)).encode() + b"\n")
             else:
-                region.close()
-                store.close()
-                return
+                part = client.recv(1 << 16)
+                if not part:
+                    return
+                *lines, said = (said + part).split(b"\n")
+                for line in lines:
+                    client.sendall(json.dumps(_answer(line.decode().split(), region, store)).encode() + b"\n")
 
 
 def _make(asked: dict[str, Any], uffd: int, memfd: int) -> tuple[PagedRegion, Store]:
@@ -99,9 +116,11 @@ def _make(asked: dict[str, Any], uffd: int, memfd: int) -> tuple[PagedRegion, St
             raise BadInput(f"{key}={value}: unknown parameter; give {', '.join(PARAMETERS)}")
     chosen = ALLOCATORS.get(parameters.get("allocator", ""), ALLOCATORS[DEFAULT_ALLOCATOR])
     page_count = asked["size"] // PAGE_BYTES
-    # For all pages, even if none compresses: of memory that is taken as it is needed.
-    most_frames = max(chosen.frames_for(page_count), chosen.min_budget_frames)
-    words = {"size": str(asked["size"]), "budget": str(most_frames * chosen.frame_bytes), **parameters}
+    # For all pages, even if none compresses, of memory that is taken as it is needed; with a
+    # backing, a quarter of that.
+    most_frames = chosen.frames_for(page_count) // (4 if parameters.get("backing") else 1)
+    budget_bytes = max(most_frames, chosen.min_budget_frames) * chosen.frame_bytes
+    words = {"size": str(asked["size"]), "budget": str(budget_bytes), **parameters}
     config = parse_config(words.items())
     steps = Steps.from_environment()
     files = Files(config, steps, _say)
@@ -121,14 +140,18 @@ def _forget(region: PagedRegion, forgetting: int) -> bool:
 
 
 def _answer(words: list[str], region: PagedRegion, store: Store) -> dict[str, Any]:
-    match words:
+    number, *request = words
+    answer: dict[str, Any] = {"number": int(number)}
+    match request:
         case ["will_need", first, stop]:
             region.will_need(int(first), int(stop))
         case ["forget", first, stop]:
             region.forget(int(first), int(stop))
+        case ["status"]:
+            answer |= _status(region, store)
         case _:
-            return _status(region, store)
-    return {}
+            answer["refused"] = f"no such request: {' '.join(request)}"
+    return answer
 
 
 def _status(region: PagedRegion, store: Store) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Only numbers of descriptors are kept, and no objects that Python closes by itself, in an order of
 its own, when a program ends: then the kernel closes all of them, when nothing of the client is left
-that could touch the region.
+that could touch the region. A child made by fork(2) has none of it.
 """
 
 import contextlib
@@ -36,70 +36,99 @@ class Link:
     words, the first and the one behind the last; and answers with a byte."""
 
     def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
         self._pager: subprocess.Popen[bytes] | None = None
-        self._socket = -1
+        self._socket = self._life = self.forgetting = self._descriptor = -1
+        self._asked = 0
         self._heard = b""
         self._turn = threading.Lock()
-        with contextlib.ExitStack() as undo:
-            self.memfd = os.memfd_create("zcache-region", os.MFD_CLOEXEC)
-            undo.callback(os.close, self.memfd)
+        self.memfd = os.memfd_create("zcache-region", os.MFD_CLOEXEC)
+        try:
             os.ftruncate(self.memfd, size_bytes)
             self._descriptor = _userfaultfd()
-            undo.callback(os.close, self._descriptor)
-            undo.callback(self._wait_for_pager)
-            self._undo = undo.pop_all()
-        self._size_bytes = size_bytes
+        except BaseException:
+            self.close()
+            raise
 
     def connect(self, start: int, limit_bytes: int, parameters: dict[str, str]) -> None:
         """The file is mapped at `start`. Raises `BadInput` if the pager refuses the parameters."""
         mode = userfaultfd.UFFDIO_REGISTER_MODE_MISSING | userfaultfd.UFFDIO_REGISTER_MODE_WP
         userfaultfd.register(self._descriptor, start, self._size_bytes, mode)
-        asked = {
-            "pid": os.getpid(),
-            "start": start,
-            "size": self._size_bytes,
-            "limit": limit_bytes,
-            "parameters": parameters,
-        }
+        wanted = {"pid": os.getpid(), "start": start, "size": self._size_bytes, "limit": limit_bytes}
         ours, theirs = socket.socketpair()
         our_life, its_life = socket.socketpair()
         our_forgetting, its_forgetting = socket.socketpair()
-        self._socket, life, self.forgetting = ours.detach(), our_life.detach(), our_forgetting.detach()
-        for descriptor in (self._socket, life, self.forgetting):
-            self._undo.callback(os.close, descriptor)
+        self._socket, self._life, self.forgetting = ours.detach(), our_life.detach(), our_forgetting.detach()
         with theirs, its_life, its_forgetting:
             self._pager = _start_pager(theirs, its_life)
             descriptors = [self._descriptor, self.memfd, its_forgetting.fileno()]
             with socket.socket(fileno=os.dup(self._socket)) as sending:
-                socket.send_fds(sending, [json.dumps(asked).encode() + b"\n"], descriptors)
-        self._hear()
-        _signal_at_end(life)
+                request = json.dumps(wanted | {"parameters": parameters})
+                socket.send_fds(sending, [request.encode() + b"\n"], descriptors)
+        self._hear(0)
+        self._signal_at_end()
 
     def ask(self, *words: object) -> dict[str, Any]:
-        """Have the pager do something, or say its figures."""
+        """Have the pager do something, or say its figures. Raises `EnvironmentProblem` if there is
+        none: in a child, or after the end."""
+        if self._socket < 0:  # before the lock, which may be held for good in a child
+            raise EnvironmentProblem("the region is closed, or another process's")
         with self._turn:
-            os.write(self._socket, " ".join(map(str, words)).encode() + b"\n")
-            return self._hear()
+            self._asked += 1
+            with contextlib.suppress(BrokenPipeError):  # `_hear` says it
+                os.write(self._socket, " ".join(map(str, (self._asked, *words))).encode() + b"\n")
+            return self._hear(self._asked)
 
     def close(self) -> None:
         """Nobody may touch the region any more: where the pager would have been asked, there would
         be zeros."""
-        self._undo.close()
+        if self._life >= 0:  # whoever has it, too, by fork(2), must get no signal
+            fcntl.fcntl(self._life, fcntl.F_SETFL, os.O_NONBLOCK)
+        if self._socket >= 0:
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._socket)) as ended:
+                ended.shutdown(socket.SHUT_RDWR)
+        if self._pager:
+            self._pager.wait()
+        self.abandon()
 
-    def _hear(self) -> dict[str, Any]:
-        while b"\n" not in self._heard:
-            part = os.read(self._socket, 1 << 16)
-            if not part:
-                raise EnvironmentProblem(f"the pager has ended (exit status {self._wait_for_pager()})")
-            self._heard += part
-        line, _, self._heard = self._heard.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        if "refused" in answer:
-            raise BadInput(answer["refused"])
-        return answer
+    def abandon(self) -> None:
+        """Close what is open, and no more: in a child."""
+        for name in ("_life", "_socket", "forgetting", "_descriptor", "memfd"):
+            if getattr(self, name) >= 0:
+                os.close(getattr(self, name))
+            setattr(self, name, -1)
+        self._pager = None
 
-    def _wait_for_pager(self) -> int:
-        return self._pager.wait() if self._pager else 0
+    def _hear(self, number: int) -> dict[str, Any]:
+        """The answer to the request of that number; those before it were given up, by an
+        exception."""
+        while True:
+            while b"\n" not in self._heard:
+                try:
+                    part = os.read(self._socket, 1 << 16)
+                except ConnectionError:
+                    part = b""
+                if not part:
+                    status = self._pager.wait() if self._pager else None
+                    raise EnvironmentProblem(f"the pager has ended (exit status {status})")
+                self._heard += part
+            line, _, self._heard = self._heard.partition(b"\n")
+            answer: dict[str, Any] = json.loads(line)
+            if "refused" in answer:
+                raise BadInput(answer["refused"])
+            if answer.pop("number") == number:
+                return answer
+
+    def _signal_at_end(self) -> None:
+        """SIGBUS for this process when the other end is closed: when the pager has ended. Pages
+        that are with it are lost then, and who touches one would wait for good; no thread of
+        Python's can see to that, for the one that waits may hold the interpreter's lock."""
+        fcntl.fcntl(self._life, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(self._life, F_SETSIG, signal.SIGBUS)
+        fcntl.fcntl(self._life, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._life, 1)
+            raise EnvironmentProblem("the pager has ended")
 
 
 def _userfaultfd() -> int:
@@ -121,19 +150,12 @@ def _userfaultfd() -> int:
 
 def _start_pager(client: socket.socket, life: socket.socket) -> "subprocess.Popen[bytes]":
     """In a session of its own: a terminal's Ctrl-C is for the client."""
+    places = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "zcache.pager", str(client.fileno())],
         pass_fds=[client.fileno(), life.fileno()],
         stdin=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
         start_new_session=True,
     )
-
-
-def _signal_at_end(life: int) -> None:
-    """SIGBUS for this process when the other end is closed: when the pager has ended. Pages that
-    are with it are lost then, and who touches one would wait for good; no thread of Python's can
-    see to that, for the one that waits may hold the interpreter's lock."""
-    fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(life, F_SETSIG, signal.SIGBUS)
-    fcntl.fcntl(life, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)

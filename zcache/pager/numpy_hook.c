@@ -11,6 +11,7 @@
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
+#include <errno.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <stddef.h>
@@ -19,6 +20,7 @@
 #include <string.h>
 #include <structmember.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #define PAGE_BYTES 4096
 
@@ -49,6 +51,7 @@ typedef struct {
     char *base; /* of the arena, in it */
     size_t bytes, threshold, offset;
     int socket;
+    pid_t owner; /* whose it is: a child, by fork(2), has neither the memory nor the pager */
     pthread_mutex_t lock;
     struct part *first;
     size_t used, most; /* bytes of whole pages */
@@ -116,9 +119,16 @@ static int forget(Arena *arena, size_t start, size_t bytes)
     uint64_t pages[2] = {(arena->offset + start) / PAGE_BYTES, (arena->offset + start + bytes) / PAGE_BYTES};
     char answer;
 
-    if (send(arena->socket, pages, sizeof pages, MSG_NOSIGNAL) != sizeof pages)
+    ssize_t done;
+    do
+        done = send(arena->socket, pages, sizeof pages, MSG_NOSIGNAL);
+    while (done < 0 && errno == EINTR);
+    if (done != sizeof pages)
         return -1;
-    return recv(arena->socket, &answer, 1, 0) == 1 ? 0 : -1;
+    do
+        done = recv(arena->socket, &answer, 1, 0);
+    while (done < 0 && errno == EINTR);
+    return done == 1 ? 0 : -1;
 }
 
 static void join_with_next(struct part *part)
@@ -146,12 +156,17 @@ static void give(Arena *arena, void *at)
 
 /* -- what NumPy calls ---------------------------------------------------------------------------------------- */
 
+static int is_ours(const Arena *arena)
+{
+    return getpid() == arena->owner;
+}
+
 static void *hook_malloc(void *ctx, size_t size)
 {
     Arena *arena = ctx;
     void *at = NULL;
 
-    if (size >= arena->threshold) {
+    if (size >= arena->threshold && is_ours(arena)) {
         pthread_mutex_lock(&arena->lock);
         at = take(arena, size);
         pthread_mutex_unlock(&arena->lock);
@@ -164,7 +179,7 @@ static void *hook_calloc(void *ctx, size_t count, size_t size)
     Arena *arena = ctx;
     void *at = NULL;
 
-    if (size && count <= SIZE_MAX / size && count * size >= arena->threshold) {
+    if (size && count <= SIZE_MAX / size && count * size >= arena->threshold && is_ours(arena)) {
         pthread_mutex_lock(&arena->lock);
         at = take(arena, count * size);
         pthread_mutex_unlock(&arena->lock);
@@ -181,6 +196,8 @@ static void hook_free(void *ctx, void *at, size_t size)
         free(at);
         return;
     }
+    if (!is_ours(arena))
+        return;
     pthread_mutex_lock(&arena->lock);
     give(arena, at);
     pthread_mutex_unlock(&arena->lock);
@@ -199,6 +216,8 @@ static void *hook_realloc(void *ctx, void *at, size_t size)
         if (size < arena->threshold)
             return realloc(at, size ? size : 1);
         held = malloc_usable_size(at);
+    } else if (!is_ours(arena)) {
+        return NULL;
     } else {
         pthread_mutex_lock(&arena->lock);
         part = find(arena, at, &before);
@@ -246,6 +265,7 @@ static PyObject *arena_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     arena->bytes = (size_t)bytes;
     arena->threshold = (size_t)threshold;
     arena->socket = socket;
+    arena->owner = getpid();
     arena->first = malloc(sizeof *arena->first);
     if (!arena->first) {
         PyErr_NoMemory();

@@ -1,10 +1,13 @@
 """A region, as the pager has it: faults that are served, pages that leave."""
 
 import contextlib
+import errno
 import mmap
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Iterable
 from typing import Final
 
@@ -20,6 +23,11 @@ from zcache.store.store import Store
 BATCH_PAGES: Final = 32
 #: Pages that a fault brings along, at most, itself included.
 MAX_WINDOW_PAGES: Final = 32
+#: How long a fault waits for a page to leave, when none can: the store is full.
+FULL_SECONDS: Final = 10.0
+REST_SECONDS: Final = 0.1
+#: How the kernel says that the client has ended, or its mapping.
+CLIENT_HAS_ENDED: Final = (ProcessLookupError, FileNotFoundError)
 
 
 class PagedRegion:
@@ -27,7 +35,8 @@ class PagedRegion:
     are resident.
 
     `descriptor` is its userfaultfd. Faults are served by whoever calls `serve_faults`; pages leave
-    by a thread of its own."""
+    by a thread of its own. If that cannot go on, the process ends, which is SIGBUS for the
+    client."""
 
     def __init__(
         self, store: Store, pages: TmemObject, client: int, descriptor: int, memfd: int, start: int, limit_pages: int
@@ -48,6 +57,8 @@ class PagedRegion:
         self._buffer_at = memory.address(self._buffer)
         self._out = memoryview(self._buffer)
         self._is_closing = False
+        self._refused: set[int] = set()  # pages that are SIGBUS
+        self._is_full = False
         self.faults = 0
         self.lost_pages = 0
         self._evictor = OwnThread("zcache-evictor", self._evict_ahead)
@@ -58,10 +69,13 @@ class PagedRegion:
 
     def close(self) -> None:
         """End it; faults wait from now on."""
+        self._end()
+        self._evictor.join()
+
+    def _end(self) -> None:
         with self.resident.changed:
             self._is_closing = True
             self.resident.changed.notify_all()
-        self._evictor.join()
 
     # -- faults
     # ----------------------------------------------------------------------------------------------
@@ -70,23 +84,33 @@ class PagedRegion:
         """Those that wait now; how many there were."""
         faults = userfaultfd.read_faults(self._descriptor)
         for fault in faults:
-            if fault.flags & userfaultfd.UFFD_PAGEFAULT_FLAG_WP:
-                continue  # it is woken when the page has left
-            with contextlib.suppress(ProcessLookupError):  # the client has ended
-                self._fill(fault.address - self._start >> PAGE_SHIFT, fault.thread_id)
+            page = fault.address - self._start >> PAGE_SHIFT
+            with contextlib.suppress(*CLIENT_HAS_ENDED):
+                if not fault.flags & userfaultfd.UFFD_PAGEFAULT_FLAG_WP:
+                    self._fill(page, fault.thread_id)
+                elif not self.resident.is_leaving(page):  # it has left, or stayed, before we heard of it
+                    self._wake(page)
         return len(faults)
+
+    def _wake(self, page: int) -> None:
+        userfaultfd.wake(self._descriptor, self._start + (page << PAGE_SHIFT), PAGE_BYTES)
 
     def _fill(self, page: int, thread_id: int) -> None:
         """Bring a page back; and those that follow, if faults have come in a row."""
         self.faults += 1
         resident = self.resident
         if resident.is_resident(page):  # another thread's fault was first
-            userfaultfd.wake(self._descriptor, self._start + (page << PAGE_SHIFT), PAGE_BYTES)
+            self._wake(page)
             return
         self._window = min(2 * self._window, MAX_WINDOW_PAGES) if page == self._expected else 1
         with resident.changed:
-            resident.changed.wait_for(lambda: resident.count < self._limit_pages)
-        count = resident.absent_run(page, min(self._window, self._limit_pages - resident.count))
+            has_room = resident.changed.wait_for(
+                lambda: resident.count < self._limit_pages or self._is_closing, FULL_SECONDS
+            )
+        if not has_room:
+            self._refuse(page, thread_id, "no page can leave: the store is full")
+            return
+        count = resident.absent_run(page, max(min(self._window, self._limit_pages - resident.count), 1))
         try:
             self._bring(page, count)
         except (PageLost, PageDamaged):
@@ -97,6 +121,12 @@ class PagedRegion:
         """A run of pages that are in the store only. Raises `PageLost` or `PageDamaged`."""
         size_bytes = count << PAGE_SHIFT
         self._store.get(self._pages, first, self._out[:size_bytes])
+        self._copy(first, size_bytes)
+        self._store.flush(self._pages, first, count)
+        self.resident.came(first, count)
+
+    def _copy(self, first: int, size_bytes: int) -> None:
+        """What is in the buffer, to where it belongs."""
         done = 0
         while done < size_bytes:
             address = self._start + (first << PAGE_SHIFT) + done
@@ -105,8 +135,10 @@ class PagedRegion:
             except FileExistsError:  # it came by another way, such as a write to the file
                 userfaultfd.wake(self._descriptor, address, PAGE_BYTES)
                 done += PAGE_BYTES
-        self._store.flush(self._pages, first, count)
-        self.resident.came(first, count)
+            except OSError as error:
+                if error.errno != errno.ENOMEM:
+                    raise
+                time.sleep(REST_SECONDS)  # pages leave meanwhile
 
     def _bring_or_refuse(self, page: int, thread_id: int) -> None:
         """The one that somebody waits for: it, or SIGBUS."""
@@ -114,14 +146,17 @@ class PagedRegion:
             self._bring(page, 1)
         except (PageLost, PageDamaged) as error:
             self.lost_pages += 1
-            print(f"zcache: page {page} of a region is lost: {error}", file=sys.stderr, flush=True)
-            self._refuse(page, thread_id)
+            self._refuse(page, thread_id, str(error))
 
-    def _refuse(self, page: int, thread_id: int) -> None:
+    def _refuse(self, page: int, thread_id: int, why: str) -> None:
+        print(f"zcache: page {page} of a region cannot be had: {why}", file=sys.stderr, flush=True)
         try:
             userfaultfd.poison(self._descriptor, self._start + (page << PAGE_SHIFT), PAGE_BYTES)
+            self._refused.add(page)
         except FileExistsError:  # for another thread, just now
-            userfaultfd.wake(self._descriptor, self._start + (page << PAGE_SHIFT), PAGE_BYTES)
+            self._wake(page)
+        except CLIENT_HAS_ENDED:
+            raise
         except OSError:  # before Linux 6.6: for this thread, which goes on waiting if that does not end it
             libc.signal_thread(self._client, thread_id, signal.SIGBUS)
 
@@ -131,10 +166,10 @@ class PagedRegion:
     def will_need(self, first: int, stop: int) -> None:
         """Bring pages back before somebody faults on them, as far as there is room that nobody has
         to leave for."""
-        while first < stop:
+        while first < stop and not self._is_closing:
             self.serve_faults()  # this may take long
             room = self._limit_pages - self._slack_pages - self.resident.count
-            count = self.resident.absent_run(first, min(MAX_WINDOW_PAGES, room, stop - first))
+            count = self.resident.absent_run(first, min(MAX_WINDOW_PAGES, room, stop - first)) if room > 0 else 0
             if count > 0:
                 try:
                     self._bring(first, count)
@@ -149,6 +184,11 @@ class PagedRegion:
         pages = self.resident.begin_to_leave_of(first, stop)
         self._punch(first, stop, pages)
         self._store.flush(self._pages, first, stop - first)
+        for page in [page for page in self._refused if first <= page < stop]:  # no hole is there any more
+            self._out[:PAGE_BYTES] = bytes(PAGE_BYTES)
+            self._copy(page, PAGE_BYTES)
+            self.resident.came(page)
+            self._refused.discard(page)
 
     def _punch(self, first: int, stop: int, pages: Iterable[int]) -> None:
         """A hole, where these pages were, and no others are."""
@@ -161,6 +201,15 @@ class PagedRegion:
     # ----------------------------------------------------------------------------------------------
 
     def _evict_ahead(self) -> None:
+        try:
+            self._evict_until_closed()
+        except CLIENT_HAS_ENDED:
+            self._end()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)  # nobody could serve a fault any more
+
+    def _evict_until_closed(self) -> None:
         resident = self.resident
         high = self._limit_pages - self._slack_pages
         while True:
@@ -168,32 +217,39 @@ class PagedRegion:
                 resident.changed.wait_for(lambda: resident.count > high or self._is_closing)
                 if self._is_closing:
                     return
-            self.evict(min(BATCH_PAGES, self._slack_pages))
+            if not self.evict(min(BATCH_PAGES, self._slack_pages)):
+                if not self._is_full:
+                    print("zcache: a region's store is full: no page can leave", file=sys.stderr, flush=True)
+                self._is_full = True
+                time.sleep(REST_SECONDS)
+            else:
+                self._is_full = False
 
-    def evict(self, most: int) -> None:
-        """Have at most so many pages leave, those that came first."""
-        try:
-            self._evict(sorted(self.resident.begin_to_leave(most)))
-        except ProcessLookupError:  # the client has ended
-            self._is_closing = True
-
-    def _evict(self, pages: list[int]) -> None:
+    def evict(self, most: int) -> bool:
+        """Have at most so many pages leave, those that came first; whether all of them could."""
+        pages = sorted(self.resident.begin_to_leave(most))
+        have_left = True
         begin = 0
         for end in range(1, len(pages) + 1):
             if end == len(pages) or pages[end] != pages[end - 1] + 1:
-                self._evict_run(pages[begin], pages[end - 1] + 1)
+                have_left &= self._evict_run(pages[begin], pages[end - 1] + 1)
                 begin = end
+        return have_left
 
-    def _evict_run(self, first: int, stop: int) -> None:
+    def _evict_run(self, first: int, stop: int) -> bool:
         address, length = self._start + (first << PAGE_SHIFT), stop - first << PAGE_SHIFT
         userfaultfd.write_protect(self._descriptor, address, length)
         data = os.pread(self._memfd, length, first << PAGE_SHIFT)
+        if len(data) != length:
+            raise OSError(errno.EIO, f"pages {first} to {stop} of a region cannot be read")
         try:
             self._store.put(self._pages, first, memoryview(data))
         except StoreFull:
-            userfaultfd.allow_writes(self._descriptor, address, length)
+            self._store.flush(self._pages, first, stop - first)
             for page in range(first, stop):
                 self.resident.stayed(page)
-            return
+            userfaultfd.allow_writes(self._descriptor, address, length)
+            return False
         self._punch(first, stop, range(first, stop))
         userfaultfd.allow_writes(self._descriptor, address, length)
+        return True

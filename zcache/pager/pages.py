@@ -31,11 +31,16 @@ class ResidentPages:
         """Whether the memfd has it, for all that we know."""
         return self._state[page] != ABSENT
 
+    def is_leaving(self, page: int) -> bool:
+        """Whether somebody will wake who waits to write to it."""
+        with self.changed:
+            return self._state[page] == LEAVING
+
     def absent_run(self, first: int, most: int) -> int:
         """How many pages from `first` on, at most so many, are in the store only."""
-        state = self._state
         stop = min(first + most, self.page_count)
-        places = (state.find(RESIDENT, first, stop), state.find(LEAVING, first, stop))
+        with self.changed:
+            places = (self._state.find(RESIDENT, first, stop), self._state.find(LEAVING, first, stop))
         return min([place for place in places if place >= 0], default=stop) - first
 
     def came(self, first: int, count: int = 1) -> None:

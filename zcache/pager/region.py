@@ -3,9 +3,11 @@
 import contextlib
 import math
 import mmap
+import operator
 import os
+import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Final
 
@@ -21,6 +23,20 @@ MADV_DONTFORK: Final = 10
 MADV_NOHUGEPAGE: Final = 15
 #: Of a limit: what a batch that leaves, and those that come meanwhile, need to get on.
 LEAST_LIMIT_BYTES: Final = 1 << 20
+
+
+#: Of each region that is there: where it lies, how long it is, and its link.
+_LIVE: "weakref.WeakKeyDictionary[mmap.mmap, tuple[int, int, Link]]" = weakref.WeakKeyDictionary()
+
+
+def _leave_nothing_to_a_child() -> None:
+    """What lay there must be no memory at all: neither zeros, nor what the child maps next."""
+    for start, size_bytes, link in list(_LIVE.values()):
+        memory.map_nothing_over(start, start + size_bytes)
+        link.abandon()
+
+
+os.register_at_fork(after_in_child=_leave_nothing_to_a_child)
 
 
 class Region:
@@ -42,21 +58,24 @@ class Region:
         if limit_bytes >= size_bytes:
             raise BadInput(f"resident_limit={resident_limit}: the whole of size={size} fits; give less, or no region")
         self.size_bytes, self.limit_bytes = size_bytes, limit_bytes
+        self._lock = threading.Lock()
         self._arena: Any = None
-        self._array_bytes = 0  # where the next one begins
+        self._arena_begin = 0
+        self._array_bytes = 0  # where the next array begins
         self._link = Link(size_bytes)
         try:
             self._memory = mmap.mmap(self._link.memfd, size_bytes)
             start = memory.address(self._memory)
-            for advice in (MADV_DONTFORK, MADV_NOHUGEPAGE):
-                if LIBC.madvise(start, size_bytes, advice) < 0:
-                    raise_errno()
+            if LIBC.madvise(start, size_bytes, MADV_DONTFORK) < 0:
+                raise_errno()
+            LIBC.madvise(start, size_bytes, MADV_NOHUGEPAGE)  # refused by a kernel that has none
             self._link.connect(start, limit_bytes, {key: str(value) for key, value in parameters.items()})
         except BaseException:
             self._link.close()
             raise
         self._end = weakref.finalize(self._memory, self._link.close)
         self._end.atexit = False  # the kernel does it, after all that may touch the memory
+        _LIVE[self._memory] = (start, size_bytes, self._link)
         self.buffer = memoryview(self._memory)
 
     def __enter__(self) -> "Region":
@@ -72,10 +91,10 @@ class Region:
 
     @property
     def resident_bytes(self) -> int:
-        """What of it is in RAM as it is."""
-        return os.fstat(self._link.memfd).st_blocks * 512
+        """What of it is in RAM as it is; of one that was closed, nothing."""
+        return 0 if self._link.memfd < 0 else os.fstat(self._link.memfd).st_blocks * 512
 
-    def array(self, shape: int | Sequence[int], dtype: Any = "float64") -> Any:
+    def array(self, shape: Any, dtype: Any = "float64") -> Any:
         """A NumPy array in the region, behind those that were made before, of what is there: zeros,
         if nobody wrote. Raises `BadInput` if it does not fit, or holds objects, which cannot be
         found there."""
@@ -84,26 +103,33 @@ class Region:
         kind = numpy.dtype(dtype)
         if kind.hasobject:
             raise BadInput(f"dtype={dtype}: objects stay in ordinary memory; give a type of numbers")
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        size_bytes = math.prod(shape) * kind.itemsize
-        begin = self._array_bytes
-        if begin + size_bytes > self.size_bytes:
-            left = self.size_bytes - begin
-            raise BadInput(f"an array of {size_bytes} bytes does not fit in the {left} that are left of the region")
-        self._array_bytes = -(-(begin + size_bytes) // PAGE_BYTES) * PAGE_BYTES
-        return numpy.frombuffer(self.buffer[begin : begin + size_bytes], dtype=kind).reshape(shape)
+        wanted = tuple(map(operator.index, [shape] if hasattr(shape, "__index__") else shape))
+        if min(wanted, default=0) < 0:
+            raise BadInput(f"shape={shape}: give no negative numbers")
+        size_bytes = math.prod(wanted) * kind.itemsize
+        with self._lock:
+            begin = self._array_bytes
+            if begin + size_bytes > self.size_bytes:
+                left = self.size_bytes - begin
+                raise BadInput(f"an array of {size_bytes} bytes does not fit in the {left} that are left of the region")
+            array = numpy.frombuffer(self.buffer[begin : begin + size_bytes], dtype=kind).reshape(wanted)
+            self._array_bytes = -(-(begin + size_bytes) // PAGE_BYTES) * PAGE_BYTES
+        return array
 
     @contextlib.contextmanager
     def numpy(self, threshold: int | str = "1M") -> Iterator[None]:
         """Arrays of at least `threshold` bytes that anything makes meanwhile, in this thread, lie
         in what `array` has left of the region; what does not fit, and smaller ones, in ordinary
         memory. Raises `EnvironmentProblem` where that is not compiled."""
-        if self._arena is None:
-            begin, self._array_bytes = self._array_bytes, self.size_bytes
-            if begin == self.size_bytes:
-                raise BadInput("nothing is left of the region for region.numpy")
-            least = max(_bytes("threshold", threshold), PAGE_BYTES)
-            self._arena = new_arena(self._memory, begin, self.size_bytes - begin, least, self._link.forgetting)
+        least = max(_bytes("threshold", threshold), PAGE_BYTES)
+        with self._lock:
+            if self._arena is None:
+                begin, left = self._array_bytes, self.size_bytes - self._array_bytes
+                if not left:
+                    raise BadInput("nothing is left of the region for region.numpy")
+                arena = new_arena(self._memory, begin, left, least, self._link.forgetting)
+                self._link.ask("forget", begin // PAGE_BYTES, self.size_bytes // PAGE_BYTES)  # it has to be zeros
+                self._arena, self._arena_begin, self._array_bytes = arena, begin, self.size_bytes
         with allocating_in(self._arena):
             yield
 
@@ -135,12 +161,15 @@ class Region:
         """Give it all back. While there are slices of its buffer, arrays in it, or any that were
         made by `numpy`, that is a `BufferError`, and the region stays as it is."""
         self.buffer.release()
-        arena = weakref.ref(self._arena) if self._arena else None
+        had_arena = self._arena is not None
+        arena = weakref.ref(self._arena) if had_arena else None
         self._arena = None  # which arrays keep
         try:
             self._memory.close()
         except BufferError:
             self.buffer, self._arena = memoryview(self._memory), arena and arena()
+            if had_arena and self._arena is None:
+                self._array_bytes = self._arena_begin
             raise
         self._end()
 

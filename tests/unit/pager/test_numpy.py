@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.pager.test_region import MIB, why_not
+from tests.unit.pager.test_region import MIB, run, why_not
 from zcache.errors import BadInput
 from zcache.pager.region import Region
 
@@ -129,3 +129,46 @@ def test_arrays_outlive_the_region_object() -> None:
         array = numpy.full(MIB, 1.25)
     del region
     assert (array == 1.25).all()
+
+
+def test_what_was_there_before_is_no_part_of_an_array() -> None:
+    with Region("16M", "4M") as region:
+        region.buffer[:] = b"x" * len(region)
+        with region.numpy():
+            zeros = numpy.zeros(MIB)
+            assert is_inside(region, zeros) and not zeros.any()
+        del zeros
+
+
+def test_a_child_that_drops_an_array_leaves_it_to_its_parent() -> None:
+    done = run(
+        "import numpy\n"
+        "region = Region('16M', '4M')\n"
+        "with region.numpy():\n"
+        "    array = numpy.ones(1 << 17)\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        del array\n"
+        "        other = numpy.full(1 << 18, 2.0)\n"
+        "        os._exit(0 if other.sum() == 1 << 19 else 1)\n"
+        "print(os.waitpid(child, 0)[1], int(array.sum()))\n"
+    )
+    assert done.stdout == f"0 {1 << 17}\n", done
+
+
+def test_signals_while_arrays_are_freed() -> None:
+    done = run(
+        "import numpy\n"
+        "signal.signal(signal.SIGALRM, lambda *_: None)\n"
+        "region = Region('64M', '8M')\n"
+        "with region.numpy('64K'):\n"
+        "    signal.setitimer(signal.ITIMER_REAL, 7e-4, 7e-4)\n"
+        "    for turn in range(150):\n"
+        "        array = numpy.full(1 << 17, float(turn))\n"
+        "        other = array.copy()\n"
+        "        assert (array == turn).all() and (other == turn).all(), turn\n"
+        "    signal.setitimer(signal.ITIMER_REAL, 0)\n"
+        "    del array, other\n"
+        "print(region.numpy_bytes[0])\n"
+    )
+    assert (done.returncode, done.stdout) == (0, "0\n"), done
