@@ -70,7 +70,7 @@ def _fill(view: memoryview, size_bytes: int, rng: random.Random) -> None:
         view[start : start + 64 * PAGE_BYTES] = b"".join(pages)
 
 
-def _pages(pattern: str, count: int, touches: int, rng: random.Random) -> array[int]:
+def _pages(pattern: str, count: int, touches: int, rng: random.Random) -> "array[int]":
     if pattern == "sequential":
         return array("I", itertools.islice(itertools.cycle(range(count)), touches))
     if pattern == "uniform":
@@ -81,7 +81,7 @@ def _pages(pattern: str, count: int, touches: int, rng: random.Random) -> array[
     return array("I", rng.choices(order, cum_weights=weights, k=touches))
 
 
-def _touch(start: int, pages: array[int], rng: random.Random) -> array[float]:
+def _touch(start: int, pages: "array[int]", rng: random.Random) -> "array[float]":
     """Seconds for each."""
     word = ctypes.create_string_buffer(8)
     at, move, clock = ctypes.addressof(word), ctypes.memmove, time.perf_counter
