@@ -6,13 +6,10 @@ all of that is there.
 """
 
 import mmap
-from typing import Final, Protocol
+from typing import Protocol
 
 from zcache.allocators.log_frame import COUNT_AT, RECORD_BYTES, SPAN_SHIFT, WORD_SHIFT, Head, PythonHead
 from zcache.pages.entry import LENGTH_MASK, LENGTH_SHIFT, OFFSET_SHIFT, SAME_FILLED, zpage_bytes
-
-_LENGTH: Final = LENGTH_MASK << LENGTH_SHIFT
-_LENGTH_TO_OFFSET: Final = LENGTH_SHIFT - OFFSET_SHIFT
 
 
 class Appender(Protocol):
@@ -64,8 +61,7 @@ class PythonAppender:
             for tag in tags:
                 if 0 < tag < SAME_FILLED:
                     entries.append(tag | place)
-                    place += (tag & _LENGTH) >> _LENGTH_TO_OFFSET
-                    place += 1 << OFFSET_SHIFT
+                    place += (tag >> LENGTH_SHIFT & LENGTH_MASK) + 1 << OFFSET_SHIFT
                     held += 1
                 else:
                     entries.append(tag)

@@ -98,6 +98,11 @@ class PythonLoop:
 
     name = "python"
 
+    # No function of ours between.
+    publish = staticmethod(publish)
+    decode_lz4 = staticmethod(decode_lz4)
+    decode = staticmethod(decode)
+
     def encoder(self, codec: Codec, max_zpage_bytes: int) -> PythonEncoder:
         """See `PageLoop.encoder`."""
         return PythonEncoder(codec, max_zpage_bytes)
@@ -115,10 +120,6 @@ class PythonLoop:
         entries = words[first : first + count].tolist()
         return entries if any(entries) else None
 
-    def publish(self, words: memoryview, first: int, values: list[int]) -> None:
-        """See `PageLoop.publish`."""
-        publish(words, first, values)
-
     def decode_page(self, body: bytes, out: memoryview) -> bool:
         """See `PageLoop.decode_page`."""
         try:
@@ -126,11 +127,3 @@ class PythonLoop:
         except Exception:
             return False
         return True
-
-    def decode_lz4(self, zpages: list[bytes], out: memoryview) -> None:
-        """See `PageLoop.decode_lz4`."""
-        decode_lz4(zpages, out)
-
-    def decode(self, entries: list[int], bodies: list[bytes], out: memoryview) -> None:
-        """See `PageLoop.decode`."""
-        decode(entries, bodies, out)

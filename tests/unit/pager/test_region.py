@@ -103,23 +103,25 @@ def test_faults_in_a_row_bring_neighbours_along() -> None:
         assert region.resident_bytes <= 8 * MIB
 
 
-#: Has pagers find no UFFDIO_POISON, as before Linux 6.6.
-WITHOUT_POISON = """
+def with_pagers_that(change: str) -> str:
+    """A client's first lines, whose pagers run some lines first."""
+    program = f"import errno, os, sys\n{change}\nfrom zcache.pager.__main__ import main\nmain(int(sys.argv[1]))\n"
+    return f"""
 import subprocess, sys
 from zcache.pager import link
-PAGER = '''
-import sys
-from zcache.linux import userfaultfd
-def poison(*_): raise OSError(25, "no such ioctl")
-userfaultfd.poison = poison
-from zcache.pager.__main__ import main
-main(int(sys.argv[1]))
-'''
 def start(client, life):
-    pass_fds = [client.fileno(), life.fileno()]
-    return subprocess.Popen([sys.executable, "-c", PAGER, str(client.fileno())], pass_fds=pass_fds)
+    command = [sys.executable, "-c", {program!r}, str(client.fileno())]
+    return subprocess.Popen(command, pass_fds=[client.fileno(), life.fileno()])
 link._start_pager = start
 """
+
+
+#: As before Linux 6.6.
+WITHOUT_POISON = with_pagers_that(
+    "from zcache.linux import userfaultfd\n"
+    "def poison(*_): raise OSError(errno.ENOTTY, 'no such ioctl')\n"
+    "userfaultfd.poison = poison"
+)
 
 
 @pytest.mark.parametrize("before", ["", WITHOUT_POISON], ids=["poisoned", "signalled"])
@@ -286,26 +288,9 @@ def test_a_store_that_is_full_is_said_and_ends_who_needs_more() -> None:
     _ends(int(done.stdout))
 
 
-#: Has pagers whose evictor meets an error that nobody foresaw.
-WITH_A_FAILING_EVICTOR = """
-import subprocess, sys
-from zcache.pager import link
-PAGER = '''
-import os, sys
-def pread(*_): raise MemoryError
-os.pread = pread
-from zcache.pager.__main__ import main
-main(int(sys.argv[1]))
-'''
-def start(client, life):
-    pass_fds = [client.fileno(), life.fileno()]
-    return subprocess.Popen([sys.executable, "-c", PAGER, str(client.fileno())], pass_fds=pass_fds)
-link._start_pager = start
-"""
-
-
 def test_an_evictor_that_cannot_go_on_is_sigbus_and_no_hang() -> None:
-    done = run(WITH_A_FAILING_EVICTOR + "region = Region('8M', '1M')\nregion.buffer[:] = b'x' * len(region)\n")
+    before = with_pagers_that("def pread(*_): raise MemoryError\nos.pread = pread")
+    done = run(before + "region = Region('8M', '1M')\nregion.buffer[:] = b'x' * len(region)\n")
     assert done.returncode == -signal.SIGBUS and "MemoryError" in done.stderr, done
 
 
