@@ -26,17 +26,12 @@ UFFD_API: Final = 0xAA
 UFFD_FEATURE_PAGEFAULT_FLAG_WP: Final = 1 << 0  # Linux 5.7
 UFFD_FEATURE_MISSING_SHMEM: Final = 1 << 5  # Linux 4.11
 UFFD_FEATURE_THREAD_ID: Final = 1 << 8  # Linux 4.14
-UFFD_FEATURE_MINOR_SHMEM: Final = 1 << 10  # Linux 5.14
 UFFD_FEATURE_WP_HUGETLBFS_SHMEM: Final = 1 << 12  # Linux 5.19
-UFFD_FEATURE_POISON: Final = 1 << 14  # Linux 6.6
 
 UFFDIO_REGISTER_MODE_MISSING: Final = 1
 UFFDIO_REGISTER_MODE_WP: Final = 2
-UFFDIO_COPY_MODE_DONTWAKE: Final = 1
-UFFDIO_WRITEPROTECT_MODE_WP: Final = 1
 
 UFFD_EVENT_PAGEFAULT: Final = 0x12
-UFFD_PAGEFAULT_FLAG_WRITE: Final = 1
 UFFD_PAGEFAULT_FLAG_WP: Final = 2
 
 #: struct uffd_msg: event; flags, address, and the thread's id.
@@ -92,16 +87,6 @@ def open_descriptor(*, user_mode_only: bool = False) -> int:
     if descriptor < 0:
         raise_errno()
     return descriptor
-
-
-def features() -> int:
-    """Those that this kernel has; asked of a descriptor of its own, as the manual has it
-    (UFFDIO_API(2const)). Raises `OSError`."""
-    descriptor = open_descriptor(user_mode_only=True)
-    try:
-        return handshake(descriptor, 0)
-    finally:
-        os.close(descriptor)
 
 
 def handshake(descriptor: int, wanted: int) -> int:

@@ -14,7 +14,6 @@ import pytest
 
 import zcache
 from zcache.errors import BadInput, EnvironmentProblem
-from zcache.linux import userfaultfd
 from zcache.pager.region import Region
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -379,7 +378,3 @@ def test_a_size_is_rounded_up_to_whole_pages() -> None:
         assert len(region) == 2 * MIB + 4096
         region.buffer[-1] = 7
         assert region.buffer[-1] == 7
-
-
-def test_features_are_those_of_the_kernel() -> None:
-    assert userfaultfd.features() & userfaultfd.UFFD_FEATURE_WP_HUGETLBFS_SHMEM
