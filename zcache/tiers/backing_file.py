@@ -58,6 +58,10 @@ GIVE: Final = "give a block device, or a regular file in an existing folder"
 _NO_FOLDER: Final = "its folder does not exist"
 
 
+class _Held(BadInput):
+    """It is another's, even if it was not there a moment ago."""
+
+
 class BackingFile(SlotMap):
     """A `Tier` over one file descriptor. Opening it may take seconds: the file is checked to be
     blank, and allocated."""
@@ -103,10 +107,12 @@ class BackingFile(SlotMap):
         is_new = not real.exists()
         if is_new and real.is_relative_to("/dev") and not real.is_relative_to("/dev/shm"):
             raise BadInput(f"backing={path}: there is no such device, and a file there would be in memory; {GIVE}")
-        descriptor = _open_locked(path, real if is_new else None)
+        descriptor = _open(path)
         try:
+            _lock(descriptor, path)
             if is_new:
                 made(real)
+            _refuse_other_users(descriptor, path)
             size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
             is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
             progress = _progress(path, tell, go_on)
@@ -127,7 +133,7 @@ class BackingFile(SlotMap):
             found = [trouble.reason for trouble in troubles(descriptor)]
         except BaseException as error:
             os.close(descriptor)
-            if is_new:
+            if is_new and not isinstance(error, _Held):
                 real.unlink(missing_ok=True)
             if isinstance(error, OSError):
                 raise BadInput(f"backing={path}: {error.strerror}; {in_words(error) or GIVE}") from None
@@ -211,43 +217,39 @@ def _real_path(path: Path) -> Path:
     return real
 
 
-def _open_locked(path: Path, new: Path | None) -> int:
-    """`new` is the file that this makes, if it does."""
+def _open(path: Path) -> int:
+    """Made, if it is not there."""
     try:
-        is_device = path.is_block_device()
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if is_device else os.O_CREAT)
-        descriptor = os.open(path, flags, 0o600)
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if path.is_block_device() else os.O_CREAT)
+        return os.open(path, flags, 0o600)
     except OSError as error:
         raise BadInput(f"backing={path}: {why_not_opened(error, _NO_FOLDER)}; {in_words(error) or GIVE}") from None
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    """A device is locked already, by how it was opened."""
     mode = os.fstat(descriptor).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        os.close(descriptor)
+    if stat.S_ISBLK(mode):
+        return
+    if not stat.S_ISREG(mode):
         raise BadInput(f"backing={path}: neither a regular file nor a block device; {GIVE}")
-    if not is_device:
-        if not mode & 0o222:  # root could write to it all the same, but somebody meant it to be kept
-            os.close(descriptor)
-            raise BadInput(f"backing={path}: is marked read-only; {GIVE}")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise BadInput(
-                f"backing={path}: held by another server; give each server a backing file of its own"
-            ) from None
-        except OSError as error:
-            os.close(descriptor)
-            if new:
-                new.unlink()
-            raise BadInput(f"backing={path}: cannot be locked: {error.strerror}; {GIVE}") from None
+    if not mode & 0o222:  # root could write to it all the same, but somebody meant it to be kept
+        raise BadInput(f"backing={path}: is marked read-only; {GIVE}")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _Held(f"backing={path}: held by another server; give each server a backing file of its own") from None
+    except OSError as error:
+        raise BadInput(f"backing={path}: cannot be locked: {error.strerror}; {GIVE}") from None
+
+
+def _refuse_other_users(descriptor: int, path: Path) -> None:
     try:
         user = used_otherwise(descriptor)
     except OSError as error:  # it has no size (a file of /proc)
-        os.close(descriptor)
-        raise BadInput(f"backing={path}: {why_not_opened(error)}; {GIVE}") from None
+        raise BadInput(f"backing={path}: {why_not_opened(error)}; {in_words(error) or GIVE}") from None
     if user:
-        os.close(descriptor)
         raise BadInput(f"backing={path}: {user}; give each server a backing of its own")
-    return descriptor
 
 
 def _progress(path: Path, tell: Callable[[str], None], go_on: Callable[[], None]) -> Progress:

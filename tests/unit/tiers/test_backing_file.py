@@ -171,6 +171,43 @@ def test_held_by_another_server(tmp_path: Path) -> None:
     open_backing(path).close()
 
 
+@pytest.mark.parametrize("failing", ["used_otherwise", "make_own", "troubles"])
+def test_whatever_fails_a_file_that_was_not_there_goes_and_another_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """As when the folder of loop devices could not be opened."""
+
+    def refuse(*_: object) -> str:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    path = tmp_path / "backing"
+    monkeypatch.setattr(backing_file, failing, refuse)
+    assert "Too many open files" in refusal(path)
+    assert not path.exists()
+    path.touch()
+    assert "Too many open files" in refusal(path)
+    assert path.exists()
+
+
+def test_what_another_server_has_made_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "backing"
+    really_open = os.open
+    others: list[BackingFile] = []
+
+    def open_late(name: str | Path, flags: int, mode: int = 0o777) -> int:
+        if name == path and not others:
+            monkeypatch.setattr(os, "open", really_open)
+            others.append(open_backing(path))
+        return really_open(name, flags, mode)
+
+    monkeypatch.setattr(os, "open", open_late)
+    assert "held by another server" in refusal(path)
+    (other,) = others
+    assert path.stat().st_ino == os.fstat(other.fileno()).st_ino
+    other.abandon()
+    assert not path.exists()
+
+
 def test_of_a_large_device_only_what_the_pages_can_need_is_used(tmp_path: Path) -> None:
     path = tmp_path / "large"
     path.write_bytes(bytes(200 * FRAME_BYTES))
@@ -370,7 +407,7 @@ def test_it_says_how_far_the_allocation_has_got(tmp_path: Path, monkeypatch: pyt
 def test_a_mistyped_device_does_not_become_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """In memory, without a word."""
     made: list[Path] = []
-    monkeypatch.setattr(backing_file, "_open_locked", made.append)
+    monkeypatch.setattr(backing_file, "_open", made.append)
     assert "there is no such device" in refusal(Path("/dev/no-such-disk"))
     assert made == []
 
