@@ -91,7 +91,7 @@ class OwnThread:
 def try_threads(count: int) -> None:
     """Start so many, all there at once, which end again: raises `EnvironmentProblem` if there
     cannot be so many."""
-    before = _tasks()
+    before = _tasks() or {str(os.getpid())}
     gate = _thread.allocate_lock()
 
     def wait() -> None:

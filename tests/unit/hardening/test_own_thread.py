@@ -8,6 +8,7 @@ PREPARE = """
 import _thread, sys, threading, time
 sys.unraisablehook = lambda caught: None
 from zcache.errors import EnvironmentProblem
+from zcache.hardening import own_thread
 from zcache.hardening.own_thread import OwnThread
 """
 
@@ -32,7 +33,6 @@ except EnvironmentProblem as problem:
 #: Short of memory, as a successor is while nobody serves: it runs after half a minute.
 LATE = """
 import types
-from zcache.hardening import own_thread
 
 begin_really, go_on, looks = _thread.start_new_thread, threading.Event(), []
 
@@ -105,6 +105,24 @@ assert names == ["zcache-some\\n"], names
 sys.exit(7)
 """
 
+UNSEEN = """
+import os
+list_really, calls = os.listdir, []
+
+def list_later(path):
+    calls.append(path)
+    if len(calls) == 1:
+        raise OSError(24, "Too many open files")
+    return list_really(path)
+
+os.listdir = list_later
+begin = time.monotonic()
+own_thread.try_threads(3)
+assert len(calls) > 1
+assert time.monotonic() - begin < 5, "they are known to have ended"
+sys.exit(7)
+"""
+
 
 def run(program: str) -> None:
     done = subprocess.run(
@@ -115,6 +133,10 @@ def run(program: str) -> None:
 
 def test_one_that_ends_before_it_runs_is_no_wait_without_end() -> None:
     run(NO_FRAMES)
+
+
+def test_a_trial_ends_with_its_threads_even_if_it_could_not_see_who_was_there_before() -> None:
+    run(UNSEEN)
 
 
 def test_one_that_has_to_wait_for_memory_is_waited_for() -> None:
