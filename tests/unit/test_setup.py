@@ -1,6 +1,7 @@
 """scripts/setup, on machines that it is not on."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -24,6 +25,30 @@ def test_the_server_is_set_up_on_arm64_and_the_x86_64_vm_is_not(tmp_path: Path) 
     refused = setup(tmp_path)
     assert refused.returncode == 1
     assert "made for x86_64, this is aarch64; for all but tests and VM: scripts/setup server" in refused.stderr
+
+
+def test_without_a_compiler_or_a_network_what_is_installed_serves(tmp_path: Path) -> None:
+    """With a compiler that does not work; then with the word that there is no object lost, and no
+    network to make one."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    for name in tracked.stdout.splitlines():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPOSITORY / name, tmp_path / name)
+
+    def run(**environment: str) -> str:
+        command = [str(tmp_path / "scripts/setup"), "server"]
+        environment = {**os.environ, **environment}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    in_python = "it is in Python, which takes more CPU\n"
+    assert run(CC="false").endswith(f"setup: the page loop could not be compiled: {in_python}")
+    assert run(CC="false") == ""
+    (tmp_path / ".venv/.zcache-not-compiled").unlink()
+    without = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+    assert run(**without).endswith(f"setup: the page loop was not compiled again: {in_python}")
+    assert (tmp_path / ".venv/.zcache-setup").exists()
 
 
 @pytest.mark.parametrize("limit", ["-d 3000", "-v 6000"])
