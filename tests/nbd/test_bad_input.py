@@ -83,6 +83,11 @@ def test_one_line(tmp_path: Path, changes: dict[str, str], said: list[str]) -> N
         assert part in line
 
 
+def test_a_page_loop_that_there_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZCACHE_PAGE_LOOP", "COMPILED")
+    assert refusal(tmp_path, *with_words()) == "ZCACHE_PAGE_LOOP=COMPILED: give python or compiled"
+
+
 def test_places_to_listen_that_are_taken(tmp_path: Path) -> None:
     folder, file, socket_path = tmp_path / "folder", tmp_path / "file", tmp_path / "socket"
     folder.mkdir()

@@ -8,6 +8,7 @@ from zcache.page_loop import Run
 from zcache.pages.zpages import Encoded
 
 constants: dict[str, int]
+version: str
 
 def use_lz4(path: str, /) -> int: ...
 def decompress(zpage: bytes, out: memoryview, /) -> bool: ...

@@ -1,9 +1,13 @@
-"""Which build of the page loop is in use: the compiled one, where there is one."""
+"""Which build of the page loop is in use: the compiled one, where there is one.
+
+It is chosen when this is imported, which never fails: what cannot be had on request is said by
+`check`, once somebody can be told in a line.
+"""
 
 import os
 from typing import Final
 
-from zcache.errors import EnvironmentProblem
+from zcache.errors import BadInput, EnvironmentProblem, ZcacheError
 from zcache.page_loop import PageLoop
 from zcache.page_loop.reference import PythonLoop
 
@@ -12,20 +16,31 @@ VARIABLE: Final = "ZCACHE_PAGE_LOOP"
 
 
 def _choose(wanted: str) -> tuple[PageLoop, str]:
-    """The loop, and why it is not the compiled one. Raises `EnvironmentProblem`."""
+    """The loop, and why it is not the compiled one."""
     if wanted == PythonLoop.name:
         return PythonLoop(), f"{VARIABLE}={wanted}"
     try:
         from zcache.page_loop.compiled import CompiledLoop
-    except ImportError as error:
-        reason = "the compiled one was not built" if isinstance(error, ModuleNotFoundError) else str(error)
-        if wanted:
-            raise EnvironmentProblem(f"{VARIABLE}={wanted}: {reason}") from None
-        return PythonLoop(), reason
+    except ModuleNotFoundError:
+        return PythonLoop(), "the compiled one was not built"
+    except Exception as error:  # whatever a damaged object, or one of other code, comes to
+        return PythonLoop(), str(error)
     return CompiledLoop(), ""
 
 
-PAGE_LOOP, _WHY_NOT_COMPILED = _choose(os.environ.get(VARIABLE, ""))
+_WANTED: Final = os.environ.get(VARIABLE, "")
+PAGE_LOOP, _WHY_NOT_COMPILED = _choose(_WANTED)
+
+
+def check() -> None:
+    """Raises a `ZcacheError` if another was asked for."""
+    problem: ZcacheError | None = None
+    if _WANTED not in ("", PythonLoop.name, "compiled"):
+        problem = BadInput(f"{VARIABLE}={_WANTED}: give python or compiled")
+    elif _WANTED == "compiled" and _WHY_NOT_COMPILED:
+        problem = EnvironmentProblem(f"{VARIABLE}={_WANTED}: {_WHY_NOT_COMPILED}")
+    if problem:
+        raise problem
 
 
 def described() -> str:

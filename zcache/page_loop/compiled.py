@@ -12,6 +12,7 @@ import mmap
 from lz4.block import _block
 
 import zcache.page_loop._compiled as _compiled  # noqa: PLR0402 (says whether it is there, or broken)
+from zcache import __version__
 from zcache.allocators.log_append import Appender
 from zcache.page_loop import Encoder, Reader
 from zcache.page_loop.reference import PythonEncoder
@@ -19,6 +20,8 @@ from zcache.pages.codec import Codec
 from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
 from zcache.pages.zpages import decode, decode_lz4
 
+if getattr(_compiled, "version", "") != __version__:  # left over in the build folder of an earlier one
+    raise ImportError(f"what was compiled is of zcache {getattr(_compiled, 'version', 'before 0.2.0')}: build it anew")
 _compiled.use_lz4(getattr(_block, "__file__", None) or "")
 
 

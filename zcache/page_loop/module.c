@@ -47,6 +47,8 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_compiled", "See compiled.py.", -1, methods,
                                         NULL, NULL, NULL, NULL};
 
+#define VERSION "0.2.0" /* of zcache, which takes no other (a test compares) */
+
 #define CONSTANT(name) {#name, name}
 static const struct { const char *name; uint64_t value; } constants[] = {
     CONSTANT(PAGE_BYTES), CONSTANT(MAX_RUN_PAGES), CONSTANT(RAW), CONSTANT(WORD), CONSTANT(LZ4),
@@ -73,6 +75,7 @@ PyMODINIT_FUNC PyInit__compiled(void)
         Py_XDECREF(value);
     }
     failed = failed || PyModule_AddObjectRef(module, "constants", numbers) < 0
+        || PyModule_AddStringConstant(module, "version", VERSION) < 0
         || add(module, "Encoder", PyType_FromSpec(&encoder_spec)) < 0
         || add(module, "Reader", PyType_FromSpec(&reader_spec)) < 0
         || !(head_type = (PyTypeObject *)PyType_FromSpec(&head_spec))

@@ -20,6 +20,7 @@ from zcache.image.image import is_image, read_header
 from zcache.image.signs import DEVICE_EXPORT
 from zcache.linux import group_limits
 from zcache.linux.group_limits import Room
+from zcache.page_loop.choice import check as check_page_loop
 from zcache.pages.codec import LZ4, Codec, parse_codec
 from zcache.pages.entry import PAGE_BYTES
 from zcache.parameters import DEFAULTS, FOR_PEOPLE, KEYS, parse_choice
@@ -107,9 +108,10 @@ def parse_config(
     words: Iterable[tuple[str, str]], rooms: Callable[[], Iterable[Room]] = lambda: group_limits.rooms()
 ) -> Config:
     """Raises `BadInput` for the first thing that is wrong; `EnvironmentProblem` for an image that
-    cannot be read.
+    cannot be read, or a page loop that cannot be had.
 
     `rooms` is asked what control groups leave, where that matters: for a share of RAM."""
+    check_page_loop()
     given, clean = _sorted_out(words)
 
     def chosen(key: str, choices: Sequence[str]) -> str:
