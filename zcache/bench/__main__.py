@@ -23,6 +23,7 @@ from zcache.bench.store import __main__ as store
 from zcache.bench.swap import __main__ as swap
 from zcache.errors import ZcacheError
 from zcache.linux import standard_streams
+from zcache.page_loop.choice import check as check_page_loop
 from zcache.pages.codec import parse_codec
 from zcache.testvm.signals import end_in_order
 
@@ -82,6 +83,7 @@ def main() -> int:
             benchmark = partial(against.main, name)
     end_in_order()
     try:
+        check_page_loop()
         return benchmark(words)
     except ZcacheError as error:
         print(f"bench: {error}", file=sys.stderr)

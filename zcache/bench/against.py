@@ -25,6 +25,8 @@ from zcache.errors import EnvironmentProblem
 from zcache.testvm.arguments import whole_number
 
 COMPARABLE: Final = ("peers", "store")
+#: For the help of these.
+MENTION: Final = "With --against PATH: this tree beside another, in one run (--against PATH --help)."
 OTHER: Final = "other tree"
 THIS: Final = "this tree"
 
@@ -42,7 +44,9 @@ def main(name: str, words: Sequence[str]) -> int:
         epilog="Other options go to the benchmark itself.",
         allow_abbrev=False,
     )
-    parser.add_argument("--against", type=Path, required=True, metavar="PATH", help="the other tree, after its setup")
+    parser.add_argument(
+        "--against", type=Path, required=True, metavar="PATH", help="the other tree, which is set up if it was not"
+    )
     parser.add_argument("--rounds", type=whole_number(), default=10, help="of each tree (%(default)s)")
     parser.add_argument("--folder", type=Path, help="for the results (default: a new temporary one)")
     arguments, rest = parser.parse_known_args(words)

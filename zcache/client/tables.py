@@ -94,6 +94,9 @@ def _lines(status: Status) -> Iterator[str]:
     if status["backing"]:
         goes = " (swap-up has made it, swap-down removes it)" if status.get("backing_goes_with_swap") else ""
         yield f"backing: {status['backing']}{goes}"
+    if "page_loop" in status:  # a server that was started by an earlier version does not say
+        words = {"python": "in Python, which takes more CPU"}
+        yield f"page loop: {words.get(status['page_loop'], status['page_loop'])}"
     if status["server_number"] > 1:
         yield f"server number {status['server_number']} of this swap; what it counts, it counts from its start"
     if status["recompress"] != "off":

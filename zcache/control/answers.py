@@ -82,6 +82,7 @@ class Status(Troubles):
     recompress: str  # a codec's name, or "off"
     recompressed_pages: int
     recompressed_saved_bytes: int
+    page_loop: str  # "compiled", or "python"
     hardening: dict[str, bool]  # each protection, and whether it holds
     # Of a server that serves, not of a bare store:
     budget_min_bytes: NotRequired[int]

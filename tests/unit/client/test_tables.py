@@ -55,6 +55,7 @@ def test_all_that_can_be_said_is_said(store: Store, capsys: pytest.CaptureFixtur
         budget_max_bytes=1 << 33,
         budget_decisions=[decision] * 5,
         clean_exports=[{"name": "a", **export}, {"name": "b", **export, "read_only": False, "gets": 0, "misses": 0}],
+        page_loop="python",
         failed_puts=3,
         slow_reads=8,
         swap_areas=[
@@ -66,16 +67,17 @@ def test_all_that_can_be_said_is_said(store: Store, capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:6] == ["DISKSIZE", "CODEC", "ALLOC", "DATA", "COMPR", "RATIO"]
     assert lines[1].split()[:4] == ["64.0K", "lz4", "zbud", "4.0K"]
-    assert lines[2:8] == [
+    assert lines[2:9] == [
         "state: DEGRADED",
         "  it is bad",
         "backing: /x/[swap] (swap-up has made it, swap-down removes it)",
+        "page loop: in Python, which takes more CPU",
         "server number 3 of this swap; what it counts, it counts from its start",
         "recompressed with zstd: 7 pages, 700B saved",
         "budget: 64.0K now, 1.0M to 8.0G",
     ]
-    assert [line[11:] for line in lines[8:11]] == ["1.0M to 1.5M: it is time"] * 3
-    assert lines[11:] == [
+    assert [line[11:] for line in lines[9:12]] == ["1.0M to 1.5M: it is time"] * 3
+    assert lines[12:] == [
         "clean export a: 1.0G, read-only; 6 of 8 pages from RAM (75%), 5 reads of the file",
         "clean export b: 1.0G, read-write; 0 of 0 pages from RAM, 5 reads of the file",
         "since the start: 3 failed puts, 8 slow reads",

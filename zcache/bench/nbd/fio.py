@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from rich.console import Console
 
+from zcache.bench import against
 from zcache.bench.report import Report
 from zcache.errors import EnvironmentProblem
 from zcache.testvm.arguments import whole_number
@@ -53,7 +54,8 @@ class Measure(Protocol):
 
 def run_benchmark(name: str, description: str | None, measure: Measure, words: Sequence[str]) -> int:
     """One from the command line; exit status 0."""
-    parser = argparse.ArgumentParser(prog=f"scripts/bench {name}", description=description)
+    epilog = against.MENTION if name in against.COMPARABLE else None
+    parser = argparse.ArgumentParser(prog=f"scripts/bench {name}", description=description, epilog=epilog)
     add = parser.add_argument
     add("--size", type=whole_number(16), default=256, metavar="MIB", help="of the devices (%(default)s)")
     add("--seconds", type=whole_number(), default=5, help="of each measurement (%(default)s)")

@@ -22,6 +22,7 @@ from typing import Final
 from rich.console import Console
 
 from zcache.allocators.choice import ALLOCATORS
+from zcache.bench.against import MENTION
 from zcache.bench.corpus import PAGE_BYTES, Corpus, gather, mixed
 from zcache.bench.report import Figure, Report
 from zcache.bench.store.density import (
@@ -54,7 +55,7 @@ REBUILT_PAGES: Final = 1 << 18
 
 def main(words: Sequence[str]) -> int:
     """Prints the tables; exit status 0."""
-    parser = argparse.ArgumentParser(prog="scripts/bench store", description=__doc__)
+    parser = argparse.ArgumentParser(prog="scripts/bench store", description=__doc__, epilog=MENTION)
     add = parser.add_argument
     # Of fewer, compressed well, the log has hardly more frames than it keeps open.
     add("--pages", type=whole_number(2048), default=8192, help="pages of each corpus (default: %(default)s)")
