@@ -32,14 +32,15 @@ REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 class Link:
     """For a region of `size_bytes`. `memfd` is the file of its memory; once that is mapped,
-    `connect` has its faults served. At `forgetting`, then, the pager takes pages to forget: two
-    words, the first and the one behind the last; and answers with a byte."""
+    `connect` has its faults served. At `forgetting`, then, the pager takes pages to forget
+    (`zcache.pager.messages`)."""
 
     def __init__(self, size_bytes: int) -> None:
         self._size_bytes = size_bytes
         self._pager: subprocess.Popen[bytes] | None = None
         self._socket = self._life = self.forgetting = self._descriptor = -1
         self._asked = 0
+        self._era = 0
         self._heard = b""
         self._turn = threading.Lock()
         self.memfd = os.memfd_create("zcache-region", os.MFD_CLOEXEC)
@@ -57,15 +58,15 @@ class Link:
         wanted = {"pid": os.getpid(), "start": start, "size": self._size_bytes, "limit": limit_bytes}
         ours, theirs = socket.socketpair()
         our_life, its_life = socket.socketpair()
-        our_forgetting, its_forgetting = socket.socketpair()
+        our_forgetting, its_forgetting = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket, self._life, self.forgetting = ours.detach(), our_life.detach(), our_forgetting.detach()
         with theirs, its_life, its_forgetting:
-            self._pager = _start_pager(theirs, its_life)
-            descriptors = [self._descriptor, self.memfd, its_forgetting.fileno()]
+            self._pager = _start_pager(theirs)
+            descriptors = [self._descriptor, self.memfd, its_forgetting.fileno(), its_life.fileno()]
             with socket.socket(fileno=os.dup(self._socket)) as sending:
                 request = json.dumps(wanted | {"parameters": parameters})
                 socket.send_fds(sending, [request.encode() + b"\n"], descriptors)
-        self._hear(0)
+        self._hear(0, b"")
         self._signal_at_end()
 
     def ask(self, *words: object) -> dict[str, Any]:
@@ -75,9 +76,9 @@ class Link:
             raise EnvironmentProblem("the region is closed, or another process's")
         with self._turn:
             self._asked += 1
-            with contextlib.suppress(BrokenPipeError):  # `_hear` says it
-                os.write(self._socket, " ".join(map(str, (self._asked, *words))).encode() + b"\n")
-            return self._hear(self._asked)
+            request = " ".join(map(str, (self._asked, *words))).encode()
+            self._say(request)
+            return self._hear(self._asked, request)
 
     def close(self) -> None:
         """Nobody may touch the region any more: where the pager would have been asked, there would
@@ -99,25 +100,37 @@ class Link:
             setattr(self, name, -1)
         self._pager = None
 
-    def _hear(self, number: int) -> dict[str, Any]:
-        """The answer to the request of that number; those before it were given up, by an
-        exception."""
+    def _say(self, request: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):  # `_hear` says it
+            os.write(self._socket, b"%d %s\n" % (self._era, request))
+
+    def _hear(self, number: int, request: bytes) -> dict[str, Any]:
+        """The answer to the request of that number; those before it were given up, by an exception.
+        It is asked again of a pager whose predecessor has died."""
         while True:
-            while b"\n" not in self._heard:
-                try:
-                    part = os.read(self._socket, 1 << 16)
-                except ConnectionError:
-                    part = b""
-                if not part:
-                    status = self._pager.wait() if self._pager else None
-                    raise EnvironmentProblem(f"the pager has ended (exit status {status})")
-                self._heard += part
-            line, _, self._heard = self._heard.partition(b"\n")
-            answer: dict[str, Any] = json.loads(line)
+            answer = self._next_line()
             if "refused" in answer:
                 raise BadInput(answer["refused"])
-            if answer.pop("number") == number:
-                return answer
+            if answer["number"] == 0:
+                self._era = answer["era"]
+                if request:
+                    self._say(request)
+            if answer["number"] == number:
+                return {key: value for key, value in answer.items() if key not in ("number", "era")}
+
+    def _next_line(self) -> dict[str, Any]:
+        while b"\n" not in self._heard:
+            try:
+                part = os.read(self._socket, 1 << 16)
+            except ConnectionError:
+                part = b""
+            if not part:
+                status = self._pager.wait() if self._pager else None
+                raise EnvironmentProblem(f"the pager has ended (exit status {status})")
+            self._heard += part
+        line, _, self._heard = self._heard.partition(b"\n")
+        words: dict[str, Any] = json.loads(line)
+        return words
 
     def _signal_at_end(self) -> None:
         """SIGBUS for this process when the other end is closed: when the pager has ended. Pages
@@ -148,12 +161,13 @@ def _userfaultfd() -> int:
     return descriptor
 
 
-def _start_pager(client: socket.socket, life: socket.socket) -> "subprocess.Popen[bytes]":
-    """In a session of its own: a terminal's Ctrl-C is for the client."""
+def _start_pager(client: socket.socket) -> "subprocess.Popen[bytes]":
+    """And its keeper, which this is. In a session of its own: a terminal's Ctrl-C is for the
+    client."""
     places = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "zcache.pager", str(client.fileno())],
-        pass_fds=[client.fileno(), life.fileno()],
+        pass_fds=[client.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},

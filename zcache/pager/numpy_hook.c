@@ -51,6 +51,7 @@ typedef struct {
     char *base; /* of the arena, in it */
     size_t bytes, threshold, offset;
     int socket;
+    uint64_t era, asked; /* of the pager; the number of the last request to it */
     pid_t owner; /* whose it is: a child, by fork(2), has neither the memory nor the pager */
     pthread_mutex_t lock;
     struct part *first;
@@ -113,22 +114,45 @@ static struct part *find(Arena *arena, const void *at, struct part **before)
     return part;
 }
 
-/* Has the pager forget what is in pages, and waits until it has: 0; or -1, if there is no pager. */
-static int forget(Arena *arena, size_t start, size_t bytes)
+/* Sends or receives a whole message at the arena's socket: 0; or -1, if nobody is there. */
+static int say(Arena *arena, const uint64_t *words, size_t bytes)
 {
-    uint64_t pages[2] = {(arena->offset + start) / PAGE_BYTES, (arena->offset + start + bytes) / PAGE_BYTES};
-    char answer;
-
     ssize_t done;
     do
-        done = send(arena->socket, pages, sizeof pages, MSG_NOSIGNAL);
+        done = send(arena->socket, words, bytes, MSG_NOSIGNAL);
     while (done < 0 && errno == EINTR);
-    if (done != sizeof pages)
-        return -1;
+    return done == (ssize_t)bytes ? 0 : -1;
+}
+
+static int hear(Arena *arena, uint64_t *words, size_t bytes)
+{
+    ssize_t done;
     do
-        done = recv(arena->socket, &answer, 1, 0);
+        done = recv(arena->socket, words, bytes, 0);
     while (done < 0 && errno == EINTR);
-    return done == 1 ? 0 : -1;
+    return done == (ssize_t)bytes ? 0 : -1;
+}
+
+/* Has the pager forget what is in pages, and waits until it has: 0; or -1, if there is none. A pager
+ * that takes the place of another says its era, and is asked again (zcache/pager/messages.py). */
+static int forget(Arena *arena, size_t start, size_t bytes)
+{
+    uint64_t first = (arena->offset + start) / PAGE_BYTES, stop = (arena->offset + start + bytes) / PAGE_BYTES;
+    uint64_t request[4] = {arena->era, ++arena->asked, first, stop}, answer[2];
+
+    if (say(arena, request, sizeof request) < 0)
+        return -1;
+    for (;;) {
+        if (hear(arena, answer, sizeof answer) < 0)
+            return -1;
+        if (answer[1] == arena->asked)
+            return 0;
+        if (answer[1] || answer[0] == arena->era)
+            continue; /* of a request that was given up; or said twice */
+        request[0] = arena->era = answer[0];
+        if (say(arena, request, sizeof request) < 0)
+            return -1;
+    }
 }
 
 static void join_with_next(struct part *part)

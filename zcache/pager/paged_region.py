@@ -8,12 +8,13 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.hardening.own_thread import OwnThread
 from zcache.linux import libc, memory, userfaultfd
+from zcache.linux.files import data_extents
 from zcache.pager.pages import ResidentPages
 from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
 from zcache.pages.tmem import TmemObject
@@ -34,12 +35,20 @@ class PagedRegion:
     """What the process `client` has mapped at `start`, of the file `memfd`; at most `limit_pages`
     are resident.
 
-    `descriptor` is its userfaultfd. Faults are served by whoever calls `serve_faults`; pages leave
-    by a thread of its own. If that cannot go on, the process ends, which is SIGBUS for the
-    client."""
+    `descriptor` is its userfaultfd; `note_refused` is told of each page that is going to be SIGBUS.
+    Faults are served by whoever calls `serve_faults`; pages leave by a thread of its own. If that
+    cannot go on, the process ends, and its keeper has another one begin."""
 
     def __init__(
-        self, store: Store, pages: TmemObject, client: int, descriptor: int, memfd: int, start: int, limit_pages: int
+        self,
+        store: Store,
+        pages: TmemObject,
+        client: int,
+        descriptor: int,
+        memfd: int,
+        start: int,
+        limit_pages: int,
+        note_refused: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._pages = pages
@@ -48,6 +57,7 @@ class PagedRegion:
         self._memfd = memfd
         self._start = start
         self._limit_pages = limit_pages
+        self._note_refused = note_refused
         # Between two watermarks, so that a fault seldom waits for a page to leave.
         self._slack_pages = max(min(limit_pages // 16, 256), 1)
         self.resident = ResidentPages(pages.page_count)
@@ -62,6 +72,27 @@ class PagedRegion:
         self.faults = 0
         self.lost_pages = 0
         self._evictor = OwnThread("zcache-evictor", self._evict_ahead)
+
+    def take_over(self, refused: Iterable[int]) -> None:
+        """Go on where another pager has died, first of all; `refused` are pages that it made
+        SIGBUS.
+
+        What is in the memfd is true, whatever the store has. It may be protected; and of those who
+        wait, only the pager that is no more has heard."""
+        self._refused.update(refused)
+        for first, stop in self._extents():
+            self._store.flush(self._pages, first, stop - first)
+            self.resident.came(first, stop - first)
+        length = self.resident.page_count << PAGE_SHIFT
+        with contextlib.suppress(*CLIENT_HAS_ENDED):
+            userfaultfd.allow_writes(self._descriptor, self._start, length)
+            userfaultfd.wake(self._descriptor, self._start, length)
+
+    def _extents(self) -> Iterable[tuple[int, int]]:
+        """The runs of pages that the memfd has."""
+        size_bytes = self.resident.page_count << PAGE_SHIFT
+        for start, stop in data_extents(self._memfd, 0, size_bytes):
+            yield start >> PAGE_SHIFT, stop >> PAGE_SHIFT
 
     def start(self) -> None:
         """Start the thread."""
@@ -150,6 +181,7 @@ class PagedRegion:
 
     def _refuse(self, page: int, thread_id: int, why: str) -> None:
         print(f"zcache: page {page} of a region cannot be had: {why}", file=sys.stderr, flush=True)
+        self._note_refused(page)
         try:
             userfaultfd.poison(self._descriptor, self._start + (page << PAGE_SHIFT), PAGE_BYTES)
             self._refused.add(page)

@@ -1,0 +1,180 @@
+"""A pager that is killed: what a client sees of it is a fault that takes longer."""
+
+import json
+import mmap
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.pager.test_region import MIB, run, why_not, with_pagers_that
+from zcache.pager.region import Region
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"NOT run, no region can be made here: {why_not()}")
+
+KILLS = 10
+
+
+def kill(region: Region) -> int:
+    """Its pager; which that was."""
+    pid: int = region.status()["pid"]
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def agrees(region: Region) -> bool:
+    """Whether each page is in one place, once none is leaving, and the pager knows in which."""
+    status = region.status()
+    resident, stored = status["resident_pages"], status["stored_pages"]
+    return bool(stored + resident <= len(region) // 4096 and resident * 4096 == region.resident_bytes)
+
+
+def under_load(region: Region, rng: random.Random, work: Callable[[random.Random, int, int], None]) -> None:
+    """Two threads, each in a half of the region, while the pager is killed again and again."""
+    problems: list[BaseException] = []
+    ended = threading.Event()
+
+    def run_one(seed: float, first: int, stop: int) -> None:
+        own = random.Random(seed)
+        try:
+            while not ended.is_set():
+                work(own, first, stop)
+        except BaseException as problem:
+            problems.append(problem)
+
+    half = len(region) // 2
+    threads = [threading.Thread(target=run_one, args=(rng.random(), at, at + half)) for at in (0, half)]
+    for thread in threads:
+        thread.start()
+    killed = set()
+    for _ in range(KILLS):
+        time.sleep(rng.random() * 0.3)
+        killed.add(kill(region))
+    time.sleep(0.3)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert not problems and len(killed) == KILLS
+
+
+@pytest.mark.parametrize(
+    "parameters", [{}, {"budget": "2M", "backing": "backing"}, {"allocator": "zbud", "codec": "zstd"}], ids=str
+)
+def test_killed_ten_times_under_load_nothing_is_lost(
+    rng: random.Random, tmp_path: Path, parameters: dict[str, str]
+) -> None:
+    given = {key: str(tmp_path / value) if key == "backing" else value for key, value in parameters.items()}
+    size = 12 * MIB
+    with Region(size, 2 * MIB, **given) as region:
+        shadow = bytearray(size)
+
+        def work(own: random.Random, first: int, stop: int) -> None:
+            at = own.randrange(first, stop - 20_000)
+            length = own.randrange(1, 20_000)
+            if own.random() < 0.5:
+                data = (own.randbytes(1500) * 14)[:length]
+                region.buffer[at : at + length] = data
+                shadow[at : at + length] = data
+            else:
+                assert region.buffer[at : at + length] == shadow[at : at + length]
+
+        under_load(region, rng, work)
+        assert region.buffer == shadow
+        assert region.resident_bytes <= 2 * MIB
+        for _ in range(100):
+            if agrees(region):
+                break
+            time.sleep(0.05)
+        assert agrees(region)
+
+
+def test_what_is_forgotten_meanwhile_is_zeros_and_stays_what_is_written_then(rng: random.Random) -> None:
+    """A request that is asked twice is not done twice."""
+    with Region(16 * MIB, 2 * MIB) as region:
+
+        def work(own: random.Random, first: int, stop: int) -> None:
+            at = own.randrange(first, stop - 64 * 4096) // 4096 * 4096
+            length = own.randrange(1, 64) * 4096
+            region.advise(mmap.MADV_DONTNEED, at, length)
+            assert region.buffer[at : at + length] == bytes(length)
+            data = own.randbytes(4096) * (length // 4096)
+            region.buffer[at : at + length] = data
+            assert region.buffer[at : at + length] == data
+
+        under_load(region, rng, work)
+
+
+def test_arrays_that_are_made_and_freed_meanwhile(rng: random.Random) -> None:
+    """By NumPy's hook, which asks in C."""
+    numpy = pytest.importorskip("numpy")
+    with Region(24 * MIB, 2 * MIB) as region:
+
+        def work(own: random.Random, _first: int, _stop: int) -> None:
+            with region.numpy("64K"):
+                zeros = numpy.zeros(own.randrange(1 << 16, 1 << 18), "u8")
+                assert not zeros.any()
+                zeros += 7
+                other = zeros * 2
+            assert int(other.sum()) == 14 * len(zeros)
+
+        under_load(region, rng, work)
+        assert region.numpy_bytes[0] == 0 < region.numpy_bytes[1]
+
+
+def test_pages_that_cannot_be_had_are_known_to_the_next_pager(tmp_path: Path) -> None:
+    """They can be forgotten then, and are zeros."""
+    backing = tmp_path / "backing"
+    done = run(
+        "import ctypes, json, mmap, random\n"
+        f"region = Region('16M', '1M', budget='2M', backing={str(backing)!r}, encrypt='no')\n"
+        "for at in range(0, len(region), 4096):\n"
+        "    region.buffer[at:at + 4096] = random.Random(at).randbytes(4096)\n"
+        "time.sleep(1)\n"
+        f"with open({str(backing)!r}, 'r+b') as file:\n"
+        "    size = file.seek(0, 2)\n"
+        "    file.seek(size // 2)\n"
+        "    file.write(bytes(1 << 20))\n"
+        "read, write = os.pipe()\n"
+        "lost = []\n"
+        "for at in range(0, len(region), 4096):\n"
+        "    try:\n"
+        "        os.write(write, region.buffer[at:at + 4096])\n"
+        "        assert os.read(read, 4096) == random.Random(at).randbytes(4096), at\n"
+        "    except OSError:\n"
+        "        lost.append(at)\n"
+        "os.kill(region.status()['pid'], signal.SIGKILL)\n"
+        "for at in lost:\n"
+        "    region.advise(mmap.MADV_DONTNEED, at, 4096)\n"
+        "    assert region.buffer[at:at + 4096] == bytes(4096)\n"
+        "    region.buffer[at:at + 4096] = b'x' * 4096\n"
+        "    assert region.buffer[at:at + 4096] == b'x' * 4096\n"
+        "print(json.dumps(len(lost)))\n"
+    )
+    assert done.returncode == 0, done
+    assert json.loads(done.stdout) > 100
+
+
+def test_pagers_that_cannot_even_begin_are_not_replaced_for_ever() -> None:
+    after = (
+        "import os, signal\n"
+        "from zcache.pager import worker\n"
+        "make = worker.Worker._make_store\n"
+        "def die(self, packet):\n"
+        "    if packet.words['era']: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    make(self, packet)\n"
+        "worker.Worker._make_store = die"
+    )
+    begin = time.monotonic()
+    done = run(
+        with_pagers_that(after) + "region = Region('8M', '2M')\n"
+        "region.buffer[:] = b'x' * len(region)\n"
+        "os.kill(region.status()['pid'], signal.SIGKILL)\n"
+        "print(bytes(region.buffer).count(b'x'))\n"
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGBUS, ""), done
+    assert time.monotonic() - begin < 20
