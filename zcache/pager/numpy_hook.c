@@ -2,27 +2,16 @@
  * there, all others, and what does not fit, where they would have been.
  *
  * NumPy calls the four functions with or without the GIL, from any thread, and for an array as long as
- * it lives, whatever handler is set by then: so they take a lock of their own, and each array keeps the
- * arena. Its books are not in the region: to look for room touches none of its pages.
- *
- * All that is free in the arena reads as zeros: what an array leaves behind is forgotten by the pager
- * before its room is free, so a calloc has nothing to do. */
+ * it lives, whatever handler is set by then: so each array keeps the arena. */
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
-#include <errno.h>
-#include <malloc.h>
-#include <pthread.h>
 #include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 #include <structmember.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
-#define PAGE_BYTES 4096
+#include "arena.h"
 
 /* NumPy's (ndarraytypes.h), version 1 of it. */
 typedef struct {
@@ -39,226 +28,34 @@ typedef struct {
 } PyDataMem_Handler;
 #define SET_HANDLER 304 /* in its table of functions (__multiarray_api.h) */
 
-/* A part of the arena, from its start on: an array's, or free. All lie in a list, in order. */
-struct part {
-    struct part *next;
-    size_t start, bytes, asked; /* `asked` is 0: free */
-};
-
 typedef struct {
     PyObject_HEAD
     Py_buffer memory;
-    char *base; /* of the arena, in it */
-    size_t bytes, threshold, offset;
-    int socket;
-    uint64_t era, asked; /* of the pager; the number of the last request to it */
-    pid_t owner; /* whose it is: a child, by fork(2), has neither the memory nor the pager */
-    pthread_mutex_t lock;
-    struct part *first;
-    size_t used, most; /* bytes of whole pages */
+    struct arena arena; /* of a part of it */
     PyObject *weak;
 } Arena;
 
-/* -- parts: with the lock -------------------------------------------------------------------------------- */
-
-/* Cuts a part in two at so many bytes. 0, or -1 if there is no memory for that. */
-static int cut(struct part *part, size_t bytes)
-{
-    struct part *rest = malloc(sizeof *rest);
-    if (!rest)
-        return -1;
-    *rest = (struct part){part->next, part->start + bytes, part->bytes - bytes, 0};
-    part->next = rest;
-    part->bytes = bytes;
-    return 0;
-}
-
-static size_t whole_pages(size_t bytes)
-{
-    return (bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
-}
-
-static void *take(Arena *arena, size_t asked)
-{
-    size_t bytes = whole_pages(asked);
-
-    if (bytes < asked) /* it overflowed */
-        return NULL;
-    for (struct part *part = arena->first; part; part = part->next) {
-        if (part->asked || part->bytes < bytes)
-            continue;
-        if (part->bytes > bytes && cut(part, bytes) < 0)
-            return NULL;
-        part->asked = asked;
-        arena->used += bytes;
-        arena->most = arena->used > arena->most ? arena->used : arena->most;
-        return arena->base + part->start;
-    }
-    return NULL;
-}
-
-static int is_inside(const Arena *arena, const void *at)
-{
-    return (const char *)at >= arena->base && (const char *)at < arena->base + arena->bytes;
-}
-
-/* The part of an array, and the one before it. */
-static struct part *find(Arena *arena, const void *at, struct part **before)
-{
-    struct part *part = arena->first;
-    *before = NULL;
-    while (part && arena->base + part->start != at) {
-        *before = part;
-        part = part->next;
-    }
-    return part;
-}
-
-/* Sends or receives a whole message at the arena's socket: 0; or -1, if nobody is there. */
-static int say(Arena *arena, const uint64_t *words, size_t bytes)
-{
-    ssize_t done;
-    do
-        done = send(arena->socket, words, bytes, MSG_NOSIGNAL);
-    while (done < 0 && errno == EINTR);
-    return done == (ssize_t)bytes ? 0 : -1;
-}
-
-static int hear(Arena *arena, uint64_t *words, size_t bytes)
-{
-    ssize_t done;
-    do
-        done = recv(arena->socket, words, bytes, 0);
-    while (done < 0 && errno == EINTR);
-    return done == (ssize_t)bytes ? 0 : -1;
-}
-
-/* Has the pager forget what is in pages, and waits until it has: 0; or -1, if there is none. A pager
- * that takes the place of another says its era, and is asked again (zcache/pager/messages.py). */
-static int forget(Arena *arena, size_t start, size_t bytes)
-{
-    uint64_t first = (arena->offset + start) / PAGE_BYTES, stop = (arena->offset + start + bytes) / PAGE_BYTES;
-    uint64_t request[4] = {arena->era, ++arena->asked, first, stop}, answer[2];
-
-    if (say(arena, request, sizeof request) < 0)
-        return -1;
-    for (;;) {
-        if (hear(arena, answer, sizeof answer) < 0)
-            return -1;
-        if (answer[1] == arena->asked)
-            return 0;
-        if (answer[1] || answer[0] == arena->era)
-            continue; /* of a request that was given up; or said twice */
-        request[0] = arena->era = answer[0];
-        if (say(arena, request, sizeof request) < 0)
-            return -1;
-    }
-}
-
-static void join_with_next(struct part *part)
-{
-    struct part *next = part->next;
-    if (next && !next->asked) {
-        part->bytes += next->bytes;
-        part->next = next->next;
-        free(next);
-    }
-}
-
-static void give(Arena *arena, void *at)
-{
-    struct part *before, *part = find(arena, at, &before);
-
-    if (!part || !part->asked || forget(arena, part->start, part->bytes) < 0)
-        return; /* without a pager the process is about to end */
-    arena->used -= part->bytes;
-    part->asked = 0;
-    join_with_next(part);
-    if (before && !before->asked)
-        join_with_next(before);
-}
-
 /* -- what NumPy calls ---------------------------------------------------------------------------------------- */
-
-static int is_ours(const Arena *arena)
-{
-    return getpid() == arena->owner;
-}
 
 static void *hook_malloc(void *ctx, size_t size)
 {
-    Arena *arena = ctx;
-    void *at = NULL;
-
-    if (size >= arena->threshold && is_ours(arena)) {
-        pthread_mutex_lock(&arena->lock);
-        at = take(arena, size);
-        pthread_mutex_unlock(&arena->lock);
-    }
-    return at ? at : malloc(size ? size : 1);
+    return arena_malloc(ctx, size);
 }
 
 static void *hook_calloc(void *ctx, size_t count, size_t size)
 {
-    Arena *arena = ctx;
-    void *at = NULL;
-
-    if (size && count <= SIZE_MAX / size && count * size >= arena->threshold && is_ours(arena)) {
-        pthread_mutex_lock(&arena->lock);
-        at = take(arena, count * size);
-        pthread_mutex_unlock(&arena->lock);
-    }
-    return at ? at : calloc(count ? count : 1, size ? size : 1);
-}
-
-static void hook_free(void *ctx, void *at, size_t size)
-{
-    Arena *arena = ctx;
-    (void)size; /* may be wrong, after a view or a resize */
-
-    if (!is_inside(arena, at)) {
-        free(at);
-        return;
-    }
-    if (!is_ours(arena))
-        return;
-    pthread_mutex_lock(&arena->lock);
-    give(arena, at);
-    pthread_mutex_unlock(&arena->lock);
+    return arena_calloc(ctx, count, size);
 }
 
 static void *hook_realloc(void *ctx, void *at, size_t size)
 {
-    Arena *arena = ctx;
-    struct part *before, *part;
-    size_t held;
-    void *to;
+    return arena_realloc(ctx, at, size);
+}
 
-    if (!at)
-        return hook_malloc(ctx, size);
-    if (!is_inside(arena, at)) {
-        if (size < arena->threshold)
-            return realloc(at, size ? size : 1);
-        held = malloc_usable_size(at);
-    } else if (!is_ours(arena)) {
-        return NULL;
-    } else {
-        pthread_mutex_lock(&arena->lock);
-        part = find(arena, at, &before);
-        if (part && size >= arena->threshold && whole_pages(size) <= part->bytes && whole_pages(size) >= size) {
-            part->asked = size; /* what it does not need any more stays with it */
-            pthread_mutex_unlock(&arena->lock);
-            return at;
-        }
-        held = part ? part->asked : 0;
-        pthread_mutex_unlock(&arena->lock);
-    }
-    to = hook_malloc(ctx, size);
-    if (to) {
-        memcpy(to, at, held < size ? held : size);
-        hook_free(ctx, at, held);
-    }
-    return to;
+static void hook_free(void *ctx, void *at, size_t size)
+{
+    (void)size; /* may be wrong, after a view or a resize */
+    arena_free(ctx, at);
 }
 
 /* -- the type -------------------------------------------------------------------------------------------------- */
@@ -276,7 +73,6 @@ static PyObject *arena_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     Arena *arena = (Arena *)alloc(type, 0);
     if (!arena)
         return NULL;
-    pthread_mutex_init(&arena->lock, NULL);
     if (PyObject_GetBuffer(memory, &arena->memory, PyBUF_WRITABLE) < 0)
         goto failed;
     if (offset < 0 || offset % PAGE_BYTES || bytes <= 0 || bytes % PAGE_BYTES || threshold < PAGE_BYTES
@@ -284,18 +80,11 @@ static PyObject *arena_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_ValueError, "these are no whole pages of that memory, or the threshold is below a page");
         goto failed;
     }
-    arena->base = (char *)arena->memory.buf + offset;
-    arena->offset = (size_t)offset;
-    arena->bytes = (size_t)bytes;
-    arena->threshold = (size_t)threshold;
-    arena->socket = socket;
-    arena->owner = getpid();
-    arena->first = malloc(sizeof *arena->first);
-    if (!arena->first) {
+    if (arena_begin(&arena->arena, (char *)arena->memory.buf + offset, (size_t)bytes, (size_t)threshold,
+                    (size_t)offset, socket) < 0) {
         PyErr_NoMemory();
         goto failed;
     }
-    *arena->first = (struct part){NULL, 0, arena->bytes, 0};
     return (PyObject *)arena;
 failed:
     Py_DECREF((PyObject *)arena);
@@ -307,13 +96,9 @@ static void arena_dealloc(Arena *arena)
     PyTypeObject *type = Py_TYPE((PyObject *)arena);
     if (arena->weak)
         PyObject_ClearWeakRefs((PyObject *)arena);
-    while (arena->first) {
-        struct part *part = arena->first;
-        arena->first = part->next;
-        free(part);
-    }
+    if (arena->arena.first)
+        arena_end(&arena->arena);
     PyBuffer_Release(&arena->memory);
-    pthread_mutex_destroy(&arena->lock);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(arena);
     Py_DECREF(type);
 }
@@ -322,7 +107,7 @@ static void handler_end(PyObject *capsule)
 {
     PyDataMem_Handler *handler = PyCapsule_GetPointer(capsule, "mem_handler");
     if (handler) {
-        Py_DECREF((PyObject *)handler->allocator.ctx);
+        Py_DECREF((PyObject *)PyCapsule_GetContext(capsule));
         PyMem_Free(handler);
     }
 }
@@ -335,22 +120,23 @@ static PyObject *arena_handler(Arena *arena, PyObject *nothing)
         return PyErr_NoMemory();
     strcpy(handler->name, "zcache region");
     handler->version = 1;
-    handler->allocator = (PyDataMemAllocator){arena, hook_malloc, hook_calloc, hook_realloc, hook_free};
+    handler->allocator = (PyDataMemAllocator){&arena->arena, hook_malloc, hook_calloc, hook_realloc, hook_free};
     PyObject *capsule = PyCapsule_New(handler, "mem_handler", handler_end);
     if (!capsule) {
         PyMem_Free(handler);
         return NULL;
     }
     Py_INCREF((PyObject *)arena);
+    PyCapsule_SetContext(capsule, arena);
     return capsule;
 }
 
 static PyObject *arena_figures(Arena *arena, PyObject *nothing)
 {
     (void)nothing;
-    pthread_mutex_lock(&arena->lock);
-    Py_ssize_t used = (Py_ssize_t)arena->used, most = (Py_ssize_t)arena->most;
-    pthread_mutex_unlock(&arena->lock);
+    pthread_mutex_lock(&arena->arena.lock);
+    Py_ssize_t used = (Py_ssize_t)arena->arena.used, most = (Py_ssize_t)arena->arena.most;
+    pthread_mutex_unlock(&arena->arena.lock);
     return Py_BuildValue("(nn)", used, most);
 }
 
