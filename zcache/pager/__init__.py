@@ -15,4 +15,9 @@ A page leaves: it is write-protected; read, by pread(2), for reading a hole thro
 make a page of zeros; put into the store; and then its hole is punched. A write that came meanwhile
 waits for the protection, and then faults on the hole. It comes back: it is got from the store,
 copied into place by the kernel, and its entry is flushed.
+
+Three processes: the client (`region.py`, `link.py`); its *keeper* (`keeper.py`), which holds all
+that must outlive a pager, and starts it; and the pager (`worker.py`; for each region `serving.py`
+and `paged_region.py`). One that dies is replaced: whatever it was in the middle of, the order above
+says what is true.
 """

@@ -42,8 +42,8 @@ def receive(channel: socket.socket) -> Packet | None:
     """The next one; None if the other end is closed."""
     try:
         data, descriptors, _, _ = socket.recv_fds(channel, MAX_PACKET_BYTES, MAX_DESCRIPTORS)
-    except ConnectionError:
-        return None
+    except ConnectionError:  # it had not read all; what it has said comes after that
+        data, descriptors, _, _ = socket.recv_fds(channel, MAX_PACKET_BYTES, MAX_DESCRIPTORS)
     if not data:
         return None
     kind, words = json.loads(data)
