@@ -35,7 +35,7 @@ class Link:
     `connect` has its faults served. At `forgetting`, then, the pager takes pages to forget
     (`zcache.pager.messages`)."""
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, user_mode_only: bool = False) -> None:
         self._size_bytes = size_bytes
         self._pager: subprocess.Popen[bytes] | None = None
         self._socket = self._life = self.forgetting = self._descriptor = -1
@@ -46,7 +46,7 @@ class Link:
         self.memfd = os.memfd_create("zcache-region", os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.memfd, size_bytes)
-            self._descriptor = _userfaultfd()
+            self._descriptor = _userfaultfd(user_mode_only)
         except BaseException:
             self.close()
             raise
@@ -144,12 +144,13 @@ class Link:
             raise EnvironmentProblem("the pager has ended")
 
 
-def _userfaultfd() -> int:
+def _userfaultfd(user_mode_only: bool) -> int:
     try:
-        descriptor = userfaultfd.open_descriptor()
+        descriptor = userfaultfd.open_descriptor(user_mode_only=user_mode_only)
     except PermissionError:
         raise EnvironmentProblem(
-            "userfaultfd is not allowed: as root, chmod o+rw /dev/userfaultfd, or sysctl vm.unprivileged_userfaultfd=1"
+            "userfaultfd is not allowed: as root, chmod o+rw /dev/userfaultfd, or sysctl vm.unprivileged_userfaultfd=1;"
+            " or give user_mode_only=True, if no system call is to read or write the region"
         ) from None
     except OSError as error:
         raise EnvironmentProblem(f"this kernel has no userfaultfd: {error.strerror}") from None

@@ -44,11 +44,15 @@ class Region:
     are; the rest is compressed, by `parameters` of the store (`budget`, `backing`, `codec`, …).
 
     `buffer` is the memory, as a memoryview; so are slices of it. Sizes are bytes, or words such as
-    "2G". Raises `BadInput`, and `EnvironmentProblem` where the kernel refuses userfaultfd.
+    "2G". With `user_mode_only`, nobody's permission is needed, and a system call that reads or
+    writes a page of it which is not resident fails (EFAULT). Raises `BadInput`, and
+    `EnvironmentProblem` where the kernel refuses userfaultfd.
 
     The memory is there as long as anything refers to it: a slice, an array, or the region."""
 
-    def __init__(self, size: int | str, resident_limit: int | str, **parameters: object) -> None:
+    def __init__(
+        self, size: int | str, resident_limit: int | str, *, user_mode_only: bool = False, **parameters: object
+    ) -> None:
         size_bytes = -(-_bytes("size", size) // PAGE_BYTES) * PAGE_BYTES
         limit_bytes = _bytes("resident_limit", resident_limit) // PAGE_BYTES * PAGE_BYTES
         if size_bytes <= 0:
@@ -62,7 +66,7 @@ class Region:
         self._arena: Any = None
         self._arena_begin = 0
         self._array_bytes = 0  # where the next array begins
-        self._link = Link(size_bytes)
+        self._link = Link(size_bytes, user_mode_only)
         try:
             self._memory = mmap.mmap(self._link.memfd, size_bytes)
             start = memory.address(self._memory)

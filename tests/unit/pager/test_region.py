@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"NOT run, no region can
 
 @pytest.mark.parametrize("parameters", [{}, {"codec": "zstd"}, {"allocator": "zbud"}], ids=str)
 def test_it_reads_and_writes_like_memory_and_stays_within_its_limit(
-    rng: random.Random, parameters: dict[str, str]
+    rng: random.Random, parameters: dict[str, Any]
 ) -> None:
     size = 10 * MIB
     with Region(size, 2 * MIB, **parameters) as region:
@@ -89,6 +90,41 @@ def test_advice(rng: random.Random) -> None:
         for wrong in ((mmap.MADV_RANDOM, 0, 1), (mmap.MADV_WILLNEED, -1, 5), (mmap.MADV_DONTNEED, 0, 17 * MIB)):
             with pytest.raises(BadInput):
                 region.advise(*wrong)
+
+
+#: Of a client that has no right to userfaultfd.
+AS_NOBODY = "os.setgroups([])\nos.setresgid(65534, 65534, 65534)\nos.setresuid(65534, 65534, 65534)\n"
+
+
+@pytest.mark.parametrize("before", ["", AS_NOBODY], ids=["root", "nobody"])
+def test_without_the_right_to_it_all_but_system_calls_works(before: str) -> None:
+    look = ["setpriv", "--reuid=65534", "--clear-groups", "ls", str(REPOSITORY)]
+    if before and subprocess.run(look, capture_output=True, check=False).returncode:
+        pytest.skip("NOT run: not root, or nobody may not read this tree")
+    done = run(
+        before + "import os, zcache\n"
+        "try:\n"
+        "    Region('8M', '2M').close()\n"
+        "    print('allowed')\n"
+        "except zcache.errors.EnvironmentProblem as problem:\n"
+        "    assert 'or give user_mode_only=True' in str(problem)\n"
+        "region = Region('8M', '2M', user_mode_only=True)\n"
+        "for at in range(0, len(region), 4096):\n"
+        "    region.buffer[at:at + 8] = at.to_bytes(8, 'little')\n"
+        "for at in range(0, len(region), 4096):\n"
+        "    assert region.buffer[at:at + 8] == at.to_bytes(8, 'little')\n"
+        "read, write = os.pipe()\n"
+        "try:\n"
+        "    os.write(write, region.buffer[:4096])\n"
+        "except OSError as error:\n"
+        "    print(error.strerror)\n"
+        "region.buffer[0]\n"
+        "assert os.write(write, region.buffer[:4096]) == 4096\n"
+        "assert os.read(read, 4096) == bytes(4096)\n"
+    )
+    assert done.returncode == 0, done
+    assert done.stdout.splitlines()[-1] == "Bad address"
+    assert before or done.stdout.startswith("allowed")
 
 
 def test_faults_in_a_row_bring_neighbours_along() -> None:

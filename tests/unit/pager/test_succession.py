@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,9 +67,11 @@ def under_load(region: Region, rng: random.Random, work: Callable[[random.Random
     "parameters", [{}, {"budget": "2M", "backing": "backing"}, {"allocator": "zbud", "codec": "zstd"}], ids=str
 )
 def test_killed_ten_times_under_load_nothing_is_lost(
-    rng: random.Random, tmp_path: Path, parameters: dict[str, str]
+    rng: random.Random, tmp_path: Path, parameters: dict[str, Any]
 ) -> None:
-    given = {key: str(tmp_path / value) if key == "backing" else value for key, value in parameters.items()}
+    given: dict[str, Any] = {
+        key: str(tmp_path / value) if key == "backing" else value for key, value in parameters.items()
+    }
     size = 12 * MIB
     with Region(size, 2 * MIB, **given) as region:
         shadow = bytearray(size)

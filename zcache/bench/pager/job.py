@@ -36,7 +36,7 @@ def main(
     place = Path(folder)
     region = None
     if kind == "region":
-        backing = {"backing": place / "backing", "overcommit": "yes"}
+        backing: dict[str, Any] = {"backing": place / "backing", "overcommit": "yes"}
         region = Region(size_bytes, f"{resident_mib}M", budget=f"{budget_mib}M", **backing)
         view: Any = region.buffer
     elif kind == "memmap":
