@@ -88,7 +88,12 @@ class Region:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # What an exception's traceback refers to is no error of its own: it goes with that.
+        with contextlib.suppress(*([BufferError] if kind else [])):
+            self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a region is memory of this process, and cannot be pickled: pickle what is in it")
 
     def __len__(self) -> int:
         return self.size_bytes

@@ -69,9 +69,9 @@ def under_load(region: Region, rng: random.Random, work: Callable[[random.Random
 def test_killed_ten_times_under_load_nothing_is_lost(
     rng: random.Random, tmp_path: Path, parameters: dict[str, Any]
 ) -> None:
-    given: dict[str, Any] = {
-        key: str(tmp_path / value) if key == "backing" else value for key, value in parameters.items()
-    }
+    given = dict(parameters)
+    if "backing" in given:
+        given["backing"] = tmp_path / given["backing"]
     size = 12 * MIB
     with Region(size, 2 * MIB, **given) as region:
         shadow = bytearray(size)
