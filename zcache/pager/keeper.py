@@ -25,10 +25,10 @@ from zcache.pager.messages import Packet
 
 #: The command of a pager, but for its channel.
 PAGER: list[str] = [sys.executable, "-P", "-m", "zcache.pager.worker"]
-#: So many pagers, one after the other, that end within a second, or are killed before they serve:
+#: So many pagers, one after the other, that end before they serve, or by themselves soon after:
 #: none will do. (One that serves, and is killed, says nothing of the next.)
 HOPELESS: Final = 5
-SHORT_SECONDS: Final = 1.0
+SOON_SECONDS: Final = 5.0
 #: What a client gives of its region: its userfaultfd, the memory's file, and the ends of two
 #: sockets: where pages are forgotten, and the one that says whether anybody is there.
 REGIONS_DESCRIPTORS: Final = 4
@@ -54,8 +54,7 @@ class Keeper:
         self._regions: dict[int, HeldRegion] = {}
         self._era = -1
         self._failures = 0
-        self._serves = False
-        self._begun_seconds = 0.0
+        self._serves_since: float | None = None
         self._pager: subprocess.Popen[bytes]
         self._channel: socket.socket
 
@@ -77,7 +76,8 @@ class Keeper:
             self._channel.close()
             if not self._regions:
                 return ""
-            has_failed = (status >= 0 and time.monotonic() < self._begun_seconds + SHORT_SECONDS) or not self._serves
+            since = self._serves_since
+            has_failed = since is None or (status >= 0 and time.monotonic() < since + SOON_SECONDS)
             self._failures = self._failures + 1 if has_failed else 0
             if self._failures >= HOPELESS:
                 return f"{HOPELESS} pagers have ended at once, the last with status {status}"
@@ -86,8 +86,7 @@ class Keeper:
     def _start(self) -> None:
         """The next pager, which is told all that there is."""
         self._era += 1
-        self._serves = False
-        self._begun_seconds = time.monotonic()
+        self._serves_since = None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel = ours
         with theirs:
@@ -104,7 +103,7 @@ class Keeper:
         """What the pager says."""
         match packet.kind:
             case "serves":
-                self._serves = True
+                self._serves_since = time.monotonic()
             case "files":
                 self._files = list(packet.descriptors)
             case "sigbus":

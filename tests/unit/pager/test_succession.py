@@ -54,7 +54,7 @@ def under_load(region: Region, rng: random.Random, work: Callable[[random.Random
         thread.start()
     killed = set()
     for _ in range(KILLS):
-        time.sleep(rng.random() * 0.3)
+        time.sleep(0.01 + rng.random() * 0.3)  # by then none answers that was killed
         killed.add(kill(region))
     time.sleep(0.3)
     ended.set()
