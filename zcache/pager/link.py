@@ -37,7 +37,7 @@ class Link:
 
     def __init__(self, size_bytes: int, user_mode_only: bool = False) -> None:
         self._size_bytes = size_bytes
-        self._pager: subprocess.Popen[bytes] | None = None
+        self._keeper: subprocess.Popen[bytes] | None = None
         self._socket = self._life = self.forgetting = self._descriptor = -1
         self._asked = 0
         self._era = 0
@@ -61,13 +61,18 @@ class Link:
         our_forgetting, its_forgetting = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket, self._life, self.forgetting = ours.detach(), our_life.detach(), our_forgetting.detach()
         with theirs, its_life, its_forgetting:
-            self._pager = _start_pager(theirs)
+            self._keeper = _start_keeper(theirs)
             descriptors = [self._descriptor, self.memfd, its_forgetting.fileno(), its_life.fileno()]
             with socket.socket(fileno=os.dup(self._socket)) as sending:
                 request = json.dumps(wanted | {"parameters": parameters})
                 socket.send_fds(sending, [request.encode() + b"\n"], descriptors)
         self._hear(0, b"")
         self._signal_at_end()
+
+    @property
+    def keeper_pid(self) -> int:
+        """Of the process that was started for the region; 0 once it is closed."""
+        return self._keeper.pid if self._keeper else 0
 
     def ask(self, *words: object) -> dict[str, Any]:
         """Have the pager do something, or say its figures. Raises `EnvironmentProblem` if there is
@@ -88,8 +93,8 @@ class Link:
         if self._socket >= 0:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._socket)) as ended:
                 ended.shutdown(socket.SHUT_RDWR)
-        if self._pager:
-            self._pager.wait()
+        if self._keeper:
+            self._keeper.wait()
         self.abandon()
 
     def abandon(self) -> None:
@@ -98,7 +103,7 @@ class Link:
             if getattr(self, name) >= 0:
                 os.close(getattr(self, name))
             setattr(self, name, -1)
-        self._pager = None
+        self._keeper = None
 
     def _say(self, request: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):  # `_hear` says it
@@ -106,12 +111,12 @@ class Link:
 
     def _hear(self, number: int, request: bytes) -> dict[str, Any]:
         """The answer to the request of that number; those before it were given up, by an exception.
-        It is asked again of a pager whose predecessor has died."""
+        It is asked again when an era is heard of."""
         while True:
             answer = self._next_line()
             if "refused" in answer:
                 raise BadInput(answer["refused"])
-            if answer["number"] == 0:
+            if answer["era"] != self._era:
                 self._era = answer["era"]
                 if request:
                     self._say(request)
@@ -119,18 +124,20 @@ class Link:
                 return {key: value for key, value in answer.items() if key not in ("number", "era")}
 
     def _next_line(self) -> dict[str, Any]:
-        while b"\n" not in self._heard:
-            try:
-                part = os.read(self._socket, 1 << 16)
-            except ConnectionError:
-                part = b""
-            if not part:
-                status = self._pager.wait() if self._pager else None
-                raise EnvironmentProblem(f"the pager has ended (exit status {status})")
-            self._heard += part
-        line, _, self._heard = self._heard.partition(b"\n")
-        words: dict[str, Any] = json.loads(line)
-        return words
+        while True:
+            while b"\n" not in self._heard:
+                try:
+                    part = os.read(self._socket, 1 << 16)
+                except ConnectionError:
+                    part = b""
+                if not part:
+                    status = self._keeper.wait() if self._keeper else None
+                    raise EnvironmentProblem(f"the pager has ended (exit status {status})")
+                self._heard += part
+            line, _, self._heard = self._heard.partition(b"\n")
+            with contextlib.suppress(ValueError):  # it died before the end of the line
+                words: dict[str, Any] = json.loads(line)
+                return words
 
     def _signal_at_end(self) -> None:
         """SIGBUS for this process when the other end is closed: when the pager has ended. Pages
@@ -162,9 +169,8 @@ def _userfaultfd(user_mode_only: bool) -> int:
     return descriptor
 
 
-def _start_pager(client: socket.socket) -> "subprocess.Popen[bytes]":
-    """And its keeper, which this is. In a session of its own: a terminal's Ctrl-C is for the
-    client."""
+def _start_keeper(client: socket.socket) -> "subprocess.Popen[bytes]":
+    """In a session of its own: a terminal's Ctrl-C is for the client."""
     places = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "zcache.pager", str(client.fileno())],

@@ -163,8 +163,8 @@ class Region:
             raise BadInput(f"advice {advice}: give mmap.MADV_WILLNEED or mmap.MADV_DONTNEED")
 
     def status(self) -> dict[str, Any]:
-        """The pager's figures."""
-        return self._link.ask("status")
+        """The pager's figures, and who they are: `pid` and `keeper_pid`."""
+        return self._link.ask("status") | {"keeper_pid": self._link.keeper_pid}
 
     def close(self) -> None:
         """Give it all back. While there are slices of its buffer, arrays in it, or any that were

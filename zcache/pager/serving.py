@@ -1,5 +1,6 @@
 """A region's faults and its client's requests, by one thread."""
 
+import contextlib
 import json
 import os
 import select
@@ -16,29 +17,44 @@ LOOK_SECONDS: Final = 1e-3
 
 
 class Client:
-    """Its two sockets, in an era (`zcache.pager.messages`)."""
+    """Its two sockets, in an era (`zcache.pager.messages`). Nothing here waits for it: it may not
+    listen, and have a thread that waits for a page."""
 
     def __init__(self, requests: socket.socket, forgetting: socket.socket, era: int) -> None:
         self.requests, self.forgetting, self.era = requests, forgetting, era
         self._said = b""
+        self.unsent = b""
 
     def greet(self) -> None:
-        """Say the era."""
+        """Say the era. Who does not hear it, with the words of so many eras before it unread, is
+        not waiting, and is told when it asks."""
+        self.unsent = b"\n"  # the end of what a pager was saying when it died
         self.answer({"number": 0})
-        self.forgetting.send(FORGOTTEN.pack(self.era, 0))
+        with contextlib.suppress(BlockingIOError):
+            self.forgetting.send(FORGOTTEN.pack(self.era, 0), socket.MSG_DONTWAIT)
 
     def answer(self, words: dict[str, Any]) -> None:
-        """A line."""
-        self.requests.sendall(json.dumps({"era": self.era, **words}).encode() + b"\n")
+        """A line; what of it has no room now is `unsent`."""
+        self.unsent += json.dumps({"era": self.era, **words}).encode() + b"\n"
+        self.send()
+
+    def send(self) -> None:
+        """What is unsent, as far as there is room."""
+        with contextlib.suppress(BlockingIOError):
+            self.unsent = self.unsent[self.requests.send(self.unsent, socket.MSG_DONTWAIT) :]
 
     def asked(self) -> list[list[str]] | None:
-        """The requests of this era that wait, in words, the number first; None if it has gone."""
+        """The requests of this era that wait, in words, the number first; None if it has gone. Who
+        asks in another era is told which this is."""
         part = self.requests.recv(1 << 16)
         if not part:
             return None
         *lines, self._said = (self._said + part).split(b"\n")
         requests = [line.decode().split() for line in lines]
-        return [request[1:] for request in requests if request[0] == str(self.era)]
+        now = [request[1:] for request in requests if request[0] == str(self.era)]
+        if len(now) < len(requests):
+            self.answer({"number": 0})
+        return now
 
 
 def serve(region: PagedRegion, store: Store, client: Client, descriptor: int) -> None:
@@ -64,12 +80,15 @@ def _serve(region: PagedRegion, store: Store, client: Client, descriptor: int) -
             if time.monotonic() < look:
                 continue
             look = time.monotonic() + LOOK_SECONDS
-        for ready, _ in poll.poll(0 if is_spinning else None):
+        poll.modify(requests, select.POLLIN | (select.POLLOUT if client.unsent else 0))
+        for ready, events in poll.poll(0 if is_spinning else None):
             if ready == descriptor:
                 spin.found(region.serve_faults())
             elif ready == forgetting:
                 if not _forget(region, client):
                     poll.unregister(forgetting)
+            elif not events & ~select.POLLOUT:
+                client.send()
             else:
                 asked = client.asked()
                 if asked is None:
@@ -109,7 +128,6 @@ def _status(region: PagedRegion, store: Store) -> dict[str, Any]:
     with store.lock:
         return {
             "pid": os.getpid(),
-            "keeper_pid": os.getppid(),
             "resident_pages": region.resident.count,
             "faults": region.faults,
             "lost_region_pages": region.lost_pages,

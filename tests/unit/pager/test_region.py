@@ -151,7 +151,7 @@ from zcache.pager import link
 def start(client):
     command = [sys.executable, "-c", {keeper!r}, str(client.fileno())]
     return subprocess.Popen(command, pass_fds=[client.fileno()])
-link._start_pager = start
+link._start_keeper = start
 """
 
 
