@@ -19,12 +19,13 @@ from typing import Any, Final, NamedTuple
 from rich.console import Console
 
 from zcache.bench.groups import group
+from zcache.bench.pager.job import PATTERNS
 from zcache.bench.report import Figure, Report
 from zcache.bench.served import REPOSITORY
 from zcache.errors import EnvironmentProblem
 from zcache.testvm.arguments import whole_number
 
-PATTERNS: Final = ("sequential", "uniform", "zipf")
+KINDS: Final = ("region", "memmap", "memory")
 #: Of the limit: the size of the memory.
 TIMES: Final = (2, 5)
 #: What client and pager take for themselves.
@@ -34,10 +35,9 @@ COMPRESSED_SHARE: Final = 0.42
 
 
 class Cell(NamedTuple):
-    """What is measured."""
+    """A job."""
 
     times: int
-    pattern: str
     kind: str
 
 
@@ -45,30 +45,32 @@ def main(words: Sequence[str]) -> int:
     """Prints the table; exit status 0."""
     parser = argparse.ArgumentParser(prog="scripts/bench pager", description=__doc__)
     add = parser.add_argument
-    add("--limit", type=whole_number(192), default=384, metavar="MIB", help="of a job's group (%(default)s)")
-    add("--touches", type=whole_number(), default=100_000, help="of pages, after the fill (%(default)s)")
+    add("--limit", type=whole_number(192), default=256, metavar="MIB", help="of a job's group (%(default)s)")
+    add("--touches", type=whole_number(), default=50_000, help="of pages, in each pattern (%(default)s)")
     add("--rounds", type=whole_number(), default=3, help="the median of so many (%(default)s)")
     add("--folder", type=Path, help="for the results (default: a new temporary one)")
     add("--disk", type=Path, help="a folder on the disk to use for files (default: a new temporary one)")
     arguments = parser.parse_args(words)
     report = Report(arguments.folder or Path(tempfile.mkdtemp(prefix="zcache-bench-")), Console(width=150))
-    cells = [Cell(*cell) for cell in _cells()]
+    cells = [Cell(times, kind) for times in TIMES for kind in KINDS]
     found: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in cells}
     with tempfile.TemporaryDirectory(prefix="zcache-pager-", dir=arguments.disk) as disk:
         for turn in range(arguments.rounds):
             for cell in reversed(cells) if turn % 2 else cells:
                 report.console.print(f"round {turn + 1} of {arguments.rounds}: {' '.join(map(str, cell))}")
                 found[cell].append(_run(cell, arguments.limit, arguments.touches, Path(disk), turn))
-    report.table("pager", f"memory of 2 and 5 times {arguments.limit} MiB", [_row(cell, found[cell]) for cell in cells])
+    title = f"memory of 2 and 5 times {arguments.limit} MiB"
+    report.table("fill", f"{title}, filled", [_fill_row(cell, found[cell]) for cell in cells])
+    rows = [
+        _row(Cell(times, kind), pattern, found[Cell(times, kind)])
+        for times in TIMES
+        for pattern in PATTERNS
+        for kind in KINDS
+    ]
+    report.table("pager", f"{title}, and then {arguments.touches} pages touched in each pattern", rows)
     report.save()
     report.console.print(f"report.json: {report.folder}")
     return 0
-
-
-def _cells() -> list[tuple[int, str, str]]:
-    return [
-        (times, pattern, kind) for times in TIMES for pattern in PATTERNS for kind in ("region", "memmap", "memory")
-    ]
 
 
 def shares_mib(limit_mib: int, size_mib: int) -> tuple[int, int]:
@@ -82,7 +84,7 @@ def shares_mib(limit_mib: int, size_mib: int) -> tuple[int, int]:
 
 def _run(cell: Cell, limit_mib: int, touches: int, disk: Path, seed: int) -> dict[str, Any]:
     size_mib = cell.times * limit_mib
-    words = [cell.kind, size_mib, *shares_mib(limit_mib, size_mib), cell.pattern, touches, disk, seed]
+    words = [cell.kind, size_mib, *shares_mib(limit_mib, size_mib), touches, disk, seed]
     command = [sys.executable, "-m", "zcache.bench.pager.job", *map(str, words)]
     with group() as limits:
         if cell.kind != "memory":
@@ -98,6 +100,11 @@ def _run(cell: Cell, limit_mib: int, touches: int, disk: Path, seed: int) -> dic
     return found
 
 
-def _row(cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, Figure]:
-    medians = {name: statistics.median(each[name] for each in rounds) for name in rounds[0] if name != "status"}
-    return {"times the limit": cell.times, "touched": cell.pattern, "memory": cell.kind, **medians}
+def _fill_row(cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, Figure]:
+    seconds = statistics.median(each["fill_seconds"] for each in rounds)
+    return {"times the limit": cell.times, "memory": cell.kind, "seconds": seconds}
+
+
+def _row(cell: Cell, pattern: str, rounds: list[dict[str, Any]]) -> dict[str, Figure]:
+    medians = {name: statistics.median(each[pattern][name] for each in rounds) for name in rounds[0][pattern]}
+    return {"times the limit": cell.times, "touched": pattern, "memory": cell.kind, **medians}

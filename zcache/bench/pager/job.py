@@ -1,9 +1,9 @@
-"""What touches memory: `python job.py KIND SIZE_MIB RESIDENT_MIB BUDGET_MIB PATTERN TOUCHES FOLDER
-SEED`, of which it prints what it took, as JSON.
+"""What touches memory: `python job.py KIND SIZE_MIB RESIDENT_MIB BUDGET_MIB TOUCHES FOLDER SEED`.
+It prints what that took, as JSON.
 
 KIND is `region`, `memmap` (a file in FOLDER) or `memory`. The memory is filled, with pages of which
-lz4 makes a third, and then touched: 8 bytes of a page, of which a third of the touches write,
-without Python's lock.
+lz4 makes a third, and then touched in each of the `PATTERNS`, one after the other: 8 bytes of a
+page, of which a third of the touches write, without Python's lock.
 """
 
 import ctypes
@@ -22,15 +22,14 @@ from typing import Any, Final
 from zcache.linux import memory
 from zcache.pager.region import Region
 
+PATTERNS: Final = ("sequential", "uniform", "zipf")
 PAGE_BYTES: Final = 4096
 ZIPF_EXPONENT: Final = 1.0
 #: A touch that takes longer has waited for a page.
 FAULT_SECONDS: Final = 3e-6
 
 
-def main(
-    kind: str, size_mib: str, resident_mib: str, budget_mib: str, pattern: str, touches: str, folder: str, seed: str
-) -> None:
+def main(kind: str, size_mib: str, resident_mib: str, budget_mib: str, touches: str, folder: str, seed: str) -> None:
     """Prints one line."""
     size_bytes, rng = int(size_mib) << 20, random.Random(int(seed))
     place = Path(folder)
@@ -47,20 +46,24 @@ def main(
         view = memoryview(mmap.mmap(-1, size_bytes))
     begin = time.perf_counter()
     _fill(view, size_bytes, rng)
-    filled = time.perf_counter()
-    times = _touch(memory.address(view), _pages(pattern, size_bytes // PAGE_BYTES, int(touches), rng), rng)
-    touched = time.perf_counter()
+    found: dict[str, Any] = {"fill_seconds": time.perf_counter() - begin}
+    for pattern in PATTERNS:
+        pages = _pages(pattern, size_bytes // PAGE_BYTES, int(touches), rng)
+        found[pattern] = _figures(_touch(memory.address(view), pages, rng))
+    if region:
+        found["status"] = region.status()
+    print(json.dumps(found))
+
+
+def _figures(times: "array[float]") -> dict[str, float]:
+    """Seconds of all touches, how many waited for a page, and how long those did."""
     faults = sorted(seconds for seconds in times if seconds > FAULT_SECONDS)
-    found: dict[str, Any] = {
-        "fill_seconds": filled - begin,
-        "touch_seconds": touched - filled,
+    return {
+        "touch_seconds": sum(times),
         "faults": len(faults),
         "p50_us": statistics.median(faults) * 1e6 if faults else 0.0,
         "p99_us": faults[len(faults) * 99 // 100] * 1e6 if faults else 0.0,
     }
-    if region:
-        found["status"] = region.status()
-    print(json.dumps(found))
 
 
 def _fill(view: memoryview, size_bytes: int, rng: random.Random) -> None:
