@@ -16,6 +16,7 @@ from zcache.control.ask import ask
 from zcache.control.listener import ControlSocket
 from zcache.control.status import gather_status
 from zcache.errors import StoreFull
+from zcache.page_loop.choice import described
 from zcache.pages.entry import decode_zpage
 from zcache.pages.tmem import TmemObject
 from zcache.store.store import Store
@@ -58,7 +59,7 @@ def test_a_store_that_is_well(
     served: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     lines = said(served, monkeypatch, capfd).splitlines()
-    assert lines[2:] == ["state: OK", "not protected: memory_lock"]
+    assert lines[2:] == ["state: OK", described().partition(" (")[0], "not protected: memory_lock"]
     status = json.loads(said(served, monkeypatch, capfd, "--json"))
     assert status["state"] == "ok" and status["reasons"] == []
 
@@ -76,12 +77,12 @@ def test_a_store_that_is_not(
     lines = said(served, monkeypatch, capfd).splitlines()
     assert lines[2:5] == ["state: DEGRADED", *(f"  {reason}" for reason in status["reasons"])]
     assert "EIO: injected write error" in lines[3] and "4 frames kept in RAM" in lines[3] and "1 page lost" in lines[4]
-    assert lines[5] == "since the start: 1 failed puts, 6 writeback errors"
+    assert lines[6] == "since the start: 1 failed puts, 6 writeback errors"
     served.tier.failing_writes = 0
     served.tier.clock.sleep(10)
     put(served.store, served.pages, 4, raw_page(rng))
     lines = said(served, monkeypatch, capfd).splitlines()
-    assert lines[2:4] == ["state: OK", "since the start: 1 failed puts, 6 writeback errors"]
+    assert (lines[2], lines[4]) == ("state: OK", "since the start: 1 failed puts, 6 writeback errors")
 
 
 def test_memory_that_changed_by_itself_is_never_over(served: Served) -> None:
