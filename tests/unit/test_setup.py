@@ -49,7 +49,7 @@ def test_without_a_compiler_or_a_network_what_is_installed_serves(tmp_path: Path
     (tmp_path / ".venv/.zcache-not-compiled").unlink()
     no_network = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
     assert run(**no_network).endswith(f"setup: the page loop was not compiled again: {in_python}")
-    assert (tmp_path / ".venv/.zcache-setup").exists()
+    assert run(**no_network) == ""
 
 
 @pytest.mark.parametrize("limit", ["-d 3000", "-v 6000"])

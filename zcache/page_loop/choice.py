@@ -7,7 +7,7 @@ It is chosen when this is imported, which never fails: what cannot be had on req
 import os
 from typing import Final
 
-from zcache.errors import BadInput, EnvironmentProblem, ZcacheError
+from zcache.errors import BadInput, EnvironmentProblem
 from zcache.page_loop import PageLoop
 from zcache.page_loop.reference import PythonLoop
 
@@ -33,14 +33,11 @@ PAGE_LOOP, _WHY_NOT_COMPILED = _choose(_WANTED)
 
 
 def check() -> None:
-    """Raises a `ZcacheError` if another was asked for."""
-    problem: ZcacheError | None = None
+    """Raises `BadInput` or `EnvironmentProblem` if another was asked for."""
     if _WANTED not in ("", PythonLoop.name, "compiled"):
-        problem = BadInput(f"{VARIABLE}={_WANTED}: give python or compiled")
-    elif _WANTED == "compiled" and _WHY_NOT_COMPILED:
-        problem = EnvironmentProblem(f"{VARIABLE}={_WANTED}: {_WHY_NOT_COMPILED}")
-    if problem:
-        raise problem
+        raise BadInput(f"{VARIABLE}={_WANTED}: give python or compiled")
+    if _WANTED == "compiled" and _WHY_NOT_COMPILED:
+        raise EnvironmentProblem(f"{VARIABLE}={_WANTED}: {_WHY_NOT_COMPILED}")
 
 
 def described() -> str:

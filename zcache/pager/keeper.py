@@ -59,7 +59,7 @@ class Keeper:
         self._channel: socket.socket
 
     def add(self, words: dict[str, Any], descriptors: list[int]) -> None:
-        """A region, which the next pager, or the one that there is, will serve."""
+        """A region, which the next pager will serve."""
         number = max(self._regions, default=0) + 1
         self._regions[number] = HeldRegion(words, descriptors)
 
@@ -93,8 +93,7 @@ class Keeper:
             command = [*PAGER, str(theirs.fileno())]
             self._pager = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         with contextlib.suppress(OSError):  # it has died already
-            words = {**self._store, "era": self._era, "pid": os.getpid()}
-            messages.send(ours, Packet("store", words, [self._image, *self._files]))
+            messages.send(ours, Packet("store", {**self._store, "era": self._era}, [self._image, *self._files]))
             for number, region in self._regions.items():
                 words = {**region.words, "number": number, "refused": region.refused}
                 messages.send(ours, Packet("region", words, region.descriptors))

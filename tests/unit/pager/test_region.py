@@ -163,12 +163,11 @@ WITHOUT_POISON = with_pagers_that(
 )
 
 
-@pytest.mark.parametrize("before", ["", WITHOUT_POISON], ids=["poisoned", "signalled"])
-def test_a_page_that_is_lost_is_sigbus_and_the_others_are_there(tmp_path: Path, before: str) -> None:
-    backing = tmp_path / "backing"
-    done = run(
-        before + "import random, zcache, sys\n"
-        f"region = zcache.Region('16M', '1M', budget='2M', backing={str(backing)!r}, encrypt='no')\n"
+def damaged(backing: Path) -> str:
+    """A client's lines that make a region, of whose pages below a part is overwritten."""
+    return (
+        "import random\n"
+        f"region = Region('16M', '1M', budget='2M', backing={str(backing)!r}, encrypt='no')\n"
         "for at in range(0, len(region), 4096):\n"
         "    region.buffer[at:at + 4096] = random.Random(at).randbytes(4096)\n"
         "time.sleep(1)\n"
@@ -176,7 +175,13 @@ def test_a_page_that_is_lost_is_sigbus_and_the_others_are_there(tmp_path: Path, 
         "    size = file.seek(0, 2)\n"
         "    file.seek(size // 2)\n"
         "    file.write(bytes(1 << 20))\n"
-        "print('damaged', flush=True)\n"
+    )
+
+
+@pytest.mark.parametrize("before", ["", WITHOUT_POISON], ids=["poisoned", "signalled"])
+def test_a_page_that_is_lost_is_sigbus_and_the_others_are_there(tmp_path: Path, before: str) -> None:
+    done = run(
+        before + damaged(tmp_path / "backing") + "print('damaged', flush=True)\n"
         "for at in range(0, len(region), 4096):\n"
         "    assert region.buffer[at:at + 4096] == random.Random(at).randbytes(4096), at\n"
         "print('nothing was lost')\n"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.pager.test_region import MIB, run, why_not, with_pagers_that
+from tests.unit.pager.test_region import MIB, damaged, run, why_not, with_pagers_that
 from zcache.pager.region import Region
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"NOT run, no region can be made here: {why_not()}")
@@ -119,18 +119,8 @@ def test_arrays_that_are_made_and_freed_meanwhile(rng: random.Random) -> None:
 
 def test_pages_that_cannot_be_had_are_known_to_the_next_pager(tmp_path: Path) -> None:
     """They can be forgotten then, and are zeros."""
-    backing = tmp_path / "backing"
     done = run(
-        "import ctypes, json, mmap, random\n"
-        f"region = Region('16M', '1M', budget='2M', backing={str(backing)!r}, encrypt='no')\n"
-        "for at in range(0, len(region), 4096):\n"
-        "    region.buffer[at:at + 4096] = random.Random(at).randbytes(4096)\n"
-        "time.sleep(1)\n"
-        f"with open({str(backing)!r}, 'r+b') as file:\n"
-        "    size = file.seek(0, 2)\n"
-        "    file.seek(size // 2)\n"
-        "    file.write(bytes(1 << 20))\n"
-        "read, write = os.pipe()\n"
+        "import json, mmap\n" + damaged(tmp_path / "backing") + "read, write = os.pipe()\n"
         "lost = []\n"
         "for at in range(0, len(region), 4096):\n"
         "    try:\n"
