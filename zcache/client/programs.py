@@ -26,6 +26,7 @@ PROGRAMS: Final = {
     "up": Program(_of_ours("zcache.swap.up"), "turn a swap on (zcache up --help)"),
     "down": Program(_of_ours("zcache.swap.down"), "turn it off, once there is memory for what is in it"),
     "upgrade": Program(_of_ours("zcache.swap.upgrade"), "replace its server by the code on disk, with the swap on"),
+    "pager": Program(_of_ours("zcache.pager.service"), "serve memory of programs, larger than the RAM they take"),
     "serve": Program(_of_ours("nbd_plugin.serve"), "serve a device with nbdkit: [nbdkit options] key=value…"),
 }
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from zcache.control.answers import TROUBLES, Audit, CleanExport, Decision, SettingsNow, Status, SwapArea
+from zcache.control.answers import TROUBLES, Audit, CleanExport, Decision, RegionStatus, SettingsNow, Status, SwapArea
 
 #: No terminal: whatever its width, no figure is cut short.
 TABLE_COLUMNS: Final = 240
@@ -25,6 +25,10 @@ def print_status(status: Status) -> None:
     columns = dict(_columns(status))
     _print_table(columns, [list(columns.values())])
     print("\n".join(_lines(status)))
+    regions = [_region_row(region) for region in status.get("regions", [])]
+    if regions:
+        print("regions (a fault takes so many microseconds, and for one in a hundred more):")
+        _print_table(("PROCESS", "SIZE", "LIMIT", "RESIDENT", "STORED", "FAULTS", "P50", "P99", "LOST"), regions)
     areas = [_area_row(area) for area in status.get("swap_areas", [])]
     if areas:
         print("all swap, as the kernel fills it:" + (" zswap, and then" if status["zswap"] else ""))
@@ -140,6 +144,20 @@ def _trouble_lines(status: Status) -> Iterator[str]:
     exposed = [name for name, holds in status["hardening"].items() if not holds]
     if exposed:
         yield "not protected: " + ", ".join(exposed)
+
+
+def _region_row(region: RegionStatus) -> list[str]:
+    return [
+        str(region["client_pid"] or "-"),
+        human(region["region_bytes"]),
+        human(region["limit_bytes"]),
+        human(region["resident_pages"] * 4096),
+        human(region["stored_region_pages"] * 4096),
+        str(region["faults"]),
+        f"{region['fault_p50_us']:.0f}",
+        f"{region['fault_p99_us']:.0f}",
+        str(region["lost_region_pages"]),
+    ]
 
 
 def _area_row(area: SwapArea) -> list[str]:

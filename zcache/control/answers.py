@@ -37,6 +37,20 @@ class SwapArea(TypedDict):
     priority: int
 
 
+class RegionStatus(TypedDict):
+    """A region of a pager's; faults since the pager's start."""
+
+    client_pid: int  # 0: in another namespace
+    region_bytes: int
+    limit_bytes: int
+    resident_pages: int
+    stored_region_pages: int
+    faults: int
+    fault_p50_us: float
+    fault_p99_us: float
+    lost_region_pages: int
+
+
 class Troubles(TypedDict):
     """Counters that are 0 as long as nothing was ever wrong."""
 
@@ -89,6 +103,8 @@ class Status(Troubles):
     budget_max_bytes: NotRequired[int]
     budget_decisions: NotRequired[list[Decision]]  # the latest first
     clean_exports: NotRequired[list[CleanExport]]
+    # Of a pager:
+    regions: NotRequired[list[RegionStatus]]
     # The asker's:
     backing_goes_with_swap: NotRequired[bool]
     swap_areas: NotRequired[list[SwapArea]]

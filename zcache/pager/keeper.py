@@ -11,6 +11,7 @@ It is small, and does nothing else: what might fail is done in the pager.
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -19,9 +20,14 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from zcache.errors import BadInput
 from zcache.image import image
 from zcache.pager import messages
+from zcache.pager.entrance import REGIONS_DESCRIPTORS, Entrance, Newcomer
+from zcache.pager.extents import Extents
 from zcache.pager.messages import Packet
+from zcache.pager.region_memory import check_descriptors
+from zcache.pages.entry import PAGE_BYTES
 
 #: The command of a pager, but for its channel.
 PAGER: list[str] = [sys.executable, "-P", "-m", "zcache.pager.worker"]
@@ -29,9 +35,10 @@ PAGER: list[str] = [sys.executable, "-P", "-m", "zcache.pager.worker"]
 #: none will do. (One that serves, and is killed, says nothing of the next.)
 HOPELESS: Final = 5
 SOON_SECONDS: Final = 5.0
-#: What a client gives of its region: its userfaultfd, the memory's file, and the ends of two
-#: sockets: where pages are forgotten, and the one that says whether anybody is there.
-REGIONS_DESCRIPTORS: Final = 4
+#: Each takes five descriptors here, and six and two threads in the pager.
+MAX_REGIONS: Final = 100
+#: Numbers of pages that fit in a packet.
+PACKET_PAGES: Final = 4000
 
 
 @dataclass
@@ -45,36 +52,51 @@ class HeldRegion:
 
 
 class Keeper:
-    """Of a store for `size_bytes`, by `parameters`."""
+    """Of a store for `size_bytes`, by `parameters`. With an entrance, more regions come in, and it
+    goes on until it is asked to end; without, until there are none left. The greeting is said once
+    it serves."""
 
-    def __init__(self, size_bytes: int, parameters: dict[str, str]) -> None:
+    def __init__(
+        self, size_bytes: int, parameters: dict[str, str], entrance: Entrance | None = None, greeting: str = ""
+    ) -> None:
         self._store = {"size": size_bytes, "parameters": parameters}
+        self._entrance = entrance
+        self._greeting = greeting
         self._image = image.new_descriptor()
         self._files: list[int] = []
         self._regions: dict[int, HeldRegion] = {}
+        self._extents = Extents(size_bytes // PAGE_BYTES)
+        self._last = 0
         self._era = -1
         self._failures = 0
         self._serves_since: float | None = None
+        self._ending = os.eventfd(0, os.EFD_CLOEXEC)
+        self._is_given_up = False
         self._pager: subprocess.Popen[bytes]
         self._channel: socket.socket
 
-    def add(self, words: dict[str, Any], descriptors: list[int]) -> None:
-        """A region, which the next pager will serve."""
-        number = max(self._regions, default=0) + 1
-        self._regions[number] = HeldRegion(words, descriptors)
+    def add(self, newcomer: Newcomer) -> int:
+        """A region, which the next pager will serve; its number. Raises `BadInput`, and then has
+        taken nothing."""
+        words = _checked(newcomer)
+        if len(self._regions) >= MAX_REGIONS:
+            raise BadInput(f"there are {MAX_REGIONS} regions already; start another pager")
+        words["first"] = self._extents.take(words["size"] // PAGE_BYTES)
+        self._last += 1
+        self._regions[self._last] = HeldRegion(words, newcomer.descriptors)
+        return self._last
 
     def run(self) -> str:
-        """Until there are no regions left: ""; or why there can be no pager."""
+        """Until there is nothing left to do: ""; or why there can be no pager."""
         while True:
             self._start()
-            while packet := messages.receive(self._channel):
-                if packet.kind == "refused":
-                    self._pager.wait()
-                    return str(packet.words["why"])
-                self._take(packet)
+            why = self._attend()
+            if why:
+                self._pager.wait()
+                return why
             status = self._pager.wait()
             self._channel.close()
-            if not self._regions:
+            if self._is_given_up or not (self._regions or self._entrance):
                 return ""
             since = self._serves_since
             has_failed = since is None or (status >= 0 and time.monotonic() < since + SOON_SECONDS)
@@ -82,6 +104,27 @@ class Keeper:
             if self._failures >= HOPELESS:
                 return f"{HOPELESS} pagers have ended at once, the last with status {status}"
             print(f"zcache: the pager has died (status {status}): the next one goes on", file=sys.stderr, flush=True)
+
+    def ask_to_end(self) -> None:
+        """Let nobody in any more, and end with the last region; or at once, if it was asked before:
+        then what is left of clients gets SIGBUS. For a signal's handler."""
+        os.eventfd_write(self._ending, 1)
+
+    def _end(self) -> None:
+        if self._entrance:
+            self._entrance.close()
+            self._entrance = None
+            if self._regions:
+                print(
+                    f"zcache: {len(self._regions)} regions are in use: the pager ends with the last one; "
+                    "asked once more, now, and their programs with it (SIGBUS)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._end_with_the_last()
+        else:
+            self._is_given_up = True
+            self._pager.kill()
 
     def _start(self) -> None:
         """The next pager, which is told all that there is."""
@@ -92,26 +135,90 @@ class Keeper:
         with theirs:
             command = [*PAGER, str(theirs.fileno())]
             self._pager = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        with contextlib.suppress(OSError):  # it has died already
-            messages.send(ours, Packet("store", {**self._store, "era": self._era}, [self._image, *self._files]))
-            for number, region in self._regions.items():
-                words = {**region.words, "number": number, "refused": region.refused}
-                messages.send(ours, Packet("region", words, region.descriptors))
+        self._say(Packet("store", {**self._store, "era": self._era}, [self._image, *self._files]))
+        for number in self._regions:
+            self._hand_over(number)
+        self._end_with_the_last()
+
+    def _say(self, packet: Packet) -> None:
+        with contextlib.suppress(OSError):  # it has died already, and the next one is told
+            messages.send(self._channel, packet)
+
+    def _hand_over(self, number: int) -> None:
+        region = self._regions[number]
+        for begin in range(0, len(region.refused), PACKET_PAGES):
+            pages = region.refused[begin : begin + PACKET_PAGES]
+            self._say(Packet("refused_pages", {"number": number, "pages": pages}))
+        self._say(Packet("region", {**region.words, "number": number}, region.descriptors))
+
+    def _attend(self) -> str:
+        """Until the pager has ended: ""; or why there can be none."""
+        while True:
+            poll = select.poll()
+            poll.register(self._channel, select.POLLIN)
+            poll.register(self._ending, select.POLLIN)
+            rest = self._entrance.register(poll) if self._entrance else None
+            ready = {descriptor for descriptor, _ in poll.poll(None if rest is None else rest * 1000 + 1)}
+            if self._channel.fileno() in ready:
+                packet = messages.receive(self._channel)
+                if packet is None:
+                    return ""
+                if packet.kind == "refused":
+                    return str(packet.words["why"])
+                self._take(packet)
+            if self._ending in ready and os.eventfd_read(self._ending):
+                self._end()
+            for newcomer in self._entrance.newcomers(ready) if self._entrance else ():
+                self._let_in(newcomer)
+
+    def _let_in(self, newcomer: Newcomer) -> None:
+        try:
+            number = self.add(newcomer)
+        except BadInput as refusal:
+            with contextlib.suppress(OSError):  # it does not listen
+                os.write(newcomer.descriptors[0], json.dumps({"refused": str(refusal)}).encode() + b"\n")
+            for descriptor in newcomer.descriptors:
+                os.close(descriptor)
+        else:
+            self._hand_over(number)
 
     def _take(self, packet: Packet) -> None:
         """What the pager says."""
         match packet.kind:
             case "serves":
                 self._serves_since = time.monotonic()
+                if self._greeting:
+                    print(self._greeting, file=sys.stderr, flush=True)
+                    self._greeting = ""
             case "files":
                 self._files = list(packet.descriptors)
             case "sigbus":
                 self._regions[packet.words["number"]].refused.append(packet.words["page"])
             case "ended":
-                for descriptor in self._regions.pop(packet.words["number"]).descriptors:
+                region = self._regions.pop(packet.words["number"])
+                self._extents.give(region.words["first"])
+                for descriptor in region.descriptors:
                     os.close(descriptor)
-                if not self._regions:
-                    self._channel.shutdown(socket.SHUT_WR)
+                self._end_with_the_last()
+
+    def _end_with_the_last(self) -> None:
+        """Have the pager end, if no region is left, and none can come."""
+        if not self._regions and not self._entrance:
+            with contextlib.suppress(OSError):  # it has already
+                self._channel.shutdown(socket.SHUT_WR)
+
+
+def _checked(newcomer: Newcomer) -> dict[str, Any]:
+    """What is true of what it says. Raises `BadInput`."""
+    said = newcomer.words
+    names = ("start", "size", "limit")
+    if not isinstance(said, dict) or any(type(said.get(name)) is not int for name in names):
+        raise BadInput("a client says where its region is, how long, and its limit; zcache.Region does")
+    words: dict[str, Any] = {name: said[name] for name in names} | {"pid": newcomer.pid}
+    if any(words[name] <= 0 or words[name] % PAGE_BYTES or words[name] >= 1 << 63 for name in names):
+        raise BadInput(f"a region of size={words['size']} at {words['start']}: give whole pages")
+    check_descriptors(newcomer.descriptors[1], newcomer.descriptors[2], words["size"])
+    return words
 
 
 def main(descriptor: int) -> None:
@@ -125,7 +232,7 @@ def main(descriptor: int) -> None:
         return
     words = json.loads(said)
     keeper = Keeper(words["size"], words.pop("parameters"))
-    keeper.add(words, [os.dup(descriptor), *descriptors])
+    keeper.add(Newcomer(words["pid"], words, [os.dup(descriptor), *descriptors]))
     why = keeper.run()
     if why:
         with contextlib.suppress(OSError):

@@ -19,6 +19,8 @@ from typing import Any, Final
 
 from zcache.errors import BadInput, EnvironmentProblem
 from zcache.linux import userfaultfd
+from zcache.pager.messages import CREDENTIALS
+from zcache.pager.region_memory import new_memfd
 
 F_SETSIG: Final = 10  # of which Python does not know
 WANTED_FEATURES: Final = (
@@ -43,25 +45,24 @@ class Link:
         self._era = 0
         self._heard = b""
         self._turn = threading.Lock()
-        self.memfd = os.memfd_create("zcache-region", os.MFD_CLOEXEC)
+        self.memfd = new_memfd(size_bytes)
         try:
-            os.ftruncate(self.memfd, size_bytes)
             self._descriptor = _userfaultfd(user_mode_only)
         except BaseException:
             self.close()
             raise
 
-    def connect(self, start: int, limit_bytes: int, parameters: dict[str, str]) -> None:
-        """The file is mapped at `start`. Raises `BadInput` if the pager refuses the parameters."""
+    def connect(self, start: int, limit_bytes: int, parameters: dict[str, str], pager: Path | None) -> None:
+        """The file is mapped at `start`. Served by the pager at that socket, or by one of its own.
+        Raises `BadInput` if the parameters are refused."""
         mode = userfaultfd.UFFDIO_REGISTER_MODE_MISSING | userfaultfd.UFFDIO_REGISTER_MODE_WP
         userfaultfd.register(self._descriptor, start, self._size_bytes, mode)
         wanted = {"pid": os.getpid(), "start": start, "size": self._size_bytes, "limit": limit_bytes}
-        ours, theirs = socket.socketpair()
+        self._socket = _connected(pager) if pager else self._started()
         our_life, its_life = socket.socketpair()
         our_forgetting, its_forgetting = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket, self._life, self.forgetting = ours.detach(), our_life.detach(), our_forgetting.detach()
-        with theirs, its_life, its_forgetting:
-            self._keeper = _start_keeper(theirs)
+        self._life, self.forgetting = our_life.detach(), our_forgetting.detach()
+        with its_life, its_forgetting:
             descriptors = [self._descriptor, self.memfd, its_forgetting.fileno(), its_life.fileno()]
             with socket.socket(fileno=os.dup(self._socket)) as sending:
                 request = json.dumps(wanted | {"parameters": parameters})
@@ -69,10 +70,23 @@ class Link:
         self._hear(0, b"")
         self._signal_at_end()
 
+    def _started(self) -> int:
+        """A socket to a keeper of our own."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._keeper = _start_keeper(theirs)
+        return ours.detach()
+
     @property
     def keeper_pid(self) -> int:
-        """Of the process that was started for the region; 0 once it is closed."""
-        return self._keeper.pid if self._keeper else 0
+        """Of the process that holds the region, too; 0 once it is closed."""
+        if self._keeper:
+            return self._keeper.pid
+        if self._socket < 0:
+            return 0
+        with socket.socket(fileno=os.dup(self._socket)) as ours:
+            pid: int = CREDENTIALS.unpack(ours.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))[0]
+        return pid
 
     def ask(self, *words: object) -> dict[str, Any]:
         """Have the pager do something, or say its figures. Raises `EnvironmentProblem` if there is
@@ -131,8 +145,8 @@ class Link:
                 except ConnectionError:
                     part = b""
                 if not part:
-                    status = self._keeper.wait() if self._keeper else None
-                    raise EnvironmentProblem(f"the pager has ended (exit status {status})")
+                    how = f" (exit status {self._keeper.wait()})" if self._keeper else ""
+                    raise EnvironmentProblem(f"the pager has ended{how}")
                 self._heard += part
             line, _, self._heard = self._heard.partition(b"\n")
             with contextlib.suppress(ValueError):  # it died before the end of the line
@@ -167,6 +181,18 @@ def _userfaultfd(user_mode_only: bool) -> int:
         os.close(descriptor)
         raise EnvironmentProblem("userfaultfd cannot write-protect shared memory here; Linux 5.19 can") from None
     return descriptor
+
+
+def _connected(pager: Path) -> int:
+    ours = socket.socket(socket.AF_UNIX)
+    try:
+        ours.connect(str(pager))
+    except OSError as error:
+        ours.close()
+        raise EnvironmentProblem(
+            f"pager={pager}: {error.strerror or error}; start one there: zcache pager {pager} size=SIZE"
+        ) from None
+    return ours.detach()
 
 
 def _start_keeper(client: socket.socket) -> "subprocess.Popen[bytes]":

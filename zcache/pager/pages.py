@@ -36,6 +36,16 @@ class ResidentPages:
         with self.changed:
             return self._state[page] == LEAVING
 
+    def is_staying(self, page: int) -> bool:
+        """Whether the memfd has it, and it is not leaving. `changed` is held as long as that is to
+        be so."""
+        return self._state[page] == RESIDENT
+
+    def counted(self) -> int:
+        """What `count` has to be."""
+        with self.changed:
+            return self.page_count - self._state.count(ABSENT)
+
     def absent_run(self, first: int, most: int) -> int:
         """How many pages from `first` on, at most so many, are in the store only."""
         stop = min(first + most, self.page_count)
@@ -77,6 +87,12 @@ class ResidentPages:
                 self._state[page] = ABSENT
                 self.count -= 1
             self.changed.notify_all()
+
+    def was_removed(self, page: int) -> None:
+        """One that was RESIDENT is not in the memfd any more."""
+        with self.changed:
+            self._take(page)
+            self.left([page])
 
     def stayed(self, page: int) -> None:
         """It could not leave: it is the last in the queue again."""

@@ -8,10 +8,11 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from zcache.errors import BadInput
+from zcache.errors import BadInput, Imbalance
 from zcache.linux import memory
 from zcache.linux.libc import LIBC, raise_errno
 from zcache.pager.link import Link
@@ -41,7 +42,8 @@ os.register_at_fork(after_in_child=_leave_nothing_to_a_child)
 
 class Region:
     """`size` bytes (rounded up to whole pages) of which at most `resident_limit` are in RAM as they
-    are; the rest is compressed, by `parameters` of the store (`budget`, `backing`, `codec`, …).
+    are; the rest is compressed, by `parameters` of the store (`budget`, `backing`, `codec`, …): in
+    a pager of its own, or in the one that serves at the socket `pager` (`zcache pager`).
 
     `buffer` is the memory, as a memoryview; so are slices of it. Sizes are bytes, or words such as
     "2G". With `user_mode_only`, nobody's permission is needed, and a system call that reads or
@@ -51,8 +53,16 @@ class Region:
     The memory is there as long as anything refers to it: a slice, an array, or the region."""
 
     def __init__(
-        self, size: int | str, resident_limit: int | str, *, user_mode_only: bool = False, **parameters: object
+        self,
+        size: int | str,
+        resident_limit: int | str,
+        *,
+        pager: str | os.PathLike[str] | None = None,
+        user_mode_only: bool = False,
+        **parameters: object,
     ) -> None:
+        if pager is not None and parameters:
+            raise BadInput(f"{next(iter(parameters))}=: the store of pager={pager} is told that when it is started")
         size_bytes = -(-_bytes("size", size) // PAGE_BYTES) * PAGE_BYTES
         limit_bytes = _bytes("resident_limit", resident_limit) // PAGE_BYTES * PAGE_BYTES
         if size_bytes <= 0:
@@ -73,7 +83,8 @@ class Region:
             if LIBC.madvise(start, size_bytes, MADV_DONTFORK) < 0:
                 raise_errno()
             LIBC.madvise(start, size_bytes, MADV_NOHUGEPAGE)  # refused by a kernel that has none
-            self._link.connect(start, limit_bytes, {key: str(value) for key, value in parameters.items()})
+            words = {key: str(value) for key, value in parameters.items()}
+            self._link.connect(start, limit_bytes, words, Path(pager) if pager is not None else None)
         except BaseException:
             self._link.close()
             raise
@@ -165,6 +176,14 @@ class Region:
     def status(self) -> dict[str, Any]:
         """The pager's figures, and who they are: `pid` and `keeper_pid`."""
         return self._link.ask("status") | {"keeper_pid": self._link.keeper_pid}
+
+    def check(self) -> dict[str, int]:
+        """Whether the books balance, of the region and of its pager's store, page by page: what was
+        counted. Raises `Imbalance` with the first thing that is wrong."""
+        found = self._link.ask("check")
+        if not found.pop("balanced"):
+            raise Imbalance(found["imbalance"])
+        return found
 
     def close(self) -> None:
         """Give it all back. While there are slices of its buffer, arrays in it, or any that were

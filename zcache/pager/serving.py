@@ -3,17 +3,40 @@
 import contextlib
 import json
 import os
+import re
 import select
 import socket
+import sys
 import time
-from typing import Any, Final
+import weakref
+from typing import Any, Final, NamedTuple
 
+from zcache.control.check import check
+from zcache.errors import BadInput, ZcacheError
+from zcache.hardening.own_thread import OwnThread
 from zcache.pager.messages import FORGET, FORGOTTEN
-from zcache.pager.paged_region import CLIENT_HAS_ENDED, PagedRegion
+from zcache.pager.paged_region import PagedRegion
+from zcache.pager.region_memory import CLIENT_HAS_ENDED
 from zcache.pager.spin import Spin
+from zcache.pages.entry import PAGE_BYTES
 from zcache.store.store import Store
 
 LOOK_SECONDS: Final = 1e-3
+
+
+#: Of a request, and of answers that nobody reads, at most.
+LINE_BYTES: Final = 256
+UNSENT_BYTES: Final = 1 << 20
+_REQUEST: Final = re.compile(rb"([0-9]{1,18}) ([0-9]{1,18}) ([a-z_]{1,20})(?: ([0-9]{1,18}) ([0-9]{1,18}))?")
+
+
+class Request(NamedTuple):
+    """Its number, and what is asked: of the pages from `first` to `stop`, if it is of any."""
+
+    number: int
+    word: str
+    first: int
+    stop: int
 
 
 class Client:
@@ -43,34 +66,83 @@ class Client:
         with contextlib.suppress(BlockingIOError):
             self.unsent = self.unsent[self.requests.send(self.unsent, socket.MSG_DONTWAIT) :]
 
-    def asked(self) -> list[list[str]] | None:
-        """The requests of this era that wait, in words, the number first; None if it has gone. Who
-        asks in another era is told which this is."""
+    def asked(self) -> list[Request] | None:
+        """The requests of this era that wait; None if it has gone. Who asks in another era is told
+        which this is. Raises `BadInput` for what no client of ours says."""
         part = self.requests.recv(1 << 16)
         if not part:
             return None
         *lines, self._said = (self._said + part).split(b"\n")
-        requests = [line.decode().split() for line in lines]
-        now = [request[1:] for request in requests if request[0] == str(self.era)]
-        if len(now) < len(requests):
+        if max(map(len, (*lines, self._said))) > LINE_BYTES or len(self.unsent) > UNSENT_BYTES:
+            raise BadInput("a client's requests are too long, or it does not read the answers")
+        said = [_parse(line) for line in lines]
+        now = [request for era, request in said if era == self.era]
+        if len(now) < len(said):
             self.answer({"number": 0})
         return now
 
 
-def serve(region: PagedRegion, store: Store, client: Client, descriptor: int) -> None:
+def _parse(line: bytes) -> tuple[int, Request]:
+    """The era, and what is asked."""
+    match = _REQUEST.fullmatch(line)
+    if not match:
+        raise BadInput(f"a client asks {line!r}")
+    era, number, word, first, stop = match.groups(b"0")
+    return int(era), Request(int(number), word.decode(), int(first), int(stop))
+
+
+class Audits:
+    """Walks over the store's books, each by a thread of its own: faults are served meanwhile.
+    `fileno` is ready when one has ended."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._done: list[tuple[int, dict[str, Any]]] = []
+        self._ready = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        weakref.finalize(self, os.close, self._ready)  # when the last of them has ended, too
+
+    def fileno(self) -> int:
+        """For poll(2)."""
+        return self._ready
+
+    def start(self, number: int, found: dict[str, int]) -> None:
+        """For the request of that number; what was found before."""
+
+        def walk() -> None:
+            try:
+                words: dict[str, Any] = {"balanced": True, **check(self._store), **found}
+            except (ZcacheError, MemoryError) as error:
+                words = {"balanced": False, "imbalance": str(error)}
+            self._done.append((number, words))
+            os.eventfd_write(self._ready, 1)
+
+        OwnThread("zcache-audit", walk).start()
+
+    def ended(self) -> list[tuple[int, dict[str, Any]]]:
+        """Those that have, with what they found."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._ready)
+        done, self._done[:] = list(self._done), []
+        return done
+
+
+def serve(region: PagedRegion, store: Store, client: Client) -> None:
     """Until the client has gone, however it does. Faults first; and requests, within a
     millisecond."""
+    audits = Audits(store)
     try:
         client.greet()
-        _serve(region, store, client, descriptor)
+        _serve(region, store, client, audits)
     except (*CLIENT_HAS_ENDED, ConnectionError):
         return
+    except BadInput as error:
+        print(f"zcache: {error}: it is served no more", file=sys.stderr, flush=True)
 
 
-def _serve(region: PagedRegion, store: Store, client: Client, descriptor: int) -> None:
+def _serve(region: PagedRegion, store: Store, client: Client, audits: Audits) -> None:
     poll = select.poll()
     requests, forgetting = client.requests.fileno(), client.forgetting.fileno()
-    for ready in (descriptor, requests, forgetting):
+    for ready in (region.fileno(), requests, forgetting, audits.fileno()):
         poll.register(ready, select.POLLIN)
     spin, look = Spin(), 0.0
     while True:
@@ -82,8 +154,11 @@ def _serve(region: PagedRegion, store: Store, client: Client, descriptor: int) -
             look = time.monotonic() + LOOK_SECONDS
         poll.modify(requests, select.POLLIN | (select.POLLOUT if client.unsent else 0))
         for ready, events in poll.poll(0 if is_spinning else None):
-            if ready == descriptor:
+            if ready == region.fileno():
                 spin.found(region.serve_faults())
+            elif ready == audits.fileno():
+                for number, found in audits.ended():
+                    client.answer({"number": number, **found})
             elif ready == forgetting:
                 if not _forget(region, client):
                     poll.unregister(forgetting)
@@ -93,8 +168,18 @@ def _serve(region: PagedRegion, store: Store, client: Client, descriptor: int) -
                 asked = client.asked()
                 if asked is None:
                     return
-                for number, *request in asked:
-                    client.answer({"number": int(number), **_answer(request, region, store)})
+                for request in asked:
+                    if request.word == "check":
+                        _check(region, client, audits, request.number)
+                    else:
+                        client.answer({"number": request.number, **_answer(request, region, store)})
+
+
+def _check(region: PagedRegion, client: Client, audits: Audits, number: int) -> None:
+    try:
+        audits.start(number, {"removed_pages": region.check()})
+    except ZcacheError as error:
+        client.answer({"number": number, "balanced": False, "imbalance": str(error)})
 
 
 def _forget(region: PagedRegion, client: Client) -> bool:
@@ -104,33 +189,44 @@ def _forget(region: PagedRegion, client: Client) -> bool:
         return False
     era, number, first, stop = FORGET.unpack(said)
     if era == client.era:
-        region.forget(first, stop)
+        region.forget(*_range(first, stop, region))
     else:
         number = 0
     client.forgetting.send(FORGOTTEN.pack(client.era, number))
     return True
 
 
-def _answer(request: list[str], region: PagedRegion, store: Store) -> dict[str, Any]:
-    match request:
-        case ["will_need", first, stop]:
-            region.will_need(int(first), int(stop))
-        case ["forget", first, stop]:
-            region.forget(int(first), int(stop))
-        case ["status"]:
-            return _status(region, store)
+def _range(first: int, stop: int, region: PagedRegion) -> tuple[int, int]:
+    """Pages that there are, whatever the client says: others are another's."""
+    stop = min(stop, region.resident.page_count)
+    return min(first, stop), stop
+
+
+def _answer(request: Request, region: PagedRegion, store: Store) -> dict[str, Any]:
+    match request.word:
+        case "will_need":
+            region.will_need(*_range(request.first, request.stop, region))
+        case "forget":
+            region.forget(*_range(request.first, request.stop, region))
+        case "status":
+            with store.lock:
+                figures = store.statistics.as_dict()
+            return {"pid": os.getpid(), "page_loop": store.loop.name, **figures, **region_status(region)}
         case _:
-            return {"refused": f"no such request: {' '.join(request)}"}
+            return {"refused": f"no such request: {request.word}"}
     return {}
 
 
-def _status(region: PagedRegion, store: Store) -> dict[str, Any]:
-    with store.lock:
-        return {
-            "pid": os.getpid(),
-            "resident_pages": region.resident.count,
-            "faults": region.faults,
-            "lost_region_pages": region.lost_pages,
-            "page_loop": store.loop.name,
-            **store.statistics.as_dict(),
-        }
+def region_status(region: PagedRegion) -> dict[str, Any]:
+    """What there is to be said of a region by itself."""
+    return {
+        "client_pid": region.client,
+        "region_bytes": region.resident.page_count * PAGE_BYTES,
+        "limit_bytes": region.limit_pages * PAGE_BYTES,
+        "resident_pages": region.resident.count,
+        "stored_region_pages": region.stored.count(),
+        "faults": region.faults,
+        "fault_p50_us": region.latencies.percentile_us(50),
+        "fault_p99_us": region.latencies.percentile_us(99),
+        "lost_region_pages": region.lost_pages,
+    }

@@ -5,31 +5,35 @@ Each region has a thread that serves its faults, and one by which pages leave. I
 what there is goes on.
 """
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
 import traceback
-from typing import Any, Final
+from pathlib import Path
+from typing import Any
 
-from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
+from zcache.control.listener import ControlSocket
+from zcache.control.settings import Settings
+from zcache.control.status import gather_status
 from zcache.errors import BadInput, ZcacheError
 from zcache.hardening.own_thread import OwnThread
 from zcache.pager import messages
 from zcache.pager.messages import Packet
 from zcache.pager.paged_region import PagedRegion
-from zcache.pager.serving import Client, serve
-from zcache.pages.entry import PAGE_BYTES
+from zcache.pager.parameters import store_words
+from zcache.pager.region_memory import RegionMemory
+from zcache.pager.serving import Client, region_status, serve
+from zcache.pager.stored_pages import StoredPages
+from zcache.pages.entry import PAGE_SHIFT
 from zcache.pages.tmem import TmemObject
-from zcache.server.assembly import make_store, open_image
+from zcache.server.assembly import make_store, new_budget, open_image
 from zcache.server.config import parse_config
 from zcache.server.files import Files
 from zcache.steps import Steps
 from zcache.store.store import Store
-
-#: Of a server's parameters, those that a region has.
-PARAMETERS: Final = ("allocator", "backing", "budget", "codec", "encrypt", "force", "overcommit", "recompress")
 
 
 class Worker:
@@ -40,22 +44,30 @@ class Worker:
         self._speaking = threading.Lock()
         self._store: Store
         self._pages: TmemObject
+        self._control: ControlSocket | None = None
         self._era = 0
-        self._serving: list[OwnThread] = []
+        self._refused: dict[int, list[int]] = {}  # pages of regions that are still to come
+        self._regions: dict[int, PagedRegion] = {}
+        self._serving: dict[int, OwnThread] = {}
 
     def run(self) -> None:
         """All that the keeper says; and then what goes on without it."""
         while packet := messages.receive(self._channel):
-            if packet.kind == "region":
-                self._begin(packet)
-            else:
-                try:
-                    self._make_store(packet)
-                except ZcacheError as refusal:
-                    self._say("refused", why=str(refusal))
-                    return
-        for thread in self._serving:
+            match packet.kind:
+                case "refused_pages":
+                    self._refused.setdefault(packet.words["number"], []).extend(packet.words["pages"])
+                case "region":
+                    self._begin(packet)
+                case "store":
+                    try:
+                        self._make_store(packet)
+                    except ZcacheError as refusal:
+                        self._say("refused", why=str(refusal))
+                        return
+        for thread in list(self._serving.values()):
             thread.join()
+        if self._control:
+            self._control.close()
         self._store.close()
 
     def _say(self, kind: str, *, descriptors: tuple[int, ...] = (), **words: Any) -> None:
@@ -81,6 +93,7 @@ class Worker:
             made = open_image(config, files.tier)
             self._store, self._pages = make_store(config, files.tier, made, steps, lambda: None, lambda _: None)
             self._store.reclaimer.start()
+            self._listen(config.control, is_first)
         except BaseException:
             for step in files.undo() if is_first else ():
                 step()
@@ -89,49 +102,70 @@ class Worker:
             self._say("files", descriptors=tuple(files.descriptors()))
         self._say("serves")
 
+    def _listen(self, path: Path | None, is_first: bool) -> None:
+        """At the control socket, if there is to be one. A successor goes on without, rather than
+        not at all."""
+        if not path:
+            return
+        try:
+            self._control = ControlSocket(path)
+        except BadInput as refusal:
+            if is_first:
+                raise
+            say(f"no `zcache status` any more: {refusal}")
+            return
+        settings = Settings(self._store, new_budget(self._store, 1), None)
+        self._control.start(self._store, self._status, settings)
+
+    def _status(self) -> dict[str, Any]:
+        regions = [region_status(region) for region in list(self._regions.values())]
+        return gather_status(self._store, self._pages, {}, self._era + 1, around={"regions": regions})
+
     def _begin(self, packet: Packet) -> None:
         words = packet.words
-        number: int = words["number"]
-        client, descriptor, memfd, forgetting, _ = packet.descriptors  # the last one shows that we are there
+        number, page_count = words["number"], words["size"] >> PAGE_SHIFT
+        client, descriptor, memfd, forgetting, life = packet.descriptors  # the last one shows that we are there
+        os.set_blocking(descriptor, False)
+        requests, pages_to_forget = socket.socket(fileno=client), socket.socket(fileno=forgetting)
+
+        def failed(error: OSError) -> None:
+            say(f"a region of process {words['pid']} cannot be served any more: {error}")
+            with contextlib.suppress(OSError):  # it has gone
+                requests.shutdown(socket.SHUT_RD)
+
         region = PagedRegion(
-            self._store,
-            self._pages,
+            RegionMemory(descriptor, memfd, words["start"], page_count),
+            StoredPages(self._store, self._pages, words["first"], page_count),
             words["pid"],
-            descriptor,
-            memfd,
-            words["start"],
-            words["limit"] // PAGE_BYTES,
+            words["limit"] >> PAGE_SHIFT,
             lambda page: self._say("sigbus", number=number, page=page),
+            failed,
         )
+        refused = self._refused.pop(number, [])
 
         def work() -> None:
             try:
-                region.take_over(words["refused"])
-                region.start()
-                with socket.socket(fileno=client) as ours, socket.socket(fileno=forgetting) as theirs:
-                    serve(region, self._store, Client(ours, theirs, self._era), descriptor)
-                    region.close()
+                try:
+                    region.take_over(refused)
+                    region.start()
+                    serve(region, self._store, Client(requests, pages_to_forget, self._era))
+                except OSError as error:
+                    failed(error)
+                region.close()
+                region.stored.flush(0, page_count)
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)  # nobody would serve it any more; the next pager will
-            self._store.flush(self._pages, 0, region.resident.page_count)
+            requests.close()
+            pages_to_forget.close()
+            for end in (descriptor, memfd, life):
+                os.close(end)
+            del self._regions[number], self._serving[number]
             self._say("ended", number=number)
 
-        thread = OwnThread("zcache-region", work)
-        self._serving.append(thread)
-        thread.start()
-
-
-def store_words(size_bytes: int, parameters: dict[str, str]) -> dict[str, str]:
-    """What a server would be told: with a budget for all pages, even if none compresses, of memory
-    that is taken as it is needed; with a backing, a quarter of that."""
-    for key, value in parameters.items():
-        if key not in PARAMETERS:
-            raise BadInput(f"{key}={value}: unknown parameter; give {', '.join(PARAMETERS)}")
-    chosen = ALLOCATORS.get(parameters.get("allocator", ""), ALLOCATORS[DEFAULT_ALLOCATOR])
-    most_frames = chosen.frames_for(size_bytes // PAGE_BYTES) // (4 if parameters.get("backing") else 1)
-    budget_bytes = max(most_frames, chosen.min_budget_frames) * chosen.frame_bytes
-    return {"size": str(size_bytes), "budget": str(budget_bytes), **parameters}
+        self._regions[number] = region
+        self._serving[number] = OwnThread("zcache-region", work)
+        self._serving[number].start()
 
 
 def say(line: str) -> None:

@@ -92,6 +92,21 @@ def test_advice_to_the_kernel_itself_loses_nothing(page: bytes) -> None:
         assert region.resident_bytes <= 2 * MIB
 
 
+def test_pages_that_the_client_removes_by_itself_are_zeros(page: bytes) -> None:
+    with filled(page) as region:
+        mapping, length = region.buffer.obj, MIB
+        assert isinstance(mapping, mmap.mmap)
+        at = len(region) - length  # the last that were written: resident
+        mapping.madvise(mmap.MADV_REMOVE, at, length)
+        assert region.check()["removed_pages"] > 0
+        assert region.buffer[at:] == bytes(length)
+        assert region.buffer[:at] == page * (at // 4096)
+        mapping.madvise(mmap.MADV_REMOVE)  # what has left stays: the file has nothing of it to remove
+        assert region.buffer.tobytes().count(page) >= (at - 2 * MIB) // 4096
+        region.buffer[:] = page * (len(region) // 4096)
+        assert region.buffer == page * (len(region) // 4096)
+
+
 def test_system_calls_read_and_write_it(page: bytes, tmp_path: Path) -> None:
     with filled(page) as region:
         file = tmp_path / "file"

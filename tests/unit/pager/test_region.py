@@ -52,6 +52,7 @@ def test_it_reads_and_writes_like_memory_and_stays_within_its_limit(
                 assert region.buffer[at : at + length] == shadow[at : at + length]
             most = max(most, region.resident_bytes)
         assert region.buffer == shadow
+        assert region.check()["removed_pages"] == 0
         assert MIB < most <= 2 * MIB
         status = region.status()
         assert status["faults"] > 1000 and status["stored_pages"] + status["resident_pages"] >= 2048
@@ -65,6 +66,7 @@ def test_what_does_not_fit_in_its_budget_goes_below(rng: random.Random, tmp_path
         assert region.status()["reclaim_background"] + region.status()["reclaim_sync"] > 50
         for index in rng.sample(range(len(pages)), len(pages)):
             assert region.buffer[index * 4096 : (index + 1) * 4096] == pages[index]
+        assert region.check()["removed_pages"] == 0
 
 
 def test_advice(rng: random.Random) -> None:
@@ -90,6 +92,7 @@ def test_advice(rng: random.Random) -> None:
         for wrong in ((mmap.MADV_RANDOM, 0, 1), (mmap.MADV_WILLNEED, -1, 5), (mmap.MADV_DONTNEED, 0, 17 * MIB)):
             with pytest.raises(BadInput):
                 region.advise(*wrong)
+        assert region.check()["removed_pages"] == 0
 
 
 #: Of a client that has no right to userfaultfd.
@@ -339,9 +342,7 @@ def test_a_store_that_is_full_is_said_and_ends_who_needs_more() -> None:
 
 def test_an_evictor_that_cannot_go_on_is_sigbus_and_no_hang() -> None:
     before = with_pagers_that(
-        "from zcache.pager.paged_region import PagedRegion\n"
-        "def fail(*_): raise MemoryError\n"
-        "PagedRegion._evict_run = fail"
+        "from zcache.pager.eviction import Eviction\ndef fail(*_): raise MemoryError\nEviction._evict_run = fail"
     )
     done = run(before + "region = Region('8M', '1M')\nregion.buffer[:] = b'x' * len(region)\n")
     assert done.returncode == -signal.SIGBUS and done.stderr.count("MemoryError") > 1, done

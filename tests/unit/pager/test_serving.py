@@ -5,7 +5,7 @@ import json
 import socket
 
 from zcache.pager.messages import FORGOTTEN
-from zcache.pager.serving import Client
+from zcache.pager.serving import Client, Request
 
 
 def arrived(end: socket.socket) -> bytes:
@@ -39,7 +39,7 @@ def test_a_client_that_never_listens_holds_no_pager_up() -> None:
         ours.sendall(b"%d 3 for" % (eras - 1))
         assert client.asked() == []
         ours.sendall(b"get 5 6\n")
-        assert client.asked() == [["3", "forget", "5", "6"]]
+        assert client.asked() == [Request(3, "forget", 5, 6)]
         assert FORGOTTEN.unpack(our_forgetting.recv(FORGOTTEN.size)) == (0, 0)
         ours.shutdown(socket.SHUT_WR)
         assert client.asked() is None

@@ -54,6 +54,7 @@ def under_load(region: Region, rng: random.Random, work: Callable[[random.Random
     for thread in threads:
         thread.join()
     assert not problems and len(killed) == KILLS
+    assert region.check()["removed_pages"] == 0
 
 
 @pytest.mark.parametrize(
