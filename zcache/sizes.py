@@ -80,3 +80,12 @@ def _parse_bound(bound: str, text: str, what: str, ram_bytes: int) -> int:
             f"budget={text}: more than 90% of this machine's {machine_bytes} bytes of RAM; give less, such as 25%"
         )
     return size_bytes
+
+
+def human(size_bytes: float) -> str:
+    """A size with a suffix."""
+    for suffix in ("B", "K", "M", "G"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f}{suffix}" if suffix == "B" else f"{size_bytes:.1f}{suffix}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f}T"

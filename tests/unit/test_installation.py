@@ -124,6 +124,8 @@ def run(installed: Path, *words: object, path: str | None = None) -> "subprocess
         (["down", "--help"], "usage: swap-down "),
         (["upgrade", "--help"], "usage: swap-upgrade "),
         (["serve", "--version"], "nbdkit 1."),
+        (["pager", "--help"], "usage: zcache pager "),
+        (["run", "--help"], "usage: zcache run "),
         (["sleep", "--help"], "usage: zcache sleep "),
         (["set", "--help"], "usage: zcache set "),
         (["check", "--help"], "usage: zcache check "),
@@ -135,6 +137,15 @@ def test_each_command_starts(installed: Path, words: list[str], said: str) -> No
     done = run(installed, *words)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(said)
     assert f" {words[0]} " in run(installed, "--help").stdout
+
+
+def test_what_is_installed_runs_jobs(installed: Path) -> None:
+    """By files that are no modules of the package, too."""
+    job = "import sys; print('sitecustomize' in sys.modules and 'zcache.run.in_job' in sys.modules)"
+    done = run(installed, "run", "--limit", "8M", "--", installed / "python", "-c", job)
+    if "userfaultfd" in done.stderr:
+        pytest.skip(f"NOT run: {done.stderr}")
+    assert (done.returncode, done.stdout) == (0, "True\n"), done
 
 
 def test_what_is_installed_serves(installed: Path) -> None:

@@ -27,6 +27,7 @@ PROGRAMS: Final = {
     "down": Program(_of_ours("zcache.swap.down"), "turn it off, once there is memory for what is in it"),
     "upgrade": Program(_of_ours("zcache.swap.upgrade"), "replace its server by the code on disk, with the swap on"),
     "pager": Program(_of_ours("zcache.pager.service"), "serve memory of programs, larger than the RAM they take"),
+    "run": Program(_of_ours("zcache.run.run"), "run a job whose NumPy arrays are larger than the RAM that it may take"),
     "serve": Program(_of_ours("nbd_plugin.serve"), "serve a device with nbdkit: [nbdkit options] key=value…"),
 }
 

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from zcache.control.answers import TROUBLES, Audit, CleanExport, Decision, RegionStatus, SettingsNow, Status, SwapArea
+from zcache.sizes import human
 
 #: No terminal: whatever its width, no figure is cut short.
 TABLE_COLUMNS: Final = 240
@@ -53,15 +54,6 @@ def print_audit(audit: Audit) -> None:
     print(f"balanced: {audit['stored_pages']} pages stored, {audit['lost_pages']} lost")
     for reason in audit.get("reasons", []):  # books may balance, and their pages lie on a dead disk
         print(f"but {reason}")
-
-
-def human(size_bytes: float) -> str:
-    """A size with a suffix."""
-    for suffix in ("B", "K", "M", "G"):
-        if size_bytes < 1024:
-            return f"{size_bytes:.0f}{suffix}" if suffix == "B" else f"{size_bytes:.1f}{suffix}"
-        size_bytes /= 1024
-    return f"{size_bytes:.1f}T"
 
 
 # The table of the store

@@ -7,11 +7,41 @@
 #include "arena.h"
 
 #include <errno.h>
-#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+/* -- the C library's ------------------------------------------------------------------------------------- */
+
+static void *libc_malloc(void *ctx, size_t size)
+{
+    (void)ctx;
+    return malloc(size ? size : 1);
+}
+
+static void *libc_calloc(void *ctx, size_t count, size_t size)
+{
+    (void)ctx;
+    return calloc(count ? count : 1, size ? size : 1);
+}
+
+static void *libc_realloc(void *ctx, void *at, size_t size)
+{
+    (void)ctx;
+    return realloc(at, size ? size : 1);
+}
+
+static void libc_free(void *ctx, void *at, size_t size)
+{
+    (void)ctx;
+    (void)size;
+    free(at);
+}
+
+const struct allocator libc_allocator = {NULL, libc_malloc, libc_calloc, libc_realloc, libc_free};
+
+/* -- its beginning and end ------------------------------------------------------------------------------- */
 
 int arena_begin(struct arena *arena, char *base, size_t bytes, size_t threshold, size_t offset, int socket)
 {
@@ -20,7 +50,7 @@ int arena_begin(struct arena *arena, char *base, size_t bytes, size_t threshold,
     if (!whole)
         return -1;
     *whole = (struct part){NULL, 0, bytes, 0};
-    *arena = (struct arena){.base = base, .bytes = bytes, .threshold = threshold, .offset = offset,
+    *arena = (struct arena){.other = libc_allocator, .base = base, .bytes = bytes, .threshold = threshold, .offset = offset,
                             .socket = socket, .owner = getpid(), .first = whole};
     pthread_mutex_init(&arena->lock, NULL);
     return 0;
@@ -162,7 +192,7 @@ static int is_ours(const struct arena *arena)
     return getpid() == arena->owner;
 }
 
-void *arena_malloc(struct arena *arena, size_t size)
+static void *take_locked(struct arena *arena, size_t size)
 {
     void *at = NULL;
 
@@ -171,25 +201,25 @@ void *arena_malloc(struct arena *arena, size_t size)
         at = take(arena, size);
         pthread_mutex_unlock(&arena->lock);
     }
-    return at ? at : malloc(size ? size : 1);
+    return at;
+}
+
+void *arena_malloc(struct arena *arena, size_t size)
+{
+    void *at = take_locked(arena, size);
+    return at ? at : arena->other.malloc(arena->other.ctx, size);
 }
 
 void *arena_calloc(struct arena *arena, size_t count, size_t size)
 {
-    void *at = NULL;
-
-    if (size && count <= SIZE_MAX / size && count * size >= arena->threshold && is_ours(arena)) {
-        pthread_mutex_lock(&arena->lock);
-        at = take(arena, count * size);
-        pthread_mutex_unlock(&arena->lock);
-    }
-    return at ? at : calloc(count ? count : 1, size ? size : 1);
+    void *at = size && count <= SIZE_MAX / size ? take_locked(arena, count * size) : NULL;
+    return at ? at : arena->other.calloc(arena->other.ctx, count, size);
 }
 
-void arena_free(struct arena *arena, void *at)
+void arena_free(struct arena *arena, void *at, size_t size)
 {
     if (!is_inside(arena, at)) {
-        free(at);
+        arena->other.free(arena->other.ctx, at, size);
         return;
     }
     if (!is_ours(arena))
@@ -197,6 +227,19 @@ void arena_free(struct arena *arena, void *at)
     pthread_mutex_lock(&arena->lock);
     give(arena, at);
     pthread_mutex_unlock(&arena->lock);
+}
+
+/* What grew elsewhere comes here once it is large enough: how long it was before is not known, so it grows
+ * there first. */
+static void *realloc_outside(struct arena *arena, void *at, size_t size)
+{
+    void *grown = arena->other.realloc(arena->other.ctx, at, size), *to = grown ? take_locked(arena, size) : NULL;
+
+    if (!to)
+        return grown;
+    memcpy(to, grown, size);
+    arena->other.free(arena->other.ctx, grown, size);
+    return to;
 }
 
 void *arena_realloc(struct arena *arena, void *at, size_t size)
@@ -207,27 +250,23 @@ void *arena_realloc(struct arena *arena, void *at, size_t size)
 
     if (!at)
         return arena_malloc(arena, size);
-    if (!is_inside(arena, at)) {
-        if (size < arena->threshold)
-            return realloc(at, size ? size : 1);
-        held = malloc_usable_size(at);
-    } else if (!is_ours(arena)) {
+    if (!is_inside(arena, at))
+        return realloc_outside(arena, at, size);
+    if (!is_ours(arena))
         return NULL;
-    } else {
-        pthread_mutex_lock(&arena->lock);
-        part = find(arena, at, &before);
-        if (part && size >= arena->threshold && whole_pages(size) <= part->bytes && whole_pages(size) >= size) {
-            part->asked = size; /* what it does not need any more stays with it */
-            pthread_mutex_unlock(&arena->lock);
-            return at;
-        }
-        held = part ? part->asked : 0;
+    pthread_mutex_lock(&arena->lock);
+    part = find(arena, at, &before);
+    held = part ? part->asked : 0;
+    if (part && size >= arena->threshold && whole_pages(size) <= part->bytes && whole_pages(size) >= size) {
+        part->asked = size; /* what it does not need any more stays with it */
         pthread_mutex_unlock(&arena->lock);
+        return at;
     }
+    pthread_mutex_unlock(&arena->lock);
     to = arena_malloc(arena, size);
     if (to) {
         memcpy(to, at, held < size ? held : size);
-        arena_free(arena, at);
+        arena_free(arena, at, held);
     }
     return to;
 }

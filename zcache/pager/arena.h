@@ -13,7 +13,17 @@ struct part {
     size_t start, bytes, asked; /* `asked` is 0: free */
 };
 
+/* NumPy's PyDataMemAllocator (ndarraytypes.h). */
+struct allocator {
+    void *ctx;
+    void *(*malloc)(void *ctx, size_t size);
+    void *(*calloc)(void *ctx, size_t count, size_t size);
+    void *(*realloc)(void *ctx, void *at, size_t size);
+    void (*free)(void *ctx, void *at, size_t size);
+};
+
 struct arena {
+    struct allocator other; /* for what does not lie here */
     char *base;
     size_t bytes, threshold;
     size_t offset; /* of it, in the region */
@@ -25,12 +35,15 @@ struct arena {
     size_t used, most; /* bytes of whole pages */
 };
 
+/* As the C library does it. */
+extern const struct allocator libc_allocator;
+
 /* All of `base` to `base + bytes` is free, and zeros. 0; or -1, if there is no memory. */
 int arena_begin(struct arena *arena, char *base, size_t bytes, size_t threshold, size_t offset, int socket);
 void arena_end(struct arena *arena);
 
-/* As their namesakes; what is below the threshold, or does not fit, is theirs. */
+/* As their namesakes; what is below the threshold, or does not fit, is the other allocator's. */
 void *arena_malloc(struct arena *arena, size_t size);
 void *arena_calloc(struct arena *arena, size_t count, size_t size);
 void *arena_realloc(struct arena *arena, void *at, size_t size);
-void arena_free(struct arena *arena, void *at);
+void arena_free(struct arena *arena, void *at, size_t size);

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -53,15 +54,13 @@ class HeldRegion:
 
 class Keeper:
     """Of a store for `size_bytes`, by `parameters`. With an entrance, more regions come in, and it
-    goes on until it is asked to end; without, until there are none left. The greeting is said once
-    it serves."""
+    goes on until it is asked to end; without, until there are none left. `on_serving` is called
+    once, when the first pager serves."""
 
-    def __init__(
-        self, size_bytes: int, parameters: dict[str, str], entrance: Entrance | None = None, greeting: str = ""
-    ) -> None:
+    def __init__(self, size_bytes: int, parameters: dict[str, str], entrance: Entrance | None = None) -> None:
         self._store = {"size": size_bytes, "parameters": parameters}
         self._entrance = entrance
-        self._greeting = greeting
+        self.on_serving: Callable[[], None] = lambda: None
         self._image = image.new_descriptor()
         self._files: list[int] = []
         self._regions: dict[int, HeldRegion] = {}
@@ -74,6 +73,11 @@ class Keeper:
         self._is_given_up = False
         self._pager: subprocess.Popen[bytes]
         self._channel: socket.socket
+
+    @property
+    def region_count(self) -> int:
+        """How many there are."""
+        return len(self._regions)
 
     def add(self, newcomer: Newcomer) -> int:
         """A region, which the next pager will serve; its number. Raises `BadInput`, and then has
@@ -114,13 +118,6 @@ class Keeper:
         if self._entrance:
             self._entrance.close()
             self._entrance = None
-            if self._regions:
-                print(
-                    f"zcache: {len(self._regions)} regions are in use: the pager ends with the last one; "
-                    "asked once more, now, and their programs with it (SIGBUS)",
-                    file=sys.stderr,
-                    flush=True,
-                )
             self._end_with_the_last()
         else:
             self._is_given_up = True
@@ -187,9 +184,8 @@ class Keeper:
         match packet.kind:
             case "serves":
                 self._serves_since = time.monotonic()
-                if self._greeting:
-                    print(self._greeting, file=sys.stderr, flush=True)
-                    self._greeting = ""
+                self.on_serving()
+                self.on_serving = lambda: None
             case "files":
                 self._files = list(packet.descriptors)
             case "sigbus":

@@ -15,18 +15,11 @@
 
 /* NumPy's (ndarraytypes.h), version 1 of it. */
 typedef struct {
-    void *ctx;
-    void *(*malloc)(void *ctx, size_t size);
-    void *(*calloc)(void *ctx, size_t count, size_t size);
-    void *(*realloc)(void *ctx, void *at, size_t size);
-    void (*free)(void *ctx, void *at, size_t size);
-} PyDataMemAllocator;
-typedef struct {
     char name[127];
     uint8_t version;
-    PyDataMemAllocator allocator;
+    struct allocator allocator;
 } PyDataMem_Handler;
-#define SET_HANDLER 304 /* in its table of functions (__multiarray_api.h) */
+enum { SET_HANDLER = 304, DEFAULT_HANDLER = 306 }; /* in its table (__multiarray_api.h) */
 
 typedef struct {
     PyObject_HEAD
@@ -54,8 +47,7 @@ static void *hook_realloc(void *ctx, void *at, size_t size)
 
 static void hook_free(void *ctx, void *at, size_t size)
 {
-    (void)size; /* may be wrong, after a view or a resize */
-    arena_free(ctx, at);
+    arena_free(ctx, at, size); /* it may be wrong, after a view or a resize */
 }
 
 /* -- the type -------------------------------------------------------------------------------------------------- */
@@ -120,7 +112,7 @@ static PyObject *arena_handler(Arena *arena, PyObject *nothing)
         return PyErr_NoMemory();
     strcpy(handler->name, "zcache region");
     handler->version = 1;
-    handler->allocator = (PyDataMemAllocator){&arena->arena, hook_malloc, hook_calloc, hook_realloc, hook_free};
+    handler->allocator = (struct allocator){&arena->arena, hook_malloc, hook_calloc, hook_realloc, hook_free};
     PyObject *capsule = PyCapsule_New(handler, "mem_handler", handler_end);
     if (!capsule) {
         PyMem_Free(handler);
@@ -174,7 +166,54 @@ static PyObject *set_handler(PyObject *module, PyObject *args)
     return ((PyObject * (*)(PyObject *)) functions[SET_HANDLER])(handler);
 }
 
+/* NumPy's own handler, which is for all that nobody has set another for; NULL, with an exception. */
+static PyDataMem_Handler *default_of(PyObject *table)
+{
+    void **functions = PyCapsule_GetPointer(table, NULL);
+    PyDataMem_Handler *handler = NULL;
+
+    if (functions)
+        handler = PyCapsule_GetPointer(*(PyObject **)functions[DEFAULT_HANDLER], "mem_handler");
+    if (handler && (handler->version != 1 || strcmp(handler->name, "default_allocator"))) {
+        PyErr_SetString(PyExc_TypeError, "NumPy's own handler is another one already");
+        return NULL;
+    }
+    return handler;
+}
+
+/* default_handler(table) -> where it is, and how long */
+static PyObject *default_handler(PyObject *module, PyObject *table)
+{
+    PyDataMem_Handler *handler = default_of(table);
+
+    (void)module;
+    return handler ? Py_BuildValue("(nn)", (Py_ssize_t)handler, (Py_ssize_t)sizeof *handler) : NULL;
+}
+
+/* replace_default(table, arena): for all threads, and for good. What there is already stays where it is. */
+static PyObject *replace_default(PyObject *module, PyObject *args)
+{
+    PyObject *table, *thing;
+    PyDataMem_Handler *handler;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OO", &table, &thing) || !(handler = default_of(table)))
+        return NULL;
+    Arena *arena = (Arena *)thing;
+    Py_INCREF(thing); /* the last array may be freed after all else */
+    arena->arena.other = handler->allocator;
+    handler->allocator.ctx = &arena->arena; /* of which NumPy's own functions take no notice */
+    handler->allocator.free = hook_free;
+    handler->allocator.realloc = hook_realloc;
+    handler->allocator.calloc = hook_calloc;
+    handler->allocator.malloc = hook_malloc;
+    strcpy(handler->name, "zcache region");
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
+    {"default_handler", default_handler, METH_O, "default_handler(table) -> where NumPy's own is, and how long"},
+    {"replace_default", replace_default, METH_VARARGS, "replace_default(table, arena): NumPy's own, from now on"},
     {"set_handler", set_handler, METH_VARARGS, "set_handler(table, handler) -> the one that was set"},
     {NULL, NULL, 0, NULL},
 };

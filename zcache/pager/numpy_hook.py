@@ -2,17 +2,23 @@
 
 By NumPy's allocation hook (NEP 49), which is a context variable: what is set holds in this thread
 and context, until it is reset. Threads that are started have NumPy's own; give a pool an
-initializer. It takes compiled code, as the page loop does, for NumPy calls it without the
-interpreter's lock.
+initializer, or replace NumPy's own (`allocate_in_for_good`). It takes compiled code, as the page
+loop does, for NumPy calls it without the interpreter's lock.
 """
 
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from zcache.errors import EnvironmentProblem
+
+
+def check() -> None:
+    """Raises `EnvironmentProblem` if it is not compiled."""
+    _compiled()
 
 
 def new_arena(memory: Any, offset: int, size_bytes: int, threshold: int, socket: int) -> Any:
@@ -31,6 +37,29 @@ def allocating_in(arena: Any) -> Iterator[Any]:
         yield arena
     finally:
         set_handler(table, before)
+
+
+def allocate_in_for_good(arena: Any) -> None:
+    """In all threads, and in all contexts that have no other handler; by NumPy's own handler, whose
+    functions are replaced in place. Raises `EnvironmentProblem` if it is not as it always was."""
+    compiled, table = _compiled(), _table_of_numpy()
+    try:
+        start, size_bytes = compiled.default_handler(table)
+    except TypeError as error:
+        raise EnvironmentProblem(f"{error}: a region is for the whole process once, and with no other hook") from None
+    if not is_writable(start, start + size_bytes):
+        raise EnvironmentProblem("this NumPy's own allocation handler cannot be changed: use region.numpy")
+    compiled.replace_default(table, arena)
+
+
+def is_writable(start: int, stop: int) -> bool:
+    """Whether these addresses are memory that may be written to."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        bounds, permissions, *_ = line.split(maxsplit=2)
+        begin, end = (int(bound, 16) for bound in bounds.split("-"))
+        if begin <= start and stop <= end:
+            return permissions[1] == "w"
+    return False
 
 
 def _compiled() -> ModuleType:

@@ -1,5 +1,6 @@
 """What a region's store is told."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
@@ -30,3 +31,14 @@ def store_words(size_bytes: int, parameters: dict[str, str]) -> dict[str, str]:
     most_frames = chosen.frames_for(size_bytes // PAGE_BYTES) // (4 if parameters.get("backing") else 1)
     budget_bytes = max(most_frames, chosen.min_budget_frames) * chosen.frame_bytes
     return {"size": str(size_bytes), "budget": str(budget_bytes), **parameters}
+
+
+def sorted_out(words: Sequence[str]) -> dict[str, str]:
+    """`key=value` words, as they were given to a command. Raises `BadInput`."""
+    given: dict[str, str] = {}
+    for word in words:
+        key, is_given, value = word.partition("=")
+        if not is_given or key in given:
+            raise BadInput(f"{word}: give key=value, and each key once")
+        given[key] = value
+    return given

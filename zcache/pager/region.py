@@ -16,7 +16,7 @@ from zcache.errors import BadInput, Imbalance
 from zcache.linux import memory
 from zcache.linux.libc import LIBC, raise_errno
 from zcache.pager.link import Link
-from zcache.pager.numpy_hook import allocating_in, new_arena
+from zcache.pager.numpy_hook import allocate_in_for_good, allocating_in, new_arena
 from zcache.pages.entry import PAGE_BYTES
 from zcache.sizes import parse_size
 
@@ -141,6 +141,16 @@ class Region:
         """Arrays of at least `threshold` bytes that anything makes meanwhile, in this thread, lie
         in what `array` has left of the region; what does not fit, and smaller ones, in ordinary
         memory. Raises `EnvironmentProblem` where that is not compiled."""
+        with allocating_in(self._arena_for(threshold)):
+            yield
+
+    def numpy_for_good(self, threshold: int | str = "1M") -> None:
+        """The same for all threads, and for as long as the process lives: the region cannot be
+        closed any more. (`zcache run` does this.) Raises `EnvironmentProblem`, too, for a NumPy
+        whose own handler was replaced by somebody else."""
+        allocate_in_for_good(self._arena_for(threshold))
+
+    def _arena_for(self, threshold: int | str) -> Any:
         least = max(_bytes("threshold", threshold), PAGE_BYTES)
         with self._lock:
             if self._arena is None:
@@ -150,8 +160,7 @@ class Region:
                 arena = new_arena(self._memory, begin, left, least, self._link.forgetting)
                 self._link.ask("forget", begin // PAGE_BYTES, self.size_bytes // PAGE_BYTES)  # it has to be zeros
                 self._arena, self._arena_begin, self._array_bytes = arena, begin, self.size_bytes
-        with allocating_in(self._arena):
-            yield
+        return self._arena
 
     @property
     def numpy_bytes(self) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from zcache.errors import BadInput, ZcacheError
 from zcache.inherited.start import run
 from zcache.pager.entrance import Entrance
 from zcache.pager.keeper import Keeper
-from zcache.pager.parameters import PARAMETERS
+from zcache.pager.parameters import PARAMETERS, sorted_out
 from zcache.sizes import parse_size
 
 DESCRIPTION: Final = (
@@ -34,20 +34,10 @@ def main(words: Sequence[str]) -> int:
     )
     arguments = parser.parse_args(words)
     try:
-        return _serve(arguments.socket.absolute(), _sorted_out(arguments.parameters))
+        return _serve(arguments.socket.absolute(), sorted_out(arguments.parameters))
     except ZcacheError as refusal:
         print(f"zcache pager: {refusal}", file=sys.stderr)
         return 2
-
-
-def _sorted_out(words: Sequence[str]) -> dict[str, str]:
-    given: dict[str, str] = {}
-    for word in words:
-        key, is_given, value = word.partition("=")
-        if not is_given or key in given:
-            raise BadInput(f"{word}: give key=value, and each key once")
-        given[key] = value
-    return given
 
 
 def _serve(path: Path, given: dict[str, str]) -> int:
@@ -55,10 +45,15 @@ def _serve(path: Path, given: dict[str, str]) -> int:
         raise BadInput("size=: missing; give size=SIZE, of all regions together")
     size_bytes = parse_size("size", given.pop("size"))
     given.setdefault("control", f"{path}.control")
-    greeting = f"zcache: regions are served at {path}; zcache status --control {given['control']}"
-    keeper = Keeper(size_bytes, given, Entrance(path), greeting)
+    keeper = Keeper(size_bytes, given, Entrance(path))
+    keeper.on_serving = lambda: _say(f"regions are served at {path}; zcache status --control {given['control']}")
 
     def end(_number: int, _frame: Any) -> None:
+        if keeper.region_count:
+            _say(
+                f"{keeper.region_count} regions are in use: the pager ends with the last one; "
+                "asked once more, now, and their programs with it (SIGBUS)"
+            )
         keeper.ask_to_end()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -68,6 +63,10 @@ def _serve(path: Path, given: dict[str, str]) -> int:
     if why:
         raise BadInput(why)
     return 0
+
+
+def _say(line: str) -> None:
+    print(f"zcache: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class Worker:
         self._era = 0
         self._refused: dict[int, list[int]] = {}  # pages of regions that are still to come
         self._regions: dict[int, PagedRegion] = {}
+        self._past_faults = 0  # of those that have ended
         self._serving: dict[int, OwnThread] = {}
 
     def run(self) -> None:
@@ -119,7 +120,9 @@ class Worker:
 
     def _status(self) -> dict[str, Any]:
         regions = [region_status(region) for region in list(self._regions.values())]
-        return gather_status(self._store, self._pages, {}, self._era + 1, around={"regions": regions})
+        faults = self._past_faults + sum(region["faults"] for region in regions)
+        around = {"regions": regions, "region_faults": faults}
+        return gather_status(self._store, self._pages, {}, self._era + 1, around=around)
 
     def _begin(self, packet: Packet) -> None:
         words = packet.words
@@ -160,6 +163,7 @@ class Worker:
             pages_to_forget.close()
             for end in (descriptor, memfd, life):
                 os.close(end)
+            self._past_faults += region.faults
             del self._regions[number], self._serving[number]
             self._say("ended", number=number)
 

@@ -5,9 +5,10 @@ from typing import cast
 import pytest
 
 from tests.support.stores import new_object, put, settings_of, small_store
-from zcache.client.tables import human, print_audit, print_settings, print_status
+from zcache.client.tables import print_audit, print_settings, print_status
 from zcache.control.answers import Audit, SettingsNow, Status
 from zcache.control.status import gather_status
+from zcache.sizes import human
 from zcache.store.store import Store
 
 

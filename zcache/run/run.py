@@ -1,0 +1,157 @@
+"""`zcache run --limit 2G -- python job.py`: the command.
+
+This process is the keeper of the job's pager, which ends with it. Exit status: the job's; 128 and
+the signal's number if that ended it; 2 if it was not started.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from zcache.errors import BadInput, EnvironmentProblem, ZcacheError
+from zcache.linux import standard_streams
+from zcache.pager import numpy_hook
+from zcache.pager.entrance import Entrance
+from zcache.pager.keeper import Keeper
+from zcache.pager.parameters import PARAMETERS, sorted_out
+from zcache.pager.region import Region
+from zcache.run.in_job import VARIABLE
+from zcache.run.report import report
+from zcache.run.watch import Watch
+from zcache.sizes import parse_size
+
+DESCRIPTION: Final = """Run a job whose NumPy arrays may be larger than RAM: at most LIMIT of them is there as it
+is, and the rest compressed, or in a backing file. The job is any program; what counts is each Python in it that imports
+NumPy. At the end it says what the job took, and what of it the limit is not for."""
+STARTUP: Final = Path(__file__).resolve().parent / "startup"
+#: Of the limit: what arrays may take, unless somebody says it.
+TIMES: Final = 16
+
+
+class Plan(NamedTuple):
+    """What each Python of the job is told (`in_job.py`)."""
+
+    pager: str
+    folder: str
+    size: int
+    limit: int
+    threshold: int
+
+
+def main(words: Sequence[str]) -> int:
+    """Until the job has ended."""
+    arguments, command = _parse(words)
+    folder = Path(tempfile.mkdtemp(prefix="zcache-run-"))
+    try:
+        limit_bytes = parse_size("--limit", arguments.limit) // arguments.processes
+        size_bytes = parse_size("--size", arguments.size) if arguments.size else TIMES * limit_bytes
+        threshold_bytes = parse_size("--threshold", arguments.threshold)
+        plan = Plan(str(folder / "pager"), str(folder), size_bytes, limit_bytes, threshold_bytes)
+        return Run(plan, command, arguments.processes, sorted_out(arguments.parameters)).run()
+    except ZcacheError as refusal:
+        print(f"zcache run: {refusal}", file=sys.stderr)
+        return 2
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="zcache run", description=DESCRIPTION, usage="%(prog)s --limit SIZE [options] [key=value …] -- COMMAND …"
+    )
+    add = parser.add_argument
+    add("--limit", required=True, metavar="SIZE", help="of arrays, in RAM as they are: 2G, or 25%% of RAM")
+    add("--size", metavar="SIZE", help=f"of all arrays together, per process; default: {TIMES} times the limit")
+    add("--threshold", default="1M", metavar="SIZE", help="smaller arrays stay in ordinary memory (%(default)s)")
+    add("--processes", type=int, default=1, metavar="N", help="that share the limit, in equal parts (%(default)s)")
+    add(
+        "parameters",
+        nargs="*",
+        metavar="key=value",
+        help=f"of the store: {', '.join(PARAMETERS)}; backing=PATH to go on below RAM",
+    )
+    own, is_there, command = list(words), "--" in words, []
+    if is_there:
+        own, command = list(words[: words.index("--")]), list(words[words.index("--") + 1 :])
+    arguments = parser.parse_args(own)
+    if not command:
+        parser.error("give the job behind --: zcache run --limit 2G -- python job.py")
+    if arguments.processes < 1:
+        parser.error("--processes: give at least 1")
+    return arguments, command
+
+
+class Run:
+    """A job, its pager and whoever watches them."""
+
+    def __init__(self, plan: Plan, command: Sequence[str], processes: int, parameters: dict[str, str]) -> None:
+        self._plan, self._command = plan, command
+        self._control = Path(parameters.setdefault("control", f"{plan.pager}.control"))
+        self._keeper = Keeper(processes * plan.size, parameters, Entrance(Path(plan.pager)))
+        self._keeper.on_serving = lambda: threading.Thread(target=self._work).start()
+        self._job: subprocess.Popen[bytes] | None = None
+        self._status = 2
+        self._refusal: ZcacheError | None = None
+
+    def run(self) -> int:
+        """The exit status. Raises what stands against it."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, self._pass_on)
+        why = self._keeper.run()
+        if self._refusal:
+            raise self._refusal
+        if why:
+            raise BadInput(why)
+        return self._status
+
+    def _pass_on(self, number: int, _frame: Any) -> None:
+        """To the job; a terminal's keys are for all of its processes already."""
+        if self._job and number in (signal.SIGTERM, signal.SIGHUP):
+            with contextlib.suppress(ProcessLookupError):
+                self._job.send_signal(number)
+
+    def _work(self) -> None:
+        try:
+            numpy_hook.check()
+            Region(self._plan.size, self._plan.limit, pager=self._plan.pager).close()
+            self._status = self._run_job()
+        except ZcacheError as refusal:
+            self._refusal = refusal
+        finally:
+            self._keeper.ask_to_end()
+
+    def _run_job(self) -> int:
+        path = [str(STARTUP), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(path),
+            VARIABLE: json.dumps(self._plan._asdict()),
+        }
+        try:
+            self._job = subprocess.Popen(self._command, env=environment, close_fds=False)
+        except OSError as error:
+            raise EnvironmentProblem(f"{self._command[0]}: {error.strerror}") from None
+        watch, ended = Watch(self._job.pid, self._control), threading.Event()
+        watching = threading.Thread(target=watch.until, args=(ended,))
+        watching.start()
+        status = self._job.wait()
+        ended.set()
+        watching.join()
+        watch.look_at_store()
+        for line in report(watch, self._plan.limit, Path(self._plan.folder)):
+            print(f"zcache run: {line}", file=sys.stderr, flush=True)
+        return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    # What was inherited is the job's: environment, open files, limits.
+    sys.exit(standard_streams.run("zcache run", lambda: main(sys.argv[1:])))
