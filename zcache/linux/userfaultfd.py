@@ -138,14 +138,10 @@ def poison(descriptor: int, start: int, length: int) -> None:
     fcntl.ioctl(descriptor, UFFDIO_POISON, bytearray(_POISON.pack(start, length, 0, 0)))
 
 
-def read_faults(descriptor: int, most: int = 16) -> list[Fault]:
-    """Those that were not read yet; none if there are none."""
-    try:
-        data = os.read(descriptor, most * MESSAGE.size)
-    except BlockingIOError:
-        return []
+def faults_in(messages: bytes) -> list[Fault]:
+    """Those that read(2) has given."""
     return [
         Fault(address, flags, thread_id)
-        for event, flags, address, thread_id in MESSAGE.iter_unpack(data)
+        for event, flags, address, thread_id in MESSAGE.iter_unpack(messages)
         if event == UFFD_EVENT_PAGEFAULT
     ]

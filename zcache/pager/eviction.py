@@ -1,18 +1,22 @@
 """Pages of a region leave, in batches, ahead of need: between two watermarks, so that a fault
 seldom waits for one."""
 
+import mmap
 import os
 import sys
 import time
 import traceback
+from array import array
 from collections.abc import Callable
 from typing import Final
 
 from zcache.errors import StoreFull
 from zcache.hardening.own_thread import OwnThread
+from zcache.pager.page_moves import runs
 from zcache.pager.pages import ResidentPages
 from zcache.pager.region_memory import CLIENT_HAS_ENDED, RegionMemory
 from zcache.pager.stored_pages import StoredPages
+from zcache.pages.entry import PAGE_BYTES
 
 #: Pages that leave together, at most: a run of a put.
 BATCH_PAGES: Final = 32
@@ -21,24 +25,24 @@ REST_SECONDS: Final = 0.1
 
 
 class Eviction:
-    """Has pages leave while more than `limit_pages` less `slack_pages` are resident, by a thread of
-    its own. Raises nothing there: `failed` is told of an `OSError`, which is the client's affair;
-    after all else the process ends, and its keeper has another one begin."""
+    """Has pages leave while more than `resident.high` are there, by a thread of its own, no more
+    than `slack_pages` at a time. Raises nothing there: `failed` is told of an `OSError`, which is
+    the client's affair; after all else the process ends, and its keeper has another one begin."""
 
     def __init__(
         self,
         memory: RegionMemory,
         stored: StoredPages,
         resident: ResidentPages,
-        limit_pages: int,
+        slack_pages: int,
         failed: Callable[[OSError], None],
     ) -> None:
         self._memory, self._stored, self._resident = memory, stored, resident
-        self.slack_pages = max(min(limit_pages // 16, 256), 1)
-        self._high = limit_pages - self.slack_pages
+        self._batch = min(BATCH_PAGES, slack_pages)
         self._failed = failed
         self._is_full = False
         self.is_closing = False
+        self._out = memoryview(mmap.mmap(-1, BATCH_PAGES * PAGE_BYTES))
         self._thread = OwnThread("zcache-evictor", self._run)
 
     def start(self) -> None:
@@ -55,6 +59,13 @@ class Eviction:
         with self._resident.changed:
             self.is_closing = True
             self._resident.changed.notify_all()
+            self._resident.many.notify_all()
+
+    def wait_for_room(self, limit_pages: int, seconds: float) -> bool:
+        """Whether fewer are there within that time; or it has ended."""
+        resident = self._resident
+        with resident.changed:
+            return resident.changed.wait_for(lambda: resident.count < limit_pages or self.is_closing, seconds)
 
     def _run(self) -> None:
         try:
@@ -70,11 +81,11 @@ class Eviction:
     def _evict_until_closed(self) -> None:
         resident = self._resident
         while True:
-            with resident.changed:
-                resident.changed.wait_for(lambda: resident.count > self._high or self.is_closing)
+            with resident.many:
+                resident.many.wait_for(lambda: resident.count > resident.high or self.is_closing)
                 if self.is_closing:
                     return
-            if not self.evict(min(BATCH_PAGES, self.slack_pages)):
+            if not self.evict(self._batch):
                 if not self._is_full:
                     print("zcache: a region's store is full: no page can leave", file=sys.stderr, flush=True)
                 self._is_full = True
@@ -84,27 +95,25 @@ class Eviction:
 
     def evict(self, most: int) -> bool:
         """Have at most so many pages leave, those that came first; whether all of them could."""
-        pages = sorted(self._resident.begin_to_leave(most))
-        have_left = True
-        begin = 0
-        for end in range(1, len(pages) + 1):
-            if end == len(pages) or pages[end] != pages[end - 1] + 1:
-                have_left &= self._evict_run(pages[begin], pages[end - 1] + 1)
-                begin = end
-        return have_left
+        pages = array("I", sorted(self._resident.begin_to_leave(most)))
+        self._memory.protect_and_read(pages, self._out)
+        count = self._put(pages)
+        gone = pages[:count]
+        self._memory.punch(gone)
+        self._resident.left(gone)
+        for page in pages[count:]:
+            self._resident.stayed(page)
+        self._memory.allow_writes(pages)
+        return count == len(pages)
 
-    def _evict_run(self, first: int, stop: int) -> bool:
-        self._memory.write_protect(first, stop)
-        data = self._memory.read(first, stop)
-        try:
-            self._stored.put(first, data)
-        except StoreFull:
-            self._stored.flush(first, stop - first)
-            for page in range(first, stop):
-                self._resident.stayed(page)
-            self._memory.allow_writes(first, stop)
-            return False
-        self._memory.punch(first, stop)
-        self._resident.left(range(first, stop))
-        self._memory.allow_writes(first, stop)
-        return True
+    def _put(self, pages: "array[int]") -> int:
+        """How many of them the store has now; the first ones."""
+        done = 0
+        for first, count in runs(pages):
+            try:
+                self._stored.put(first, self._out[done * PAGE_BYTES : (done + count) * PAGE_BYTES])
+            except StoreFull:
+                self._stored.flush(first, count)
+                break
+            done += count
+        return done

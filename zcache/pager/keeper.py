@@ -27,7 +27,7 @@ from zcache.pager import messages
 from zcache.pager.entrance import REGIONS_DESCRIPTORS, Entrance, Newcomer
 from zcache.pager.extents import Extents
 from zcache.pager.messages import Packet
-from zcache.pager.region_memory import check_descriptors
+from zcache.pager.region_file import check_descriptors
 from zcache.pages.entry import PAGE_BYTES
 
 #: The command of a pager, but for its channel.

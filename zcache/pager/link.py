@@ -20,7 +20,7 @@ from typing import Any, Final
 from zcache.errors import BadInput, EnvironmentProblem
 from zcache.linux import userfaultfd
 from zcache.pager.messages import CREDENTIALS
-from zcache.pager.region_memory import new_memfd
+from zcache.pager.region_file import new_memfd
 
 F_SETSIG: Final = 10  # of which Python does not know
 WANTED_FEATURES: Final = (

@@ -48,8 +48,10 @@ class PagedRegion:
         self.client = client
         self.limit_pages = limit_pages
         self._note_refused = note_refused
-        self.resident = ResidentPages(memory_of_client.page_count)
-        self._eviction = Eviction(memory_of_client, stored, self.resident, limit_pages, failed)
+        slack_pages = max(min(limit_pages // 16, 256), 1)  # that a fault seldom waits for one to leave
+        self._high = limit_pages - slack_pages
+        self.resident = ResidentPages(memory_of_client.page_count, self._high)
+        self._eviction = Eviction(memory_of_client, stored, self.resident, slack_pages, failed)
         self._window = 1  # pages that the next fault brings
         self._expected = -1  # where it will be, if faults come in a row
         self._buffer = mmap.mmap(-1, MAX_WINDOW_PAGES * PAGE_BYTES)
@@ -75,8 +77,7 @@ class PagedRegion:
             self.stored.flush(first, stop - first)
             self.resident.came(first, stop - first)
         with contextlib.suppress(*CLIENT_HAS_ENDED):
-            self._memory.allow_writes(0, self._memory.page_count)
-            self._memory.wake(0, self._memory.page_count)
+            self._memory.let_all_go_on()
 
     def start(self) -> None:
         """Pages leave from now on."""
@@ -89,9 +90,9 @@ class PagedRegion:
     # -- faults
     # ----------------------------------------------------------------------------------------------
 
-    def serve_faults(self) -> int:
-        """Those that wait now; how many there were."""
-        faults = self._memory.faults()
+    def serve_faults(self, spin_seconds: float = 0.0) -> int:
+        """Those that wait now, or come within that time; how many there were."""
+        faults = self._memory.faults(spin_seconds)
         for fault in faults:
             begin = time.perf_counter()
             page = self._memory.page_of(fault)
@@ -109,15 +110,12 @@ class PagedRegion:
         """Bring a page back; and those that follow, if faults have come in a row."""
         self.faults += 1
         resident = self.resident
+        resident.wait_until_left(page)
         if resident.is_resident(page) and not self._is_removed(page):  # another thread's fault was first
             self._memory.wake(page, page + 1)
             return
         self._window = min(2 * self._window, MAX_WINDOW_PAGES) if page == self._expected else 1
-        with resident.changed:
-            has_room = resident.changed.wait_for(
-                lambda: resident.count < self.limit_pages or self._eviction.is_closing, FULL_SECONDS
-            )
-        if not has_room:
+        if resident.count >= self.limit_pages and not self._eviction.wait_for_room(self.limit_pages, FULL_SECONDS):
             self._refuse(page, thread_id, "no page can leave: the store is full")
             return
         count = resident.absent_run(page, max(min(self._window, self.limit_pages - resident.count), 1))
@@ -182,7 +180,7 @@ class PagedRegion:
         to leave for."""
         while first < stop and not self._eviction.is_closing:
             self.serve_faults()  # this may take long
-            room = self.limit_pages - self._eviction.slack_pages - self.resident.count
+            room = self._high - self.resident.count
             count = self.resident.absent_run(first, min(MAX_WINDOW_PAGES, room, stop - first)) if room > 0 else 0
             if count > 0:
                 try:
@@ -196,7 +194,7 @@ class PagedRegion:
     def forget(self, first: int, stop: int) -> None:
         """What is in these pages is needed no more: they read as zeros."""
         pages = self.resident.begin_to_leave_of(first, stop)
-        self._memory.punch(first, stop)
+        self._memory.punch_all(first, stop)
         self.resident.left(pages)
         self.stored.flush(first, stop - first)
         for page in [page for page in self._refused if first <= page < stop]:  # no hole is there any more

@@ -13,14 +13,17 @@ LEAVING: Final = 2
 
 class ResidentPages:
     """Of a region of `page_count`: a state for each, and a queue of those that are resident, in the
-    order in which they came. Thread-safe; `changed` is notified when there are more, or fewer.
+    order in which they came. Thread-safe; `changed` is notified when there are fewer, `many`, over
+    the same lock, while there are more than `high`.
 
     Cost: 9 bytes a page."""
 
-    def __init__(self, page_count: int) -> None:
+    def __init__(self, page_count: int, high: int) -> None:
         self.page_count = page_count
+        self.high = high
         self.count = 0  # RESIDENT and LEAVING
-        self.changed = threading.Condition()
+        lock = threading.RLock()
+        self.changed, self.many = threading.Condition(lock), threading.Condition(lock)
         self._state = bytearray(page_count)
         # The queue is a ring; page number `page_count` is its head.
         self._newer = array("I", bytes(4 * (page_count + 1)))
@@ -46,6 +49,12 @@ class ResidentPages:
         with self.changed:
             return self.page_count - self._state.count(ABSENT)
 
+    def wait_until_left(self, page: int) -> None:
+        """For one that is not in the memfd any more: whoever has punched it is about to say so."""
+        if self._state[page] == LEAVING:
+            with self.changed:
+                self.changed.wait_for(lambda: self._state[page] != LEAVING)
+
     def absent_run(self, first: int, most: int) -> int:
         """How many pages from `first` on, at most so many, are in the store only."""
         stop = min(first + most, self.page_count)
@@ -59,7 +68,8 @@ class ResidentPages:
             for page in range(first, first + count):
                 self._append(page)
             self.count += count
-            self.changed.notify_all()
+            if self.count > self.high:
+                self.many.notify_all()
 
     def begin_to_leave(self, most: int) -> list[int]:
         """At most so many of those that came first, which leave now."""

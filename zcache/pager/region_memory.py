@@ -1,23 +1,18 @@
 """A region's memory as the pager has hold of it: by its file, and by its userfaultfd. Pages are
 numbers of the region's."""
 
-import contextlib
 import errno
-import fcntl
-import os
+from array import array
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
-from zcache.errors import BadInput
 from zcache.linux import libc, userfaultfd
 from zcache.linux.files import data_extents
+from zcache.pager.page_moves import MOVES
 from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
 
 #: How the kernel says that the client has ended, or its mapping.
 CLIENT_HAS_ENDED: Final = (ProcessLookupError, FileNotFoundError)
-#: What keeps a file as long as it is.
-SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class RegionMemory:
@@ -32,9 +27,10 @@ class RegionMemory:
         """Of the userfaultfd: ready when there are faults."""
         return self._descriptor
 
-    def faults(self) -> list[userfaultfd.Fault]:
-        """Those that nobody has heard of yet; some of them."""
-        return userfaultfd.read_faults(self._descriptor)
+    def faults(self, spin_seconds: float = 0.0) -> list[userfaultfd.Fault]:
+        """Those that nobody has heard of yet; some of them. If there are none, it looks for so
+        long, actively."""
+        return userfaultfd.faults_in(MOVES.read_faults(self._descriptor, spin_seconds))
 
     def page_of(self, fault: userfaultfd.Fault) -> int:
         """Which page that is."""
@@ -61,27 +57,29 @@ class RegionMemory:
                     raise MemoryError from None
                 raise
 
-    def read(self, first: int, stop: int) -> bytes:
-        """What the pages are now: by pread(2), which makes none where there is a hole."""
-        length = stop - first << PAGE_SHIFT
-        data = os.pread(self._memfd, length, first << PAGE_SHIFT)
-        if len(data) != length:
-            raise OSError(errno.EIO, f"pages {first} to {stop} of a region cannot be read")
-        return data
+    def protect_and_read(self, pages: "array[int]", out: memoryview) -> None:
+        """From now on who writes to these pages waits; and what they are now."""
+        MOVES.protect_and_read(self._descriptor, self._memfd, self._start, pages, out)
 
-    def punch(self, first: int, stop: int) -> None:
-        """A hole, where these pages were."""
+    def punch(self, pages: "array[int]") -> None:
+        """Holes, where these pages were."""
+        MOVES.punch(self._memfd, pages)
+
+    def punch_all(self, first: int, stop: int) -> None:
+        """The same of all pages of a range."""
         if first < stop:
             mode = libc.FALLOC_FL_PUNCH_HOLE | libc.FALLOC_FL_KEEP_SIZE
             libc.fallocate(self._memfd, mode, first << PAGE_SHIFT, stop - first << PAGE_SHIFT)
 
-    def write_protect(self, first: int, stop: int) -> None:
-        """Who writes to them waits."""
-        userfaultfd.write_protect(self._descriptor, self._at(first), stop - first << PAGE_SHIFT)
+    def allow_writes(self, pages: "array[int]") -> None:
+        """Who waits to write to these tries again."""
+        MOVES.allow_writes(self._descriptor, self._start, pages)
 
-    def allow_writes(self, first: int, stop: int) -> None:
-        """And goes on."""
-        userfaultfd.allow_writes(self._descriptor, self._at(first), stop - first << PAGE_SHIFT)
+    def let_all_go_on(self) -> None:
+        """Protect nothing, and wake everybody."""
+        length = self.page_count << PAGE_SHIFT
+        userfaultfd.allow_writes(self._descriptor, self._start, length)
+        userfaultfd.wake(self._descriptor, self._start, length)
 
     def wake(self, first: int, stop: int) -> None:
         """Who waits for these tries again."""
@@ -93,26 +91,3 @@ class RegionMemory:
 
     def _at(self, page: int) -> int:
         return self._start + (page << PAGE_SHIFT)
-
-
-def new_memfd(size_bytes: int) -> int:
-    """A file for a region's memory, that stays as long as it is."""
-    descriptor = os.memfd_create("zcache-region", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(descriptor, size_bytes)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def check_descriptors(descriptor: int, memfd: int, size_bytes: int) -> None:
-    """Raises `BadInput` if the first is no userfaultfd, or the second no file of that length, or
-    one that might have another later."""
-    seals = 0
-    with contextlib.suppress(OSError):  # no memfd
-        seals = fcntl.fcntl(memfd, fcntl.F_GET_SEALS)
-    kind = str(Path(f"/proc/self/fd/{descriptor}").readlink())
-    if kind != "anon_inode:[userfaultfd]" or seals & SEALS != SEALS or os.fstat(memfd).st_size != size_bytes:
-        raise BadInput(f"a region is a userfaultfd, and a sealed memfd of its size, {size_bytes} bytes")

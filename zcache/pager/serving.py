@@ -146,17 +146,16 @@ def _serve(region: PagedRegion, store: Store, client: Client, audits: Audits) ->
         poll.register(ready, select.POLLIN)
     spin, look = Spin(), 0.0
     while True:
-        is_spinning = spin.goes_on()
-        if is_spinning:
-            spin.found(region.serve_faults())
-            if time.monotonic() < look:
-                continue
-            look = time.monotonic() + LOOK_SECONDS
+        count = region.serve_faults(spin.seconds)
+        spin.found(count)
+        if count and time.monotonic() < look:
+            continue
+        look = time.monotonic() + LOOK_SECONDS
         poll.modify(requests, select.POLLIN | (select.POLLOUT if client.unsent else 0))
-        for ready, events in poll.poll(0 if is_spinning else None):
+        for ready, events in poll.poll(0 if count else None):
             if ready == region.fileno():
-                spin.found(region.serve_faults())
-            elif ready == audits.fileno():
+                continue  # next
+            if ready == audits.fileno():
                 for number, found in audits.ended():
                     client.answer({"number": number, **found})
             elif ready == forgetting:

@@ -6,7 +6,7 @@ from zcache.pager.pages import ResidentPages
 
 
 def test_they_leave_in_the_order_in_which_they_came() -> None:
-    pages = ResidentPages(10)
+    pages = ResidentPages(10, 10)
     for page in (3, 9, 0, 5):
         pages.came(page)
     assert pages.count == 4 and pages.is_resident(9) and not pages.is_resident(1)
@@ -22,7 +22,7 @@ def test_they_leave_in_the_order_in_which_they_came() -> None:
 
 
 def test_beside_a_list(rng: random.Random) -> None:
-    pages, model, leaving = ResidentPages(50), list[int](), list[int]()
+    pages, model, leaving = ResidentPages(50, 50), list[int](), list[int]()
     for _ in range(3000):
         match rng.randrange(4):
             case 0 | 1:
@@ -49,7 +49,7 @@ def test_beside_a_list(rng: random.Random) -> None:
 
 
 def test_how_far_a_run_of_absent_pages_goes() -> None:
-    pages = ResidentPages(20)
+    pages = ResidentPages(20, 20)
     pages.came(7)
     pages.came(12, 2)
     assert pages.begin_to_leave(1) == [7]
@@ -58,7 +58,7 @@ def test_how_far_a_run_of_absent_pages_goes() -> None:
 
 
 def test_those_of_a_range_leave_at_once() -> None:
-    pages = ResidentPages(20)
+    pages = ResidentPages(20, 20)
     pages.came(3, 6)
     assert pages.begin_to_leave_of(4, 6) == [4, 5]
     pages.left([4, 5])

@@ -342,7 +342,7 @@ def test_a_store_that_is_full_is_said_and_ends_who_needs_more() -> None:
 
 def test_an_evictor_that_cannot_go_on_is_sigbus_and_no_hang() -> None:
     before = with_pagers_that(
-        "from zcache.pager.eviction import Eviction\ndef fail(*_): raise MemoryError\nEviction._evict_run = fail"
+        "from zcache.pager.eviction import Eviction\ndef fail(*_): raise MemoryError\nEviction.evict = fail"
     )
     done = run(before + "region = Region('8M', '1M')\nregion.buffer[:] = b'x' * len(region)\n")
     assert done.returncode == -signal.SIGBUS and done.stderr.count("MemoryError") > 1, done

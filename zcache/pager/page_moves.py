@@ -1,0 +1,96 @@
+"""What is done to pages of a region, a batch at a time: compiled where it can be, in Python
+elsewhere, which takes more time, for then the threads of a pager wait for each other.
+
+Pages are 32-bit numbers in ascending order (an `array("I")`); `start` is where the region lies in
+its client. All raise `OSError`.
+"""
+
+import errno
+import os
+import time
+from array import array
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+from zcache.linux import libc, userfaultfd
+from zcache.page_loop.choice import VARIABLE
+from zcache.pages.entry import PAGE_SHIFT
+
+#: So many messages are read at once.
+MESSAGES: Final = 16
+
+
+class PageMoves(Protocol):
+    """The contract of both builds."""
+
+    def protect_and_read(self, descriptor: int, memfd: int, start: int, pages: "array[int]", out: memoryview) -> None:
+        """From now on who writes to them waits; and what they are, one behind the other. By
+        pread(2), which makes no page where there is a hole."""
+
+    def punch(self, memfd: int, pages: "array[int]") -> None:
+        """Holes, where these pages were."""
+
+    def allow_writes(self, descriptor: int, start: int, pages: "array[int]") -> None:
+        """Who waits to write to them tries again."""
+
+    def read_faults(self, descriptor: int, seconds: float) -> bytes:
+        """Messages (`userfaultfd.MESSAGE`), waiting for them actively for so long at most."""
+        ...
+
+
+class PythonMoves:
+    """The reference."""
+
+    def protect_and_read(self, descriptor: int, memfd: int, start: int, pages: "array[int]", out: memoryview) -> None:
+        """See `PageMoves`."""
+        at = 0
+        for first, count in runs(pages):
+            length = count << PAGE_SHIFT
+            userfaultfd.write_protect(descriptor, start + (first << PAGE_SHIFT), length)
+            if os.preadv(memfd, [out[at : at + length]], first << PAGE_SHIFT) != length:
+                raise OSError(errno.EIO, f"{count} pages of a region from {first} on cannot be read")
+            at += length
+
+    def punch(self, memfd: int, pages: "array[int]") -> None:
+        """See `PageMoves`."""
+        for first, count in runs(pages):
+            mode = libc.FALLOC_FL_PUNCH_HOLE | libc.FALLOC_FL_KEEP_SIZE
+            libc.fallocate(memfd, mode, first << PAGE_SHIFT, count << PAGE_SHIFT)
+
+    def allow_writes(self, descriptor: int, start: int, pages: "array[int]") -> None:
+        """See `PageMoves`."""
+        for first, count in runs(pages):
+            userfaultfd.allow_writes(descriptor, start + (first << PAGE_SHIFT), count << PAGE_SHIFT)
+
+    def read_faults(self, descriptor: int, seconds: float) -> bytes:
+        """See `PageMoves`."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return os.read(descriptor, MESSAGES * userfaultfd.MESSAGE.size)
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    return b""
+
+
+def runs(pages: "array[int]") -> Iterator[tuple[int, int]]:
+    """Neighbours together: the first, and how many."""
+    begin = 0
+    for end in range(1, len(pages) + 1):
+        if end == len(pages) or pages[end] != pages[end - 1] + 1:
+            yield pages[begin], end - begin
+            begin = end
+
+
+def choose() -> PageMoves:
+    """As the page loop is chosen."""
+    if os.environ.get(VARIABLE) == "python":
+        return PythonMoves()
+    try:
+        import zcache.pager._page_moves as compiled
+    except ImportError:
+        return PythonMoves()
+    return compiled
+
+
+MOVES: Final = choose()
