@@ -14,12 +14,11 @@ from zcache.linux import libc, memory, userfaultfd
 from zcache.pager.eviction import Eviction
 from zcache.pager.latencies import Latencies
 from zcache.pager.pages import ResidentPages
+from zcache.pager.readahead import MAX_WINDOW_PAGES, Readahead
 from zcache.pager.region_memory import CLIENT_HAS_ENDED, RegionMemory
 from zcache.pager.stored_pages import StoredPages
 from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
 
-#: Pages that a fault brings along, at most, itself included.
-MAX_WINDOW_PAGES: Final = 32
 #: How long a fault waits for a page to leave, when none can: the store is full.
 FULL_SECONDS: Final = 10.0
 REST_SECONDS: Final = 0.1
@@ -52,8 +51,7 @@ class PagedRegion:
         self._high = limit_pages - slack_pages
         self.resident = ResidentPages(memory_of_client.page_count, self._high)
         self._eviction = Eviction(memory_of_client, stored, self.resident, slack_pages, failed)
-        self._window = 1  # pages that the next fault brings
-        self._expected = -1  # where it will be, if faults come in a row
+        self._readahead = Readahead()
         self._buffer = mmap.mmap(-1, MAX_WINDOW_PAGES * PAGE_BYTES)
         self._buffer_at = memory.address(self._buffer)
         self._out = memoryview(self._buffer)
@@ -114,16 +112,16 @@ class PagedRegion:
         if resident.is_resident(page) and not self._is_removed(page):  # another thread's fault was first
             self._memory.wake(page, page + 1)
             return
-        self._window = min(2 * self._window, MAX_WINDOW_PAGES) if page == self._expected else 1
+        window = self._readahead.window(page)
         if resident.count >= self.limit_pages and not self._eviction.wait_for_room(self.limit_pages, FULL_SECONDS):
             self._refuse(page, thread_id, "no page can leave: the store is full")
             return
-        count = resident.absent_run(page, max(min(self._window, self.limit_pages - resident.count), 1))
+        count = resident.absent_run(page, max(min(window, self.limit_pages - resident.count), 1))
         try:
             self._bring(page, count)
         except (PageLost, PageDamaged):
             self._bring_or_refuse(page, thread_id)
-        self._expected = page + count
+        self._readahead.brought(page + count, window)
 
     def _is_removed(self, page: int) -> bool:
         """Whether the client has made a hole of it by itself, by madvise(MADV_REMOVE) say: it is

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -34,8 +34,15 @@ DESCRIPTION: Final = """Run a job whose NumPy arrays may be larger than RAM: at 
 is, and the rest compressed, or in a backing file. The job is any program; what counts is each Python in it that imports
 NumPy. At the end it says what the job took, and what of it the limit is not for."""
 STARTUP: Final = Path(__file__).resolve().parent / "startup"
+#: The arrays of a job may need less than their size, and mostly do.
+DEFAULTS: Final = {"budget": "75%", "overcommit": "yes"}
 #: Of the limit: what arrays may take, unless somebody says it.
 TIMES: Final = 16
+
+
+def words_of(parameters: Mapping[str, str]) -> str:
+    """As they are given. (A help's %.)"""
+    return " ".join(f"{key}={value}" for key, value in parameters.items()).replace("%", "%%")
 
 
 class Plan(NamedTuple):
@@ -78,7 +85,7 @@ def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "parameters",
         nargs="*",
         metavar="key=value",
-        help=f"of the store: {', '.join(PARAMETERS)}; backing=PATH to go on below RAM",
+        help=f"of the store: {', '.join(PARAMETERS)}; backing=PATH to go on below RAM (default: {words_of(DEFAULTS)})",
     )
     own, is_there, command = list(words), "--" in words, []
     if is_there:
@@ -96,6 +103,7 @@ class Run:
 
     def __init__(self, plan: Plan, command: Sequence[str], processes: int, parameters: dict[str, str]) -> None:
         self._plan, self._command = plan, command
+        parameters = DEFAULTS | parameters
         self._control = Path(parameters.setdefault("control", f"{plan.pager}.control"))
         self._keeper = Keeper(processes * plan.size, parameters, Entrance(Path(plan.pager)))
         self._keeper.on_serving = lambda: threading.Thread(target=self._work).start()

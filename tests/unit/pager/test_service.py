@@ -165,7 +165,7 @@ def test_it_ends_with_the_last_region_or_at_once(tmp_path: Path) -> None:
         assert other.stdout and other.stdout.readline() == "filled\n"
         process.send_signal(signal.SIGTERM)
         assert process.stderr and "1 regions are in use" in process.stderr.readline()
-        with pytest.raises(EnvironmentProblem, match="start one there: zcache pager|the pager has ended"):
+        with pytest.raises(EnvironmentProblem, match=r"start one there: zcache pager|the pager has ended"):
             Region("8M", "1M", pager=path)
         process.send_signal(signal.SIGTERM)
         assert other.wait(20) == -signal.SIGBUS and process.wait(20) == 0
