@@ -116,12 +116,19 @@ class PagedRegion:
         if resident.count >= self.limit_pages and not self._eviction.wait_for_room(self.limit_pages, FULL_SECONDS):
             self._refuse(page, thread_id, "no page can leave: the store is full")
             return
-        count = resident.absent_run(page, max(min(window, self.limit_pages - resident.count), 1))
+        next_page, left = page, window
         try:
-            self._bring(page, count)
+            while left and (next_page == page or resident.count < self.limit_pages):
+                count = resident.absent_run(next_page, max(min(left, self.limit_pages - resident.count), 1))
+                if not count:  # nothing near
+                    break
+                self._bring(next_page, count)
+                left -= count
+                next_page = resident.next_absent(next_page + count, window)
         except (PageLost, PageDamaged):
-            self._bring_or_refuse(page, thread_id)
-        self._readahead.brought(page + count, window)
+            if next_page == page:
+                self._bring_or_refuse(page, thread_id)
+        self._readahead.brought(next_page, window)
 
     def _is_removed(self, page: int) -> bool:
         """Whether the client has made a hole of it by itself, by madvise(MADV_REMOVE) say: it is

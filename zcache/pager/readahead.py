@@ -24,7 +24,7 @@ class Readahead:
         return min(2 * window, MAX_WINDOW_PAGES) if window else 1
 
     def brought(self, stop: int, window: int) -> None:
-        """Pages up to that one (exclusive), by a window: the row goes on there."""
+        """By a window: the row goes on at `stop`, the next page that is not there."""
         if len(self._windows) == ROWS:
             del self._windows[next(iter(self._windows))]
         self._windows[stop] = window

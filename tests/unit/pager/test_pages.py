@@ -21,31 +21,55 @@ def test_they_leave_in_the_order_in_which_they_came() -> None:
     assert pages.begin_to_leave(1) == [3]
 
 
-def test_beside_a_list(rng: random.Random) -> None:
-    pages, model, leaving = ResidentPages(50, 50), list[int](), list[int]()
-    for _ in range(3000):
+def test_beside_lists(rng: random.Random) -> None:
+    """Of 50 pages of which 20 stay: of 5 new ones each, and within 10 that leave soon."""
+    pages, new, returned, leaving, left = ResidentPages(50, 20), list[int](), list[int](), list[int](), list[int]()
+    came_back = 0
+    for _ in range(5000):
         match rng.randrange(4):
             case 0 | 1:
-                absent = [page for page in range(50) if page not in model and page not in leaving]
+                absent = sorted({*range(50)} - {*new, *returned, *leaving})
                 if absent:
                     page = rng.choice(absent)
                     pages.came(page)
-                    model.append(page)
+                    is_soon = page in left[-10:]
+                    came_back += is_soon
+                    (returned if is_soon else new).append(page)
             case 2:
-                most = rng.randrange(1, 6)
-                went = pages.begin_to_leave(most)
-                assert went == model[:most]
-                del model[:most]
-                leaving += went
+                most, expected = rng.randrange(1, 6), list[int]()
+                while len(expected) < most and (new or returned):
+                    expected.append((new if len(new) > 5 or not returned else returned).pop(0))
+                assert pages.begin_to_leave(most) == expected
+                leaving += expected
             case 3:
                 if leaving:
                     page = leaving.pop(rng.randrange(len(leaving)))
                     if rng.random() < 0.3:
                         pages.stayed(page)
-                        model.append(page)
+                        new.append(page)
                     else:
                         pages.left([page])
-        assert pages.count == len(model) + len(leaving)
+                        left.append(page)
+        assert pages.count == len(new) + len(returned) + len(leaving) == pages.counted()
+    assert came_back > 100
+
+
+def test_what_is_touched_again_stays_while_somebody_goes_through_all_of_it() -> None:
+    pages = ResidentPages(1000, 40)
+
+    def touch(page: int) -> bool:
+        if pages.is_resident(page):
+            return True
+        if pages.count == 40:
+            pages.left(pages.begin_to_leave(1))
+        pages.came(page)
+        return False
+
+    hits = 0
+    for turn in range(4000):
+        hits += touch(turn % 12)
+        touch(100 + turn % 900)
+    assert hits > 3900
 
 
 def test_how_far_a_run_of_absent_pages_goes() -> None:

@@ -36,7 +36,7 @@ KINDS: Final = ("region", "memmap", "memory")
 #: Of the limit: the size of the memory.
 TIMES: Final = (2, 5)
 #: What client and pager take for themselves.
-PROGRAMS_MIB: Final = 64
+PROGRAMS_MIB: Final = 96
 #: Of a page, in frames, with what is dead in them.
 COMPRESSED_SHARE: Final = 0.42
 THREADS: Final = (1, 2, 4)
