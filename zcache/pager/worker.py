@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from zcache.control.listener import ControlSocket
 from zcache.control.settings import Settings
@@ -27,13 +27,17 @@ from zcache.pager.parameters import store_words
 from zcache.pager.region_memory import RegionMemory
 from zcache.pager.serving import Client, region_status, serve
 from zcache.pager.stored_pages import StoredPages
+from zcache.pager.thrift import Thrift
 from zcache.pages.entry import PAGE_SHIFT
 from zcache.pages.tmem import TmemObject
 from zcache.server.assembly import make_store, new_budget, open_image
 from zcache.server.config import parse_config
 from zcache.server.files import Files
+from zcache.server.upkeep import Upkeep
 from zcache.steps import Steps
 from zcache.store.store import Store
+
+UPKEEP_SECONDS: Final = 0.1
 
 
 class Worker:
@@ -45,6 +49,7 @@ class Worker:
         self._store: Store
         self._pages: TmemObject
         self._control: ControlSocket | None = None
+        self._upkeep: Upkeep
         self._era = 0
         self._refused: dict[int, list[int]] = {}  # pages of regions that are still to come
         self._regions: dict[int, PagedRegion] = {}
@@ -69,6 +74,7 @@ class Worker:
             thread.join()
         if self._control:
             self._control.close()
+        self._upkeep.stop()
         self._store.close()
 
     def _say(self, kind: str, *, descriptors: tuple[int, ...] = (), **words: Any) -> None:
@@ -94,6 +100,9 @@ class Worker:
             made = open_image(config, files.tier)
             self._store, self._pages = make_store(config, files.tier, made, steps, lambda: None, lambda _: None)
             self._store.reclaimer.start()
+            thrift = Thrift(self._store, image)
+            self._upkeep = Upkeep("zcache-upkeep", thrift.tidy_up, thrift.give_back, seconds=UPKEEP_SECONDS)
+            self._upkeep.start()
             self._listen(config.control, is_first)
         except BaseException:
             for step in files.undo() if is_first else ():

@@ -59,7 +59,9 @@ def _take_a_region(plan: dict[str, Any]) -> None:
 
     def note() -> None:
         if os.getpid() == pid:
-            Path(plan["folder"], f"{pid}{FIGURES_SUFFIX}").write_text(str(region.numpy_bytes[1]))
+            part = Path(plan["folder"], f"{pid}.part")  # it may be ended in the middle
+            part.write_text(str(region.numpy_bytes[1]))
+            part.rename(part.with_suffix(FIGURES_SUFFIX))
 
     atexit.register(note)
 

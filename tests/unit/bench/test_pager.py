@@ -34,4 +34,4 @@ def test_a_job_says_what_it_took(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("times", [2, 5])
 def test_what_a_limit_is_divided_into(times: int) -> None:
     resident, budget = shares_mib(384, times * 384)
-    assert resident + budget == 384 - PROGRAMS_MIB and min(resident, budget) > 48
+    assert 384 - PROGRAMS_MIB - 20 < resident + budget < 384 - PROGRAMS_MIB and min(resident, budget) > 48

@@ -301,3 +301,20 @@ def test_regions_and_their_pager_are_told_apart(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "zcache.pager.service", str(path), "size=8M"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False, timeout=60)
         assert done.returncode == 2 and "another pager answers there" in done.stderr
+
+
+def test_memory_that_nobody_needs_goes_back_to_the_system(rng: random.Random, tmp_path: Path) -> None:
+    """Whether its client has gone, or what it wrote compresses better now."""
+    with service(tmp_path, "size=64M") as (path, _):
+        before = status(path)["rss_bytes"]
+        with Region("48M", "1M", pager=path) as region:
+            for at in range(0, len(region), 4096):
+                region.buffer[at : at + 4096] = rng.randbytes(4096)
+            assert status(path)["rss_bytes"] > before + 40 * MIB
+            for at in range(0, len(region), 4096):
+                region.buffer[at : at + 4096] = rng.randbytes(512) * 8
+            wait_for(lambda: status(path)["rss_bytes"] < before + 24 * MIB)
+            assert region.check()["removed_pages"] == 0
+            for at in range(0, len(region), 4096):
+                region.buffer[at : at + 4096] = rng.randbytes(4096)
+        wait_for(lambda: status(path)["rss_bytes"] < before + 16 * MIB)

@@ -35,8 +35,9 @@ TABLES: Final = ("patterns", "resident", "jobs")
 KINDS: Final = ("region", "memmap", "memory")
 #: Of the limit: the size of the memory.
 TIMES: Final = (2, 5)
-#: What client and pager take for themselves.
-PROGRAMS_MIB: Final = 96
+#: What client and pager take for themselves; and for each page of the memory, as a share of it.
+PROGRAMS_MIB: Final = 80
+TABLES_SHARE: Final = 1 / 128
 #: Of a page, in frames, with what is dead in them.
 COMPRESSED_SHARE: Final = 0.42
 THREADS: Final = (1, 2, 4)
@@ -111,7 +112,7 @@ def _patterns(report: Report, rounds: int, limit_mib: int, seconds: int, disk: P
 def shares_mib(limit_mib: int, size_mib: int) -> tuple[int, int]:
     """What of a limit is a region's resident limit, and what its store's budget: all pages in RAM,
     if a quarter of the limit is left for those that are resident."""
-    left = limit_mib - PROGRAMS_MIB
+    left = limit_mib - PROGRAMS_MIB - int(size_mib * TABLES_SHARE)
     resident = int((left - COMPRESSED_SHARE * size_mib) / (1 - COMPRESSED_SHARE))
     resident = max(resident, left // 4)
     return resident, left - resident

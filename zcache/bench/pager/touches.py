@@ -38,9 +38,9 @@ def order(pattern: str, count: int, touches: int, rng: random.Random) -> "array[
         return array("I", itertools.islice(itertools.cycle(range(count)), touches))
     if pattern == "uniform":
         return array("I", [rng.randrange(count) for _ in range(touches)])
-    pages = list(range(count))
+    pages = array("I", range(count))
     rng.shuffle(pages)
-    weights = list(itertools.accumulate(1 / rank**ZIPF_EXPONENT for rank in range(1, count + 1)))
+    weights = array("d", itertools.accumulate(1 / rank**ZIPF_EXPONENT for rank in range(1, count + 1)))
     return array("I", rng.choices(pages, cum_weights=weights, k=touches))
 
 

@@ -67,6 +67,11 @@ def parse() -> argparse.Namespace:
         metavar="KIND:TIMES:SECONDS",
         help="meanwhile kill, or upgrade, the server so many times, so often: kill:10:15",
     )
+    parser.add_argument(
+        "--pager",
+        action="store_true",
+        help="no VM and no swap, but an array larger than the RAM that it may take, by the pager; one minute",
+    )
     parser.add_argument("parameters", nargs="*", help=f"server parameters besides {' '.join(PARAMETERS)} backing=DISK")
     arguments = parser.parse_args()
     try:
@@ -78,10 +83,24 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
+def _show_pager() -> int:
+    from zcache.bench.pager import demo  # which nobody else needs
+
+    try:
+        return demo.main(None)
+    except ZcacheError as error:
+        print(f"run: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
 def main() -> int:
     """Prints the report."""
     arguments = parse()
     end_in_order()
+    if arguments.pager:
+        return _show_pager()
     keys = {word.partition("=")[0] for word in arguments.parameters}
     defaults = [word for word in PARAMETERS if word.partition("=")[0] not in keys]
     backing = "backing=/dev/disk/by-id/virtio-vmdisk0"
