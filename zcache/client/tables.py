@@ -28,7 +28,7 @@ def print_status(status: Status) -> None:
     print("\n".join(_lines(status)))
     regions = [_region_row(region) for region in status.get("regions", [])]
     if regions:
-        print("regions (a fault takes so many microseconds, and for one in a hundred more):")
+        print("regions (microseconds within which half of the faults were served, and 99 of 100):")
         _print_table(("PROCESS", "SIZE", "LIMIT", "RESIDENT", "STORED", "FAULTS", "P50", "P99", "LOST"), regions)
     areas = [_area_row(area) for area in status.get("swap_areas", [])]
     if areas:

@@ -7,6 +7,7 @@
 #include "arena.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -199,6 +200,12 @@ static void *take_locked(struct arena *arena, size_t size)
     if (size >= arena->threshold && is_ours(arena)) {
         pthread_mutex_lock(&arena->lock);
         at = take(arena, size);
+        if (!at) {
+            if (!arena->unfit)
+                dprintf(2, "zcache: an array of %zu bytes does not fit in what is left of the region: it lies in ordinary "
+                           "memory, without a limit (zcache run --size, or a larger Region)\n", size);
+            arena->unfit += size;
+        }
         pthread_mutex_unlock(&arena->lock);
     }
     return at;

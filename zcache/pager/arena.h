@@ -33,6 +33,7 @@ struct arena {
     pthread_mutex_t lock;
     struct part *first;
     size_t used, most; /* bytes of whole pages */
+    size_t unfit;      /* bytes of arrays that were large enough and did not fit, ever */
 };
 
 /* As the C library does it. */

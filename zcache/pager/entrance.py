@@ -40,6 +40,8 @@ class Entrance:
         try:
             if remove_if_dead(path):
                 raise BadInput(f"{path}: another pager answers there; give each a path of its own")
+            if path.exists():
+                raise BadInput(f"{path}: that is no socket; give the path of one that is to be made")
             self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             mask = os.umask(0o177)
             try:

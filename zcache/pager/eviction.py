@@ -22,6 +22,10 @@ from zcache.pages.entry import PAGE_BYTES
 BATCH_PAGES: Final = 32
 #: When none can, because the store is full: until it is tried again.
 REST_SECONDS: Final = 0.1
+FULL: Final = (
+    "a region's store is full: its program is ended (SIGBUS) 10 s after it touches one page more than fits; "
+    "give a larger budget=, or a backing="
+)
 
 
 class Eviction:
@@ -40,7 +44,7 @@ class Eviction:
         self._memory, self._stored, self._resident = memory, stored, resident
         self._batch = min(BATCH_PAGES, slack_pages)
         self._failed = failed
-        self._is_full = False
+        self.is_full = False
         self.is_closing = False
         self._out = memoryview(mmap.mmap(-1, BATCH_PAGES * PAGE_BYTES))
         self._thread = OwnThread("zcache-evictor", self._run)
@@ -86,12 +90,12 @@ class Eviction:
                 if self.is_closing:
                     return
             if not self.evict(self._batch):
-                if not self._is_full:
-                    print("zcache: a region's store is full: no page can leave", file=sys.stderr, flush=True)
-                self._is_full = True
+                if not self.is_full:
+                    print(f"zcache: {FULL}", file=sys.stderr, flush=True)
+                self.is_full = True
                 time.sleep(REST_SECONDS)
             else:
-                self._is_full = False
+                self.is_full = False
 
     def evict(self, most: int) -> bool:
         """Have at most so many pages leave, those that came first; whether all of them could."""

@@ -170,8 +170,9 @@ def _userfaultfd(user_mode_only: bool) -> int:
         descriptor = userfaultfd.open_descriptor(user_mode_only=user_mode_only)
     except PermissionError:
         raise EnvironmentProblem(
-            "userfaultfd is not allowed: as root, chmod o+rw /dev/userfaultfd, or sysctl vm.unprivileged_userfaultfd=1;"
-            " or give user_mode_only=True, if no system call is to read or write the region"
+            "userfaultfd is not allowed: be root, or let root grant it (zcache/pager/README.md has a rule for udev; "
+            "until the next boot: chmod o+rw /dev/userfaultfd); or give user_mode_only=True (zcache run "
+            "--user-mode-only), if no system call is to read or write the arrays"
         ) from None
     except OSError as error:
         raise EnvironmentProblem(f"this kernel has no userfaultfd: {error.strerror}") from None

@@ -11,7 +11,7 @@ from typing import Final
 
 from zcache.errors import Imbalance, PageDamaged, PageLost
 from zcache.linux import libc, memory, userfaultfd
-from zcache.pager.eviction import Eviction
+from zcache.pager.eviction import FULL, Eviction
 from zcache.pager.latencies import Latencies
 from zcache.pager.pages import ResidentPages
 from zcache.pager.readahead import MAX_WINDOW_PAGES, Readahead
@@ -76,6 +76,11 @@ class PagedRegion:
             self.resident.came(first, stop - first)
         with contextlib.suppress(*CLIENT_HAS_ENDED):
             self._memory.let_all_go_on()
+
+    @property
+    def trouble(self) -> str:
+        """What is the matter with it; "" if nothing is."""
+        return f"process {self.client}: {FULL}" if self._eviction.is_full else ""
 
     def start(self) -> None:
         """Pages leave from now on."""

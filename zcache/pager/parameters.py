@@ -38,7 +38,9 @@ def sorted_out(words: Sequence[str]) -> dict[str, str]:
     given: dict[str, str] = {}
     for word in words:
         key, is_given, value = word.partition("=")
-        if not is_given or key in given:
-            raise BadInput(f"{word}: give key=value, and each key once")
+        if not is_given:
+            raise BadInput(f"{word}: give key=value, such as size={word}")
+        if key in given:
+            raise BadInput(f"{word}: {key} is given twice; give each key once")
         given[key] = value
     return given

@@ -207,9 +207,14 @@ class Region:
             self.buffer, self._arena = memoryview(self._memory), arena and arena()
             if had_arena and self._arena is None:
                 self._array_bytes = self._arena_begin
-            raise
+            raise BufferError("arrays in the region, or slices of its buffer, are left: del them first") from None
         self._end()
 
 
 def _bytes(name: str, size: int | str) -> int:
-    return size if isinstance(size, int) else parse_size(name, size, "a size")
+    if isinstance(size, str):
+        return parse_size(name, size)
+    try:
+        return operator.index(size)
+    except TypeError:
+        raise BadInput(f"{name}={size}: give whole bytes, or a text such as '512M'") from None

@@ -16,8 +16,10 @@ from zcache.pager.parameters import PARAMETERS, sorted_out
 from zcache.sizes import parse_size
 
 DESCRIPTION: Final = (
-    "Serve regions of any program that asks at SOCKET: zcache.Region(size, limit, pager=SOCKET). "
-    "SIGTERM or Ctrl-C: it ends with the last of them; once more, at once."
+    "Serve regions of any program that asks at SOCKET: zcache.Region(size, limit, pager=SOCKET). Example: "
+    "zcache pager /run/user/1000/pager size=32G budget=4G backing=/var/tmp/cold. Without budget and backing, the store "
+    "takes as much RAM as it needs, up to all of size. SIGTERM or Ctrl-C: it ends with the last region; a second "
+    "signal ends it immediately, and its programs with SIGBUS."
 )
 
 
@@ -51,15 +53,16 @@ def _serve(path: Path, given: dict[str, str]) -> int:
     def end(_number: int, _frame: Any) -> None:
         if keeper.region_count:
             _say(
-                f"{keeper.region_count} regions are in use: the pager ends with the last one; "
-                "asked once more, now, and their programs with it (SIGBUS)"
+                f"regions in use: {keeper.region_count}; it ends with the last of them. "
+                "A second signal ends it now, and their programs with it (SIGBUS)"
             )
         keeper.ask_to_end()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, end)
     why = keeper.run()
-    path.unlink(missing_ok=True)
+    for left in (path, Path(given["control"])):
+        left.unlink(missing_ok=True)
     if why:
         raise BadInput(why)
     return 0

@@ -31,7 +31,7 @@ class Thrift:
         used_bytes = frames.resident * frames.frame_bytes
         held_bytes = os.fstat(self._image).st_blocks * 512
         surplus_bytes = held_bytes - used_bytes - (used_bytes >> KEPT_SHIFT) - KEPT_BYTES
-        count = min(surplus_bytes // frames.frame_bytes, frames.free_slot_count)
+        count = min(surplus_bytes // frames.frame_bytes, frames.free_slot_count // 2)  # a put may come meanwhile
         if count <= 0:
             return
         with self._store.lock:

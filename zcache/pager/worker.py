@@ -130,8 +130,9 @@ class Worker:
     def _status(self) -> dict[str, Any]:
         regions = [region_status(region) for region in list(self._regions.values())]
         faults = self._past_faults + sum(region["faults"] for region in regions)
+        troubles = [region.trouble for region in list(self._regions.values()) if region.trouble]
         around = {"regions": regions, "region_faults": faults}
-        return gather_status(self._store, self._pages, {}, self._era + 1, around=around)
+        return gather_status(self._store, self._pages, {}, self._era + 1, troubles, around)
 
     def _begin(self, packet: Packet) -> None:
         words = packet.words

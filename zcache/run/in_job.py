@@ -44,11 +44,11 @@ def begin() -> None:
 def _take_a_region(plan: dict[str, Any]) -> None:
     """Raises `SystemExit` if there can be none: nobody is to take a job for limited that is not."""
     try:
-        region = Region(plan["size"], plan["limit"], pager=plan["pager"])
+        region = Region(plan["size"], plan["limit"], pager=plan["pager"], user_mode_only=plan["user_mode_only"])
         region.numpy_for_good(plan["threshold"])
     except BadInput:
         print(
-            f"zcache run: process {os.getpid()} gets none of the limit, which others of the job have; see --processes",
+            f"zcache run: process {os.getpid()} is not limited: others of the job have all of the limit (--processes)",
             file=sys.stderr,
         )
         return

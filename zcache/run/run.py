@@ -25,19 +25,21 @@ from zcache.pager.entrance import Entrance
 from zcache.pager.keeper import Keeper
 from zcache.pager.parameters import PARAMETERS, sorted_out
 from zcache.pager.region import Region
+from zcache.pages.entry import PAGE_BYTES
 from zcache.run.in_job import VARIABLE
 from zcache.run.report import report
 from zcache.run.watch import Watch
 from zcache.sizes import parse_size
 
-DESCRIPTION: Final = """Run a job whose NumPy arrays may be larger than RAM: at most LIMIT of them is there as it
-is, and the rest compressed, or in a backing file. The job is any program; what counts is each Python in it that imports
-NumPy. At the end it says what the job took, and what of it the limit is not for."""
+DESCRIPTION: Final = """Run a job whose NumPy arrays may be larger than RAM: at most LIMIT of them are in RAM
+uncompressed, and the rest compressed, or in a backing file. The job is any program; what counts is each Python in it
+that imports NumPy. At the end it says what the job took, and what memory the limit does not cover."""
 STARTUP: Final = Path(__file__).resolve().parent / "startup"
-#: The arrays of a job may need less than their size, and mostly do.
-DEFAULTS: Final = {"budget": "75%", "overcommit": "yes"}
+DEFAULTS: Final = {"budget": "75%"}
+#: Without a backing: arrays may take less than their size, and mostly do.
+WITHOUT_BACKING: Final = {"overcommit": "yes"}
 #: Of the limit: what arrays may take, unless somebody says it.
-TIMES: Final = 16
+TIMES: Final = 8
 
 
 def words_of(parameters: Mapping[str, str]) -> str:
@@ -53,6 +55,7 @@ class Plan(NamedTuple):
     size: int
     limit: int
     threshold: int
+    user_mode_only: bool
 
 
 def main(words: Sequence[str]) -> int:
@@ -60,10 +63,14 @@ def main(words: Sequence[str]) -> int:
     arguments, command = _parse(words)
     folder = Path(tempfile.mkdtemp(prefix="zcache-run-"))
     try:
-        limit_bytes = parse_size("--limit", arguments.limit) // arguments.processes
+        limit_bytes = parse_size("--limit", arguments.limit) // arguments.processes // PAGE_BYTES * PAGE_BYTES
         size_bytes = parse_size("--size", arguments.size) if arguments.size else TIMES * limit_bytes
-        threshold_bytes = parse_size("--threshold", arguments.threshold)
-        plan = Plan(str(folder / "pager"), str(folder), size_bytes, limit_bytes, threshold_bytes)
+        threshold_bytes = parse_size("--threshold", arguments.threshold, "bytes, of a page and more, such as 1M")
+        if size_bytes <= limit_bytes:
+            raise BadInput(f"--size={arguments.size}: all of it fits within --limit={arguments.limit}; give more")
+        plan = Plan(
+            str(folder / "pager"), str(folder), size_bytes, limit_bytes, threshold_bytes, arguments.user_mode_only
+        )
         return Run(plan, command, arguments.processes, sorted_out(arguments.parameters)).run()
     except ZcacheError as refusal:
         print(f"zcache run: {refusal}", file=sys.stderr)
@@ -77,15 +84,23 @@ def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         prog="zcache run", description=DESCRIPTION, usage="%(prog)s --limit SIZE [options] [key=value …] -- COMMAND …"
     )
     add = parser.add_argument
-    add("--limit", required=True, metavar="SIZE", help="of arrays, in RAM as they are: 2G, or 25%% of RAM")
-    add("--size", metavar="SIZE", help=f"of all arrays together, per process; default: {TIMES} times the limit")
+    add("--limit", required=True, metavar="SIZE", help="of arrays that are in RAM uncompressed: 2G")
+    add("--size", metavar="SIZE", help=f"of all arrays together, of a process; default: {TIMES} times its limit")
     add("--threshold", default="1M", metavar="SIZE", help="smaller arrays stay in ordinary memory (%(default)s)")
-    add("--processes", type=int, default=1, metavar="N", help="that share the limit, in equal parts (%(default)s)")
+    add(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="split the limit into N equal shares: each process that imports NumPy takes one, the first one, too",
+    )
+    add("--user-mode-only", action="store_true", help="take no right to userfaultfd: see zcache/pager/README.md")
     add(
         "parameters",
         nargs="*",
         metavar="key=value",
-        help=f"of the store: {', '.join(PARAMETERS)}; backing=PATH to go on below RAM (default: {words_of(DEFAULTS)})",
+        help=f"of the store: {', '.join(PARAMETERS)}; backing=PATH: a file that cold pages are spilled to "
+        f"(default: {words_of(DEFAULTS)}, and without a backing {words_of(WITHOUT_BACKING)})",
     )
     own, is_there, command = list(words), "--" in words, []
     if is_there:
@@ -103,7 +118,9 @@ class Run:
 
     def __init__(self, plan: Plan, command: Sequence[str], processes: int, parameters: dict[str, str]) -> None:
         self._plan, self._command = plan, command
-        parameters = DEFAULTS | parameters
+        parameters = DEFAULTS | ({} if parameters.get("backing") else WITHOUT_BACKING) | parameters
+        self._backing = Path(parameters["backing"]) if parameters.get("backing") else None
+        self._is_backing_ours = self._backing is not None and not self._backing.exists()
         self._control = Path(parameters.setdefault("control", f"{plan.pager}.control"))
         self._keeper = Keeper(processes * plan.size, parameters, Entrance(Path(plan.pager)))
         self._keeper.on_serving = lambda: threading.Thread(target=self._work).start()
@@ -116,6 +133,8 @@ class Run:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, self._pass_on)
         why = self._keeper.run()
+        if self._is_backing_ours and self._backing:
+            self._backing.unlink(missing_ok=True)
         if self._refusal:
             raise self._refusal
         if why:
@@ -131,7 +150,10 @@ class Run:
     def _work(self) -> None:
         try:
             numpy_hook.check()
-            Region(self._plan.size, self._plan.limit, pager=self._plan.pager).close()
+            trial = Region(
+                self._plan.size, self._plan.limit, pager=self._plan.pager, user_mode_only=self._plan.user_mode_only
+            )
+            trial.close()
             self._status = self._run_job()
         except ZcacheError as refusal:
             self._refusal = refusal
@@ -155,7 +177,7 @@ class Run:
         ended.set()
         watching.join()
         watch.look_at_store()
-        for line in report(watch, self._plan.limit, Path(self._plan.folder)):
+        for line in report(watch, self._plan.limit, Path(self._plan.folder), status):
             print(f"zcache run: {line}", file=sys.stderr, flush=True)
         return status if status >= 0 else 128 - status
 

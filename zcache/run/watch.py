@@ -23,6 +23,7 @@ class Watch:
         self.outside_bytes = 0  # memory of their own, at most: not of the region
         self.store: dict[str, Any] = {}  # the last that it said
         self.ram_bytes = self.below_bytes = 0  # what the store took, at most
+        self.array_bytes = 0  # of arrays, at most
 
     def until(self, ended: Event) -> None:
         """Look, again and again."""
@@ -39,6 +40,8 @@ class Watch:
             self.store = ask(self._control, "status")
             frame_bytes = self.store["frame_bytes"]
             self.ram_bytes = max(self.ram_bytes, self.store["resident_frames"] * frame_bytes)
+            pages = sum(region["resident_pages"] + region["stored_region_pages"] for region in self.store["regions"])
+            self.array_bytes = max(self.array_bytes, pages * 4096)
             self.below_bytes = max(self.below_bytes, self.store["backing_frames"] * frame_bytes)
 
 

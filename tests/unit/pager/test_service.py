@@ -164,7 +164,7 @@ def test_it_ends_with_the_last_region_or_at_once(tmp_path: Path) -> None:
         other = program(path, "8M", "time.sleep(60)")
         assert other.stdout and other.stdout.readline() == "filled\n"
         process.send_signal(signal.SIGTERM)
-        assert process.stderr and "1 regions are in use" in process.stderr.readline()
+        assert process.stderr and "regions in use: 1;" in process.stderr.readline()
         with pytest.raises(EnvironmentProblem, match=r"start one there: zcache pager|the pager has ended"):
             Region("8M", "1M", pager=path)
         process.send_signal(signal.SIGTERM)
@@ -173,7 +173,7 @@ def test_it_ends_with_the_last_region_or_at_once(tmp_path: Path) -> None:
     with service(tmp_path) as (path, process):
         with Region("8M", "1M", pager=path) as region:
             process.send_signal(signal.SIGINT)
-            assert process.stderr and "1 regions are in use" in process.stderr.readline()
+            assert process.stderr and "regions in use: 1;" in process.stderr.readline()
             region.buffer[:] = b"x" * len(region)
             assert bytes(region.buffer) == b"x" * len(region)
         assert process.wait(20) == 0
@@ -280,6 +280,7 @@ def test_threads_make_and_drop_regions_at_once(rng: random.Random, tmp_path: Pat
     [
         (["codec=lz4"], "size=: missing"),
         (["size=8M", "size=9M"], "each key once"),
+        (["1G"], "give key=value, such as size=1G"),
         (["size=8M", "colour=red"], "colour=red: unknown parameter"),
         (["size=8M", "codec=middle-out"], "codec=middle-out"),
         (["size=8M", "control=/proc/no"], "control=/proc/no"),

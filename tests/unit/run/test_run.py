@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.pager.test_region import REPOSITORY, why_not
+from zcache.pager.region import Region
 
 pytest.importorskip("numpy")
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"NOT run, no region can be made here: {why_not()}")
@@ -37,7 +38,7 @@ def python(text: str) -> list[str]:
 def test_a_job_larger_than_its_limit_and_its_threads(tmp_path: Path) -> None:
     done = run(
         tmp_path,
-        ["--limit", "8M", "codec=zstd"],
+        ["--limit", "8M", "--size", "200M", "codec=zstd"],
         *python(
             "from concurrent.futures import ThreadPoolExecutor\n"
             f"name = ({NAME}).multiarray.get_handler_name\n"
@@ -54,8 +55,8 @@ def test_a_job_larger_than_its_limit_and_its_threads(tmp_path: Path) -> None:
     assert done.returncode == 0, done
     assert done.stdout.split() == [str(sum(range(4_000_000)))] * 2 + ["True"]
     first, second, third = done.stderr.splitlines()
-    assert "arrays of up to " in first and "at most 8.0M as they are" in first
-    assert int(second.split()[2]) > 4000 and "outside the limit: up to" in third
+    assert "arrays of up to " in first and "at most 8.0M uncompressed" in first
+    assert int(second.split("faults: ")[1]) > 100 and "not covered by the limit: up to" in third
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,35 @@ def test_the_exit_status_is_the_jobs(tmp_path: Path, job: list[str], status: int
     assert done.returncode == status and "no array was in a region" in done.stderr
 
 
+def test_what_the_limit_does_not_cover_is_said(tmp_path: Path) -> None:
+    """An array that is larger than the region is in ordinary memory."""
+    job = python("a = np.ones(9_000_000)\nb = np.ones(1_000_000)\nprint(a.sum(), b.sum())")
+    done = run(tmp_path, ["--limit", "4M"], *job)
+    assert done.returncode == 0 and done.stdout.split() == ["9000000.0", "1000000.0"]
+    assert "an array of 72000000 bytes does not fit in what is left of the region" in done.stderr
+
+
+def test_a_store_that_is_full_is_said_to_be_why_the_job_ended(tmp_path: Path) -> None:
+    job = python("a = np.random.default_rng(1).random(3_000_000)")
+    done = run(tmp_path, ["--limit", "4M", "budget=8M"], *job)
+    assert done.returncode == 128 + signal.SIGBUS
+    assert "a region's store is full" in done.stderr
+    assert "ended by SIGBUS, for the store was full: give a larger budget=, or backing=PATH" in done.stderr
+
+
+def test_a_backing_is_as_large_as_it_has_to_be_and_does_not_stay(tmp_path: Path) -> None:
+    job = python("a = np.random.default_rng(1).random(3_000_000)\nprint(a.size)")
+    backing = tmp_path / "cold"
+    done = run(tmp_path, ["--limit", "4M", "budget=8M", f"backing={backing}"], *job)
+    assert done.returncode == 0 and done.stdout == "3000000\n", done
+    assert not backing.exists()
+    with Region("8M", "1M", backing=backing, budget="4M", overcommit="yes"):  # which leaves a small one
+        pass
+    done = run(tmp_path, ["--limit", "4M", "budget=8M", f"backing={backing}"], *job)
+    assert (done.returncode, done.stdout) == (0, "3000000\n") or "backing" in done.stderr.splitlines()[-1], done
+    assert backing.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -73,7 +103,7 @@ def test_the_exit_status_is_the_jobs(tmp_path: Path, job: list[str], status: int
         (["--limit", "8M", "codec=middle-out"], "codec=middle-out"),
         (["--limit", "much"], "--limit=much: not a number of bytes"),
         (["--limit", "8K"], "resident_limit=8192: give at least 1M"),
-        (["--limit", "8M", "--size", "8M"], "the whole of size=8388608 fits"),
+        (["--limit", "8M", "--size", "8M"], "all of it fits within --limit=8M"),
         (["--limit", "8M", "--threshold", "x"], "--threshold=x"),
         (["--limit", "8M", "--processes", "0"], "give at least 1"),
         ([], "--limit"),
@@ -147,12 +177,12 @@ def test_processes_that_share_the_limit(tmp_path: Path) -> None:
         "        for total, name in pool.map(work, range(3), 1):\n"
         "            print(total, name)\n"
     )
-    done = run(tmp_path, ["--limit", "9M", "--processes", "3"], sys.executable, str(script))
+    done = run(tmp_path, ["--limit", "10M", "--processes", "3"], sys.executable, str(script))
     assert done.returncode == 0, done
     totals, names = zip(*(line.split(maxsplit=1) for line in done.stdout.splitlines()), strict=True)
     assert totals == ("0", "2000000", "4000000")
     assert sorted(names) == ["default_allocator", "zcache region", "zcache region"]
-    assert done.stderr.count("gets none of the limit") == 1
+    assert done.stderr.count("is not limited: others of the job have all") == 1
 
 
 def test_a_child_by_fork_makes_arrays_of_its_own_in_ordinary_memory(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def _jobs(report: Report, rounds: int, rows: int) -> None:
 
 
 _ARRAYS: Final = re.compile(r"arrays of up to ([0-9.]+)([MG])")
-_MOVED: Final = re.compile(r"(\d+) pages left, (\d+) came")
+_MOVED: Final = re.compile(r"went out: (\d+), that came in: (\d+)")
 
 
 def _limited(limit: str, command: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
