@@ -84,8 +84,13 @@ class OwnThread:
                         raise
                 time.sleep(_REST_SECONDS)
         finally:
+            self._work = _nothing  # which may refer to whoever has this
             with contextlib.suppress(RuntimeError):  # it was given up, too late to begin
                 self._running.release()
+
+
+def _nothing() -> None:
+    pass
 
 
 def try_threads(count: int) -> None:

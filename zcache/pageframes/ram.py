@@ -112,6 +112,10 @@ class Ram:
             has_memory[first:last] = b"\1" * (last - first)
         return has_memory
 
+    def held_bytes(self) -> int:
+        """What of an image's slots has memory."""
+        return sum(stop - start for start, stop in self._section.touched()) if self._section else len(self.view)
+
     def _runs(self, *, is_absent: bool) -> Iterator[tuple[int, int]]:
         """Of slots that are absent, or are not, as bytes."""
         start = self._absent.find(is_absent)

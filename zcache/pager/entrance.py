@@ -100,7 +100,9 @@ def _hear(connected: socket.socket) -> Newcomer | None:
     descriptors: list[int] = []
     try:
         connected.setblocking(False)
-        said, descriptors, _, _ = socket.recv_fds(connected, messages.MAX_PACKET_BYTES, messages.MAX_DESCRIPTORS)
+        said, descriptors, _, _ = socket.recv_fds(
+            connected, messages.MAX_PACKET_BYTES, messages.MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+        )
         pid, _, _ = messages.CREDENTIALS.unpack(
             connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, messages.CREDENTIALS.size)
         )

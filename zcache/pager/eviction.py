@@ -100,10 +100,15 @@ class Eviction:
     def evict(self, most: int) -> bool:
         """Have at most so many pages leave, those that came first; whether all of them could."""
         pages = array("I", sorted(self._resident.begin_to_leave(most)))
-        self._memory.protect_and_read(pages, self._out)
-        count = self._put(pages)
-        gone = pages[:count]
-        self._memory.punch(gone)
+        try:
+            self._memory.protect_and_read(pages, self._out)
+            count = self._put(pages)
+            gone = pages[:count]
+            self._memory.punch(gone)
+        except OSError:  # the region is about to end; nobody is to wait for these
+            for page in pages:
+                self._resident.stayed(page)
+            raise
         self._resident.left(gone)
         for page in pages[count:]:
             self._resident.stayed(page)

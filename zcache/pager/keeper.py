@@ -27,7 +27,7 @@ from zcache.pager import messages
 from zcache.pager.entrance import REGIONS_DESCRIPTORS, Entrance, Newcomer
 from zcache.pager.extents import Extents
 from zcache.pager.messages import Packet
-from zcache.pager.region_file import check_descriptors
+from zcache.pager.region_file import LEAST_LIMIT_BYTES, check_descriptors
 from zcache.pages.entry import PAGE_BYTES
 
 #: The command of a pager, but for its channel.
@@ -97,7 +97,7 @@ class Keeper:
             why = self._attend()
             if why:
                 self._pager.wait()
-                return why
+                return self._give_up(why)
             status = self._pager.wait()
             self._channel.close()
             if self._is_given_up or not (self._regions or self._entrance):
@@ -106,8 +106,13 @@ class Keeper:
             has_failed = since is None or (status >= 0 and time.monotonic() < since + SOON_SECONDS)
             self._failures = self._failures + 1 if has_failed else 0
             if self._failures >= HOPELESS:
-                return f"{HOPELESS} pagers have ended at once, the last with status {status}"
+                return self._give_up(f"{HOPELESS} pagers have ended at once, the last with status {status}")
             print(f"zcache: the pager has died (status {status}): the next one goes on", file=sys.stderr, flush=True)
+
+    def _give_up(self, why: str) -> str:
+        if self._entrance:
+            self._entrance.close()
+        return why
 
     def ask_to_end(self) -> None:
         """Let nobody in any more, and end with the last region; or at once, if it was asked before:
@@ -213,17 +218,21 @@ def _checked(newcomer: Newcomer) -> dict[str, Any]:
     words: dict[str, Any] = {name: said[name] for name in names} | {"pid": newcomer.pid}
     if any(words[name] <= 0 or words[name] % PAGE_BYTES or words[name] >= 1 << 63 for name in names):
         raise BadInput(f"a region of size={words['size']} at {words['start']}: give whole pages")
-    check_descriptors(newcomer.descriptors[1], newcomer.descriptors[2], words["size"])
+    if not LEAST_LIMIT_BYTES <= words["limit"] < words["size"]:
+        raise BadInput(f"resident_limit={words['limit']}: give at least 1M, and less than size={words['size']}")
+    _, descriptor, memfd, forgetting, _ = newcomer.descriptors
+    check_descriptors(descriptor, memfd, forgetting, words["size"])
     return words
 
 
 def main(descriptor: int) -> None:
     """For one region, whose client is at that socket; until the client has gone. What is meant for
     the client, or for all programs at once, does not end its pager before it."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     client = socket.socket(fileno=descriptor)
-    said, descriptors, _, _ = socket.recv_fds(client, messages.MAX_PACKET_BYTES, REGIONS_DESCRIPTORS)
+    flags = socket.MSG_CMSG_CLOEXEC
+    said, descriptors, _, _ = socket.recv_fds(client, messages.MAX_PACKET_BYTES, REGIONS_DESCRIPTORS, flags)
     if not said:
         return
     words = json.loads(said)

@@ -44,9 +44,9 @@ def send(channel: socket.socket, packet: Packet) -> None:
 def receive(channel: socket.socket) -> Packet | None:
     """The next one; None if the other end is closed."""
     try:
-        data, descriptors, _, _ = socket.recv_fds(channel, MAX_PACKET_BYTES, MAX_DESCRIPTORS)
+        data, descriptors, _, _ = socket.recv_fds(channel, MAX_PACKET_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
     except ConnectionError:  # it had not read all; what it has said comes after that
-        data, descriptors, _, _ = socket.recv_fds(channel, MAX_PACKET_BYTES, MAX_DESCRIPTORS)
+        data, descriptors, _, _ = socket.recv_fds(channel, MAX_PACKET_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
     if not data:
         return None
     kind, words = json.loads(data)

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/userfaultfd.h>
+#include <poll.h>
 #include <stdint.h>
 #include <sys/ioctl.h>
 #include <time.h>
@@ -157,9 +158,19 @@ static PyObject *read_faults(PyObject *module, PyObject *args)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
     int64_t end = seconds > 0 ? now_ns() + (int64_t)(seconds * 1e9) : 0;
-    do
-        got = read(descriptor, messages, sizeof messages);
-    while (got < 0 && (errno == EINTR || (errno == EAGAIN && now_ns() < end)));
+    struct pollfd ready = {descriptor, POLLIN, 0};
+    do {
+        got = -1;
+        errno = EAGAIN;
+        if (poll(&ready, 1, 0) > 0) {
+            if (ready.revents & POLLNVAL)
+                errno = EBADF;
+            else if (ready.revents & POLLERR) /* somebody has had it block, and would wait for good */
+                errno = EINVAL;
+            else
+                got = read(descriptor, messages, sizeof messages);
+        }
+    } while (got < 0 && (errno == EINTR || (errno == EAGAIN && now_ns() < end)));
     error = got < 0 && errno != EAGAIN ? errno : 0;
     Py_END_ALLOW_THREADS
     if (error)

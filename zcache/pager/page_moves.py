@@ -5,8 +5,10 @@ Pages are 32-bit numbers in ascending order (an `array("I")`); `start` is where 
 its client. All raise `OSError`.
 """
 
+import contextlib
 import errno
 import os
+import select
 import time
 from array import array
 from collections.abc import Iterator
@@ -65,12 +67,16 @@ class PythonMoves:
     def read_faults(self, descriptor: int, seconds: float) -> bytes:
         """See `PageMoves`."""
         end = time.monotonic() + seconds
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
         while True:
-            try:
-                return os.read(descriptor, MESSAGES * userfaultfd.MESSAGE.size)
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    return b""
+            for _, events in poll.poll(0):
+                if events & (select.POLLERR | select.POLLNVAL):  # somebody has had it block, and would wait for good
+                    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+                with contextlib.suppress(BlockingIOError):
+                    return os.read(descriptor, MESSAGES * userfaultfd.MESSAGE.size)
+            if time.monotonic() >= end:
+                return b""
 
 
 def runs(pages: "array[int]") -> Iterator[tuple[int, int]]:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from zcache.errors import Imbalance, PageDamaged, PageLost
 from zcache.linux import libc, memory, userfaultfd
@@ -19,11 +19,21 @@ from zcache.pager.region_memory import CLIENT_HAS_ENDED, RegionMemory
 from zcache.pager.stored_pages import StoredPages
 from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
 
-#: How long a fault waits for a page to leave, when none can: the store is full.
+#: How long a fault waits for a page to leave, when none can: the store is full. Meanwhile others
+#: are served, and requests, of which one may be what makes room; and it is tried again.
 FULL_SECONDS: Final = 10.0
+BEHIND_SECONDS: Final = 0.02
 REST_SECONDS: Final = 0.1
 #: Of a check, while nothing can leave.
 CHECKED_PAGES: Final = 1024
+
+
+class Waiting(NamedTuple):
+    """A fault for which there was no room."""
+
+    page: int
+    thread_id: int
+    until: float
 
 
 class PagedRegion:
@@ -56,6 +66,7 @@ class PagedRegion:
         self._buffer_at = memory.address(self._buffer)
         self._out = memoryview(self._buffer)
         self._refused: set[int] = set()  # pages that are SIGBUS
+        self._waiting: list[Waiting] = []
         self.latencies = Latencies()
         self.faults = 0
         self.lost_pages = 0
@@ -103,23 +114,40 @@ class PagedRegion:
                 raise OSError(errno.EFAULT, "a fault was told of memory that is not the region's")
             with contextlib.suppress(*CLIENT_HAS_ENDED):
                 if not fault.flags & userfaultfd.UFFD_PAGEFAULT_FLAG_WP:
+                    self.faults += 1
                     self._fill(page, fault.thread_id)
                     self.latencies.add(time.perf_counter() - begin)
                 elif not self.resident.is_leaving(page):  # it has left, or stayed, before we heard of it
                     self._memory.wake(page, page + 1)
         return len(faults)
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether there are faults for which there was no room: `retry` soon."""
+        return bool(self._waiting)
+
+    def retry(self) -> None:
+        """Serve those for which there is room now; what has waited for too long is SIGBUS."""
+        waiting, self._waiting = self._waiting, []
+        with contextlib.suppress(*CLIENT_HAS_ENDED):
+            for each in waiting:
+                if self.resident.count < self.limit_pages:
+                    self._fill(each.page, each.thread_id)
+                elif time.monotonic() < each.until:
+                    self._waiting.append(each)
+                else:
+                    self._refuse(each.page, each.thread_id, "no page can leave: the store is full")
+
     def _fill(self, page: int, thread_id: int) -> None:
         """Bring a page back; and those that follow, if faults have come in a row."""
-        self.faults += 1
         resident = self.resident
         resident.wait_until_left(page)
         if resident.is_resident(page) and not self._is_removed(page):  # another thread's fault was first
             self._memory.wake(page, page + 1)
             return
         window = self._readahead.window(page)
-        if resident.count >= self.limit_pages and not self._eviction.wait_for_room(self.limit_pages, FULL_SECONDS):
-            self._refuse(page, thread_id, "no page can leave: the store is full")
+        if resident.count >= self.limit_pages and not self._eviction.wait_for_room(self.limit_pages, BEHIND_SECONDS):
+            self._waiting.append(Waiting(page, thread_id, time.monotonic() + FULL_SECONDS))
             return
         next_page, left = page, window
         try:

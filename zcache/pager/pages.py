@@ -48,7 +48,7 @@ class ResidentPages:
         self._most_new = int(high * NEW_SHARE)
         self._soon = int(high * SOON_SHARE)
         self._new_count = 0
-        self._left = self._soon + 1  # how many ever left; so that nobody has, soon before
+        self._left = self._soon + 1 & 0xFFFFFFFF  # how many ever left; so that nobody has, soon before
         self._left_at = _words(page_count)  # of each page, `_left` at its last time
         self._state = mmap.mmap(-1, page_count)
         # A queue is a ring. Behind the pages are their heads: of new ones, of those that returned.

@@ -17,14 +17,12 @@ from zcache.linux import memory
 from zcache.linux.libc import LIBC, raise_errno
 from zcache.pager.link import Link
 from zcache.pager.numpy_hook import allocate_in_for_good, allocating_in, new_arena
+from zcache.pager.region_file import LEAST_LIMIT_BYTES
 from zcache.pages.entry import PAGE_BYTES
 from zcache.sizes import parse_size
 
 MADV_DONTFORK: Final = 10
 MADV_NOHUGEPAGE: Final = 15
-#: Of a limit: what a batch that leaves, and those that come meanwhile, need to get on.
-LEAST_LIMIT_BYTES: Final = 1 << 20
-
 
 #: Of each region that is there: where it lies, how long it is, and its link.
 _LIVE: "weakref.WeakKeyDictionary[mmap.mmap, tuple[int, int, Link]]" = weakref.WeakKeyDictionary()

@@ -3,11 +3,14 @@
 import contextlib
 import fcntl
 import os
+import socket
 from pathlib import Path
 from typing import Final
 
 from zcache.errors import BadInput
 
+#: Of a limit: what a batch that leaves, and those that come meanwhile, need to get on.
+LEAST_LIMIT_BYTES: Final = 1 << 20
 #: What keeps a file as long as it is.
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -24,12 +27,17 @@ def new_memfd(size_bytes: int) -> int:
     return descriptor
 
 
-def check_descriptors(descriptor: int, memfd: int, size_bytes: int) -> None:
-    """Raises `BadInput` if the first is no userfaultfd, or the second no file of that length, or
-    one that might have another later."""
+def check_descriptors(descriptor: int, memfd: int, forgetting: int, size_bytes: int) -> None:
+    """Raises `BadInput` if the first is no userfaultfd, the second no file of that length, or one
+    that might have another later, or the third no socket that keeps messages apart."""
     seals = 0
     with contextlib.suppress(OSError):  # no memfd
         seals = fcntl.fcntl(memfd, fcntl.F_GET_SEALS)
     kind = str(Path(f"/proc/self/fd/{descriptor}").readlink())
     if kind != "anon_inode:[userfaultfd]" or seals & SEALS != SEALS or os.fstat(memfd).st_size != size_bytes:
         raise BadInput(f"a region is a userfaultfd, and a sealed memfd of its size, {size_bytes} bytes")
+    kinds: tuple[int, int] | None = None
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(forgetting)) as end:
+        kinds = end.family, end.type
+    if kinds != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
+        raise BadInput("pages are forgotten at a Unix socket of sequenced packets")

@@ -2,6 +2,7 @@
 region has a limit of its own; one store, and its budget, are for all of them."""
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 from zcache.errors import BadInput, ZcacheError
 from zcache.inherited.start import run
+from zcache.linux.sockets import remove_if_dead
 from zcache.pager.entrance import Entrance
 from zcache.pager.keeper import Keeper
 from zcache.pager.parameters import PARAMETERS, sorted_out
@@ -61,8 +63,8 @@ def _serve(path: Path, given: dict[str, str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, end)
     why = keeper.run()
-    for left in (path, Path(given["control"])):
-        left.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        remove_if_dead(Path(given["control"]))
     if why:
         raise BadInput(why)
     return 0

@@ -22,6 +22,8 @@ from zcache.pages.entry import PAGE_BYTES
 from zcache.store.store import Store
 
 LOOK_SECONDS: Final = 1e-3
+#: Between two tries to serve faults for which there was no room.
+RETRY_MS: Final = 20
 
 
 #: Of a request, and of answers that nobody reads, at most.
@@ -151,8 +153,10 @@ def _serve(region: PagedRegion, store: Store, client: Client, audits: Audits) ->
         if count and time.monotonic() < look:
             continue
         look = time.monotonic() + LOOK_SECONDS
+        if region.has_waiting:
+            region.retry()
         poll.modify(requests, select.POLLIN | (select.POLLOUT if client.unsent else 0))
-        for ready, events in poll.poll(0 if count else None):
+        for ready, events in poll.poll(0 if count else RETRY_MS if region.has_waiting else None):
             if ready == region.fileno():
                 continue  # next
             if ready == audits.fileno():

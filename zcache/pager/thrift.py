@@ -5,7 +5,6 @@ beside programs that want it, too: so frames that are light are packed while the
 not only when there is no room (`tidy_up`), and what is free is a hole again (`give_back`).
 """
 
-import os
 from typing import Final
 
 from zcache.store.store import Store
@@ -16,10 +15,10 @@ KEPT_SHIFT: Final = 3
 
 
 class Thrift:
-    """Of a store over the image of that descriptor."""
+    """Of a store over an image."""
 
-    def __init__(self, store: Store, image: int) -> None:
-        self._store, self._image = store, image
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
     def tidy_up(self) -> None:
         """Pack what is worth it, and compress once more what is at rest."""
@@ -29,8 +28,7 @@ class Thrift:
         """Of slots that are free, those that had something last: they are the ones with memory."""
         frames = self._store.frames
         used_bytes = frames.resident * frames.frame_bytes
-        held_bytes = os.fstat(self._image).st_blocks * 512
-        surplus_bytes = held_bytes - used_bytes - (used_bytes >> KEPT_SHIFT) - KEPT_BYTES
+        surplus_bytes = frames.memory.held_bytes() - used_bytes - (used_bytes >> KEPT_SHIFT) - KEPT_BYTES
         count = min(surplus_bytes // frames.frame_bytes, frames.free_slot_count // 2)  # a put may come meanwhile
         if count <= 0:
             return

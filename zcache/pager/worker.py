@@ -37,7 +37,8 @@ from zcache.server.upkeep import Upkeep
 from zcache.steps import Steps
 from zcache.store.store import Store
 
-UPKEEP_SECONDS: Final = 0.1
+TIDY_SECONDS: Final = 0.1
+GIVE_BACK_SECONDS: Final = 0.5
 
 
 class Worker:
@@ -49,7 +50,7 @@ class Worker:
         self._store: Store
         self._pages: TmemObject
         self._control: ControlSocket | None = None
-        self._upkeep: Upkeep
+        self._upkeep: list[Upkeep]
         self._era = 0
         self._refused: dict[int, list[int]] = {}  # pages of regions that are still to come
         self._regions: dict[int, PagedRegion] = {}
@@ -67,14 +68,15 @@ class Worker:
                 case "store":
                     try:
                         self._make_store(packet)
-                    except ZcacheError as refusal:
+                    except (ZcacheError, OSError) as refusal:
                         self._say("refused", why=str(refusal))
                         return
         for thread in list(self._serving.values()):
             thread.join()
         if self._control:
             self._control.close()
-        self._upkeep.stop()
+        for upkeep in self._upkeep:
+            upkeep.stop()
         self._store.close()
 
     def _say(self, kind: str, *, descriptors: tuple[int, ...] = (), **words: Any) -> None:
@@ -100,9 +102,13 @@ class Worker:
             made = open_image(config, files.tier)
             self._store, self._pages = make_store(config, files.tier, made, steps, lambda: None, lambda _: None)
             self._store.reclaimer.start()
-            thrift = Thrift(self._store, image)
-            self._upkeep = Upkeep("zcache-upkeep", thrift.tidy_up, thrift.give_back, seconds=UPKEEP_SECONDS)
-            self._upkeep.start()
+            thrift = Thrift(self._store)
+            self._upkeep = [
+                Upkeep("zcache-tidy", thrift.tidy_up, seconds=TIDY_SECONDS),
+                Upkeep("zcache-thrift", thrift.give_back, seconds=GIVE_BACK_SECONDS),
+            ]
+            for upkeep in self._upkeep:
+                upkeep.start()
             self._listen(config.control, is_first)
         except BaseException:
             for step in files.undo() if is_first else ():
@@ -189,7 +195,7 @@ def say(line: str) -> None:
 
 def main(descriptor: int) -> None:
     """Until the keeper says so by closing its end, and all clients have gone."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=descriptor) as channel:
         Worker(channel).run()

@@ -5,12 +5,14 @@ have it all, says so and goes on without.
 """
 
 import atexit
+import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +45,9 @@ def begin() -> None:
 
 def _take_a_region(plan: dict[str, Any]) -> None:
     """Raises `SystemExit` if there can be none: nobody is to take a job for limited that is not."""
+    if not Path(plan["pager"]).exists():  # this has outlived the job
+        print(f"zcache run has ended: process {os.getpid()} is not limited", file=sys.stderr)
+        return
     try:
         region = Region(plan["size"], plan["limit"], pager=plan["pager"], user_mode_only=plan["user_mode_only"])
         region.numpy_for_good(plan["threshold"])
@@ -66,33 +71,51 @@ def _take_a_region(plan: dict[str, Any]) -> None:
     atexit.register(note)
 
 
-class _AfterNumpy(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds NumPy as everybody else does; when it has been imported, something is done."""
+class _AfterNumpy(importlib.abc.MetaPathFinder):
+    """Finds NumPy as everybody else does; once it has been imported, something is done. Many only
+    look whether it is there."""
 
     def __init__(self, do: Callable[[], None]) -> None:
         self._do = do
-        self._loader: importlib.abc.Loader | None = None
+        self._here = threading.local()
 
     def find_spec(
         self, name: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """For NumPy, once."""
-        if name != NUMPY:
+        """For NumPy."""
+        if name != NUMPY or getattr(self._here, "is_looking", False):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self._here.is_looking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._here.is_looking = False
         if spec and spec.loader:
-            self._loader, spec.loader = spec.loader, self
+            spec.loader = _Loader(spec.loader, self._imported)
         return spec
 
+    def _imported(self) -> None:
+        with contextlib.suppress(ValueError):  # by another thread
+            sys.meta_path.remove(self)
+            self._do()
+
+
+class _Loader(importlib.abc.Loader):
+    """Another one, after which something is done."""
+
+    def __init__(self, own: importlib.abc.Loader, then: Callable[[], None]) -> None:
+        self._own, self._then = own, then
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        """As its own loader does."""
-        assert self._loader
-        return self._loader.create_module(spec)
+        """As it does."""
+        return self._own.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """As its own loader does, which it has from now on; and then what is to be done."""
-        assert self._loader and module.__spec__
-        module.__spec__.loader = module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        self._do()
+        """As it does, whose module it is from now on."""
+        assert module.__spec__
+        module.__spec__.loader = module.__loader__ = self._own
+        self._own.exec_module(module)
+        self._then()

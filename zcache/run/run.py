@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -34,6 +35,9 @@ from zcache.sizes import parse_size
 DESCRIPTION: Final = """Run a job whose NumPy arrays may be larger than RAM: at most LIMIT of them are in RAM
 uncompressed, and the rest compressed, or in a backing file. The job is any program; what counts is each Python in it
 that imports NumPy. At the end it says what the job took, and what memory the limit does not cover."""
+#: Signals for the job; and those of a terminal's keys, which it gets by itself.
+PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+KEYS: Final = (signal.SIGINT, signal.SIGQUIT)
 STARTUP: Final = Path(__file__).resolve().parent / "startup"
 DEFAULTS: Final = {"budget": "75%"}
 #: Without a backing: arrays may take less than their size, and mostly do.
@@ -125,13 +129,15 @@ class Run:
         self._keeper = Keeper(processes * plan.size, parameters, Entrance(Path(plan.pager)))
         self._keeper.on_serving = lambda: threading.Thread(target=self._work).start()
         self._job: subprocess.Popen[bytes] | None = None
+        self._early = 0  # a signal that came before there was a job
         self._status = 2
         self._refusal: ZcacheError | None = None
 
     def run(self) -> int:
         """The exit status. Raises what stands against it."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, self._pass_on)
+        for number in (*PASSED_ON, *KEYS):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it for the job
+                signal.signal(number, self._pass_on)
         why = self._keeper.run()
         if self._is_backing_ours and self._backing:
             self._backing.unlink(missing_ok=True)
@@ -143,7 +149,9 @@ class Run:
 
     def _pass_on(self, number: int, _frame: Any) -> None:
         """To the job; a terminal's keys are for all of its processes already."""
-        if self._job and number in (signal.SIGTERM, signal.SIGHUP):
+        if self._job is None:
+            self._early = self._early or number
+        elif number in PASSED_ON:
             with contextlib.suppress(ProcessLookupError):
                 self._job.send_signal(number)
 
@@ -154,6 +162,8 @@ class Run:
                 self._plan.size, self._plan.limit, pager=self._plan.pager, user_mode_only=self._plan.user_mode_only
             )
             trial.close()
+            while self._keeper.region_count and not self._early:  # its room is the job's
+                time.sleep(0.001)
             self._status = self._run_job()
         except ZcacheError as refusal:
             self._refusal = refusal
@@ -166,6 +176,8 @@ class Run:
             "PYTHONPATH": os.pathsep.join(path),
             VARIABLE: json.dumps(self._plan._asdict()),
         }
+        if self._early:
+            return 128 + self._early
         try:
             self._job = subprocess.Popen(self._command, env=environment, close_fds=False)
         except OSError as error:

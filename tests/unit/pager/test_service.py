@@ -1,7 +1,9 @@
 """`zcache pager`: several programs, each with regions of its own, over one store."""
 
 import contextlib
+import ctypes
 import json
+import mmap
 import os
 import random
 import signal
@@ -19,7 +21,7 @@ import pytest
 from tests.unit.pager.test_region import MIB, REPOSITORY, why_not
 from zcache.control.ask import ask
 from zcache.errors import BadInput, EnvironmentProblem
-from zcache.linux import userfaultfd
+from zcache.linux import memory, userfaultfd
 from zcache.pager.region import Region
 from zcache.pager.region_file import new_memfd
 
@@ -212,7 +214,7 @@ def test_clients_that_say_nonsense_cost_nobody_else_anything(rng: random.Random,
         os.ftruncate(unsealed, size)
         faults, memfd = userfaultfd.open_descriptor(), new_memfd(size)
         userfaultfd.handshake(faults, 0)
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ends = [ours.fileno(), theirs.fileno()]
         for words, descriptors, said in (
             ([], [faults, memfd, *ends], "a client says where its region is"),
@@ -222,6 +224,9 @@ def test_clients_that_say_nonsense_cost_nobody_else_anything(rng: random.Random,
             ({**good, "size": 1 << 50}, [faults, memfd, *ends], "a sealed memfd"),
             (good, [memfd, memfd, *ends], "is a userfaultfd"),
             (good, [faults, unsealed, *ends], "a sealed memfd"),
+            (good, [faults, memfd, memfd, memfd], "a Unix socket of sequenced packets"),
+            ({**good, "limit": 1 << 62}, [faults, memfd, *ends], "give at least 1M, and less than size="),
+            ({**good, "limit": 4096}, [faults, memfd, *ends], "give at least 1M, and less than size="),
             (good, [faults, memfd], ""),
             (good, [], ""),
         ):
@@ -244,6 +249,44 @@ def test_clients_that_say_nonsense_cost_nobody_else_anything(rng: random.Random,
             os.close(descriptor)
         ours.close()
         theirs.close()
+
+
+def test_a_client_that_has_its_userfaultfd_block_is_served_no_more(tmp_path: Path) -> None:
+    with service(tmp_path) as (path, _), Region("8M", "1M", pager=path) as region:
+        text = (
+            f"import os, time, zcache\nregion = zcache.Region('8M', '1M', pager={str(path)!r})\n"
+            "os.set_blocking(region._link._descriptor, True)\n"
+            "region.buffer[:] = b'x' * len(region)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", text], cwd=REPOSITORY, check=False, timeout=30)
+        assert done.returncode == -signal.SIGBUS
+        wait_for(lambda: len(status(path)["regions"]) == 1)
+        region.buffer[:] = b"y" * len(region)
+
+
+def test_a_store_that_is_full_is_degraded_until_somebody_gives_pages_back(tmp_path: Path) -> None:
+    """Which may be the client whose other thread waits for a page."""
+    with (
+        service(tmp_path, "size=32M", "budget=8M", "overcommit=yes") as (path, process),
+        Region("24M", "1M", pager=path) as region,
+    ):
+        done: list[int] = []
+        start = memory.address(region.buffer)
+
+        def work() -> None:
+            for at in range(0, len(region), 4096):  # without Python's lock
+                ctypes.memmove(start + at, random.Random(at).randbytes(4096), 4096)
+                done.append(at)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert process.stderr and "store is full" in process.stderr.readline()
+        assert status(path)["state"] == "degraded" and "store is full" in status(path)["reasons"][0]
+        for _ in range(10):
+            region.advise(mmap.MADV_DONTNEED, 0, max(done) // MIB * MIB)
+            thread.join(1)
+        assert not thread.is_alive() and len(done) == len(region) // 4096
+        wait_for(lambda: status(path)["state"] == "ok")
 
 
 def test_threads_make_and_drop_regions_at_once(rng: random.Random, tmp_path: Path) -> None:

@@ -67,6 +67,46 @@ def test_the_exit_status_is_the_jobs(tmp_path: Path, job: list[str], status: int
     assert done.returncode == status and "no array was in a region" in done.stderr
 
 
+def test_a_job_that_looks_for_numpy_before_it_imports_it(tmp_path: Path) -> None:
+    text = (
+        "import importlib.util, sys\n"
+        "assert importlib.util.find_spec('numpy').origin and 'numpy' not in sys.modules\n"
+        "import numpy as np\nfrom importlib import resources\n"
+        "assert type(np.__spec__.loader).__name__ == 'SourceFileLoader' and resources.files('numpy').is_dir()\n"
+        f"print(({NAME}).multiarray.get_handler_name(np.ones(1_000_000)))\n"
+    )
+    done = run(tmp_path, ["--limit", "4M"], sys.executable, "-c", text)
+    assert done.returncode == 0 and done.stdout == "zcache region\n", done
+
+
+def test_the_job_has_what_it_would_have_had(tmp_path: Path) -> None:
+    """Descriptors, ignored signals, and what it leaves running."""
+    look = "import os; print(sorted(int(n) for n in os.listdir('/proc/self/fd'))[:-1])"
+    done = run(tmp_path, ["--limit", "8M"], sys.executable, "-S", "-c", look)
+    plain = subprocess.run([sys.executable, "-S", "-c", look], capture_output=True, text=True, check=False)
+    assert done.stdout == plain.stdout
+    words = ["nohup", *COMMAND, "--limit", "8M", "--", "grep", "SigIgn", "/proc/self/status"]
+    ignored = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, check=False).stdout
+    assert int(ignored.split()[1], 16) & 1
+    later = f"(sleep 2; {sys.executable} -c 'import numpy; print(numpy.ones(1000000).sum())') &"
+    words = [*COMMAND, "--limit", "8M", "--", "sh", "-c", later]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, check=False, timeout=60)
+    assert done.stdout == "1000000.0\n" and "zcache run has ended: process" in done.stderr, done
+
+
+def test_a_signal_before_the_job_has_begun(tmp_path: Path) -> None:
+    words = [*COMMAND, "--limit", "4M", "--", "touch", str(tmp_path / "begun")]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(words, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 20
+        while not list(tmp_path.glob("zcache-run-*/pager")):  # its signals are handled just after that
+            assert time.monotonic() < end
+        time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
+    assert not (tmp_path / "begun").exists() and not list(tmp_path.glob("zcache-run-*"))
+
+
 def test_what_the_limit_does_not_cover_is_said(tmp_path: Path) -> None:
     """An array that is larger than the region is in ordinary memory."""
     job = python("a = np.ones(9_000_000)\nb = np.ones(1_000_000)\nprint(a.sum(), b.sum())")
