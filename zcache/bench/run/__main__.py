@@ -70,7 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--pager",
         action="store_true",
-        help="no VM and no swap, but an array larger than the RAM that it may take, by the pager; one minute",
+        help="instead, without VM and swap: an array larger than the RAM that it may take, by the pager; one minute",
     )
     parser.add_argument("parameters", nargs="*", help=f"server parameters besides {' '.join(PARAMETERS)} backing=DISK")
     arguments = parser.parse_args()
