@@ -66,7 +66,8 @@ class Link:
             descriptors = [self._descriptor, self.memfd, its_forgetting.fileno(), its_life.fileno()]
             with socket.socket(fileno=os.dup(self._socket)) as sending:
                 request = json.dumps(wanted | {"parameters": parameters})
-                socket.send_fds(sending, [request.encode() + b"\n"], descriptors)
+                with contextlib.suppress(BrokenPipeError):  # `_hear` says it
+                    socket.send_fds(sending, [request.encode() + b"\n"], descriptors)
         self._hear(0, b"")
         self._signal_at_end()
 

@@ -78,17 +78,24 @@ def fill(region: Region, rng: random.Random) -> bytes:
     return data
 
 
-def program(path: Path, size: str, then: str) -> "subprocess.Popen[str]":
-    """Another client, which fills its region, says so, and goes on with `then`."""
+@contextlib.contextmanager
+def program(path: Path, size: str, then: str) -> Iterator["subprocess.Popen[str]"]:
+    """Another client, which fills its region, says so, and goes on with `then`; ended at last."""
     text = (
         "import sys, time, zcache\n"
         f"region = zcache.Region({size!r}, '1M', pager={str(path)!r})\n"
         "region.buffer[:] = b'abcdefgh' * (len(region) // 8)\n"
         f"print('filled', flush=True)\n{then}\n"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY
-    )
+    command = [sys.executable, "-c", text]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=REPOSITORY
+    ) as process:
+        try:
+            assert process.stdout and process.stdout.readline() == "filled\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def test_regions_of_several_programs_lie_side_by_side(rng: random.Random, tmp_path: Path) -> None:
@@ -96,29 +103,24 @@ def test_regions_of_several_programs_lie_side_by_side(rng: random.Random, tmp_pa
         service(tmp_path, "size=32M", "codec=zstd:2") as (path, _),
         Region("8M", "2M", pager=path) as first,
         Region("8M", "1M", pager=path) as second,
+        program(path, "8M", "time.sleep(60)") as other,
     ):
-        other = program(path, "8M", "time.sleep(60)")
-        try:
-            contents = fill(first, rng), fill(second, rng)
-            assert other.stdout and other.stdout.readline() == "filled\n"
-            assert (bytes(first.buffer), bytes(second.buffer)) == contents
-            said = status(path)
-            assert said["codec"] == "zstd:2" and said["size_bytes"] == 32 * MIB
-            rows = said["regions"]
-            assert [row["client_pid"] for row in rows] == [os.getpid(), os.getpid(), other.pid]
-            assert [row["limit_bytes"] for row in rows] == [2 * MIB, MIB, MIB]
-            for row in rows:
-                assert row["region_bytes"] == 8 * MIB and row["resident_pages"] * 4096 <= row["limit_bytes"]
-                assert row["faults"] > 100 and 0 < row["fault_p50_us"] <= row["fault_p99_us"]
-            wait_for(lambda: all(map(is_whole, status(path)["regions"])))
-            said = status(path)
-            assert sum(row["stored_region_pages"] for row in said["regions"]) == said["stored_pages"]
-            second.advise(4)  # MADV_DONTNEED
-            assert second.buffer == bytes(len(second)) and first.buffer == contents[0]
-            assert first.check()["removed_pages"] == 0
-        finally:
-            other.kill()
-            other.communicate()
+        contents = fill(first, rng), fill(second, rng)
+        assert (bytes(first.buffer), bytes(second.buffer)) == contents
+        said = status(path)
+        assert said["codec"] == "zstd:2" and said["size_bytes"] == 32 * MIB
+        rows = said["regions"]
+        assert [row["client_pid"] for row in rows] == [os.getpid(), os.getpid(), other.pid]
+        assert [row["limit_bytes"] for row in rows] == [2 * MIB, MIB, MIB]
+        for row in rows:
+            assert row["region_bytes"] == 8 * MIB and row["resident_pages"] * 4096 <= row["limit_bytes"]
+            assert row["faults"] > 100 and 0 < row["fault_p50_us"] <= row["fault_p99_us"]
+        wait_for(lambda: all(map(is_whole, status(path)["regions"])))
+        said = status(path)
+        assert sum(row["stored_region_pages"] for row in said["regions"]) == said["stored_pages"]
+        second.advise(4)  # MADV_DONTNEED
+        assert second.buffer == bytes(len(second)) and first.buffer == contents[0]
+        assert first.check()["removed_pages"] == 0
 
 
 def test_what_a_client_leaves_is_free_for_the_next_and_zeros(rng: random.Random, tmp_path: Path) -> None:
@@ -129,11 +131,8 @@ def test_what_a_client_leaves_is_free_for_the_next_and_zeros(rng: random.Random,
             with Region("8M", "2M", pager=path), pytest.raises(BadInput, match="other regions have the rest"):
                 Region("4M", "1M", pager=path)
             wait_for(lambda: len(status(path)["regions"]) == 1)
-            other = program(path, "8M", "time.sleep(60)")
-            assert other.stdout and other.stdout.readline() == "filled\n"
-            assert status(path)["stored_pages"] > 2048
-            other.kill()
-            other.communicate()
+            with program(path, "8M", "time.sleep(60)"):
+                assert status(path)["stored_pages"] > 2048
             wait_for(lambda: len(status(path)["regions"]) == 1)
         for _ in range(3):
             wait_for(lambda: not status(path)["regions"])
@@ -162,16 +161,13 @@ def test_its_pager_is_killed_and_all_regions_go_on(rng: random.Random, tmp_path:
 
 
 def test_it_ends_with_the_last_region_or_at_once(tmp_path: Path) -> None:
-    with service(tmp_path) as (path, process):
-        other = program(path, "8M", "time.sleep(60)")
-        assert other.stdout and other.stdout.readline() == "filled\n"
+    with service(tmp_path) as (path, process), program(path, "8M", "time.sleep(60)") as other:
         process.send_signal(signal.SIGTERM)
         assert process.stderr and "regions in use: 1;" in process.stderr.readline()
         with pytest.raises(EnvironmentProblem, match=r"start one there: zcache pager|the pager has ended"):
             Region("8M", "1M", pager=path)
         process.send_signal(signal.SIGTERM)
         assert other.wait(20) == -signal.SIGBUS and process.wait(20) == 0
-        other.communicate()
     with service(tmp_path) as (path, process):
         with Region("8M", "1M", pager=path) as region:
             process.send_signal(signal.SIGINT)
@@ -362,3 +358,28 @@ def test_memory_that_nobody_needs_goes_back_to_the_system(rng: random.Random, tm
             for at in range(0, len(region), 4096):
                 region.buffer[at : at + 4096] = rng.randbytes(4096)
         wait_for(lambda: status(path)["rss_bytes"] < before + 16 * MIB)
+
+
+def test_a_pager_that_hangs_up_at_once_is_one_line(tmp_path: Path) -> None:
+    """As one does that is just about to end."""
+    path = tmp_path / "pager"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        ended = threading.Event()
+
+        def hang_up() -> None:
+            listener.settimeout(20)
+            while not ended.is_set():
+                with contextlib.suppress(TimeoutError):
+                    listener.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        for _ in range(50):
+            with pytest.raises(EnvironmentProblem, match="the pager has ended"):
+                Region("8M", "1M", pager=path)
+        ended.set()
+        with socket.socket(socket.AF_UNIX) as last:
+            last.connect(str(path))
+        thread.join()
