@@ -14,12 +14,14 @@ import pytest
 from tests.unit.pager.test_region import MIB, why_not
 from zcache.pager.region import Region
 
+SECONDS = int(os.environ.get("ZCACHE_SOAK_SECONDS", "600"))
+
 pytestmark = [
     pytest.mark.thorough,
+    pytest.mark.timeout(SECONDS + 120),
     pytest.mark.skipif(bool(why_not()), reason=f"NOT run, no region can be made here: {why_not()}"),
 ]
 
-SECONDS = int(os.environ.get("ZCACHE_SOAK_SECONDS", "600"))
 KILL_SECONDS = 30
 THREADS = 4
 LIMIT = 64 * MIB
