@@ -98,7 +98,7 @@ class Eviction:
                 self.is_full = False
 
     def evict(self, most: int) -> bool:
-        """Have at most so many pages leave, those that came first; whether all of them could."""
+        """Have at most so many pages leave, those that are next; whether all of them could."""
         pages = array("I", sorted(self._resident.begin_to_leave(most)))
         try:
             self._memory.protect_and_read(pages, self._out)
