@@ -19,49 +19,53 @@
 #define PAGE_BYTES 4096
 #define MESSAGES 16
 
-/* Pages in order, as runs of neighbours: `next` and how many; 0 at the end. */
-static Py_ssize_t run_at(const uint32_t *pages, Py_ssize_t count, Py_ssize_t at)
-{
-    Py_ssize_t end = at;
-    while (end < count && pages[end] == pages[at] + (uint32_t)(end - at))
-        end++;
-    return end - at;
-}
+/* What a call is about. */
+struct batch {
+    int descriptor, memfd;
+    unsigned long long start; /* of the region, in the client */
+    char *out;                /* where the next page that is read goes */
+};
 
-static int protect(int descriptor, uint64_t at, uint64_t bytes, int is_protected)
+static int protect(const struct batch *batch, uint64_t offset, uint64_t bytes, uint64_t mode)
 {
-    struct uffdio_writeprotect request = {
-        {at, bytes},
-        is_protected ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
-    };
+    struct uffdio_writeprotect request = {{batch->start + offset, bytes}, mode};
     int failed;
     do
-        failed = ioctl(descriptor, UFFDIO_WRITEPROTECT, &request);
+        failed = ioctl(batch->descriptor, UFFDIO_WRITEPROTECT, &request);
     while (failed && (errno == EAGAIN || errno == EINTR));
     return failed ? errno : 0;
 }
 
-static int read_whole(int memfd, char *out, size_t bytes, off_t at)
+/* -- of a run of neighbours: 0, or an errno ----------------------------------------------------------------- */
+
+static int protect_and_read_run(struct batch *batch, uint64_t offset, uint64_t bytes)
 {
-    while (bytes) {
-        ssize_t got = pread(memfd, out, bytes, at);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return got ? errno : EIO;
-        out += got, at += got, bytes -= (size_t)got;
+    int error = protect(batch, offset, bytes, UFFDIO_WRITEPROTECT_MODE_WP);
+    while (!error && bytes) {
+        ssize_t got = pread(batch->memfd, batch->out, bytes, (off_t)offset);
+        if (got > 0)
+            batch->out += got, offset += (uint64_t)got, bytes -= (uint64_t)got;
+        else if (!got || errno != EINTR)
+            error = got ? errno : EIO;
     }
-    return 0;
+    return error;
 }
 
-static int punch_hole(int memfd, off_t at, off_t bytes)
+static int punch_run(struct batch *batch, uint64_t offset, uint64_t bytes)
 {
     int failed;
     do
-        failed = fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, bytes);
+        failed = fallocate(batch->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes);
     while (failed && errno == EINTR);
     return failed ? errno : 0;
 }
+
+static int allow_writes_run(struct batch *batch, uint64_t offset, uint64_t bytes)
+{
+    return protect(batch, offset, bytes, 0);
+}
+
+/* -- of pages in order ---------------------------------------------------------------------------------------- */
 
 static PyObject *none_or_error(int error)
 {
@@ -71,72 +75,88 @@ static PyObject *none_or_error(int error)
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
+static PyObject *by_runs(struct batch *batch, Py_buffer *numbers, int (*move)(struct batch *, uint64_t, uint64_t))
+{
+    const uint32_t *pages = numbers->buf;
+    Py_ssize_t count = numbers->len / 4;
+    int error = 0;
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t begin = 0, end = 0; !error && begin < count; begin = end) {
+        while (end < count && pages[end] == pages[begin] + (uint32_t)(end - begin))
+            end++;
+        error = move(batch, (uint64_t)pages[begin] * PAGE_BYTES, (uint64_t)(end - begin) * PAGE_BYTES);
+    }
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(numbers);
+    return none_or_error(error);
+}
+
 static PyObject *protect_and_read(PyObject *module, PyObject *args)
 {
-    int descriptor, memfd, error = 0;
-    unsigned long long start;
+    struct batch batch = {0};
     Py_buffer numbers, out;
 
     (void)module;
-    if (!PyArg_ParseTuple(args, "iiKy*w*", &descriptor, &memfd, &start, &numbers, &out))
+    if (!PyArg_ParseTuple(args, "iiKy*w*", &batch.descriptor, &batch.memfd, &batch.start, &numbers, &out))
         return NULL;
-    const uint32_t *pages = numbers.buf;
-    Py_ssize_t count = numbers.len / 4;
-    if (out.len < count * PAGE_BYTES)
-        error = EINVAL;
-    Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t at = 0, run; !error && at < count; at += run) {
-        run = run_at(pages, count, at);
-        uint64_t offset = (uint64_t)pages[at] * PAGE_BYTES, bytes = (uint64_t)run * PAGE_BYTES;
-        error = protect(descriptor, start + offset, bytes, 1);
-        if (!error)
-            error = read_whole(memfd, (char *)out.buf + at * PAGE_BYTES, bytes, (off_t)offset);
+    if (out.len < numbers.len / 4 * PAGE_BYTES) {
+        PyBuffer_Release(&numbers);
+        PyBuffer_Release(&out);
+        return none_or_error(EINVAL);
     }
-    Py_END_ALLOW_THREADS
-    PyBuffer_Release(&numbers);
+    batch.out = out.buf;
+    PyObject *done = by_runs(&batch, &numbers, protect_and_read_run);
     PyBuffer_Release(&out);
-    return none_or_error(error);
+    return done;
 }
 
 static PyObject *punch(PyObject *module, PyObject *args)
 {
-    int memfd, error = 0;
+    struct batch batch = {0};
     Py_buffer numbers;
 
     (void)module;
-    if (!PyArg_ParseTuple(args, "iy*", &memfd, &numbers))
+    if (!PyArg_ParseTuple(args, "iy*", &batch.memfd, &numbers))
         return NULL;
-    const uint32_t *pages = numbers.buf;
-    Py_ssize_t count = numbers.len / 4;
-    Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t at = 0, run; !error && at < count; at += run) {
-        run = run_at(pages, count, at);
-        error = punch_hole(memfd, (off_t)pages[at] * PAGE_BYTES, (off_t)run * PAGE_BYTES);
-    }
-    Py_END_ALLOW_THREADS
-    PyBuffer_Release(&numbers);
-    return none_or_error(error);
+    return by_runs(&batch, &numbers, punch_run);
 }
 
 static PyObject *allow_writes(PyObject *module, PyObject *args)
 {
-    int descriptor, error = 0;
-    unsigned long long start;
+    struct batch batch = {0};
     Py_buffer numbers;
 
     (void)module;
-    if (!PyArg_ParseTuple(args, "iKy*", &descriptor, &start, &numbers))
+    if (!PyArg_ParseTuple(args, "iKy*", &batch.descriptor, &batch.start, &numbers))
         return NULL;
-    const uint32_t *pages = numbers.buf;
-    Py_ssize_t count = numbers.len / 4;
+    return by_runs(&batch, &numbers, allow_writes_run);
+}
+
+/* -- of faults ------------------------------------------------------------------------------------------------ */
+
+static PyObject *fill(PyObject *module, PyObject *args)
+{
+    int descriptor, error = 0;
+    unsigned long long to, from, bytes;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iKKK", &descriptor, &to, &from, &bytes))
+        return NULL;
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t at = 0, run; !error && at < count; at += run) {
-        run = run_at(pages, count, at);
-        error = protect(descriptor, start + (uint64_t)pages[at] * PAGE_BYTES, (uint64_t)run * PAGE_BYTES, 0);
+    for (uint64_t done = 0; !error && done < bytes;) {
+        struct uffdio_copy request = {.dst = to + done, .src = from + done, .len = bytes - done};
+        struct uffdio_range page = {to + done, PAGE_BYTES};
+        if (!ioctl(descriptor, UFFDIO_COPY, &request))
+            done = bytes;
+        else if (request.copy > 0)
+            done += (uint64_t)request.copy;
+        else if (errno == EEXIST && !ioctl(descriptor, UFFDIO_WAKE, &page)) /* by a write to the file, say */
+            done += PAGE_BYTES;
+        else if (errno != EAGAIN && errno != EINTR)
+            error = errno;
     }
     Py_END_ALLOW_THREADS
-    PyBuffer_Release(&numbers);
-    return none_or_error(error);
+    return error == ENOMEM ? PyErr_NoMemory() : none_or_error(error);
 }
 
 static int64_t now_ns(void)
@@ -182,6 +202,7 @@ static PyMethodDef methods[] = {
     {"protect_and_read", protect_and_read, METH_VARARGS, "See page_moves.py."},
     {"punch", punch, METH_VARARGS, "See page_moves.py."},
     {"allow_writes", allow_writes, METH_VARARGS, "See page_moves.py."},
+    {"fill", fill, METH_VARARGS, "See page_moves.py."},
     {"read_faults", read_faults, METH_VARARGS, "See page_moves.py."},
     {NULL, NULL, 0, NULL},
 };

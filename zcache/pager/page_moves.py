@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from zcache.linux import libc, userfaultfd
 from zcache.page_loop.choice import VARIABLE
-from zcache.pages.entry import PAGE_SHIFT
+from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
 
 #: So many messages are read at once.
 MESSAGES: Final = 16
@@ -34,6 +34,11 @@ class PageMoves(Protocol):
 
     def allow_writes(self, descriptor: int, start: int, pages: "array[int]") -> None:
         """Who waits to write to them tries again."""
+
+    def fill(self, descriptor: int, to: int, address: int, size_bytes: int) -> None:
+        """Whole pages, at that address of the client, with what is at one of ours, and wake who
+        waits. One that is there already stays as it is. Raises `MemoryError` as long as there is no
+        memory."""
 
     def read_faults(self, descriptor: int, seconds: float) -> bytes:
         """Messages (`userfaultfd.MESSAGE`), waiting for them actively for so long at most."""
@@ -63,6 +68,20 @@ class PythonMoves:
         """See `PageMoves`."""
         for first, count in runs(pages):
             userfaultfd.allow_writes(descriptor, start + (first << PAGE_SHIFT), count << PAGE_SHIFT)
+
+    def fill(self, descriptor: int, to: int, address: int, size_bytes: int) -> None:
+        """See `PageMoves`."""
+        done = 0
+        while done < size_bytes:
+            try:
+                done += userfaultfd.copy(descriptor, to + done, address + done, size_bytes - done)
+            except FileExistsError:  # by a write to the file, say
+                userfaultfd.wake(descriptor, to + done, PAGE_BYTES)
+                done += PAGE_BYTES
+            except OSError as error:
+                if error.errno == errno.ENOMEM:
+                    raise MemoryError from None
+                raise
 
     def read_faults(self, descriptor: int, seconds: float) -> bytes:
         """See `PageMoves`."""

@@ -62,6 +62,8 @@ class PagedRegion:
         self.resident = ResidentPages(memory_of_client.page_count, self._high)
         self._eviction = Eviction(memory_of_client, stored, self.resident, slack_pages, failed)
         self._readahead = Readahead()
+        self._zeros = mmap.mmap(-1, PAGE_BYTES)
+        self._zeros_at = memory.address(self._zeros)
         self._buffer = mmap.mmap(-1, MAX_WINDOW_PAGES * PAGE_BYTES)
         self._buffer_at = memory.address(self._buffer)
         self._out = memoryview(self._buffer)
@@ -152,7 +154,9 @@ class PagedRegion:
         next_page, left = page, window
         try:
             while left and (next_page == page or resident.count < self.limit_pages):
-                count = resident.absent_run(next_page, max(min(left, self.limit_pages - resident.count), 1))
+                count = 1  # the page itself is not there
+                if window > 1:
+                    count = resident.absent_run(next_page, max(min(left, self.limit_pages - resident.count), 1))
                 if not count:  # nothing near
                     break
                 self._bring(next_page, count)
@@ -173,18 +177,20 @@ class PagedRegion:
         return True
 
     def _bring(self, first: int, count: int) -> None:
-        """A run of pages that are in the store only. Raises `PageLost` or `PageDamaged`."""
-        size_bytes = count << PAGE_SHIFT
-        self.stored.get(first, self._out[:size_bytes])
-        self._place(first, count)
-        self.stored.flush(first, count)
+        """A run of pages that are not resident. Raises `PageLost` or `PageDamaged`."""
+        if count == 1 and not self.stored.holds(first):  # nobody has written there
+            self._place(first, self._zeros_at, 1)
+        else:
+            self.stored.get(first, self._out[: count << PAGE_SHIFT])
+            self._place(first, self._buffer_at, count)
+            self.stored.flush(first, count)
         self.resident.came(first, count)
 
-    def _place(self, first: int, count: int) -> None:
-        """What is in the buffer, to where it belongs."""
+    def _place(self, first: int, address: int, count: int) -> None:
+        """What is at that address of ours, to where it belongs."""
         while True:
             try:
-                self._memory.fill(first, self._buffer_at, count << PAGE_SHIFT)
+                self._memory.fill(first, address, count << PAGE_SHIFT)
                 return
             except MemoryError:
                 time.sleep(REST_SECONDS)  # pages leave meanwhile
@@ -236,8 +242,7 @@ class PagedRegion:
         self.resident.left(pages)
         self.stored.flush(first, stop - first)
         for page in [page for page in self._refused if first <= page < stop]:  # no hole is there any more
-            self._out[:PAGE_BYTES] = bytes(PAGE_BYTES)
-            self._place(page, 1)
+            self._place(page, self._zeros_at, 1)
             self.resident.came(page)
             self._refused.discard(page)
 

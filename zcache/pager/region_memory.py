@@ -1,7 +1,6 @@
 """A region's memory as the pager has hold of it: by its file, and by its userfaultfd. Pages are
 numbers of the region's."""
 
-import errno
 from array import array
 from collections.abc import Iterator
 from typing import Final
@@ -44,18 +43,7 @@ class RegionMemory:
     def fill(self, first: int, address: int, size_bytes: int) -> None:
         """Whole pages, of what is at that address of ours, and wake who waits. One that is there
         already stays as it is. Raises `MemoryError` as long as there is no memory."""
-        done = 0
-        while done < size_bytes:
-            to = self._at(first) + done
-            try:
-                done += userfaultfd.copy(self._descriptor, to, address + done, size_bytes - done)
-            except FileExistsError:  # it came by another way, such as a write to the file
-                userfaultfd.wake(self._descriptor, to, PAGE_BYTES)
-                done += PAGE_BYTES
-            except OSError as error:
-                if error.errno == errno.ENOMEM:
-                    raise MemoryError from None
-                raise
+        MOVES.fill(self._descriptor, self._at(first), address, size_bytes)
 
     def protect_and_read(self, pages: "array[int]", out: memoryview) -> None:
         """From now on who writes to these pages waits; and what they are now."""

@@ -1,5 +1,6 @@
 """A region's pages in a store that it may share with others: a run of those of one tmem object."""
 
+from zcache.pages.page_table import BLOCK_SHIFT
 from zcache.pages.tmem import TmemObject
 from zcache.store.store import Store
 
@@ -25,7 +26,8 @@ class StoredPages:
 
     def holds(self, page: int) -> bool:
         """Whether it has an entry."""
-        return self._thing.table.entries[self._begin + page] != 0
+        table, index = self._thing.table, self._begin + page
+        return bool(table.touched[index >> BLOCK_SHIFT] and table.entries[index])
 
     def count(self) -> int:
         """How many have an entry. It looks at all: some 20 ms for 4 GiB of pages."""

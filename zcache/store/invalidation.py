@@ -8,6 +8,7 @@ released: so nobody finds an entry whose zpage is gone, and no zpage stays that 
 from zcache.allocators import Allocator
 from zcache.books import Books
 from zcache.pages.entry import EMPTY, LENGTH_MASK, LENGTH_SHIFT, LOST, SAME_FILLED
+from zcache.pages.page_table import BLOCK_SHIFT
 from zcache.pages.tmem import Kind, TmemObject
 from zcache.pages.zpages import END_LZ4, FIRST_LZ4
 from zcache.store.partial_write import PartialWrite
@@ -43,6 +44,17 @@ class Invalidation:
             return 0
         self.drop(old, thing.kind)
         return len(old) - old.count(0)
+
+    def clear_page(self, thing: TmemObject, page: int) -> int:
+        """One page becomes EMPTY; returns 1 if it had been something, or else 0."""
+        if self._partial_write.page:
+            self._partial_write.agrees(thing, page, page + 1, False)
+        entries = thing.table.entries
+        if not (thing.table.touched[page >> BLOCK_SHIFT] and (old := entries[page])):
+            return 0
+        entries[page] = EMPTY
+        self.drop([old], thing.kind)
+        return 1
 
     def settle(self, thing: TmemObject, first: int, placed: list[int], start: int, count: int) -> None:
         """Account for what was placed from `start` on, and for the rest, which is absent now."""

@@ -29,7 +29,7 @@ from zcache.page_loop.choice import PAGE_LOOP
 from zcache.pageframes import PageFrames
 from zcache.pages.codec import Codec
 from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
-from zcache.pages.page_table import BLOCK_SHIFT, MAX_RUN_PAGES
+from zcache.pages.page_table import MAX_RUN_PAGES
 from zcache.pages.tmem import Pool, Tmem, TmemObject
 from zcache.reclaim.compaction import Compactor
 from zcache.reclaim.flight import Flights
@@ -168,8 +168,7 @@ class Store:
         """
         if count == 1:  # the pager's, for each fault
             with self.lock:
-                if thing.table.touched[first >> BLOCK_SHIFT]:
-                    self.statistics.flushes += self._invalidation.clear(thing, first, first + 1)
+                self.statistics.flushes += self._invalidation.clear_page(thing, first)
                 self.statistics.flush_requests += 1
             return
         flushed = 0

@@ -88,14 +88,41 @@ def test_pages_leave(moves: PageMoves, client: Client, rng: random.Random) -> No
 
 
 @pytest.mark.parametrize("moves", builds(), ids=lambda moves: getattr(moves, "__name__", "python"))
+def test_pages_come(moves: PageMoves, client: Client, rng: random.Random) -> None:
+    contents = [rng.randbytes(4096) for _ in range(8)]
+    source = mmap.mmap(-1, 8 * 4096)
+    source[:] = b"".join(contents)
+    os.pwrite(client.memfd, bytes(4096), 5 << 12)  # by another way; it stays as it is
+    read: list[bytes] = []
+
+    def touch(page: int) -> None:
+        out = ctypes.create_string_buffer(4096)
+        ctypes.memmove(out, client.start + (page << 12), 4096)  # without Python's lock
+        read.append(out.raw)
+
+    thread = threading.Thread(target=touch, args=(7,))
+    thread.start()
+    (fault,) = userfaultfd.faults_in(moves.read_faults(client.descriptor, 10.0))
+    assert fault.address - client.start >> 12 == 7
+    moves.fill(client.descriptor, client.start + (2 << 12), memory.address(source), 8 << 12)
+    thread.join(10)
+    assert read == [contents[5]]
+    contents[3] = bytes(4096)
+    assert client.memory[2 << 12 : 10 << 12] == b"".join(contents) and in_file(client) == list(range(2, 10))
+
+
+@pytest.mark.parametrize("moves", builds(), ids=lambda moves: getattr(moves, "__name__", "python"))
 def test_how_they_fail(moves: PageMoves, client: Client) -> None:
-    out = memoryview(mmap.mmap(-1, 4 * 4096))
+    room = mmap.mmap(-1, 4 * 4096)
+    out = memoryview(room)
     outside = array("I", [PAGES - 1, PAGES])
     for call in (
         lambda: moves.protect_and_read(client.descriptor, client.memfd, client.start, outside, out),
         lambda: moves.protect_and_read(9999, client.memfd, client.start, array("I", [1]), out),
         lambda: moves.allow_writes(client.descriptor, client.start, outside),
         lambda: moves.punch(9999, array("I", [1])),
+        lambda: moves.fill(client.descriptor, client.start + (PAGES << 12), memory.address(room), 4096),
+        lambda: moves.fill(9999, client.start, memory.address(room), 4096),
         lambda: moves.read_faults(9999, 0.0),
     ):
         with pytest.raises(OSError, match=WRONG):
