@@ -107,7 +107,7 @@ def _hear(connected: socket.socket) -> Newcomer | None:
             connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, messages.CREDENTIALS.size)
         )
         words = json.loads(said)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last of lists in lists in lists
         words = None
     if words is None or len(descriptors) != REGIONS_DESCRIPTORS:
         connected.close()

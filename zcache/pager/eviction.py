@@ -3,7 +3,6 @@ seldom waits for one."""
 
 import mmap
 import os
-import sys
 import time
 import traceback
 from array import array
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from zcache.errors import StoreFull
+from zcache.hardening.log_pipe import say
 from zcache.hardening.own_thread import OwnThread
 from zcache.pager.page_moves import runs
 from zcache.pager.pages import ResidentPages
@@ -91,7 +91,7 @@ class Eviction:
                     return
             if not self.evict(self._batch):
                 if not self.is_full:
-                    print(f"zcache: {FULL}", file=sys.stderr, flush=True)
+                    say(f"zcache: {FULL}")
                 self.is_full = True
                 time.sleep(REST_SECONDS)
             else:
@@ -100,6 +100,10 @@ class Eviction:
     def evict(self, most: int) -> bool:
         """Have at most so many pages leave, those that are next; whether all of them could."""
         pages = array("I", sorted(self._resident.begin_to_leave(most)))
+        if not pages:  # they are being forgotten
+            with self._resident.changed:
+                self._resident.changed.wait(REST_SECONDS)
+            return True
         try:
             self._memory.protect_and_read(pages, self._out)
             count = self._put(pages)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from zcache.errors import BadInput
+from zcache.hardening.log_pipe import say
 from zcache.image import image
 from zcache.pager import messages
 from zcache.pager.entrance import REGIONS_DESCRIPTORS, Entrance, Newcomer
@@ -36,6 +37,8 @@ PAGER: list[str] = [sys.executable, "-P", "-m", "zcache.pager.worker"]
 #: none will do. (One that serves, and is killed, says nothing of the next.)
 HOPELESS: Final = 5
 SOON_SECONDS: Final = 5.0
+#: Before another is started where one could not be.
+REST_SECONDS: Final = 0.2
 #: Each takes five descriptors here, and six and two threads in the pager.
 MAX_REGIONS: Final = 100
 #: Numbers of pages that fit in a packet.
@@ -91,28 +94,38 @@ class Keeper:
         return self._last
 
     def run(self) -> str:
-        """Until there is nothing left to do: ""; or why there can be no pager."""
+        """Until there is nothing left to do: ""; or why there can be no pager. What is left of
+        clients gets SIGBUS then."""
+        try:
+            return self._run()
+        finally:
+            if self._entrance:
+                self._entrance.close()
+            for region in self._regions.values():
+                for descriptor in region.descriptors:
+                    os.close(descriptor)
+            self._regions.clear()
+
+    def _run(self) -> str:
         while True:
-            self._start()
-            why = self._attend()
-            if why:
-                self._pager.wait()
-                return self._give_up(why)
-            status = self._pager.wait()
-            self._channel.close()
-            if self._is_given_up or not (self._regions or self._entrance):
-                return ""
-            since = self._serves_since
-            has_failed = since is None or (status >= 0 and time.monotonic() < since + SOON_SECONDS)
+            try:
+                self._start()
+            except OSError as error:  # no memory, say, after what has just ended the last one
+                how, has_failed = f"cannot be started: {error.strerror}", True
+                time.sleep(REST_SECONDS)
+            else:
+                why = self._attend()
+                status = self._pager.wait()
+                self._channel.close()
+                if why or self._is_given_up or not (self._regions or self._entrance):
+                    return why
+                since = self._serves_since
+                how = f"has died (status {status})"
+                has_failed = since is None or (status >= 0 and time.monotonic() < since + SOON_SECONDS)
             self._failures = self._failures + 1 if has_failed else 0
             if self._failures >= HOPELESS:
-                return self._give_up(f"{HOPELESS} pagers have ended at once, the last with status {status}")
-            print(f"zcache: the pager has died (status {status}): the next one goes on", file=sys.stderr, flush=True)
-
-    def _give_up(self, why: str) -> str:
-        if self._entrance:
-            self._entrance.close()
-        return why
+                return f"{HOPELESS} times in a row a pager has ended at once; the last one {how}"
+            say(f"zcache: the pager {how}: the next one goes on")
 
     def ask_to_end(self) -> None:
         """Let nobody in any more, and end with the last region; or at once, if it was asked before:
@@ -132,11 +145,14 @@ class Keeper:
         """The next pager, which is told all that there is."""
         self._era += 1
         self._serves_since = None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._channel = ours
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [*PAGER, str(theirs.fileno())]
-            self._pager = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            try:
+                self._pager = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            except OSError:
+                self._channel.close()
+                raise
         self._say(Packet("store", {**self._store, "era": self._era}, [self._image, *self._files]))
         for number in self._regions:
             self._hand_over(number)
@@ -168,7 +184,7 @@ class Keeper:
                 if packet.kind == "refused":
                     return str(packet.words["why"])
                 self._take(packet)
-            if self._ending in ready and os.eventfd_read(self._ending):
+            for _ in range(os.eventfd_read(self._ending) if self._ending in ready else 0):
                 self._end()
             for newcomer in self._entrance.newcomers(ready) if self._entrance else ():
                 self._let_in(newcomer)

@@ -4,12 +4,12 @@ import contextlib
 import errno
 import mmap
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from zcache.errors import Imbalance, PageDamaged, PageLost
+from zcache.hardening.log_pipe import say
 from zcache.linux import libc, memory, userfaultfd
 from zcache.pager.eviction import FULL, Eviction
 from zcache.pager.latencies import Latencies
@@ -19,21 +19,21 @@ from zcache.pager.region_memory import CLIENT_HAS_ENDED, RegionMemory
 from zcache.pager.stored_pages import StoredPages
 from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
 
-#: How long a fault waits for a page to leave, when none can: the store is full. Meanwhile others
-#: are served, and requests, of which one may be what makes room; and it is tried again.
+#: How long a fault waits for a page to leave, when none can (the store is full), or for memory.
+#: Meanwhile others are served, and requests, of which one may be what makes room; and it is tried
+#: again.
 FULL_SECONDS: Final = 10.0
 BEHIND_SECONDS: Final = 0.02
-REST_SECONDS: Final = 0.1
 #: Of a check, while nothing can leave.
 CHECKED_PAGES: Final = 1024
 
 
-class Waiting(NamedTuple):
-    """A fault for which there was no room."""
+class Waiter(NamedTuple):
+    """Whoever waits for a page, since `begin` (`time.perf_counter`)."""
 
     page: int
     thread_id: int
-    until: float
+    begin: float
 
 
 class PagedRegion:
@@ -49,8 +49,8 @@ class PagedRegion:
         stored: StoredPages,
         client: int,
         limit_pages: int,
-        note_refused: Callable[[int], None] = lambda _: None,
-        failed: Callable[[OSError], None] = lambda _: None,
+        note_refused: Callable[[int], None],
+        failed: Callable[[OSError], None],
     ) -> None:
         self._memory = memory_of_client
         self.stored = stored
@@ -68,7 +68,7 @@ class PagedRegion:
         self._buffer_at = memory.address(self._buffer)
         self._out = memoryview(self._buffer)
         self._refused: set[int] = set()  # pages that are SIGBUS
-        self._waiting: list[Waiting] = []
+        self._waiting: list[Waiter] = []
         self.latencies = Latencies()
         self.faults = 0
         self.lost_pages = 0
@@ -84,9 +84,7 @@ class PagedRegion:
         What is in the memfd is true, whatever the store has. It may be protected; and of those who
         wait, only the pager that is no more has heard."""
         self._refused.update(refused)
-        for first, stop in self._memory.extents(0, self._memory.page_count):
-            self.stored.flush(first, stop - first)
-            self.resident.came(first, stop - first)
+        self._note_what_is_there(0, self._memory.page_count)
         with contextlib.suppress(*CLIENT_HAS_ENDED):
             self._memory.let_all_go_on()
 
@@ -109,18 +107,19 @@ class PagedRegion:
     def serve_faults(self, spin_seconds: float = 0.0) -> int:
         """Those that wait now, or come within that time; how many there were."""
         faults = self._memory.faults(spin_seconds)
+        begin = time.perf_counter()
         for fault in faults:
-            begin = time.perf_counter()
             page = self._memory.page_of(fault)
             if not 0 <= page < self._memory.page_count:
                 raise OSError(errno.EFAULT, "a fault was told of memory that is not the region's")
             with contextlib.suppress(*CLIENT_HAS_ENDED):
                 if not fault.flags & userfaultfd.UFFD_PAGEFAULT_FLAG_WP:
                     self.faults += 1
-                    self._fill(page, fault.thread_id)
-                    self.latencies.add(time.perf_counter() - begin)
+                    waiter = Waiter(page, fault.thread_id, begin)
+                    if not self._serve(waiter):
+                        self._waiting.append(waiter)
                 elif not self.resident.is_leaving(page):  # it has left, or stayed, before we heard of it
-                    self._memory.wake(page, page + 1)
+                    self._memory.wake(page)
         return len(faults)
 
     @property
@@ -133,24 +132,35 @@ class PagedRegion:
         waiting, self._waiting = self._waiting, []
         with contextlib.suppress(*CLIENT_HAS_ENDED):
             for each in waiting:
-                if self.resident.count < self.limit_pages:
-                    self._fill(each.page, each.thread_id)
-                elif time.monotonic() < each.until:
+                if self.resident.count < self.limit_pages and self._serve(each):
+                    continue
+                if time.perf_counter() < each.begin + FULL_SECONDS:
                     self._waiting.append(each)
                 else:
-                    self._refuse(each.page, each.thread_id, "no page can leave: the store is full")
+                    self._refuse(each, "no page can leave for it, as the store is full; or there is no memory")
 
-    def _fill(self, page: int, thread_id: int) -> None:
-        """Bring a page back; and those that follow, if faults have come in a row."""
-        resident = self.resident
+    def _serve(self, waiter: Waiter) -> bool:
+        """Whether its page is there now; or there is no room yet."""
+        page, resident = waiter.page, self.resident
         resident.wait_until_left(page)
         if resident.is_resident(page) and not self._is_removed(page):  # another thread's fault was first
-            self._memory.wake(page, page + 1)
-            return
+            self._memory.wake(page)
+        elif resident.count < self.limit_pages or self._eviction.wait_for_room(self.limit_pages, BEHIND_SECONDS):
+            try:
+                self._fill(waiter)
+            except MemoryError:
+                if not resident.is_resident(page):
+                    return False
+        else:
+            return False
+        self.latencies.add(time.perf_counter() - waiter.begin)
+        return True
+
+    def _fill(self, waiter: Waiter) -> None:
+        """Bring its page back; and those that follow, if faults have come in a row. Raises
+        `MemoryError`."""
+        page, resident = waiter.page, self.resident
         window = self._readahead.window(page)
-        if resident.count >= self.limit_pages and not self._eviction.wait_for_room(self.limit_pages, BEHIND_SECONDS):
-            self._waiting.append(Waiting(page, thread_id, time.monotonic() + FULL_SECONDS))
-            return
         next_page, left = page, window
         try:
             while left and (next_page == page or resident.count < self.limit_pages):
@@ -164,7 +174,7 @@ class PagedRegion:
                 next_page = resident.next_absent(next_page + count, window)
         except (PageLost, PageDamaged):
             if next_page == page:
-                self._bring_or_refuse(page, thread_id)
+                self._bring_or_refuse(waiter)
         self._readahead.brought(next_page, window)
 
     def _is_removed(self, page: int) -> bool:
@@ -177,44 +187,48 @@ class PagedRegion:
         return True
 
     def _bring(self, first: int, count: int) -> None:
-        """A run of pages that are not resident. Raises `PageLost` or `PageDamaged`."""
+        """A run of pages that are not resident. Raises `PageLost` or `PageDamaged`; and
+        `MemoryError`, then a part of them may be."""
         if count == 1 and not self.stored.holds(first):  # nobody has written there
-            self._place(first, self._zeros_at, 1)
+            self._memory.fill(first, self._zeros_at, PAGE_BYTES)
         else:
-            self.stored.get(first, self._out[: count << PAGE_SHIFT])
-            self._place(first, self._buffer_at, count)
+            size_bytes = count << PAGE_SHIFT
+            self.stored.get(first, self._out[:size_bytes])
+            try:
+                self._memory.fill(first, self._buffer_at, size_bytes)
+            except MemoryError:
+                self._note_what_is_there(first, first + count)
+                raise
             self.stored.flush(first, count)
         self.resident.came(first, count)
 
-    def _place(self, first: int, address: int, count: int) -> None:
-        """What is at that address of ours, to where it belongs."""
-        while True:
-            try:
-                self._memory.fill(first, address, count << PAGE_SHIFT)
-                return
-            except MemoryError:
-                time.sleep(REST_SECONDS)  # pages leave meanwhile
+    def _note_what_is_there(self, first: int, stop: int) -> None:
+        """Of pages that are not known to be resident, some are."""
+        for begin, end in self._memory.extents(first, stop):
+            self.stored.flush(begin, end - begin)
+            self.resident.came(begin, end - begin)
 
-    def _bring_or_refuse(self, page: int, thread_id: int) -> None:
-        """The one that somebody waits for: it, or SIGBUS."""
+    def _bring_or_refuse(self, waiter: Waiter) -> None:
+        """The page that somebody waits for: it, or SIGBUS."""
         try:
-            self._bring(page, 1)
+            self._bring(waiter.page, 1)
         except (PageLost, PageDamaged) as error:
             self.lost_pages += 1
-            self._refuse(page, thread_id, str(error))
+            self._refuse(waiter, str(error))
 
-    def _refuse(self, page: int, thread_id: int, why: str) -> None:
-        print(f"zcache: page {page} of a region cannot be had: {why}", file=sys.stderr, flush=True)
+    def _refuse(self, waiter: Waiter, why: str) -> None:
+        page = waiter.page
+        say(f"zcache: page {page} of a region cannot be had: {why}")
         self._note_refused(page)
         try:
             self._memory.poison(page)
             self._refused.add(page)
         except FileExistsError:  # for another thread, just now
-            self._memory.wake(page, page + 1)
+            self._memory.wake(page)
         except CLIENT_HAS_ENDED:
             raise
         except OSError:  # before Linux 6.6: for this thread, which goes on waiting if that does not end it
-            libc.signal_thread(self.client, thread_id, signal.SIGBUS)
+            libc.signal_thread(self.client, waiter.thread_id, signal.SIGBUS)
 
     # -- requests
     # ----------------------------------------------------------------------------------------------
@@ -229,7 +243,7 @@ class PagedRegion:
             if count > 0:
                 try:
                     self._bring(first, count)
-                except (PageLost, PageDamaged):
+                except (PageLost, PageDamaged, MemoryError):
                     return  # whoever touches it will be told
             elif room <= 0:
                 return
@@ -242,9 +256,10 @@ class PagedRegion:
         self.resident.left(pages)
         self.stored.flush(first, stop - first)
         for page in [page for page in self._refused if first <= page < stop]:  # no hole is there any more
-            self._place(page, self._zeros_at, 1)
-            self.resident.came(page)
-            self._refused.discard(page)
+            with contextlib.suppress(MemoryError):  # it stays SIGBUS
+                self._memory.fill(page, self._zeros_at, PAGE_BYTES)
+                self.resident.came(page)
+                self._refused.discard(page)
 
     def check(self) -> int:
         """Raises `Imbalance` unless each page is where we think it is, and in one place only. (Of

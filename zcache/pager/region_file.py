@@ -37,7 +37,9 @@ def check_descriptors(descriptor: int, memfd: int, forgetting: int, size_bytes: 
     if kind != "anon_inode:[userfaultfd]" or seals & SEALS != SEALS or os.fstat(memfd).st_size != size_bytes:
         raise BadInput(f"a region is a userfaultfd, and a sealed memfd of its size, {size_bytes} bytes")
     kinds: tuple[int, int] | None = None
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(forgetting)) as end:
+    with contextlib.suppress(OSError):
+        end = socket.socket(fileno=forgetting)
         kinds = end.family, end.type
+        end.detach()
     if kinds != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
         raise BadInput("pages are forgotten at a Unix socket of sequenced packets")

@@ -69,9 +69,9 @@ class RegionMemory:
         userfaultfd.allow_writes(self._descriptor, self._start, length)
         userfaultfd.wake(self._descriptor, self._start, length)
 
-    def wake(self, first: int, stop: int) -> None:
-        """Who waits for these tries again."""
-        userfaultfd.wake(self._descriptor, self._at(first), stop - first << PAGE_SHIFT)
+    def wake(self, page: int) -> None:
+        """Who waits for it tries again."""
+        userfaultfd.wake(self._descriptor, self._at(page), PAGE_BYTES)
 
     def poison(self, page: int) -> None:
         """Who touches it gets SIGBUS. Linux 6.6."""

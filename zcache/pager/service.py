@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zcache.errors import BadInput, ZcacheError
+from zcache.hardening.log_pipe import say
 from zcache.inherited.start import run
 from zcache.linux.sockets import remove_if_dead
 from zcache.pager.entrance import Entrance
@@ -50,12 +51,12 @@ def _serve(path: Path, given: dict[str, str]) -> int:
     size_bytes = parse_size("size", given.pop("size"))
     given.setdefault("control", f"{path}.control")
     keeper = Keeper(size_bytes, given, Entrance(path))
-    keeper.on_serving = lambda: _say(f"regions are served at {path}; zcache status --control {given['control']}")
+    keeper.on_serving = lambda: say(f"zcache: regions are served at {path}; zcache status --control {given['control']}")
 
     def end(_number: int, _frame: Any) -> None:
         if keeper.region_count:
-            _say(
-                f"regions in use: {keeper.region_count}; it ends with the last of them. "
+            say(
+                f"zcache: regions in use: {keeper.region_count}; it ends with the last of them. "
                 "A second signal ends it now, and their programs with it (SIGBUS)"
             )
         keeper.ask_to_end()
@@ -68,10 +69,6 @@ def _serve(path: Path, given: dict[str, str]) -> int:
     if why:
         raise BadInput(why)
     return 0
-
-
-def _say(line: str) -> None:
-    print(f"zcache: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ import os
 import re
 import select
 import socket
-import sys
 import time
 import weakref
 from typing import Any, Final, NamedTuple
 
 from zcache.control.check import check
 from zcache.errors import BadInput, ZcacheError
+from zcache.hardening.log_pipe import say
 from zcache.hardening.own_thread import OwnThread
 from zcache.pager.messages import FORGET, FORGOTTEN
 from zcache.pager.paged_region import PagedRegion
@@ -138,7 +138,7 @@ def serve(region: PagedRegion, store: Store, client: Client) -> None:
     except (*CLIENT_HAS_ENDED, ConnectionError):
         return
     except BadInput as error:
-        print(f"zcache: {error}: it is served no more", file=sys.stderr, flush=True)
+        say(f"zcache: {error}: it is served no more")
 
 
 def _serve(region: PagedRegion, store: Store, client: Client, audits: Audits) -> None:
@@ -195,7 +195,10 @@ def _forget(region: PagedRegion, client: Client) -> bool:
         region.forget(*_range(first, stop, region))
     else:
         number = 0
-    client.forgetting.send(FORGOTTEN.pack(client.era, number))
+    try:
+        client.forgetting.send(FORGOTTEN.pack(client.era, number), socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        raise BadInput("a client does not read that its pages are forgotten") from None
     return True
 
 

@@ -6,6 +6,7 @@ what there is goes on.
 """
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -18,7 +19,8 @@ from typing import Any, Final
 from zcache.control.listener import ControlSocket
 from zcache.control.settings import Settings
 from zcache.control.status import gather_status
-from zcache.errors import BadInput, ZcacheError
+from zcache.errors import BadInput, EnvironmentProblem, ZcacheError
+from zcache.hardening.log_pipe import say
 from zcache.hardening.own_thread import OwnThread
 from zcache.pager import messages
 from zcache.pager.messages import Packet
@@ -69,6 +71,8 @@ class Worker:
                     try:
                         self._make_store(packet)
                     except (ZcacheError, OSError) as refusal:
+                        if packet.words["era"]:  # what stands against it may pass
+                            sys.exit(f"zcache: the next pager cannot begin: {refusal}")
                         self._say("refused", why=str(refusal))
                         return
         for thread in list(self._serving.values()):
@@ -128,7 +132,7 @@ class Worker:
         except BadInput as refusal:
             if is_first:
                 raise
-            say(f"no `zcache status` any more: {refusal}")
+            say(f"zcache: no `zcache status` any more: {refusal}")
             return
         settings = Settings(self._store, new_budget(self._store, 1), None)
         self._control.start(self._store, self._status, settings)
@@ -147,20 +151,17 @@ class Worker:
         os.set_blocking(descriptor, False)
         requests, pages_to_forget = socket.socket(fileno=client), socket.socket(fileno=forgetting)
 
-        def failed(error: OSError) -> None:
-            say(f"a region of process {words['pid']} cannot be served any more: {error}")
+        def failed(error: Exception) -> None:
+            say(f"zcache: a region of process {words['pid']} cannot be served any more: {error}")
             with contextlib.suppress(OSError):  # it has gone
                 requests.shutdown(socket.SHUT_RD)
 
-        region = PagedRegion(
-            RegionMemory(descriptor, memfd, words["start"], page_count),
-            StoredPages(self._store, self._pages, words["first"], page_count),
-            words["pid"],
-            words["limit"] >> PAGE_SHIFT,
-            lambda page: self._say("sigbus", number=number, page=page),
-            failed,
-        )
-        refused = self._refused.pop(number, [])
+        def end() -> None:
+            requests.close()
+            pages_to_forget.close()
+            for mine in (descriptor, memfd, life):
+                os.close(mine)
+            self._say("ended", number=number)
 
         def work() -> None:
             try:
@@ -168,29 +169,36 @@ class Worker:
                     region.take_over(refused)
                     region.start()
                     serve(region, self._store, Client(requests, pages_to_forget, self._era))
-                except OSError as error:
+                except (OSError, EnvironmentProblem) as error:
                     failed(error)
                 region.close()
                 region.stored.flush(0, page_count)
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)  # nobody would serve it any more; the next pager will
-            requests.close()
-            pages_to_forget.close()
-            for end in (descriptor, memfd, life):
-                os.close(end)
             self._past_faults += region.faults
             del self._regions[number], self._serving[number]
-            self._say("ended", number=number)
+            end()
 
-        self._regions[number] = region
-        self._serving[number] = OwnThread("zcache-region", work)
-        self._serving[number].start()
-
-
-def say(line: str) -> None:
-    """In the log, which is the client's standard error."""
-    print(f"zcache: {line}", file=sys.stderr, flush=True)
+        refused = self._refused.pop(number, [])
+        try:
+            region = PagedRegion(
+                RegionMemory(descriptor, memfd, words["start"], page_count),
+                StoredPages(self._store, self._pages, words["first"], page_count),
+                words["pid"],
+                words["limit"] >> PAGE_SHIFT,
+                lambda page: self._say("sigbus", number=number, page=page),
+                failed,
+            )
+            self._regions[number], self._serving[number] = region, OwnThread("zcache-region", work)
+            self._serving[number].start()
+        except (EnvironmentProblem, OSError, MemoryError) as error:  # the others go on
+            self._regions.pop(number, None)
+            self._serving.pop(number, None)
+            say(f"zcache: a region of process {words['pid']} cannot be served: {error}")
+            with contextlib.suppress(OSError):
+                requests.send(json.dumps({"refused": f"the pager has no room for a region: {error}"}).encode() + b"\n")
+            end()
 
 
 def main(descriptor: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.pager.test_region import why_not
+from tests.support.regions import why_not
 from zcache.bench.pager.__main__ import PROGRAMS_MIB, shares_mib
 from zcache.bench.pager.touches import PATTERNS
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.pager.test_region import why_not
+from tests.support.regions import why_not
 from zcache.bench.pager.demo import command_of, follow, verdict
 from zcache.bench.pager.demo_job import KINDS
 

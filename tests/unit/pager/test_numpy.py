@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.unit.pager.test_region import MIB, run, why_not
+from tests.support.regions import MIB, needs_regions, run
 from zcache.errors import BadInput
 from zcache.pager.region import Region
 
 numpy = pytest.importorskip("numpy")
 
 pytestmark = [
-    pytest.mark.skipif(bool(why_not()), reason=f"NOT run, no region can be made here: {why_not()}"),
+    needs_regions,
     pytest.mark.skipif(not shutil.which("cc"), reason="NOT run: no C compiler"),
 ]
 

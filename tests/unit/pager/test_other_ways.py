@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.pager.test_region import MIB, why_not
+from tests.support.regions import MIB, needs_regions
 from zcache.linux import memory
 from zcache.linux.libc import LIBC
 from zcache.pager.region import Region
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"NOT run, no region can be made here: {why_not()}")
+pytestmark = needs_regions
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.unit.pager.test_region import why_not
+from tests.support.regions import needs_regions
 from zcache.linux import memory, userfaultfd
 from zcache.linux.files import data_extents
 from zcache.pager.page_moves import PageMoves, PythonMoves, choose, runs
 from zcache.pager.region_file import new_memfd
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"NOT run, no region can be made here: {why_not()}")
+pytestmark = needs_regions
 
 PAGES = 64
 WRONG = "|".join(os.strerror(number) for number in (errno.ENOENT, errno.EBADF, errno.EIO, errno.EINVAL))

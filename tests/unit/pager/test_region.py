@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,23 +13,11 @@ from typing import Any
 import pytest
 
 import zcache
-from zcache.errors import BadInput, EnvironmentProblem
+from tests.support.regions import MIB, REPOSITORY, WITHOUT_POISON, damaged, needs_regions, run, with_pagers_that
+from zcache.errors import BadInput
 from zcache.pager.region import Region
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-MIB = 1 << 20
-
-
-def why_not() -> str:
-    """Why this machine cannot run these; "" if it can."""
-    try:
-        with Region(2 * MIB, MIB):
-            return ""
-    except EnvironmentProblem as problem:
-        return str(problem)
-
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"NOT run, no region can be made here: {why_not()}")
+pytestmark = needs_regions
 
 
 @pytest.mark.parametrize("parameters", [{}, {"codec": "zstd"}, {"allocator": "zbud"}], ids=str)
@@ -141,46 +128,6 @@ def test_faults_in_a_row_bring_neighbours_along() -> None:
         assert region.resident_bytes <= 8 * MIB
 
 
-def with_pagers_that(change: str) -> str:
-    """A client's first lines, whose pagers run some lines first."""
-    pager = f"import errno, os, sys\n{change}\nfrom zcache.pager.worker import main\nmain(int(sys.argv[1]))\n"
-    keeper = (
-        f"import sys\nfrom zcache.pager import keeper\nkeeper.PAGER[:] = [sys.executable, '-c', {pager!r}]\n"
-        "keeper.main(int(sys.argv[1]))\n"
-    )
-    return f"""
-import subprocess, sys
-from zcache.pager import link
-def start(client):
-    command = [sys.executable, "-c", {keeper!r}, str(client.fileno())]
-    return subprocess.Popen(command, pass_fds=[client.fileno()])
-link._start_keeper = start
-"""
-
-
-#: As before Linux 6.6.
-WITHOUT_POISON = with_pagers_that(
-    "from zcache.linux import userfaultfd\n"
-    "def poison(*_): raise OSError(errno.ENOTTY, 'no such ioctl')\n"
-    "userfaultfd.poison = poison"
-)
-
-
-def damaged(backing: Path) -> str:
-    """A client's lines that make a region, of whose pages below a part is overwritten."""
-    return (
-        "import random\n"
-        f"region = Region('16M', '1M', budget='2M', backing={str(backing)!r}, encrypt='no')\n"
-        "for at in range(0, len(region), 4096):\n"
-        "    region.buffer[at:at + 4096] = random.Random(at).randbytes(4096)\n"
-        "time.sleep(1)\n"
-        f"with open({str(backing)!r}, 'r+b') as file:\n"
-        "    size = file.seek(0, 2)\n"
-        "    file.seek(size // 2)\n"
-        "    file.write(bytes(1 << 20))\n"
-    )
-
-
 @pytest.mark.parametrize("before", ["", WITHOUT_POISON], ids=["poisoned", "signalled"])
 def test_a_page_that_is_lost_is_sigbus_and_the_others_are_there(tmp_path: Path, before: str) -> None:
     done = run(
@@ -216,14 +163,6 @@ def test_threads_each_with_pages_of_its_own(rng: random.Random) -> None:
         for worker in workers:
             worker.join()
     assert not wrong
-
-
-def run(program: str) -> "subprocess.CompletedProcess[str]":
-    """A client of its own."""
-    lines = f"import os, signal, time\nfrom zcache.pager.region import Region\n{program}"
-    return subprocess.run(
-        [sys.executable, "-c", lines], capture_output=True, text=True, check=False, timeout=60, cwd=REPOSITORY
-    )
 
 
 def test_without_a_keeper_a_pager_that_dies_is_sigbus_and_neither_a_hang_nor_zeros() -> None:

@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-from tests.unit.pager.test_region import MIB, REPOSITORY, why_not
+from tests.support.regions import MIB, REPOSITORY, needs_regions
 from zcache.control.ask import ask
 from zcache.errors import BadInput, EnvironmentProblem
 from zcache.linux import memory, userfaultfd
 from zcache.pager.region import Region
 from zcache.pager.region_file import new_memfd
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"NOT run, no region can be made here: {why_not()}")
+pytestmark = needs_regions
 
 
 @contextlib.contextmanager
@@ -196,14 +196,21 @@ def connect(path: Path, words: object, descriptors: list[int]) -> socket.socket:
     client = socket.socket(socket.AF_UNIX)
     client.settimeout(20)
     client.connect(str(path))
-    socket.send_fds(client, [json.dumps(words).encode() + b"\n"], descriptors)
+    said = words if isinstance(words, bytes) else json.dumps(words).encode()
+    socket.send_fds(client, [said + b"\n"], descriptors)
     return client
+
+
+def open_files(*pids: int) -> list[int]:
+    """How many each has."""
+    return [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids]
 
 
 def test_clients_that_say_nonsense_cost_nobody_else_anything(rng: random.Random, tmp_path: Path) -> None:
     with service(tmp_path) as (path, process), Region("8M", "1M", pager=path) as region:
         content = fill(region, rng)
         pid = region.status()["pid"]
+        before = open_files(process.pid, pid)
         size = 4 * MIB
         good = {"start": 1 << 40, "size": size, "limit": MIB, "parameters": {}}
         unsealed = os.memfd_create("other")
@@ -225,9 +232,13 @@ def test_clients_that_say_nonsense_cost_nobody_else_anything(rng: random.Random,
             ({**good, "limit": 4096}, [faults, memfd, *ends], "give at least 1M, and less than size="),
             (good, [faults, memfd], ""),
             (good, [], ""),
+            (b"[" * 60_000, [faults, memfd, *ends], ""),
+            (b"1" * 5000, [faults, memfd, *ends], ""),
         ):
             with connect(path, words, descriptors) as client:
-                answer = client.recv(1 << 16)
+                answer = b""
+                with contextlib.suppress(ConnectionResetError):  # it has not read all of it
+                    answer = client.recv(1 << 16)
                 assert said in answer.decode() and bool(said) == bool(answer), (words, answer)
         # Such that are let in, without memory, ask for what is another's, or for nothing.
         for request in (b"0 1 forget 0 999999999\n", b"\n", b"x" * 5000, b"0 1 forget -5 3\n", b"0 1 check\n"):
@@ -241,6 +252,7 @@ def test_clients_that_say_nonsense_cost_nobody_else_anything(rng: random.Random,
             assert region.buffer == content and region.status()["pid"] == pid
             assert process.poll() is None
         wait_for(lambda: len(status(path)["regions"]) == 1)
+        wait_for(lambda: open_files(process.pid, pid) == before)
         for descriptor in (faults, memfd, unsealed):
             os.close(descriptor)
         ours.close()
@@ -303,7 +315,7 @@ def test_threads_make_and_drop_regions_at_once(rng: random.Random, tmp_path: Pat
         with Region("2M", "1M", pager=path):
             pids = (process.pid, status(path)["pid"])
         wait_for(lambda: not status(path)["regions"])
-        before = [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids]
+        before = open_files(*pids)
         threads = [threading.Thread(target=work, args=(rng.random(),)) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -311,7 +323,7 @@ def test_threads_make_and_drop_regions_at_once(rng: random.Random, tmp_path: Pat
             thread.join()
         assert not problems, problems
         wait_for(lambda: not status(path)["regions"])
-        wait_for(lambda: [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids] == before, 5)
+        wait_for(lambda: open_files(*pids) == before, 5)
 
 
 @pytest.mark.parametrize(

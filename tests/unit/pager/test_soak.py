@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.pager.test_region import MIB, why_not
+from tests.support.regions import MIB, needs_regions
 from zcache.pager.region import Region
 
 SECONDS = int(os.environ.get("ZCACHE_SOAK_SECONDS", "600"))
@@ -19,7 +19,7 @@ SECONDS = int(os.environ.get("ZCACHE_SOAK_SECONDS", "600"))
 pytestmark = [
     pytest.mark.thorough,
     pytest.mark.timeout(SECONDS + 120),
-    pytest.mark.skipif(bool(why_not()), reason=f"NOT run, no region can be made here: {why_not()}"),
+    needs_regions,
 ]
 
 KILL_SECONDS = 30

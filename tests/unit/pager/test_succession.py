@@ -5,6 +5,8 @@ import mmap
 import os
 import random
 import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,10 +15,14 @@ from typing import Any
 
 import pytest
 
-from tests.unit.pager.test_region import MIB, damaged, run, why_not, with_pagers_that
+from tests.support.regions import MIB, damaged, needs_regions, run, with_pagers_that
+from zcache.linux import userfaultfd
+from zcache.pager.entrance import Newcomer
+from zcache.pager.keeper import HOPELESS, Keeper
 from zcache.pager.region import Region
+from zcache.pager.region_file import new_memfd
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"NOT run, no region can be made here: {why_not()}")
+pytestmark = needs_regions
 
 KILLS = 10
 
@@ -139,6 +145,74 @@ def test_pages_that_cannot_be_had_are_known_to_the_next_pager(tmp_path: Path) ->
     )
     assert done.returncode == 0, done
     assert json.loads(done.stdout) > 100
+
+
+def held_region(keeper: Keeper) -> socket.socket:
+    """One that it holds; the end at which is seen that it does not any more."""
+    descriptor = userfaultfd.open_descriptor()
+    userfaultfd.handshake(descriptor, 0)
+    client, forgetting = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, life = socket.socketpair()
+    words = {"start": 1 << 40, "size": 8 * MIB, "limit": MIB}
+    given = [client.detach(), descriptor, new_memfd(8 * MIB), forgetting.detach(), life.detach()]
+    keeper.add(Newcomer(os.getpid(), words, given))
+    return ours
+
+
+@pytest.mark.parametrize(
+    ("pager", "why"),
+    [
+        ([sys.executable, "-c", "import sys; sys.exit(3)"], "has died (status 3)"),
+        (["/nowhere/python"], "cannot be started: No such file or directory"),
+    ],
+    ids=["ends", "cannot start"],
+)
+def test_a_keeper_that_gives_up_lets_go_of_all_regions(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], pager: list[str], why: str
+) -> None:
+    """Or whoever waits for a page would wait as long as the keeper's process lives."""
+    monkeypatch.setattr("zcache.pager.keeper.PAGER", pager)
+    keeper = Keeper(8 * MIB, {})
+    with held_region(keeper) as life:
+        assert why in keeper.run()
+        assert life.recv(1) == b"" and keeper.region_count == 0
+    assert capfd.readouterr().err.count(f"the pager {why}: the next one goes on") == HOPELESS - 1
+
+
+def test_a_region_that_cannot_begin_is_refused_in_a_line() -> None:
+    """The threads of a control group are used up, say."""
+    done = run(
+        with_pagers_that(
+            "from zcache.errors import EnvironmentProblem\n"
+            "from zcache.pager import worker\n"
+            "class NoThread(worker.OwnThread):\n"
+            "    def start(self): raise EnvironmentProblem('the thread could not be started')\n"
+            "worker.OwnThread = NoThread"
+        )
+        + "Region('8M', '2M')\n"
+    )
+    assert done.stderr.splitlines()[-1].endswith("the pager has no room for a region: the thread could not be started")
+
+
+def test_a_successor_that_is_refused_something_is_followed_by_the_next() -> None:
+    """What stands against one may pass."""
+    after = (
+        "from zcache.errors import BadInput\n"
+        "from zcache.pager import worker\n"
+        "make = worker.Worker._make_store\n"
+        "def refuse(self, packet):\n"
+        "    if packet.words['era'] in (1, 2): raise BadInput('not now')\n"
+        "    make(self, packet)\n"
+        "worker.Worker._make_store = refuse"
+    )
+    done = run(
+        with_pagers_that(after) + "region = Region('8M', '2M')\n"
+        "region.buffer[:] = b'x' * len(region)\n"
+        "os.kill(region.status()['pid'], signal.SIGKILL)\n"
+        "print(bytes(region.buffer).count(b'x'), region.check()['removed_pages'])\n"
+    )
+    assert (done.returncode, done.stdout) == (0, f"{8 * MIB} 0\n"), done
+    assert done.stderr.count("the next pager cannot begin: not now") == 2
 
 
 def test_pagers_that_cannot_even_begin_are_not_replaced_for_ever() -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.pager.test_region import REPOSITORY, why_not
+from tests.support.regions import REPOSITORY, needs_regions
 from zcache.pager.region import Region
 
 pytest.importorskip("numpy")
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"NOT run, no region can be made here: {why_not()}")
+pytestmark = needs_regions
 
 COMMAND = [sys.executable, "-m", "zcache.run.run"]
 NAME = "getattr(np, '_core', None) or np.core"
