@@ -14,20 +14,19 @@ fork(2); shared memory counts where it was touched (Documentation/mm/overcommit-
 
 import contextlib
 import errno
-import re
+import os
 import resource
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from zcache.errors import BadInput, ZcacheError
 from zcache.linux import group_limits, meminfo
+from zcache.linux.process import status_bytes
 
 #: Descriptors of a server beside its clean exports: nbdkit's, ours, and of a few dozen connections.
 DESCRIPTORS: Final = 128
 
 FOR_STORE: Final = "for this size and budget; raise it, or give less of them"
 
-_STATUS: Final = Path("/proc/self/status")
 _MIB: Final = 1 << 20
 
 
@@ -114,7 +113,7 @@ def check(
     """Raises `BadInput` for the first limit that is too low: for so many bytes more of address
     space, and of private memory; for files of such sizes, by what they are; for so many descriptors
     `more` than `DESCRIPTORS`."""
-    ADDRESS_SPACE.refuse_below(_of_status("VmSize") + mapped_bytes, why)
+    ADDRESS_SPACE.refuse_below(_own_bytes("VmSize") + mapped_bytes, why)
     DATA.refuse_below(data_bytes() + private_bytes, why)
     OPEN_FILES.refuse_below(DESCRIPTORS + more, "for the server and its clients; raise it")
     for name, needed_bytes in (files or {}).items():
@@ -183,7 +182,7 @@ def _no_task() -> str:
 def _no_memory() -> str:
     """Which limit on memory it may have been: those that there are."""
     words = [
-        f"{_is(limit)}, {_mib(_of_status(name))} are used; raise it"
+        f"{_is(limit)}, {_mib(_own_bytes(name))} are used; raise it"
         for limit, name in ((ADDRESS_SPACE, "VmSize"), (DATA, "VmData"))
         if limit.is_inherited()
     ]
@@ -218,20 +217,16 @@ def _is(limit: Limit) -> str:
 
 def data_bytes() -> int:
     """What counts towards the limit on private memory now."""
-    return _of_status("VmData")
+    return _own_bytes("VmData")
 
 
 def private_bytes() -> int:
     """What this process has in memory that is nobody else's, nor a file's."""
-    return _of_status("RssAnon")
+    return _own_bytes("RssAnon")
 
 
-def _of_status(name: str) -> int:
-    """In bytes; 0 if it cannot be read now."""
-    with contextlib.suppress(OSError):
-        found = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
-        return int(found[1]) << 10 if found else 0
-    return 0
+def _own_bytes(name: str) -> int:
+    return status_bytes(os.getpid(), name)
 
 
 def explain(what: str, error: BaseException) -> str:

@@ -9,6 +9,7 @@ the comparison and the signal.
 import contextlib
 import errno
 import os
+import re
 import select
 import signal
 from collections.abc import Iterator
@@ -51,6 +52,40 @@ def parent(pid: int, proc: Path = _PROC) -> int | None:
     """Of the process under this pid now; a zombie has one, too."""
     text = _read_stat(pid, proc)
     return None if text is None else int(text.rpartition(")")[2].split()[1])
+
+
+def family(pid: int, proc: Path = _PROC) -> Iterator[int]:
+    """A process, and all that come of it and have not been left to others."""
+    yield pid
+    children: list[int] = []
+    tasks = proc / str(pid) / "task"
+    with contextlib.suppress(OSError):  # it has ended
+        for task in list(tasks.iterdir()):
+            with contextlib.suppress(OSError):
+                children += map(int, (task / "children").read_text().split())
+    for child in children:
+        yield from family(child, proc)
+
+
+def status_bytes(pid: int, name: str, proc: Path = _PROC) -> int:
+    """What /proc/PID/status says of its memory (VmSize, RssAnon, …); 0 if it cannot be read now."""
+    with contextlib.suppress(OSError):
+        return _kib_of((proc / str(pid) / "status").read_text(), name) << 10
+    return 0
+
+
+def share_bytes(pid: int, proc: Path = _PROC) -> int:
+    """What a process has, in RAM or swapped out; what it shares in equal parts (Pss). 0 if it
+    cannot be read now."""
+    with contextlib.suppress(OSError):
+        text = (proc / str(pid) / "smaps_rollup").read_text()
+        return _kib_of(text, "Pss") + _kib_of(text, "SwapPss") << 10
+    return 0
+
+
+def _kib_of(text: str, name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def _read_stat(pid: int, proc: Path) -> str | None:

@@ -5,7 +5,6 @@ have it all, says so and goes on without.
 """
 
 import atexit
-import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -95,9 +94,11 @@ class _AfterNumpy(importlib.abc.MetaPathFinder):
         return spec
 
     def _imported(self) -> None:
-        with contextlib.suppress(ValueError):  # by another thread
+        try:
             sys.meta_path.remove(self)
-            self._do()
+        except ValueError:  # another thread was first
+            return
+        self._do()
 
 
 class _Loader(importlib.abc.Loader):

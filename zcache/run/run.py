@@ -26,6 +26,7 @@ from zcache.pager.entrance import Entrance
 from zcache.pager.keeper import Keeper
 from zcache.pager.parameters import PARAMETERS, sorted_out
 from zcache.pager.region import Region
+from zcache.pager.region_file import LEAST_LIMIT_BYTES
 from zcache.pages.entry import PAGE_BYTES
 from zcache.run.in_job import VARIABLE
 from zcache.run.report import report
@@ -68,6 +69,11 @@ def main(words: Sequence[str]) -> int:
     folder = Path(tempfile.mkdtemp(prefix="zcache-run-"))
     try:
         limit_bytes = parse_size("--limit", arguments.limit) // arguments.processes // PAGE_BYTES * PAGE_BYTES
+        if limit_bytes < LEAST_LIMIT_BYTES:
+            raise BadInput(
+                f"--limit={arguments.limit}: give at least {LEAST_LIMIT_BYTES >> 20}M for each process "
+                f"(--processes={arguments.processes})"
+            )
         size_bytes = parse_size("--size", arguments.size) if arguments.size else TIMES * limit_bytes
         threshold_bytes = parse_size("--threshold", arguments.threshold, "bytes, of a page and more, such as 1M")
         if size_bytes <= limit_bytes:
@@ -127,7 +133,8 @@ class Run:
         self._is_backing_ours = self._backing is not None and not self._backing.exists()
         self._control = Path(parameters.setdefault("control", f"{plan.pager}.control"))
         self._keeper = Keeper(processes * plan.size, parameters, Entrance(Path(plan.pager)))
-        self._keeper.on_serving = lambda: threading.Thread(target=self._work).start()
+        self._working = threading.Thread(target=self._work)
+        self._keeper.on_serving = self._working.start
         self._job: subprocess.Popen[bytes] | None = None
         self._early = 0  # a signal that came before there was a job
         self._status = 2
@@ -139,11 +146,15 @@ class Run:
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it for the job
                 signal.signal(number, self._pass_on)
         why = self._keeper.run()
+        if self._working.ident:
+            self._working.join()
         if self._is_backing_ours and self._backing:
             self._backing.unlink(missing_ok=True)
         if self._refusal:
             raise self._refusal
-        if why:
+        if why and self._job:
+            print(f"zcache run: {why}", file=sys.stderr)
+        elif why:
             raise BadInput(why)
         return self._status
 
@@ -182,6 +193,8 @@ class Run:
             self._job = subprocess.Popen(self._command, env=environment, close_fds=False)
         except OSError as error:
             raise EnvironmentProblem(f"{self._command[0]}: {error.strerror}") from None
+        if self._early in PASSED_ON:  # it came while the job was started
+            self._job.send_signal(self._early)
         watch, ended = Watch(self._job.pid, self._control), threading.Event()
         watching = threading.Thread(target=watch.until, args=(ended,))
         watching.start()

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,31 @@ def test_the_leader_of_a_session_that_it_has_left_behind_is_gone(monkeypatch: py
 
     monkeypatch.setattr(os, "pidfd_open", of_no_process)
     assert process.stop(ProcessIdentity(7, 22), term_seconds=1) == "gone"
+
+
+def test_a_family_and_what_it_has(tmp_path: Path) -> None:
+    def line(name: str, kib: int) -> str:
+        return f"{name}:\t{kib} kB\n"
+
+    for pid, children in ((7, "8 9"), (8, ""), (9, "10"), (10, "11")):  # 11 has ended
+        task = tmp_path / str(pid) / "task" / str(pid)
+        task.mkdir(parents=True)
+        (task / "children").write_text(children)
+    assert list(process.family(7, tmp_path)) == [7, 8, 9, 10, 11]
+    (tmp_path / "8" / "status").write_text("Name:\tpython\n" + line("VmRSS", 900) + line("RssAnon", 100))
+    (tmp_path / "8" / "smaps_rollup").write_text("0-f ---p 0 00:00 0 [rollup]\n" + line("Pss", 70) + line("SwapPss", 5))
+    assert process.status_bytes(8, "RssAnon", tmp_path) == 100 << 10
+    assert process.share_bytes(8, tmp_path) == 75 << 10
+    assert process.status_bytes(11, "RssAnon", tmp_path) == process.share_bytes(11, tmp_path) == 0
+    assert process.status_bytes(os.getpid(), "VmRSS") > 1 << 20 < process.share_bytes(os.getpid())
+
+
+def test_children_that_run_are_found() -> None:
+    with subprocess.Popen(["sh", "-c", "sleep 60 & wait"], start_new_session=True) as shell:
+        try:
+            end = time.monotonic() + 10
+            while len(found := list(process.family(shell.pid))) < 2:
+                assert time.monotonic() < end
+            assert found[0] == shell.pid and process.parent(found[1]) == shell.pid
+        finally:
+            os.killpg(shell.pid, signal.SIGKILL)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.regions import MIB, needs_regions
+from zcache.linux.process import share_bytes
 from zcache.pager.region import Region
 
 SECONDS = int(os.environ.get("ZCACHE_SOAK_SECONDS", "600"))
@@ -30,15 +31,6 @@ BUDGET = 96 * MIB
 #: What keeper and pager may take beside the budget and the tables of the store.
 OWN = 48 * MIB
 LONGEST = 300_000
-
-
-def memory_of(pid: int) -> int:
-    """What a process has by itself, in bytes; what is shared with others in equal parts."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it has just been killed
-        return 0
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Pss:", "SwapPss:")))
 
 
 def data(rng: random.Random, length: int) -> bytes:
@@ -86,7 +78,7 @@ def test_nothing_differs_and_nobody_takes_more_than_its_own(rng: random.Random, 
         while time.monotonic() < begin + SECONDS and not problems:
             time.sleep(0.2)
             most_resident = max(most_resident, region.resident_bytes)
-            most_taken = max(most_taken, memory_of(status["keeper_pid"]) + memory_of(status["pid"]))
+            most_taken = max(most_taken, share_bytes(status["keeper_pid"]) + share_bytes(status["pid"]))
             if time.monotonic() > killed + KILL_SECONDS:
                 os.kill(status["pid"], signal.SIGKILL)
                 kills, killed = kills + 1, time.monotonic()

@@ -32,7 +32,7 @@ def run(folder: Path, options: list[str], *job: str) -> "subprocess.CompletedPro
 
 
 def python(text: str) -> list[str]:
-    return [sys.executable, "-c", "import os, sys, time\nimport numpy as np\n" + text]
+    return [sys.executable, "-c", "import json, os, sys, time\nimport numpy as np\n" + text]
 
 
 def test_a_job_larger_than_its_limit_and_its_threads(tmp_path: Path) -> None:
@@ -64,7 +64,8 @@ def test_a_job_larger_than_its_limit_and_its_threads(tmp_path: Path) -> None:
 )
 def test_the_exit_status_is_the_jobs(tmp_path: Path, job: list[str], status: int) -> None:
     done = run(tmp_path, ["--limit", "8M"], *job)
-    assert done.returncode == status and "no array was in a region" in done.stderr
+    assert done.returncode == status
+    assert ("no array was in a region" if status < 128 else "the job was ended by SIGKILL") in done.stderr
 
 
 def test_a_job_that_looks_for_numpy_before_it_imports_it(tmp_path: Path) -> None:
@@ -142,7 +143,8 @@ def test_a_backing_is_as_large_as_it_has_to_be_and_does_not_stay(tmp_path: Path)
         (["--limit", "8M", "colour=red"], "colour=red: unknown parameter"),
         (["--limit", "8M", "codec=middle-out"], "codec=middle-out"),
         (["--limit", "much"], "--limit=much: not a number of bytes"),
-        (["--limit", "8K"], "resident_limit=8192: give at least 1M"),
+        (["--limit", "8K"], "--limit=8K: give at least 1M for each process (--processes=1)"),
+        (["--limit", "4M", "--processes", "5"], "--limit=4M: give at least 1M for each process (--processes=5)"),
         (["--limit", "8M", "--size", "8M"], "all of it fits within --limit=8M"),
         (["--limit", "8M", "--threshold", "x"], "--threshold=x"),
         (["--limit", "8M", "--processes", "0"], "give at least 1"),
@@ -186,7 +188,7 @@ def test_its_pager_is_killed_and_the_job_ends_as_it_would_have(tmp_path: Path) -
         tmp_path,
         ["--limit", "4M"],
         *python(
-            "import json, signal\nfrom zcache.control.ask import ask\n"
+            "import signal\nfrom zcache.control.ask import ask\n"
             "control = json.loads(os.environ['ZCACHE_RUN'])['pager'] + '.control'\n"
             "a = np.arange(2_000_000, dtype='i8')\n"
             "for _ in range(3):\n"
@@ -201,6 +203,33 @@ def test_its_pager_is_killed_and_the_job_ends_as_it_would_have(tmp_path: Path) -
     total = sum(range(3, 2_000_003))
     assert done.returncode == 0 and done.stdout.split() == [str(total), str(2 * total)], done
     assert done.stderr.count("the pager has died (status -9): the next one goes on") == 3
+
+
+def test_a_job_whose_keeper_gives_up_is_sigbus_and_does_not_wait(tmp_path: Path) -> None:
+    """No successor can be made, say, as there is no memory."""
+    late, pager = tmp_path / "late", tmp_path / "pager.py"
+    pager.write_text(
+        f"import os, sys\nif os.path.exists({str(late)!r}):\n    sys.exit(3)\n"
+        "from zcache.pager.worker import main\nmain(int(sys.argv[1]))\n"
+    )
+    command = (
+        "import sys\nfrom zcache.pager import keeper\nfrom zcache.run import run\n"
+        f"keeper.PAGER[:] = [sys.executable, {str(pager)!r}]\n"
+        "sys.exit(run.main(sys.argv[1:]))"
+    )
+    job = python(
+        "import signal\nfrom pathlib import Path\nfrom zcache.control.ask import ask\n"
+        "control = Path(json.loads(os.environ['ZCACHE_RUN'])['pager'] + '.control')\n"
+        "a = np.ones(2_000_000)\n"
+        f"Path({str(late)!r}).touch()\n"
+        "os.kill(ask(control, 'status')['pid'], signal.SIGKILL)\n"
+        "print(a.sum())\n"
+    )
+    words = [sys.executable, "-c", command, "--limit", "4M", "--", *job]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGBUS, ""), done
+    assert "zcache run: 5 times in a row a pager has ended at once; the last one has died (status 3)" in done.stderr
+    assert "zcache run: the job was ended by SIGBUS\n" in done.stderr
 
 
 def test_processes_that_share_the_limit(tmp_path: Path) -> None:

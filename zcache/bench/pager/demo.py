@@ -6,7 +6,6 @@ proportional share: what is in a file counts, too), and how far it was. The resu
 No VM, and no root.
 """
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from zcache.bench.pager.demo_job import KINDS
 from zcache.bench.report import Figure, Report
 from zcache.bench.served import REPOSITORY
 from zcache.errors import EnvironmentProblem
-from zcache.run.watch import family
+from zcache.linux.process import family, share_bytes
 
 #: Of the array; the limit is a third.
 ARRAY_BYTES: Final = 384 << 20
@@ -95,7 +94,7 @@ def follow(command: list[str]) -> Course:
         process = subprocess.Popen(command, stdout=output, stderr=errors, cwd=REPOSITORY)
         while process.poll() is None:
             seconds.append(time.time() - begin)
-            memory.append(sum(map(memory_bytes, family(process.pid))) / (1 << 20))
+            memory.append(sum(map(share_bytes, family(process.pid))) / (1 << 20))
             time.sleep(SAMPLE_SECONDS)
         errors.seek(0)
         output.seek(0)
@@ -104,15 +103,6 @@ def follow(command: list[str]) -> Course:
             raise EnvironmentProblem(f"{command[2]}: {errors.read().strip() or process.returncode}")
     *steps, result = map(json.loads, lines)
     return Course(seconds, memory, [(0.0, 0.0), *((at - begin, done / (1 << 20)) for at, done in steps)], result)
-
-
-def memory_bytes(pid: int) -> int:
-    """What a process has in RAM: what is shared in equal parts."""
-    with contextlib.suppress(OSError):  # it has ended
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) << 10
-    return 0
 
 
 def _row(kind: str, course: Course) -> dict[str, Figure]:
