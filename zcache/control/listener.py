@@ -9,7 +9,6 @@ answered before another client is. The store's lock is taken only for a snapshot
 
 import json
 import math
-import os
 import select
 import socket
 import time
@@ -23,7 +22,7 @@ from zcache.control.settings import Settings
 from zcache.control.status import gather_objects
 from zcache.errors import BadInput, Imbalance
 from zcache.hardening.own_thread import OwnThread
-from zcache.linux.sockets import remove_if_dead
+from zcache.linux.sockets import listen_for_owner, remove_if_dead
 from zcache.store.store import Store
 
 #: To have asked, from being accepted on; and then once more to have read the answer. Ours take
@@ -88,23 +87,17 @@ class ControlSocket:
             raise BadInput(f"control={path}: {error.strerror or error}; give another path") from None
         if is_alive:
             raise BadInput(f"control={path}: another server answers there; give each server a path of its own")
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        mask = os.umask(0o177)
         try:
-            self._listener.bind(str(path))
+            self._listener = listen_for_owner(path, MAX_CONNECTIONS)
         except OSError as error:
-            self._listener.close()
             raise BadInput(f"control={path}: {error.strerror}; give a path in a folder that can be written") from None
-        finally:
-            os.umask(mask)
-        self._listener.listen(MAX_CONNECTIONS)
-        self._listener.setblocking(False)
         self._connections: dict[int, _Connection] = {}  # by descriptor, the oldest first
         self._thread: OwnThread | None = None
         self._closing = False
 
-    def start(self, store: Store, status: Callable[[], dict[str, Any]], settings: Settings) -> None:
-        """Answer from a thread; raises `EnvironmentProblem` if there can be none."""
+    def start(self, store: Store, status: Callable[[], dict[str, Any]], settings: Settings | None) -> None:
+        """Answer from a thread; raises `EnvironmentProblem` if there can be none. Without settings,
+        nothing can be set."""
         commands = _commands(store, status, settings)
         self._thread = OwnThread("zcache-control", lambda: self._serve(commands), goes_on=True)
         self._thread.start()
@@ -166,18 +159,21 @@ def rehearse(store: Store, status: Callable[[], dict[str, Any]], settings: Setti
         _answer(commands, command.encode())
 
 
-def _commands(store: Store, status: Callable[[], dict[str, Any]], settings: Settings) -> Commands:
+def _commands(store: Store, status: Callable[[], dict[str, Any]], settings: Settings | None) -> Commands:
     def audit(_argument: str) -> dict[str, Any]:
         try:
             return {"balanced": True, **check(store), "reasons": status().get("reasons", [])}
         except Imbalance as imbalance:
             return {"balanced": False, "imbalance": str(imbalance)}
 
+    def refuse(word: str) -> dict[str, Any]:
+        raise BadInput(f"{word}: nothing can be set here; start it anew")
+
     return {
         "status": lambda _argument: status(),
         "check": audit,
         "objects": lambda _argument: gather_objects(),
-        SET: settings.set,
+        SET: settings.set if settings else refuse,
     }
 
 

@@ -201,10 +201,10 @@ static void *take_locked(struct arena *arena, size_t size)
         pthread_mutex_lock(&arena->lock);
         at = take(arena, size);
         if (!at) {
-            if (!arena->unfit)
+            if (!arena->has_complained)
                 dprintf(2, "zcache: an array of %zu bytes does not fit in what is left of the region: it lies in ordinary "
                            "memory, without a limit (zcache run --size, or a larger Region)\n", size);
-            arena->unfit += size;
+            arena->has_complained = 1;
         }
         pthread_mutex_unlock(&arena->lock);
     }

@@ -33,7 +33,7 @@ struct arena {
     pthread_mutex_t lock;
     struct part *first;
     size_t used, most; /* bytes of whole pages */
-    size_t unfit;      /* bytes of arrays that were large enough and did not fit, ever */
+    int has_complained; /* of one that was large enough, and did not fit */
 };
 
 /* As the C library does it. */

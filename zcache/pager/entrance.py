@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from zcache.errors import BadInput
-from zcache.linux.sockets import remove_if_dead
+from zcache.linux.sockets import listen_for_owner, peer_pid, remove_if_dead
 from zcache.pager import messages
 
 #: To have said it, from being accepted on; ours takes a millisecond.
@@ -42,16 +42,9 @@ class Entrance:
                 raise BadInput(f"{path}: another pager answers there; give each a path of its own")
             if path.exists():
                 raise BadInput(f"{path}: that is no socket; give the path of one that is to be made")
-            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            mask = os.umask(0o177)
-            try:
-                self._listener.bind(str(path))
-            finally:
-                os.umask(mask)
+            self._listener = listen_for_owner(path, MAX_NEWCOMERS)
         except OSError as error:
             raise BadInput(f"{path}: {error.strerror or error}; give the path of a socket that can be made") from None
-        self._listener.listen(MAX_NEWCOMERS)
-        self._listener.setblocking(False)
         self._waiting: dict[int, tuple[socket.socket, float]] = {}  # by descriptor, the oldest first
 
     def register(self, poll: "select.poll") -> float | None:
@@ -103,9 +96,7 @@ def _hear(connected: socket.socket) -> Newcomer | None:
         said, descriptors, _, _ = socket.recv_fds(
             connected, messages.MAX_PACKET_BYTES, messages.MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
         )
-        pid, _, _ = messages.CREDENTIALS.unpack(
-            connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, messages.CREDENTIALS.size)
-        )
+        pid = peer_pid(connected)
         words = json.loads(said)
     except (OSError, ValueError, RecursionError):  # the last of lists in lists in lists
         words = None

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from zcache.errors import BadInput, EnvironmentProblem
 from zcache.linux import userfaultfd
-from zcache.pager.messages import CREDENTIALS
+from zcache.linux.sockets import peer_pid
 from zcache.pager.region_file import new_memfd
 
 F_SETSIG: Final = 10  # of which Python does not know
@@ -86,8 +86,7 @@ class Link:
         if self._socket < 0:
             return 0
         with socket.socket(fileno=os.dup(self._socket)) as ours:
-            pid: int = CREDENTIALS.unpack(ours.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))[0]
-        return pid
+            return peer_pid(ours)
 
     def ask(self, *words: object) -> dict[str, Any]:
         """Have the pager do something, or say its figures. Raises `EnvironmentProblem` if there is

@@ -21,9 +21,6 @@ FORGET: Final = struct.Struct("=QQQQ")
 #: Its answer: era, number; 0 says the era.
 FORGOTTEN: Final = struct.Struct("=QQ")
 
-#: struct ucred, of SO_PEERCRED: process, user, group.
-CREDENTIALS: Final = struct.Struct("=iII")
-
 MAX_PACKET_BYTES: Final = 1 << 16
 MAX_DESCRIPTORS: Final = 64
 

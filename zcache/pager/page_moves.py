@@ -108,12 +108,14 @@ def runs(pages: "array[int]") -> Iterator[tuple[int, int]]:
 
 
 def choose() -> PageMoves:
-    """As the page loop is chosen."""
+    """Python's, where they are asked for (`ZCACHE_PAGE_LOOP`) or there is nothing compiled."""
     if os.environ.get(VARIABLE) == "python":
         return PythonMoves()
     try:
         import zcache.pager._page_moves as compiled
-    except ImportError:
+    except Exception:  # whatever a damaged object, or one of other code, comes to
+        return PythonMoves()
+    if any(not hasattr(compiled, name) for name in vars(PythonMoves) if not name.startswith("_")):  # of before
         return PythonMoves()
     return compiled
 

@@ -6,13 +6,15 @@ what is touched again and again stays, and what is touched once, as by somebody 
 all of it, does not push it out. Nobody sees pages that are touched while they are there (to see
 it would cost a fault each); this is 2Q's way (Johnson and Shasha, 1994, with their shares) with
 both queues in the order of arrival. On touches by Zipf's law it has 4 % (memory of twice the limit)
-to 14 % (of five times) fewer faults than one queue; with a scan among them 7 to 10 %.
+to 14 % (of five times) fewer faults than one queue; with a scan among them 7 to 10 %. (By the clock
+it was faster in three of these four, and slower at twice the limit: zcache/bench/RESULTS.md.)
 """
 
-import mmap
 import threading
 from collections.abc import Iterable
 from typing import Final
+
+from zcache.linux.memory import anonymous_memory
 
 #: A page's states; the first two queues are of pages that stay. The memfd has a page if, and only
 #: if, it is not ABSENT.
@@ -29,7 +31,7 @@ COUNTED_PAGES: Final = 1 << 20
 
 def _words(count: int) -> "memoryview[int]":
     """Of 32 bits, all zero, in memory that is taken as it is used."""
-    return memoryview(mmap.mmap(-1, 4 * count)).cast("I")
+    return memoryview(anonymous_memory(4 * count)).cast("I")
 
 
 class ResidentPages:
@@ -50,7 +52,7 @@ class ResidentPages:
         self._new_count = 0
         self._left = self._soon + 1 & 0xFFFFFFFF  # how many ever left; so that nobody has, soon before
         self._left_at = _words(page_count)  # of each page, `_left` at its last time
-        self._state = mmap.mmap(-1, page_count)
+        self._state = anonymous_memory(page_count)
         # A queue is a ring. Behind the pages are their heads: of new ones, of those that returned.
         self._newer, self._older = _words(page_count + 2), _words(page_count + 2)
         for head in (page_count, page_count + 1):

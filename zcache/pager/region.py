@@ -72,7 +72,7 @@ class Region:
         self.size_bytes, self.limit_bytes = size_bytes, limit_bytes
         self._lock = threading.Lock()
         self._arena: Any = None
-        self._arena_begin = 0
+        self._arena_begin = self._threshold_bytes = 0
         self._array_bytes = 0  # where the next array begins
         self._link = Link(size_bytes, user_mode_only)
         try:
@@ -158,6 +158,9 @@ class Region:
                 arena = new_arena(self._memory, begin, left, least, self._link.forgetting)
                 self._link.ask("forget", begin // PAGE_BYTES, self.size_bytes // PAGE_BYTES)  # it has to be zeros
                 self._arena, self._arena_begin, self._array_bytes = arena, begin, self.size_bytes
+                self._threshold_bytes = least
+            if least != self._threshold_bytes:
+                raise BadInput(f"threshold={threshold}: it was {self._threshold_bytes} bytes before; give the same")
         return self._arena
 
     @property

@@ -1,8 +1,7 @@
 """Memory that a pager's store does not need any more goes back to the system.
 
 A server has all of its budget in RAM from the start, locked. A pager takes memory as it needs it,
-beside programs that want it, too: so frames that are light are packed while there is time to spare,
-not only when there is no room (`tidy_up`), and what is free is a hole again (`give_back`).
+beside programs that want it, too.
 """
 
 from typing import Final
@@ -14,29 +13,19 @@ KEPT_BYTES: Final = 8 << 20
 KEPT_SHIFT: Final = 3
 
 
-class Thrift:
-    """Of a store over an image."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def tidy_up(self) -> None:
-        """Pack what is worth it, and compress once more what is at rest."""
-        self._store.reclaimer.tidy_up()
-
-    def give_back(self) -> None:
-        """Of slots that are free, those that had something last: they are the ones with memory."""
-        frames = self._store.frames
-        used_bytes = frames.resident * frames.frame_bytes
-        surplus_bytes = frames.memory.held_bytes() - used_bytes - (used_bytes >> KEPT_SHIFT) - KEPT_BYTES
-        count = min(surplus_bytes // frames.frame_bytes, frames.free_slot_count // 2)  # a put may come meanwhile
-        if count <= 0:
-            return
-        with self._store.lock:
-            slots = frames.slots.withdraw(count)
-        try:
-            frames.memory.give_back(slots)
-        finally:
-            with self._store.lock:
-                frames.slots.restore(len(slots))
-                self._store.reclaimer.landed.notify_all()
+def give_back(store: Store) -> None:
+    """Of slots that are free, those that had something last: they are the ones with memory."""
+    frames = store.frames
+    used_bytes = frames.resident * frames.frame_bytes
+    surplus_bytes = frames.memory.held_bytes() - used_bytes - (used_bytes >> KEPT_SHIFT) - KEPT_BYTES
+    count = min(surplus_bytes // frames.frame_bytes, frames.free_slot_count // 2)  # a put may come meanwhile
+    if count <= 0:
+        return
+    with store.lock:
+        slots = frames.slots.withdraw(count)
+    try:
+        frames.memory.give_back(slots)
+    finally:
+        with store.lock:
+            frames.slots.restore(len(slots))
+            store.reclaimer.landed.notify_all()

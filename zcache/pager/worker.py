@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from zcache.control.listener import ControlSocket
-from zcache.control.settings import Settings
 from zcache.control.status import gather_status
 from zcache.errors import BadInput, EnvironmentProblem, ZcacheError
 from zcache.hardening.log_pipe import say
@@ -29,10 +28,10 @@ from zcache.pager.parameters import store_words
 from zcache.pager.region_memory import RegionMemory
 from zcache.pager.serving import Client, region_status, serve
 from zcache.pager.stored_pages import StoredPages
-from zcache.pager.thrift import Thrift
+from zcache.pager.thrift import give_back
 from zcache.pages.entry import PAGE_SHIFT
 from zcache.pages.tmem import TmemObject
-from zcache.server.assembly import make_store, new_budget, open_image
+from zcache.server.assembly import make_store, open_image
 from zcache.server.config import parse_config
 from zcache.server.files import Files
 from zcache.server.upkeep import Upkeep
@@ -106,10 +105,11 @@ class Worker:
             made = open_image(config, files.tier)
             self._store, self._pages = make_store(config, files.tier, made, steps, lambda: None, lambda _: None)
             self._store.reclaimer.start()
-            thrift = Thrift(self._store)
             self._upkeep = [
-                Upkeep("zcache-tidy", thrift.tidy_up, seconds=TIDY_SECONDS),
-                Upkeep("zcache-thrift", thrift.give_back, seconds=GIVE_BACK_SECONDS),
+                # Light frames are packed while there is time to spare, not only when there is no
+                # room: what is free then is given back.
+                Upkeep("zcache-tidy", self._store.reclaimer.tidy_up, seconds=TIDY_SECONDS),
+                Upkeep("zcache-thrift", lambda: give_back(self._store), seconds=GIVE_BACK_SECONDS),
             ]
             for upkeep in self._upkeep:
                 upkeep.start()
@@ -134,8 +134,7 @@ class Worker:
                 raise
             say(f"zcache: no `zcache status` any more: {refusal}")
             return
-        settings = Settings(self._store, new_budget(self._store, 1), None)
-        self._control.start(self._store, self._status, settings)
+        self._control.start(self._store, self._status, None)
 
     def _status(self) -> dict[str, Any]:
         regions = [region_status(region) for region in list(self._regions.values())]

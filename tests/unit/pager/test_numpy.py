@@ -97,6 +97,16 @@ def test_what_does_not_fit_goes_elsewhere() -> None:
         arrays.clear()
 
 
+def test_one_threshold_for_a_region() -> None:
+    with Region("8M", "2M") as region:
+        with region.numpy("64K"):
+            pass
+        with pytest.raises(BadInput, match="threshold=1M: it was 65536 bytes before"), region.numpy():
+            pass
+        with region.numpy(1 << 16):
+            pass
+
+
 def test_threads_at_once(seed: int) -> None:
     wrong: list[int] = []
     with Region("64M", "4M") as region:

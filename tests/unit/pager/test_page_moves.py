@@ -6,14 +6,17 @@ import mmap
 import os
 import random
 import shutil
+import sys
 import threading
 import time
+import types
 from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 
+import zcache.pager
 from tests.support.regions import needs_regions
 from zcache.linux import memory, userfaultfd
 from zcache.linux.files import data_extents
@@ -133,6 +136,15 @@ def test_how_they_fail(moves: PageMoves, client: Client) -> None:
     begin = time.monotonic()
     assert moves.read_faults(client.descriptor, 0.0) == b"" == moves.read_faults(client.descriptor, 0.05)
     assert time.monotonic() - begin >= 0.05
+
+
+def test_what_was_compiled_of_older_code_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ZCACHE_PAGE_LOOP", raising=False)
+    older = types.ModuleType("zcache.pager._page_moves")
+    older.punch = lambda *_: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, older.__name__, older)
+    monkeypatch.setattr(zcache.pager, "_page_moves", older, raising=False)
+    assert isinstance(choose(), PythonMoves)
 
 
 def test_runs() -> None:

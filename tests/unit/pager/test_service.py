@@ -107,6 +107,8 @@ def test_regions_of_several_programs_lie_side_by_side(rng: random.Random, tmp_pa
     ):
         contents = fill(first, rng), fill(second, rng)
         assert (bytes(first.buffer), bytes(second.buffer)) == contents
+        with pytest.raises(BadInput, match="budget=16M: nothing can be set here"):
+            ask(control(path), "set budget=16M")
         said = status(path)
         assert said["codec"] == "zstd:2" and said["size_bytes"] == 32 * MIB
         rows = said["regions"]

@@ -36,9 +36,9 @@ class Course(NamedTuple):
     result: dict[str, Any]
 
 
-def main(folder: Path | None) -> int:
+def main() -> int:
     """Prints a table; exit status 0 only if all results are the same."""
-    report = Report(folder or Path(tempfile.mkdtemp(prefix="zcache-run-pager-")), Console(width=150))
+    report = Report(Path(tempfile.mkdtemp(prefix="zcache-run-pager-")), Console(width=150))
     courses = {}
     for kind in KINDS:
         report.console.print(f"{kind}: an array of {ARRAY_BYTES >> 20} MiB is filled, sorted and grouped")

@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from zcache.bench.pager.touches import PAGE_BYTES, PATTERNS, figures, fill, order, touch
+from zcache.bench.pager.touches import PATTERNS, figures, fill, order, touch
 from zcache.linux import memory
 from zcache.pager.region import Region
+from zcache.pages.entry import PAGE_BYTES
 
 #: More than anything touches in the time.
 MOST_TOUCHES: Final = 400_000

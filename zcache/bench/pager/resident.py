@@ -17,10 +17,11 @@ from array import array
 from pathlib import Path
 from typing import Any, Final
 
-from zcache.bench.pager.touches import PAGE_BYTES, figures, fill, touch_by_threads
+from zcache.bench.pager.touches import figures, fill, touch_by_threads
 from zcache.linux import memory, userfaultfd
 from zcache.pager.region import Region
 from zcache.pager.region_file import new_memfd
+from zcache.pages.entry import PAGE_BYTES
 
 KINDS: Final = ("bare", "zero", "lz4", "zstd", "disk")
 LIMIT_PAGES: Final = 4096

@@ -8,8 +8,8 @@ from array import array
 from typing import Final
 
 from zcache.errors import EnvironmentProblem
+from zcache.pages.entry import PAGE_BYTES
 
-PAGE_BYTES: Final = 4096
 #: A touch that takes longer has waited for a page.
 FAULT_SECONDS: Final = 3e-6
 #: A third of them write.

@@ -87,7 +87,7 @@ def _show_pager() -> int:
     from zcache.bench.pager import demo  # which nobody else needs
 
     try:
-        return demo.main(None)
+        return demo.main()
     except ZcacheError as error:
         print(f"run: {error}", file=sys.stderr)
         return 1
