@@ -22,6 +22,7 @@ ABSENT: Final = 0
 NEW: Final = 1
 RETURNED: Final = 2
 LEAVING: Final = 3
+_ABSENT_BYTE, _LEAVING_BYTE = bytes([ABSENT]), bytes([LEAVING])
 #: Of those that may be resident: the new ones' share; and how many others leave, at most, before
 #: one that comes back is as good as new.
 NEW_SHARE: Final = 0.25
@@ -45,8 +46,8 @@ class ResidentPages:
         self.page_count = page_count
         self.high = high
         self.count = 0  # all but ABSENT
-        lock = threading.RLock()
-        self.changed, self.many = threading.Condition(lock), threading.Condition(lock)
+        self._lock = threading.RLock()
+        self.changed, self.many = threading.Condition(self._lock), threading.Condition(self._lock)
         self._most_new = int(high * NEW_SHARE)
         self._soon = int(high * SOON_SHARE)
         self._new_count = 0
@@ -89,18 +90,18 @@ class ResidentPages:
         stop = min(first + most, self.page_count)
         with self.changed:
             states: bytes = self._state[first:stop]
-        return len(states) - len(states.lstrip(b"\0"))
+        return len(states) - len(states.lstrip(_ABSENT_BYTE))
 
     def next_absent(self, first: int, most: int) -> int:
         """The first page from `first` on, among so many, that is in the store only; the one behind
         them if none is."""
         stop = min(first + most, self.page_count)
-        place = self._state.find(bytes([ABSENT]), first, stop)
+        place = self._state.find(_ABSENT_BYTE, first, stop)
         return place if place >= 0 else stop
 
     def came(self, first: int, count: int = 1) -> None:
         """They were filled."""
-        with self.changed:
+        with self._lock:  # by itself: this is for each fault
             for page in range(first, first + count):
                 others = self._left - self._left_at[page] - 1 & 0xFFFFFFFF  # that have left since
                 self._append(page, RETURNED if others < self._soon else NEW)
@@ -126,7 +127,7 @@ class ResidentPages:
         """The same of all those among the pages from `first` to `stop` (exclusive); returns once
         none of the others there is LEAVING."""
         with self.changed:
-            self.changed.wait_for(lambda: self._state.find(bytes([LEAVING]), first, stop) < 0)
+            self.changed.wait_for(lambda: self._state.find(_LEAVING_BYTE, first, stop) < 0)
             pages = [page for page in range(first, stop) if self._state[page] != ABSENT]
             for page in pages:
                 self._take(page)

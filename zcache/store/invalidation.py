@@ -7,7 +7,7 @@ released: so nobody finds an entry whose zpage is gone, and no zpage stays that 
 
 from zcache.allocators import Allocator
 from zcache.books import Books
-from zcache.pages.entry import EMPTY, LENGTH_MASK, LENGTH_SHIFT, LOST, SAME_FILLED
+from zcache.pages.entry import EMPTY, LENGTH_MASK, LENGTH_SHIFT, LOST, SAME_FILLED, zpage_bytes
 from zcache.pages.page_table import BLOCK_SHIFT
 from zcache.pages.tmem import Kind, TmemObject
 from zcache.pages.zpages import END_LZ4, FIRST_LZ4
@@ -53,7 +53,13 @@ class Invalidation:
         if not (thing.table.touched[page >> BLOCK_SHIFT] and (old := entries[page])):
             return 0
         entries[page] = EMPTY
-        self.drop([old], thing.kind)
+        if FIRST_LZ4 <= old < END_LZ4 and not thing.kind:
+            statistics = self._statistics
+            stored, size = statistics.stored_pages - 1, statistics.compressed_bytes - zpage_bytes(old)
+            statistics.stored_pages, statistics.compressed_bytes = stored, size
+            self._allocator.release((old,))
+        else:
+            self.drop([old], thing.kind)
         return 1
 
     def settle(self, thing: TmemObject, first: int, placed: list[int], start: int, count: int) -> None:
