@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from zcache.linux.process import wait_for_end
+
 #: By which a program says that it has read its configuration.
 MARK: Final = 0o177
 _UMASK: Final = 95
@@ -76,6 +78,10 @@ _RET_ALLOW: Final = 0x7FFF0000
 _SECCOMP: Final = 317
 _SET_MODE_FILTER: Final = 1
 _NEW_LISTENER: Final = 8
+_PIDFD_GETFD: Final = 438
+#: How /proc shows one; and in which process it is going to be, as which descriptor.
+_LISTENER: Final = "anon_inode:seccomp notify"
+_WHERE: Final = struct.Struct("=ii")
 _CONTINUE: Final = 1
 _RECEIVE: Final = 0xC0502100
 _SEND: Final = 0xC0182101
@@ -133,7 +139,9 @@ class FailingCalls:
 
     def _answer_all(self, channel: socket.socket) -> None:
         with channel:
-            _, (self._listener,), _, _ = socket.recv_fds(channel, 1, 1)
+            process, descriptor = _WHERE.unpack(channel.recv(_WHERE.size))
+            self._listener = _fetch(process, descriptor)
+            channel.send(b"f")
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
         poll.register(self._stop, 0)
@@ -190,7 +198,11 @@ class FailingCalls:
 
 
 def _install(channel: socket.socket) -> None:
-    """In the child: from here on calls are answered by whoever has the listener."""
+    """In the child: from here on calls are answered by whoever has the listener.
+
+    Where that is going to be is said before. Whoever had to be given it would wait for ever, now
+    and then: to give it takes memory of Python's, which may have to ask for some, and nobody
+    answers yet (seen)."""
 
     def step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
         return struct.pack("=HBBI", code, yes, no, value)
@@ -211,11 +223,30 @@ def _install(channel: socket.socket) -> None:
     words.append(step(answer, _RET_ALLOW))
     program = ctypes.create_string_buffer(b"".join(words))
     header = ctypes.create_string_buffer(struct.pack("@HP", len(words), ctypes.addressof(program)))
-    listener = _libc.syscall(_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER, header)
-    if listener < 0:
+    next_one = os.dup(channel.fileno())
+    os.close(next_one)
+    channel.send(_WHERE.pack(os.getpid(), next_one))
+    if _libc.syscall(_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER, header) < 0:  # close-on-exec
         raise OSError(ctypes.get_errno(), "seccomp")
-    socket.send_fds(channel, [b"l"], [listener])
-    os.close(listener)
+    channel.recv(1)  # that it was fetched: all descriptors are closed next
+
+
+def _fetch(process: int, descriptor: int) -> int:
+    """That listener, once it is there."""
+    pidfd = os.pidfd_open(process)
+    try:
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                if os.readlink(f"/proc/{process}/fd/{descriptor}") == _LISTENER:  # noqa: PTH115 (it is no path)
+                    break
+            if wait_for_end(pidfd, 0.001):
+                raise ChildProcessError("it ended before there was a listener")
+        listener: int = _libc.syscall(_PIDFD_GETFD, pidfd, descriptor, 0)
+        if listener < 0:
+            raise OSError(ctypes.get_errno(), "pidfd_getfd")
+        return listener
+    finally:
+        os.close(pidfd)
 
 
 def _process_of(thread: int) -> tuple[int, int]:
