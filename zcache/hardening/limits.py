@@ -14,7 +14,6 @@ fork(2); shared memory counts where it was touched (Documentation/mm/overcommit-
 
 import contextlib
 import errno
-import os
 import resource
 from typing import Final, NamedTuple
 
@@ -226,7 +225,7 @@ def private_bytes() -> int:
 
 
 def _own_bytes(name: str) -> int:
-    return status_bytes(os.getpid(), name)
+    return status_bytes("self", name)
 
 
 def explain(what: str, error: BaseException) -> str:

@@ -14,7 +14,7 @@ import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 _PROC = Path("/proc")
 
@@ -67,8 +67,9 @@ def family(pid: int, proc: Path = _PROC) -> Iterator[int]:
         yield from family(child, proc)
 
 
-def status_bytes(pid: int, name: str, proc: Path = _PROC) -> int:
-    """What /proc/PID/status says of its memory (VmSize, RssAnon, …); 0 if it cannot be read now."""
+def status_bytes(pid: int | Literal["self"], name: str, proc: Path = _PROC) -> int:
+    """What /proc/PID/status says of its memory (VmSize, RssAnon, …); 0 if it cannot be read now.
+    Our own pid may be another's in a /proc of another namespace: "self" never is."""
     with contextlib.suppress(OSError):
         return _kib_of((proc / str(pid) / "status").read_text(), name) << 10
     return 0

@@ -195,8 +195,9 @@ class Worker:
             self._regions.pop(number, None)
             self._serving.pop(number, None)
             say(f"zcache: a region of process {words['pid']} cannot be served: {error}")
-            with contextlib.suppress(OSError):
-                requests.send(json.dumps({"refused": f"the pager has no room for a region: {error}"}).encode() + b"\n")
+            line = json.dumps({"refused": f"the pager has no room for a region: {error}"}).encode() + b"\n"
+            with contextlib.suppress(OSError):  # it has gone, or does not read
+                requests.send(line, socket.MSG_DONTWAIT)
             end()
 
 

@@ -107,7 +107,7 @@ def test_a_family_and_what_it_has(tmp_path: Path) -> None:
     assert process.status_bytes(8, "RssAnon", tmp_path) == 100 << 10
     assert process.share_bytes(8, tmp_path) == 75 << 10
     assert process.status_bytes(11, "RssAnon", tmp_path) == process.share_bytes(11, tmp_path) == 0
-    assert process.status_bytes(os.getpid(), "VmRSS") > 1 << 20 < process.share_bytes(os.getpid())
+    assert process.status_bytes("self", "VmRSS") > 1 << 20 < process.share_bytes(os.getpid())
 
 
 def test_children_that_run_are_found() -> None:
