@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -254,7 +255,11 @@ def main(descriptor: int) -> None:
     words = json.loads(said)
     keeper = Keeper(words["size"], words.pop("parameters"))
     keeper.add(Newcomer(words["pid"], words, [os.dup(descriptor), *descriptors]))
+    has_served = threading.Event()
+    keeper.on_serving = has_served.set
     why = keeper.run()
     if why:
+        if has_served.is_set():  # its client is being ended, and hears nothing any more
+            say(f"zcache: {why}")
         with contextlib.suppress(OSError):
             client.sendall(json.dumps({"refused": why}).encode() + b"\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from zcache.errors import BadInput, Imbalance
+from zcache.errors import BadInput, EnvironmentProblem, Imbalance
 from zcache.linux import memory
 from zcache.linux.libc import LIBC, raise_errno
 from zcache.pager.link import Link
@@ -118,6 +118,7 @@ class Region:
         found there."""
         import numpy
 
+        self._check_open()
         kind = numpy.dtype(dtype)
         if kind.hasobject:
             raise BadInput(f"dtype={dtype}: objects stay in ordinary memory; give a type of numbers")
@@ -149,6 +150,7 @@ class Region:
         allocate_in_for_good(self._arena_for(threshold))
 
     def _arena_for(self, threshold: int | str) -> Any:
+        self._check_open()
         least = max(_bytes("threshold", threshold), PAGE_BYTES)
         with self._lock:
             if self._arena is None:
@@ -162,6 +164,10 @@ class Region:
             if least != self._threshold_bytes:
                 raise BadInput(f"threshold={threshold}: it was {self._threshold_bytes} bytes before; give the same")
         return self._arena
+
+    def _check_open(self) -> None:
+        if not self._end.alive:
+            raise EnvironmentProblem("the region is closed")
 
     @property
     def numpy_bytes(self) -> tuple[int, int]:

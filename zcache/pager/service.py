@@ -53,12 +53,18 @@ def _serve(path: Path, given: dict[str, str]) -> int:
     keeper = Keeper(size_bytes, given, Entrance(path))
     keeper.on_serving = lambda: say(f"zcache: regions are served at {path}; zcache status --control {given['control']}")
 
+    is_ending = False
+
     def end(_number: int, _frame: Any) -> None:
-        if keeper.region_count:
+        nonlocal is_ending
+        if is_ending:
+            say(f"zcache: a second signal: regions in use: {keeper.region_count}; their programs get SIGBUS")
+        elif keeper.region_count:
             say(
                 f"zcache: regions in use: {keeper.region_count}; it ends with the last of them. "
                 "A second signal ends it now, and their programs with it (SIGBUS)"
             )
+        is_ending = True
         keeper.ask_to_end()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

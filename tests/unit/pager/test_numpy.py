@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.regions import MIB, needs_regions, run
-from zcache.errors import BadInput
+from zcache.errors import BadInput, EnvironmentProblem
 from zcache.pager.region import Region
 
 numpy = pytest.importorskip("numpy")
@@ -95,6 +95,15 @@ def test_what_does_not_fit_goes_elsewhere() -> None:
         assert [is_inside(region, array) for array in arrays] == [True] * 4 + [False] * 4
         assert all((array == number).all() for number, array in enumerate(arrays))
         arrays.clear()
+
+
+def test_a_region_that_is_closed_says_so() -> None:
+    with Region("8M", "2M") as region:
+        pass
+    with pytest.raises(EnvironmentProblem, match="the region is closed"):
+        region.array(3)
+    with pytest.raises(EnvironmentProblem, match="the region is closed"), region.numpy():
+        pass
 
 
 def test_one_threshold_for_a_region() -> None:

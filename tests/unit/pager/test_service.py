@@ -170,6 +170,7 @@ def test_it_ends_with_the_last_region_or_at_once(tmp_path: Path) -> None:
             Region("8M", "1M", pager=path)
         process.send_signal(signal.SIGTERM)
         assert other.wait(20) == -signal.SIGBUS and process.wait(20) == 0
+        assert "a second signal: regions in use: 1; their programs get SIGBUS" in process.stderr.read()
     with service(tmp_path) as (path, process):
         with Region("8M", "1M", pager=path) as region:
             process.send_signal(signal.SIGINT)

@@ -234,3 +234,5 @@ def test_pagers_that_cannot_even_begin_are_not_replaced_for_ever() -> None:
     )
     assert (done.returncode, done.stdout) == (-signal.SIGBUS, ""), done
     assert time.monotonic() - begin < 20
+    why = "zcache: 5 times in a row a pager has ended at once; the last one has died (status -9)"
+    assert done.stderr.splitlines().count(why) == 1, done
