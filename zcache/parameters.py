@@ -37,9 +37,22 @@ PARAMETERS: Final = (
         "backing", "PATH", "path of a regular file or block device that cold frames are written to; none: RAM only"
     ),
     Parameter(
+        "remote",
+        "URL",
+        "a Redis or Valkey that cold frames are sent to before they are written to the backing: redis://HOST, "
+        "rediss://HOST or unix:///PATH; may be given any number of times",
+    ),
+    Parameter("remote_budget", "SIZE", "bytes of frames that may be there, with a suffix: 1G"),
+    Parameter(
+        "remote_copies",
+        "1 or 2",
+        "how many engines have each of those frames: two, or one, with all of them on the backing, too",
+        default="2",
+    ),
+    Parameter(
         "encrypt",
         "yes or no",
-        "is what is written to the backing encrypted, under a key that is in RAM only; default: yes, with a backing",
+        "is what leaves RAM encrypted, under a key that is in RAM only; default: yes, with a backing or engines",
     ),
     Parameter(
         "codec", "CODEC", "what pages are compressed with: lz4, lz4:ACCELERATION, zstd or zstd:LEVEL", default="lz4"

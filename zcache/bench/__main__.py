@@ -17,6 +17,7 @@ from zcache.bench.clean import __main__ as clean
 from zcache.bench.filesystems import __main__ as filesystems
 from zcache.bench.nbd import peers, shards
 from zcache.bench.pager import __main__ as pager
+from zcache.bench.remote import __main__ as remote
 from zcache.bench.report import Report
 from zcache.bench.soak import __main__ as soak
 from zcache.bench.store import __main__ as store
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "soak": soak.main,
     "groups": groups.main,
     "pager": pager.main,
+    "remote": remote.main,
 }
 
 

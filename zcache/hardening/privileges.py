@@ -16,7 +16,7 @@ import os
 import resource
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -34,15 +34,24 @@ _REMOVE_FOLDER: Final = 1 << 4
 _REMOVE_FILE: Final = 1 << 5
 _FILE_ACCESSES: Final = {1: 13, 2: 14, 3: 15, 4: 15}
 _FILE_ACCESSES_SINCE_5: Final = 16
-_NETWORK: Final = 1 << 0 | 1 << 1  # to bind a TCP port, to connect to one; since version 4
+_BIND: Final = 1 << 0  # a TCP port; since version 4
+_CONNECT: Final = 1 << 1  # to one; since version 4
+_NETWORK_SINCE: Final = 4
 _SCOPE: Final = 1 << 0 | 1 << 1  # abstract sockets and processes of others; since version 6
 
 
-def give_up(control: Path | None, temporary: Path | None = None, read_later: Path | None = None) -> None:
+def give_up(
+    control: Path | None,
+    temporary: Path | None = None,
+    read_later: Path | None = None,
+    connect_ports: Collection[int] = (),
+    connect_anywhere: bool = False,
+) -> None:
     """Keep what serving takes: memory may grow and be locked, the program and /proc may be read,
     and one file that is read later; and the control socket and a temporary folder, once it is
-    empty, removed. Raises `OSError` where the kernel has no Landlock; all else has been given up
-    then.
+    empty, removed. TCP connections may be made to `connect_ports` of any host alone, or with
+    `connect_anywhere` to all (nodes of a Cluster may have any port). Raises `OSError` where the
+    kernel has no Landlock; all else has been given up then.
     """
     _lift_memlock_limit()
     libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
@@ -57,7 +66,7 @@ def give_up(control: Path | None, temporary: Path | None = None, read_later: Pat
         rules[temporary.parent] = rules.get(temporary.parent, 0) | _REMOVE_FOLDER
     if read_later:
         rules[read_later] = _READ_FILE
-    _restrict_files(rules)
+    _restrict(rules, connect_ports, connect_anywhere)
 
 
 def are_given_up() -> bool:
@@ -106,20 +115,24 @@ def _empty_bounding_set() -> None:
             libc.prctl(libc.PR_CAPBSET_DROP, capability)
 
 
-def _restrict_files(rules: Mapping[Path, int]) -> None:
+def _restrict(rules: Mapping[Path, int], connect_ports: Collection[int], connect_anywhere: bool) -> None:
     """Of all that can be done to a file by its path, leave what is allowed beneath these folders,
-    or to these files."""
+    or to these files; of TCP, connecting to these ports, or to all."""
     version = landlock.version()
     accesses = (1 << _FILE_ACCESSES.get(version, _FILE_ACCESSES_SINCE_5)) - 1
-    words = [accesses] + [_NETWORK] * (version >= 4) + [_SCOPE] * (version >= 6)
+    network = _BIND if connect_anywhere else _BIND | _CONNECT
+    words = [accesses] + [network] * (version >= _NETWORK_SINCE) + [_SCOPE] * (version >= 6)
     ruleset = landlock.create_ruleset(struct.pack(f"={len(words)}Q", *words))
     try:
         for folder, allowed in rules.items():
             descriptor = os.open(folder, os.O_PATH | os.O_CLOEXEC)
             try:
-                landlock.add_rule(ruleset, struct.pack("=Qi", allowed, descriptor))
+                landlock.add_path_rule(ruleset, descriptor, allowed)
             finally:
                 os.close(descriptor)
+        if version >= _NETWORK_SINCE and not connect_anywhere:
+            for port in connect_ports:
+                landlock.add_port_rule(ruleset, port, _CONNECT)
         landlock.restrict_self(ruleset)
     finally:
         os.close(ruleset)

@@ -116,16 +116,22 @@ class Hardening:
         return all(self.results.values())
 
     def give_up_privileges(
-        self, control: Path | None, temporary: Path | None = None, read_later: Path | None = None
+        self,
+        control: Path | None,
+        temporary: Path | None = None,
+        read_later: Path | None = None,
+        connect_ports: Collection[int] = (),
+        connect_anywhere: bool = False,
     ) -> None:
         """In the process's only thread, and when nothing can be refused any more: what was made by
         then could not be removed, but for the socket at `control` and a temporary folder; nor any
-        file opened, but for one to be `read_later`. The outcome is `results["least_privilege"]`."""
+        file opened, but for one to be `read_later`; nor TCP connected, but to `connect_ports` (or
+        anywhere). The outcome is `results["least_privilege"]`."""
         if LEAST_PRIVILEGE in self._without:
             self._privileges = "NOT given up on request"
         else:
             try:
-                privileges.give_up(control, temporary, read_later)
+                privileges.give_up(control, temporary, read_later, connect_ports, connect_anywhere)
                 self._privileges = "given up" if privileges.are_all_given_up() else "given up but for CAP_IPC_LOCK"
             except OSError as error:
                 self._privileges = f"given up, but files are NOT out of reach: needs Landlock: {error.strerror}"

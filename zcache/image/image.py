@@ -43,6 +43,10 @@ MAX_EPOCH: Final = (1 << 64 - EPOCH_SHIFT) - 1
 SECRET_BYTES: Final = 32
 SEAL_BYTES: Final = {"no": 4, "yes": 16}
 
+#: What is known of copies that engines hold (`zcache.remote.tables`): of each slot its generation,
+#: its holders and its frame's tail; and of the engines' incarnations.
+REMOTE_SECTIONS: Final = ("remote_generation", "remote_holders", "remote_tail", "remote_incarnations")
+
 #: What is allocated between two signs of life: some 10 ms of memory; up to 6 s of a file, where
 #: that has to be written (vfat, NFSv3), on a card that takes 10 MB/s.
 ALLOCATED_BYTES: Final = 64 << 20
@@ -62,6 +66,7 @@ class Geometry(NamedTuple):
     encrypt: str
     allocator: str
     backing: str | None
+    remote_slots: int = 0  # that engines may hold copies of
 
     def sections(self) -> dict[str, int]:
         """Bytes of each section, in the order in which they lie."""
@@ -72,8 +77,16 @@ class Geometry(NamedTuple):
             "below": 4 * ids,
             "seal": SEAL_BYTES[self.encrypt] * ids,
             "birth": 8 * ids,
+            **self._remote_sections(),
             "ram": self.slot_count * self.frame_bytes,
         }
+
+    def _remote_sections(self) -> dict[str, int]:
+        """What `zcache.remote.tables` keeps; nothing without engines."""
+        if not self.remote_slots:
+            return {}
+        ids = self.remote_slots + 1
+        return dict(zip(REMOTE_SECTIONS, (4 * ids, 2 * ids, 16 * ids, 8192), strict=True))
 
 
 class Image:
@@ -210,7 +223,8 @@ def check_header(fields: dict[str, Any], geometry: Geometry) -> None:
     """Raises `EnvironmentProblem` if an image that says this of itself was made for something
     else."""
     for name, value in geometry._asdict().items():
-        if fields.get(name) != value:
+        # A header that is older than a field says nothing of it: there was none of that then.
+        if fields.get(name, Geometry._field_defaults.get(name)) != value:
             raise EnvironmentProblem(
                 f"the image was made with {name} {fields.get(name)}, not {value}; give the same parameters"
             )

@@ -1,7 +1,8 @@
-"""Landlock (landlock(7)): which files a process may open from here on. The kernel's calls, and no
-policy."""
+"""Landlock (landlock(7)): which files a process may open, and which TCP ports it may use, from here
+on. The kernel's calls, and no policy."""
 
 import ctypes
+import struct
 from typing import Final
 
 from zcache.linux.libc import LIBC, raise_errno
@@ -10,6 +11,10 @@ from zcache.linux.libc import LIBC, raise_errno
 _CREATE_RULESET: Final = 444  # Linux 5.13, all three
 _ADD_RULE: Final = 445
 _RESTRICT_SELF: Final = 446
+
+# linux/landlock.h: what a rule is about.
+_PATH_BENEATH: Final = 1
+_NET_PORT: Final = 2  # since version 4
 
 
 def version() -> int:
@@ -22,9 +27,14 @@ def create_ruleset(attributes: bytes) -> int:
     return _call(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
 
 
-def add_rule(ruleset: int, path_beneath: bytes) -> None:
-    """landlock_add_rule(2), for all that is beneath a folder."""
-    _call(_ADD_RULE, ruleset, 1, path_beneath, 0)
+def add_path_rule(ruleset: int, descriptor: int, accesses: int) -> None:
+    """landlock_add_rule(2): these stay allowed for an open (O_PATH) file, or beneath a folder."""
+    _call(_ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("=Qi", accesses, descriptor), 0)
+
+
+def add_port_rule(ruleset: int, port: int, accesses: int) -> None:
+    """landlock_add_rule(2): these stay allowed for a TCP port, whatever the address."""
+    _call(_ADD_RULE, ruleset, _NET_PORT, struct.pack("=QQ", accesses, port), 0)
 
 
 def restrict_self(ruleset: int) -> None:

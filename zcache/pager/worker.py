@@ -102,8 +102,10 @@ class Worker:
                 files.open()
             else:
                 files.adopt(image, given)
-            made = open_image(config, files.tier)
-            self._store, self._pages = make_store(config, files.tier, made, steps, lambda: None, lambda _: None)
+            made = open_image(config, files.backing)
+            assert made
+            tiers = [files.backing] if files.backing else []
+            self._store, self._pages = make_store(config, tiers, made, made.secret, steps, lambda: None, lambda _: None)
             self._store.reclaimer.start()
             self._upkeep = [
                 # Light frames are packed while there is time to spare, not only when there is no

@@ -134,8 +134,13 @@ class Reclaimer:
                 if self._pack_ram(WORTH_WEIGHT):
                     continue
                 can_clean = self._flights.can_clean()
-                if can_clean and (place := self._below.begin_try()):
+                is_put = self._thread is not None  # which leaves it to that thread to wait for a network
+                if can_clean and (place := self._below.begin_try(is_put)):
                     flight = self._flights.start(place, self._sync_batch)
+                elif can_clean and is_put and not self._below.is_prompt() and not self._below.failing():
+                    self.wake.set()
+                    self._clock.wait(self.landed, FIRST_REST_SECONDS)
+                    continue
                 elif self._pack_ram(WORST_WEIGHT, everywhere=True):
                     continue
                 elif self._frames.in_flight or self._is_packing() or (can_clean and not self._below.is_hopeless()):

@@ -1,7 +1,6 @@
 """Assembly: the parts of a server, made for one `Config`, over the image that there is, if any."""
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -16,7 +15,7 @@ from zcache.control.listener import rehearse
 from zcache.control.settings import Settings
 from zcache.control.status import gather_status
 from zcache.errors import EnvironmentProblem, Imbalance
-from zcache.image.image import SECRET_BYTES, Geometry, Image, check_header, read_header
+from zcache.image.image import Geometry, Image, check_header, read_header
 from zcache.image.signs import Signs
 from zcache.linux.group_limits import GroupLimits, Room
 from zcache.pageframes.slots import slots_of
@@ -30,10 +29,13 @@ from zcache.server.rebuild import rebuild
 from zcache.server.warm_up import scratch_store
 from zcache.steps import Steps
 from zcache.store.store import Store
+from zcache.tiers import Tier
 from zcache.tiers.backing_file import BackingFile
 
 if TYPE_CHECKING:
     from zcache.clean.clean_disk import CleanDisk
+    from zcache.remote.engines import Engines
+    from zcache.remote.remote import Remote
 
 #: No more frames than pages need are alive, whatever the size of the backing device; this is for
 #: what dies in flight.
@@ -50,7 +52,14 @@ def geometry_of(config: Config, frames_below: int) -> Geometry:
         encrypt="yes" if config.encrypt else "no",
         allocator=config.allocator,
         backing=str(config.backing) if config.backing else None,
+        remote_slots=remote_slots(config, frames_below),
     )
+
+
+def remote_slots(config: Config, frames_below: int) -> int:
+    """Of how many frames engines may hold copies: of their own, or of all that are on the
+    backing."""
+    return (config.remote_frames or frames_below) if config.remote else 0
 
 
 def check_succession(config: Config) -> None:
@@ -82,17 +91,44 @@ def look_at_groups(config: Config) -> GroupLimits | None:
     return None
 
 
-def open_image(config: Config, tier: BackingFile | None) -> Image | None:
+def open_image(config: Config, backing: BackingFile | None) -> Image | None:
     """The one that the keeper gives, laid out for this configuration if it is empty."""
     if config.image is None:
         return None
-    return Image.open(config.image, geometry_of(config, tier.slot_count if tier else 0))
+    slots_below = config.remote_frames + (backing.slot_count if backing else 0)
+    return Image.open(config.image, geometry_of(config, slots_below))
+
+
+def make_remote(
+    config: Config,
+    engines: "Engines | None",
+    backing: BackingFile | None,
+    image: Image | None,
+    secret: bytes,
+    report: Callable[[str], None],
+) -> "Remote | None":
+    """The place at engines, if there are any."""
+    if engines is None:
+        return None
+    from zcache.remote.remote import Remote  # locked in memory, where there are engines
+
+    return Remote(
+        engines,
+        config.remote_bytes // config.frame_bytes,
+        config.frame_bytes,
+        backing,
+        image,
+        secret,
+        is_front=not config.remote_frames,
+        report=report,
+    )
 
 
 def make_store(
     config: Config,
-    tier: BackingFile | None,
+    tiers: Sequence[Tier],
     image: Image | None,
+    secret: bytes,
     steps: Steps,
     beat: Callable[[], None],
     report: Callable[[str], None],
@@ -102,14 +138,14 @@ def make_store(
 
     Raises `EnvironmentProblem` for what no predecessor can have left.
     """
-    seal = new_seal(config, image.secret if image else os.urandom(SECRET_BYTES))
+    seal = new_seal(config, secret)
     store = Store(
         budget_bytes=config.budget_bytes,
         codec=config.codec,
         allocator=config.allocator,
         recompress=config.recompress,
         admit=config.admit,
-        tiers=[tier] if tier else [],
+        tiers=tiers,
         seal=seal,
         image=image,
     )

@@ -53,15 +53,16 @@ def capacity(
     *,
     overcommit: bool,
     has_clean: bool,
+    remote_bytes: int = 0,
 ) -> Capacity:
-    """Of a device of that size, with that least and most budget. Raises `BadInput` for what was
-    `given` if the allocator cannot work with it; an image that there is (`before`) has been
-    accepted once."""
+    """Of a device of that size, with that least and most budget; `remote_bytes` are those of
+    frames that engines hold twice. Raises `BadInput` for what was `given` if the allocator cannot
+    work with it; an image that there is (`before`) has been accepted once."""
     least_bytes, most_bytes = budget_bytes
     default = before["allocator"] if before else DEFAULT_ALLOCATOR
     lacking = ""
     if not before and "allocator" not in given:
-        lacking = _lacking_for_the_default(size_bytes, least_bytes, backing, overcommit)
+        lacking = _lacking_for_the_default(size_bytes, least_bytes, backing, overcommit, remote_bytes)
         default = FALLBACK_ALLOCATOR if lacking else default
     allocator = parse_choice("allocator", given.get("allocator", default), tuple(ALLOCATORS))
     if before:
@@ -73,11 +74,12 @@ def capacity(
             f"give at least {min_bytes >> 10}K"
         )
     is_all = backing is None and not overcommit  # the budget is all that there is
-    if is_all and needed_bytes > least_bytes:
+    if is_all and needed_bytes > least_bytes + remote_bytes:
         what = f"takes {needed_bytes} bytes with allocator={allocator} if nothing compresses, more"
+        engines = f" and remote_budget={given['remote_budget']}" if remote_bytes else ""
         raise BadInput(
-            f"size={given['size']}: {'larger' if size_bytes > least_bytes else what} than "
-            f"budget={given['budget']} ({least_bytes} bytes), and no backing; "
+            f"size={given['size']}: {'larger' if size_bytes > least_bytes + remote_bytes else what} than "
+            f"budget={given['budget']}{engines} ({least_bytes + remote_bytes} bytes), and no backing; "
             "give a smaller size, a larger budget, backing=PATH, or overcommit=yes"
         )
     if not has_clean:
@@ -115,7 +117,9 @@ def _budget_range(allocator: str, size_bytes: int) -> tuple[int, int]:
     return chosen.min_budget_frames * chosen.frame_bytes, needed_frames * chosen.frame_bytes
 
 
-def _lacking_for_the_default(size_bytes: int, budget_bytes: int, backing: Path | None, overcommit: bool) -> str:
+def _lacking_for_the_default(
+    size_bytes: int, budget_bytes: int, backing: Path | None, overcommit: bool, remote_bytes: int
+) -> str:
     """What the default allocator lacks to keep its promise with what was given; "" if it can keep
     it."""
     chosen = ALLOCATORS[DEFAULT_ALLOCATOR]
@@ -126,6 +130,7 @@ def _lacking_for_the_default(size_bytes: int, budget_bytes: int, backing: Path |
     if overcommit:
         return ""
     missing_frames = chosen.frames_for(size_bytes // PAGE_BYTES) - budget_bytes // frame_bytes
+    missing_frames -= remote_bytes // frame_bytes
     if backing:
         missing_frames -= _room_below(backing) // frame_bytes - 1  # a header
     if missing_frames <= 0:

@@ -38,6 +38,9 @@ RESERVED: Final = ("", DEVICE_NAME, DEVICE_EXPORT)
 
 #: How many clean exports there can be: each holds a descriptor.
 MAX_CLEAN: Final = 100
+
+#: How many engines: what is asked of them one after the other is to have an end.
+MAX_REMOTE: Final = 16
 _CLEAN_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
@@ -59,6 +62,9 @@ class Config(NamedTuple):
     min_budget_bytes: int
     budget_bytes: int  # that it can become
     backing: Path | None
+    remote: tuple[str, ...]
+    remote_bytes: int  # of frames that engines may hold
+    remote_copies: int
     encrypt: bool
     codec: Codec
     allocator: str
@@ -100,8 +106,13 @@ class Config(NamedTuple):
 
     @property
     def below_bytes(self) -> int:
-        """What of them must be below."""
-        return max(self.needed_frames - self.min_budget_frames, 0) * self.frame_bytes
+        """What of them must be on the backing."""
+        return max(self.needed_frames - self.min_budget_frames - self.remote_frames, 0) * self.frame_bytes
+
+    @property
+    def remote_frames(self) -> int:
+        """How many engines hold for themselves: two copies of each, and none below."""
+        return self.remote_bytes // self.frame_bytes if self.remote_copies == 2 else 0
 
 
 def parse_config(
@@ -112,7 +123,7 @@ def parse_config(
 
     `rooms` is asked what control groups leave, where that matters: for a share of RAM."""
     check_page_loop()
-    given, clean = _sorted_out(words)
+    given, clean, remote = _sorted_out(words)
 
     def chosen(key: str, choices: Sequence[str]) -> str:
         return parse_choice(key, given.get(key, DEFAULTS[key]), choices)
@@ -126,15 +137,24 @@ def parse_config(
         if backing and _is_same(export.path, backing):
             raise BadInput(f"clean={export}: that is the backing; give a disk of its own")
     overcommit = chosen("overcommit", ("yes", "no")) == "yes"
+    remote_bytes, remote_copies = _parse_remote(given, remote, backing)
     if size_bytes > MAX_SIZE_BYTES:
         raise BadInput(f"size={given['size']}: more than frames can be numbered for; give at most 4T")
     if "backing" in given and backing is None:
         raise BadInput("backing=: empty; give a path, or leave the parameter away")
     least_bytes, most_bytes, allocator, lacking = capacity(
-        given, size_bytes, budget_bytes, backing, before, overcommit=overcommit, has_clean=bool(clean)
+        given,
+        size_bytes,
+        budget_bytes,
+        backing,
+        before,
+        overcommit=overcommit,
+        has_clean=bool(clean),
+        remote_bytes=remote_bytes if remote_copies == 2 else 0,
     )
-    encrypt = parse_choice("encrypt", given.get("encrypt", "yes" if backing else "no"), ("yes", "no")) == "yes"
-    if encrypt and not backing:
+    leaves = bool(backing or remote)
+    encrypt = parse_choice("encrypt", given.get("encrypt", "yes" if leaves else "no"), ("yes", "no")) == "yes"
+    if encrypt and not leaves:
         raise BadInput("encrypt=yes: without a backing nothing leaves RAM; give backing=PATH, or leave encrypt away")
     codec = parse_codec(given.get("codec", DEFAULTS["codec"]))
     return Config(
@@ -142,6 +162,9 @@ def parse_config(
         min_budget_bytes=least_bytes,
         budget_bytes=most_bytes,
         backing=backing,
+        remote=tuple(remote),
+        remote_bytes=remote_bytes,
+        remote_copies=remote_copies,
         encrypt=encrypt,
         codec=codec,
         allocator=allocator,
@@ -158,10 +181,12 @@ def parse_config(
     )
 
 
-def _sorted_out(words: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[CleanExport]]:
-    """What is given for each key, and the clean exports, of which there may be many."""
+def _sorted_out(words: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[CleanExport], list[str]]:
+    """What is given for each key; and the clean exports and the engines, of which there may be
+    many."""
     given: dict[str, str] = {}
     clean: list[CleanExport] = []
+    remote: list[str] = []
     for key, value in words:
         if not (key + value).isprintable():
             raise BadInput(f"{_shown(key)}={_shown(value)}: holds a character that cannot be printed; leave it away")
@@ -170,13 +195,50 @@ def _sorted_out(words: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[
         if key == "clean":
             clean.append(_parse_clean(value, clean))
             continue
+        if key == "remote":
+            remote.append(_checked_url(value, remote))
+            continue
         if key in given:
             raise BadInput(f"{key}={value}: given twice (first as {given[key]!r}); give it once")
         given[key] = value
     for key in ("size", "budget"):
         if key not in given:
             raise BadInput(f"{key}=: missing; give {KEYS[key]}")
-    return given, clean
+    return given, clean, remote
+
+
+def _checked_url(text: str, others: Sequence[str]) -> str:
+    """The URL of an engine, as it was given. Raises `BadInput`, without a password in it."""
+    from zcache.remote.url import parse_url  # nothing of it is loaded where there are no engines
+
+    url = parse_url(text)
+    if text in others:
+        raise BadInput(f"remote={url.name}: given twice; give each engine once")
+    if len(others) == MAX_REMOTE:
+        raise BadInput(f"remote={url.name}: more than {MAX_REMOTE} of them; give fewer")
+    return text
+
+
+def _parse_remote(given: dict[str, str], remote: Sequence[str], backing: Path | None) -> tuple[int, int]:
+    """Bytes of frames that engines may hold, and how many copies of each."""
+    copies = int(parse_choice("remote_copies", given.get("remote_copies", DEFAULTS["remote_copies"]), ("1", "2")))
+    if not remote:
+        if "remote_budget" in given:
+            raise BadInput(
+                f"remote_budget={given['remote_budget']}: there is no engine; give remote=URL, or leave it away"
+            )
+        return 0, copies
+    if "remote_budget" not in given:
+        raise BadInput(f"remote_budget=: missing; give {KEYS['remote_budget']}")
+    if copies == 1 and backing is None:
+        raise BadInput(
+            "remote_copies=1: one copy is lost with its engine, so each frame has to be on a backing, too; "
+            "give backing=PATH, or remote_copies=2 and two engines"
+        )
+    remote_bytes = parse_size("remote_budget", given["remote_budget"], KEYS["remote_budget"])
+    if remote_bytes > MAX_SIZE_BYTES:
+        raise BadInput(f"remote_budget={given['remote_budget']}: more than frames can be numbered for; give at most 4T")
+    return remote_bytes, copies
 
 
 def _shown(text: str) -> str:

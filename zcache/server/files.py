@@ -1,4 +1,4 @@
-"""What a server has open: its backing, which is the store's tier, and the disks of clean exports.
+"""What a server has open: its backing, the disks of clean exports, and the engines that it knows.
 
 The first server of a swap opens them; those after it are given what it has opened.
 """
@@ -6,13 +6,18 @@ The first server of a swap opens them; those after it are given what it has open
 import itertools
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from zcache.clean.disk_file import DiskFile
+from zcache.clock import Clock
 from zcache.errors import BadInput
 from zcache.server.assembly import SPARE_BYTES, frames_below
 from zcache.server.config import Config
 from zcache.steps import Steps
 from zcache.tiers.backing_file import BackingFile
+
+if TYPE_CHECKING:
+    from zcache.remote.engines import Engines
 
 
 class Files:
@@ -22,7 +27,8 @@ class Files:
         self._config = config
         self._steps = steps
         self._report = report
-        self.tier: BackingFile | None = None
+        self.backing: BackingFile | None = None
+        self.engines: Engines | None = None
         self.disks: list[DiskFile] = []
 
     def open(self) -> None:
@@ -34,7 +40,7 @@ class Files:
             except BadInput as error:
                 raise BadInput(f"clean={export}: {error}; give a disk image or block device that is there") from None
         if config.backing:
-            self.tier = BackingFile.open(
+            self.backing = BackingFile.open(
                 config.backing,
                 needed_bytes=0 if config.overcommit else config.below_bytes,
                 new_bytes=config.below_bytes,
@@ -53,14 +59,31 @@ class Files:
                     f"{'spoil' if config.encrypt else 'see or spoil'} what is swapped out; chmod 600"
                 )
 
+        if self.engines:
+            self._steps.begin("asking the engines")
+            self.engines.check(self._report)
+
+    def look_up(self) -> None:
+        """Where the engines are, while the name service can be asked. Raises `BadInput`; a
+        successor goes on without those that are not found."""
+        if not self._config.remote:
+            return
+        from zcache.remote.engines import Engines  # locked in memory, where there are engines
+        from zcache.remote.url import parse_url
+
+        urls = [parse_url(text) for text in self._config.remote]
+        copies = self._config.remote_copies
+        self.engines = Engines(urls, copies, may_evict=copies == 1, clock=Clock())
+        self.engines.resolve(is_successor=self._config.is_succession, report=self._report)
+
     def adopt(self, image: int, descriptors: Sequence[int]) -> None:
         """What another server of the same keeper had opened, in the same order, whatever has become
         of their names; `image` is the descriptor of what that server has left."""
         config = self._config
         given: Iterator[int | None] = itertools.chain(descriptors, itertools.repeat(None))
         if config.backing:
-            slot_count = frames_below(config, image)
-            self.tier = BackingFile.adopt(
+            slot_count = frames_below(config, image) - config.remote_frames
+            self.backing = BackingFile.adopt(
                 next(given), config.backing, slot_count, config.frame_bytes, report=self._report
             )
         for export in config.clean:
@@ -71,11 +94,11 @@ class Files:
 
     def descriptors(self) -> list[int]:
         """Of all of them, in the order in which they are handed on."""
-        return [file.fileno() for file in (self.tier, *self.disks) if file]
+        return [file.fileno() for file in (self.backing, *self.disks) if file]
 
     def undo(self) -> list[Callable[[], None]]:
         """The steps by which all is as if nothing had been opened; each may fail."""
-        return [*([self.tier.abandon] if self.tier else []), *(file.close for file in self.disks)]
+        return [*([self.backing.abandon] if self.backing else []), *(file.close for file in self.disks)]
 
     def _tell(self, progress: str) -> None:
         """How far a step has got: in the log, and to whoever watches the start."""

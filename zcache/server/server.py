@@ -44,13 +44,19 @@ from zcache.server.upkeep import Upkeep
 from zcache.server.warm_up import try_seal, warm_up
 from zcache.steps import Steps
 from zcache.store.store import Store
+from zcache.tiers import Tier
 
 if TYPE_CHECKING:
     from zcache.clean.clean_disk import CleanDisk
+    from zcache.remote.remote import Remote
 
 #: Names of protections to leave out, separated by commas: how `scripts/bench ablation` shows what
 #: each is for.
 WITHOUT_VARIABLE: Final = "ZCACHE_WITHOUT"
+
+#: Between two turns of what looks after engines; and for its keys to be removed at the end.
+TURN_SECONDS: Final = 0.05
+FAREWELL_SECONDS: Final = 10.0
 
 #: How the kernel says that memory cannot be populated: for want of it, or of a promise of it.
 NO_MEMORY: Final = frozenset({errno.ENOMEM, errno.EFAULT, errno.ENOSPC})
@@ -81,6 +87,7 @@ class Server:
         self._signs: Signs | None = None
         self._keeper_pid: int | None = None
         self._groups: GroupLimits | None = None
+        self._remote: Remote | None = None
         self._is_sharing = False  # its memory with its heir, page by page until it writes there
 
     def get_ready(self) -> None:
@@ -94,6 +101,7 @@ class Server:
         with contextlib.suppress(OSError):  # it costs address space, and promises, and nothing else
             release_unused_bss()
         self._groups = assembly.look_at_groups(self.config)
+        self._files.look_up()
         if self.config.standby is None:
             self._open()
         else:
@@ -161,7 +169,7 @@ class Server:
         if not self._is_successor:
             with contextlib.suppress(OSError):
                 unshare()
-            if self._files.tier and "warm_up" not in _left_out():
+            if self._files.backing and "warm_up" not in _left_out():
                 self._warm_up(self._trial_seal())
 
     def _get_heir_ready(self) -> None:
@@ -192,13 +200,21 @@ class Server:
             self._answer(self._control, breathing, peaks, settings)
 
     def _make_store(self) -> tuple[Store, TmemObject]:
-        tier = self._files.tier
-        image = assembly.open_image(self.config, tier)
+        config, backing = self.config, self._files.backing
+        image = assembly.open_image(config, backing)
         if image:
             self._signs = image.signs
             if meminfo.is_overcommit_strict() and not self._is_successor:
                 image.allocate_tables(self._beat)
-        return assembly.make_store(self.config, tier, image, self._steps, self._beat, _say)
+        secret = image.secret if image else os.urandom(SECRET_BYTES)
+        self._steps.begin("connecting to the engines")
+        self._remote = assembly.make_remote(config, self._files.engines, backing, image, secret, _say)
+        tiers: list[Tier | None] = [backing]
+        if self._remote:
+            tiers = [self._remote.tier, backing] if config.remote_frames else [self._remote.tier]
+        return assembly.make_store(
+            config, [tier for tier in tiers if tier], image, secret, self._steps, self._beat, _say
+        )
 
     def _start_upkeep(self, breathing: Breathing, peaks: Peaks) -> None:
         self._upkeep.append(Upkeep("zcache-upkeep", self._fault_ahead))
@@ -214,6 +230,8 @@ class Server:
             Ceiling(self._groups if self.config.image is None else None).follow,  # when the budget has what it wants
         )
         self._upkeep.append(Upkeep("zcache-breath", *looks, seconds=BREATH_SECONDS))
+        if self._remote:
+            self._upkeep.append(Upkeep("zcache-remote", self._remote.mender.work, seconds=TURN_SECONDS))
         for upkeep in self._upkeep:
             upkeep.start()
 
@@ -224,7 +242,8 @@ class Server:
 
         def status() -> dict[str, Any]:
             clean = [disk.status() for disk in self.clean]
-            around = {**breathing.status(), **peaks.status(), "clean_exports": clean}
+            remote = self._remote.status() if self._remote else {}
+            around = {**breathing.status(), **peaks.status(), "clean_exports": clean, **remote}
             troubles = [*self._troubles(), *filter(None, [breathing.trouble])]
             return gather_status(self.store, self.pages, holds, number, troubles, around)
 
@@ -239,6 +258,7 @@ class Server:
     def _troubles(self) -> list[str]:
         """What is wrong around the store."""
         troubles = [trouble for disk in self.clean for trouble in disk.troubles()]
+        troubles += self._remote.mender.troubles() if self._remote else []
         troubles += [
             f"{room.in_words()}, and leaves {room.available >> 20}: at its limit the kernel ends programs there; "
             "raise it, or end some yourself"
@@ -262,7 +282,14 @@ class Server:
         if not is_safe and self.config.hardening == "require" and not self._is_successor:
             raise EnvironmentProblem(hardening.refusal())
         keys = self._front_end.keys() if self.config.standby is None else None  # a keeper gives none
-        hardening.give_up_privileges(self.config.control, self._front_end.temporary_folder(), keys and keys.path)
+        engines = self._files.engines
+        hardening.give_up_privileges(
+            self.config.control,
+            self._front_end.temporary_folder(),
+            keys and keys.path,
+            connect_ports=engines.ports if engines else (),
+            connect_anywhere=bool(engines and engines.is_cluster),
+        )
         if keys:
             keys.check_readable()
         hardening.start()
@@ -291,7 +318,7 @@ class Server:
     def _warm_up(self, seal: Seal) -> None:
         """With the tier, which is tried by that; not a successor's: it holds pages."""
         try:
-            config, tier = self.config, None if self._is_successor else self._files.tier
+            config, tier = self.config, None if self._is_successor else self._files.backing
             warm_up(config.codec, config.allocator, config.recompress, tier, seal)
         except PageDamaged as error:
             trouble = f"backing={self.config.backing}: what is written there does not come back ({error})"
@@ -331,6 +358,9 @@ class Server:
             upkeep.stop()
         for disk in self.clean:
             disk.close()
+        self.store.reclaimer.stop()
+        if self._remote:
+            self._remote.mender.farewell(FAREWELL_SECONDS)
         self.store.close()
         if self._hardening:
             self._hardening.close()

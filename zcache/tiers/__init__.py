@@ -22,7 +22,15 @@ class Tier(Protocol):
     """Room for `slot_count` frames below RAM."""
 
     slot_count: int
-    used_slots: int
+    is_prompt: bool  # whether a put that waits for room may write here
+
+    @property
+    def used_slots(self) -> int:
+        """How many slots are reserved."""
+
+    @property
+    def free_slots(self) -> int:
+        """How many slots may be reserved now."""
 
     def reserve(self, count: int) -> tuple[int, int]:
         """Reserve up to `count` consecutive free slots; returns the first and how many (0: the tier

@@ -28,7 +28,7 @@ class Place:
 
     def has_room(self) -> bool:
         """Whether a slot is free."""
-        return self.tier.used_slots < self.tier.slot_count
+        return self.tier.free_slots > 0
 
     def reserve(self, count: int) -> tuple[int, int]:
         """Up to `count` consecutive free slots: the first, and how many."""
@@ -77,10 +77,17 @@ class Below:
         """Whether a slot is free, in whichever tier."""
         return any(place.has_room() for place in self.places)
 
-    def begin_try(self) -> Place | None:
+    def begin_try(self, is_put: bool = False) -> Place | None:
         """Where to write now, and next: the first tier with room that is well, or may be tried
-        again; None: nowhere."""
-        return next((place for place in self.places if place.has_room() and place.health.writing.begin_try()), None)
+        again; None: nowhere. `is_put`: for a put, which does not wait for just any tier."""
+        for place in self.places:
+            if (place.tier.is_prompt or not is_put) and place.has_room() and place.health.writing.begin_try():
+                return place
+        return None
+
+    def is_prompt(self) -> bool:
+        """Whether there is room that a put may make use of itself."""
+        return any(place.tier.is_prompt and place.has_room() for place in self.places)
 
     def failing(self) -> list[Place]:
         """The tiers that can be written to, or are, if all of these fail. Who waits for room waits

@@ -22,6 +22,9 @@ WINDOW_SLOTS: Final = 1 << 18
 class SlotMap:
     """Slots 1 to `slot_count`; the caller holds the store's lock."""
 
+    #: See `Tier`.
+    is_prompt = True
+
     def __init__(self, slot_count: int) -> None:
         self.slot_count = slot_count
         self.used_slots = 0
@@ -30,6 +33,11 @@ class SlotMap:
         self.next_slot = 1
         self._last_run = slot_count
         self._populated = 0
+
+    @property
+    def free_slots(self) -> int:
+        """How many can be reserved now."""
+        return self.slot_count - self.used_slots
 
     def reserve(self, count: int) -> tuple[int, int]:
         """Up to `count` consecutive free slots: the first, and how many (0 when none is free)."""

@@ -1,9 +1,16 @@
 """What is left to a process, and to its threads, that has given up its privileges."""
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
+
+from zcache.linux import landlock
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -51,13 +58,77 @@ thread.join()
 """
 
 
-def test_nothing_is_left_but_what_serving_takes(tmp_path: Path) -> None:
+#: What of TCP and of a Unix socket is left, in one line.
+NETWORK_PROGRAM = """
+import json, socket, sys
+from pathlib import Path
+from zcache.hardening import privileges
+
+control, unix, first, second, arguments = sys.argv[1:]
+privileges.give_up(Path(control), **json.loads(arguments))
+
+def is_left(family, action):
+    with socket.socket(family) as end:
+        try:
+            action(end)
+        except PermissionError:
+            return "no"
+        return "yes"
+
+print(
+    "first", is_left(socket.AF_INET, lambda end: end.connect(("127.0.0.1", int(first)))),
+    "second", is_left(socket.AF_INET, lambda end: end.connect(("127.0.0.1", int(second)))),
+    "bind", is_left(socket.AF_INET, lambda end: end.bind(("127.0.0.1", 0))),
+    "unix", is_left(socket.AF_UNIX, lambda end: end.connect(unix)),
+)
+"""
+
+
+def run(program: str, arguments: Sequence[str]) -> str:
     """In a process of its own: what has been given up does not come back."""
     done = subprocess.run(
-        [sys.executable, "-P", "-c", PROGRAM, str(tmp_path)],
+        [sys.executable, "-P", "-c", program, *arguments],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.stdout == "as it should be\n", done.stderr
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return done.stdout.strip()
+
+
+def test_nothing_is_left_but_what_serving_takes(tmp_path: Path) -> None:
+    assert run(PROGRAM, [str(tmp_path)]) == "as it should be"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "left"),
+    [
+        ("{}", "first no second no bind no unix yes"),
+        ('{"connect_ports": [FIRST]}', "first yes second no bind no unix yes"),
+        ('{"connect_ports": [FIRST, SECOND]}', "first yes second yes bind no unix yes"),
+        ('{"connect_anywhere": true}', "first yes second yes bind no unix yes"),
+        ('{"connect_anywhere": true, "connect_ports": [FIRST]}', "first yes second yes bind no unix yes"),
+    ],
+    ids=["none", "one port", "two ports", "anywhere", "anywhere and a port"],
+)
+def test_tcp_connects_to_the_ports_that_are_kept_and_binds_none(allowed: str, left: str, tmp_path: Path) -> None:
+    version = landlock_version()
+    if version < 4:
+        pytest.skip(f"the kernel's Landlock knows no ports: version {version}, and it takes 4")
+    with contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2))
+        unix = stack.enter_context(socket.socket(socket.AF_UNIX))
+        unix.bind(str(tmp_path / "unix"))
+        unix.listen()
+        ports = [str(listener.getsockname()[1]) for listener in (first, second)]
+        allowed = allowed.replace("FIRST", ports[0]).replace("SECOND", ports[1])
+        assert run(NETWORK_PROGRAM, [str(tmp_path / "control"), str(tmp_path / "unix"), *ports, allowed]) == left
+
+
+def landlock_version() -> int:
+    """0 without any."""
+    try:
+        return landlock.version()
+    except OSError:
+        return 0

@@ -1,0 +1,1 @@
+"""`scripts/bench remote`: a cold frame from an engine, beside one from a disk; and on paper."""

@@ -1,0 +1,266 @@
+"""A peer: one engine that holds copies of our frames, or one lane of a Cluster.
+
+In a Cluster a *lane* is a hash tag: all keys with that tag are in one of the engine's 16,384 slots,
+and so at one primary. Which one, the Cluster says, and may say otherwise after a failover or when
+slots are moved: the lane then goes where its tag goes. An engine that stands alone is one lane.
+
+Connections are opened by one thread, the mender's, and by no other: a page's read takes one that is
+there or does without. On each of them the engine is asked which process it is (`run_id`) and for
+the word that was left there; if either is not what it was, none of the connections is used until
+the peer was greeted anew, and it is known which copies it may still have (`zcache.remote.tables`).
+
+What fails, or takes too long, closes its connection and begins a *trouble* (`Backoff`): until a
+rest is over others are asked first.
+
+Locking: a reader's connection is taken from a queue and put back; the writer's is held with
+`writing`. All else is the mender's. Cost: 6 connections and their buffers.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import queue
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from zcache.clock import Clock
+from zcache.remote.resp import Connection, Refused
+from zcache.remote.url import Address, Url
+from zcache.tiers.backoff import Backoff
+from zcache.tiers.health import describe
+
+#: Reads at a time of one peer; more wait for their turn. A request reads with one.
+READERS: Final = 4
+#: For a connection to be there, and for what is asked on it first.
+CONNECT_SECONDS: Final = 2.0
+#: For what the mender asks.
+ASK_SECONDS: Final = 2.0
+
+
+class Identity(NamedTuple):
+    """What an engine said on a connection: its process, and the word that was left there (0: there
+    is none)."""
+
+    run: int
+    word: int
+
+
+class Changed(OSError):
+    """The engine is not the one that it was."""
+
+
+class Peer:
+    """Lane number `lane`. `where` gives the addresses at which it may be now, the likeliest first;
+    `prefix` begins all of its keys."""
+
+    def __init__(
+        self,
+        lane: int,
+        url: Url,
+        where: Callable[[], Sequence[Address]],
+        prefix: bytes,
+        clock: Clock,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.lane = lane
+        self.url = url
+        self.where = where
+        self.prefix = prefix
+        self.tls = tls
+        self.trouble = Backoff(clock)
+        self.writing = threading.Lock()
+        self.identity: Identity | None = None  # None: never greeted
+        self.number = 0  # of its incarnation
+        self.is_up = False  # greeted, and nothing known against it
+        self.limit_bytes: int | None = None  # what it may hold of ours; None: what it has room for
+        self.foreign_bytes = 0  # what it holds of others
+        self.refusal = ""  # why it takes no frames, though it is up
+        self.moved = False  # it has told us to ask elsewhere
+        self._writer: Connection | None = None
+        self._asker: Connection | None = None
+        self._idle: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        self._readers: list[Connection] = []
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.url.name} lane {self.lane}" if self.url.is_cluster else self.url.name
+
+    # -- on the path of a page
+    # -----------------------------------------------------------------------------------------
+
+    def get_all(self, keys: Sequence[bytes], buffers: Sequence[memoryview], seconds: float) -> list[bool]:
+        """Which of the keys are there; their values are then in the buffers. Raises `OSError` after
+        so many seconds at the latest."""
+        if not self._readers:
+            raise OSError(errno.ENOTCONN, f"{self.name} is not connected")
+        try:
+            connection = self._idle.get(timeout=seconds)
+        except queue.Empty:
+            raise TimeoutError(errno.ETIMEDOUT, f"{self.name} is busy") from None
+        try:
+            found = connection.get_all(keys, buffers, seconds)
+        except OSError as error:
+            self.failed(error)
+            raise
+        finally:
+            if connection.is_open:
+                self._idle.put(connection)
+            else:
+                with contextlib.suppress(ValueError):
+                    self._readers.remove(connection)
+        if self.trouble.failures:
+            self.trouble.succeeded()
+        return found
+
+    def begin_set(self, keys: Sequence[bytes], values: Sequence[Sequence[memoryview]], seconds: float) -> None:
+        """Send them; `writing` is held until `end_set` has said what became of it."""
+        if self._writer is None or not self._writer.is_open:
+            raise OSError(errno.ENOTCONN, f"{self.name} is not connected")
+        try:
+            self._writer.begin_set(keys, values, seconds)
+        except OSError as error:
+            self.failed(error)
+            raise
+
+    def end_set(self, seconds: float) -> list[str]:
+        """For each key "", or why it was refused."""
+        assert self._writer
+        try:
+            refusals = self._writer.end_set(seconds)
+        except OSError as error:
+            self.failed(error)
+            raise
+        self.refusal = next(filter(None, refusals), "")
+        if self.refusal.startswith(("MOVED", "READONLY")):
+            self.moved = True
+        return refusals
+
+    def failed(self, error: OSError) -> None:
+        """Something that was asked of it did not succeed."""
+        self.trouble.failed(describe(error))
+        if isinstance(error, Refused) and error.word in ("MOVED", "READONLY", "CLUSTERDOWN", "ASK"):
+            self.moved = True
+
+    def takes_frames(self) -> bool:
+        """Whether a write may be tried now."""
+        return self.is_up and not self.refusal and not self.trouble.rest_seconds()
+
+    # -- the mender's
+    # ---------------------------------------------------------------------------------------------
+
+    def ask(self, *words: bytes | str | int) -> object:
+        """One command, on the connection that is for this. Raises `OSError`."""
+        if self._asker is None or not self._asker.is_open:
+            raise OSError(errno.ENOTCONN, f"{self.name} is not connected")
+        try:
+            return self._asker.call(*words, seconds=ASK_SECONDS)
+        except Refused:
+            raise
+        except OSError as error:
+            self.failed(error)
+            raise
+
+    def unlink(self, keys: Sequence[bytes]) -> None:
+        """Remove keys. Raises `OSError`."""
+        if self._asker is None or not self._asker.is_open:
+            raise OSError(errno.ENOTCONN, f"{self.name} is not connected")
+        try:
+            self._asker.unlink_all(keys, ASK_SECONDS)
+        except OSError as error:
+            self.failed(error)
+            raise
+
+    def is_connected(self) -> bool:
+        """Whether all of its connections are there."""
+        held = (self._writer, self._asker, *self._readers)
+        return len(self._readers) == READERS and all(connection and connection.is_open for connection in held)
+
+    def greet(self) -> Identity:
+        """Let go of all connections, and ask the engine, on a new one, who it is. Raises
+        `OSError`."""
+        self.disconnect()
+        self._asker = self._open()
+        identity = self._identify(self._asker)
+        if not identity.word:
+            word = int.from_bytes(os.urandom(8), "little") | 1  # which is not 0
+            self._asker.call("SET", self.prefix + b"word", f"{word:016x}", "NX", seconds=ASK_SECONDS)
+            identity = self._identify(self._asker)
+        return identity
+
+    def connect(self, identity: Identity) -> None:
+        """Have all connections, to the engine that it was greeted as. Raises `OSError`; `Changed`
+        if it is another."""
+        if self._asker is None or not self._asker.is_open:
+            self._asker = self._proven(identity)
+        if self._writer is None or not self._writer.is_open:
+            with self.writing:
+                self._writer = self._proven(identity)
+        while len(self._readers) < READERS:
+            reader = self._proven(identity)
+            self._readers.append(reader)
+            self._idle.put(reader)
+        self.identity = identity
+
+    def disconnect(self) -> None:
+        """Let go of all connections. A read that is under way fails."""
+        while True:
+            try:
+                self._idle.get_nowait().close()
+            except queue.Empty:
+                break
+        self._readers.clear()
+        with self.writing:
+            if self._writer:
+                self._writer.close()
+            self._writer = None
+        if self._asker:
+            self._asker.close()
+        self._asker = None
+
+    def _proven(self, identity: Identity) -> Connection:
+        connection = self._open()
+        try:
+            if self._identify(connection) != identity:
+                raise Changed(errno.ESTALE, f"{self.name} is not the engine that it was")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _open(self) -> Connection:
+        last: OSError = OSError(errno.EHOSTUNREACH, f"{self.name}: nobody knows where it is")
+        for address in self.where():
+            try:
+                return Connection(
+                    address,
+                    user=self.url.user,
+                    password=self.url.password,
+                    tls=self.tls,
+                    server_name=self.url.server_name or self.url.host,
+                    seconds=CONNECT_SECONDS,
+                )
+            except OSError as error:
+                last = error
+        raise last
+
+    def _identify(self, connection: Connection) -> Identity:
+        info = connection.call("INFO", "server", seconds=ASK_SECONDS)
+        run_id = fields_of(info).get("run_id", "")
+        word = connection.call("GET", self.prefix + b"word", seconds=ASK_SECONDS)
+        run = int.from_bytes(hashlib.blake2b(run_id.encode(), digest_size=8).digest(), "little")
+        try:
+            return Identity(run, int(word, 16) if isinstance(word, bytes) else 0)
+        except ValueError:
+            raise OSError(errno.EPROTO, f"{self.name}: the word there is none of ours") from None
+
+
+def fields_of(info: object) -> dict[str, str]:
+    """What INFO says, by name."""
+    if not isinstance(info, bytes):
+        return {}
+    lines = info.decode("ascii", "replace").splitlines()
+    return {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
