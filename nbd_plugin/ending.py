@@ -58,18 +58,20 @@ def hold_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-def end_on_signals(end: Callable[[], None], *, at_once: bool) -> None:
+def end_on_signals(
+    end: Callable[[], None], *, at_once: bool, is_own: Callable[[socket.socket], bool] = lambda _: False
+) -> None:
     """Call `end` when one comes, or came since `hold_signals`: `at_once`, or when all connections
-    have ended."""
-    OwnThread("zcache-end", lambda: _wait_and_end(end, at_once)).start()
+    have ended, but for those that are the server's own."""
+    OwnThread("zcache-end", lambda: _wait_and_end(end, at_once, is_own)).start()
 
 
-def _wait_and_end(end: Callable[[], None], at_once: bool) -> None:
+def _wait_and_end(end: Callable[[], None], at_once: bool, is_own: Callable[[socket.socket], bool]) -> None:
     signal.sigwait(SIGNALS - _ignored)
     blind = 0
     while not at_once and blind < MAX_BLIND_LOOKS:
         try:
-            if not _stop_reading():
+            if not _stop_reading(is_own):
                 break
         except OSError:  # no descriptor to look with
             blind += 1
@@ -77,16 +79,16 @@ def _wait_and_end(end: Callable[[], None], at_once: bool) -> None:
     end()
     while True:  # until the process has ended
         with contextlib.suppress(OSError):
-            _stop_reading()
+            _stop_reading(is_own)
         time.sleep(LOOK_SECONDS)
 
 
-def _stop_reading() -> int:
+def _stop_reading(is_own: Callable[[socket.socket], bool]) -> int:
     """Of each connection: its reader sees the end, its writer may finish. How many there are."""
     count = 0
     for connection in connections():
-        if _identity(connection.fileno()) not in _standard_streams:
-            with contextlib.suppress(OSError):  # its client has gone
+        with contextlib.suppress(OSError):  # its client has gone
+            if _identity(connection.fileno()) not in _standard_streams and not is_own(connection):
                 connection.shutdown(socket.SHUT_RD)
                 count += 1
     return count

@@ -95,7 +95,8 @@ def after_fork() -> None:
         _server.start()
         _exports = Exports(Device(_server.store, _server.pages), {disk.name: disk for disk in _server.clean})
         is_kept = _server.config.standby is not None
-        end_on_signals(_server.leave if is_kept else nbdkit.shutdown, at_once=is_kept)
+        end = _server.leave if is_kept else nbdkit.shutdown
+        end_on_signals(end, at_once=is_kept, is_own=_server.has_made)
         _server.begin_to_serve()
 
 

@@ -64,6 +64,8 @@ class Statistics:
         self.readahead_frames = 0  # read along with them
         self.readahead_hits = 0  # and used afterwards
         self.readopted_frames = 0  # of both, taken back into RAM
+        self.demoted_frames = 0  # that went on from a warm tier to the next one
+        self.pulled_back_frames = 0  # that came back from there, because RAM had room to spare
         self.packed_frames = 0  # of the log: what was alive in them is in fewer frames now
         self.packed_pages = 0
         self.recompressed_pages = 0  # those that moved with them, whether or not they became smaller, included

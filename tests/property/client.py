@@ -14,11 +14,10 @@ it.
 
 import random
 from collections import deque
-from typing import Final
+from typing import Final, Protocol, cast
 
 from tests.support.pages import page_with_zpage_of, raw_page
 from tests.support.stores import PAGE_BYTES
-from tests.support.tiers import FaultyTier
 from zcache.errors import PageDamaged, PageLost, StoreFull
 from zcache.pageframes import State
 from zcache.pageframes.slots import FETCH_SLOTS
@@ -40,6 +39,16 @@ _BODIES: Final = [page_with_zpage_of(_rng, _rng.randrange(8, 4000))[8:] for _ in
     page_with_zpage_of(_rng, _rng.randrange(3950, 4096))[8:] for _ in range(32)
 ]
 _BODIES.extend(raw_page(_rng)[8:] for _ in range(40))
+
+
+class JudgedTier(Protocol):
+    """What knows of itself whether an error is justified."""
+
+    failed_reads: int
+    faults: dict[str, int]
+
+    def is_spoiled(self, slot: int) -> bool: ...
+    def may_fail(self, slot: int) -> bool: ...
 
 
 class Client:
@@ -328,8 +337,8 @@ class Client:
             self.model[first] = None
             self.unsure.pop(first, None)
 
-    def _tiers(self) -> list[FaultyTier]:
-        return [place.tier for place in self.store.below.places if isinstance(place.tier, FaultyTier)]
+    def _tiers(self) -> list[JudgedTier]:
+        return [cast(JudgedTier, place.tier) for place in self.store.below.places]
 
     def _failed_reads(self) -> int:
         return sum(tier.failed_reads for tier in self._tiers())
@@ -349,8 +358,8 @@ class Client:
             slot = frames.below[entry & FRAME_MASK] if 0 < entry < SAME_FILLED else 0
             if slot:
                 place = store.below.place_of(slot)
-                assert isinstance(place.tier, FaultyTier)
-                if place.tier.is_spoiled(slot - place.before) or place.tier.may_fail(slot - place.before):
+                tier, slot = cast(JudgedTier, place.tier), slot - place.before
+                if tier.is_spoiled(slot) or tier.may_fail(slot):
                     return
         raise AssertionError("a page is called damaged, and nothing happened to it")
 

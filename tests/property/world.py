@@ -51,7 +51,7 @@ class World:
         self.rng = rng = random.Random(seed)
         self.threads = rng.randrange(2, 5) if rng.random() < 0.15 else 1
         self.codec = rng.choice(CODECS)
-        has_tier = rng.random() < 0.85
+        has_tier = self._chooses_tier()
         self.has_image = has_tier and rng.random() < 0.4
         is_tight = rng.random() < 0.25  # overcommitted: puts may fail
         self.has_faults = has_tier and rng.random() < 0.6
@@ -68,9 +68,12 @@ class World:
         self._made_with: Any = {"codec": self.codec, "allocator": self.allocator, "recompress": self.recompress}
         self.reclaim_share = rng.choice([0.03, 0.1, 0.3])
         below = max(frames * (rng.random() if is_tight else 1.0) - self.budget_frames, 0)
-        clock = FakeClock()
+        self.clock = clock = self._new_clock()
         slots = int(below) + rng.randrange(1, 9)
-        self.tiers = self._make_tiers(slots, clock, chosen.frame_bytes) if has_tier else []
+        #: What is done beside requests, by threads of their own in a real server.
+        self.works: list[Callable[[], object]] = []
+        self.work_share = 0.0  # of the turns of a world with one thread
+        self.tiers: list[Any] = self._make_tiers(slots, clock, chosen.frame_bytes) if has_tier else []
         # The budget moves, down to what the pages were promised.
         promised = 0 if is_tight else frames - (slots if has_tier else 0)
         self.min_budget_frames = min(max(budgets[0], promised), self.budget_frames)
@@ -95,6 +98,12 @@ class World:
             client.may_be_full, client.max_count = self.may_be_full, max_count
             client.is_alone = self.threads == 1
         self._share_with_others()
+
+    def _chooses_tier(self) -> bool:
+        return self.rng.random() < 0.85
+
+    def _new_clock(self) -> FakeClock:
+        return FakeClock()
 
     def _make_tiers(self, slots: int, clock: FakeClock, frame_bytes: int) -> list[FaultyTier]:
         """One, or several with so many slots together."""
@@ -131,24 +140,24 @@ class World:
         spots = [*range(rng.randrange(2, 20)), *range(first, first + 20), *range(second, second + 12)]
         return spots, rng.choice([1024 + 24, 1200, 1536]), rng.choice([24, 70])
 
-    def _store(self) -> tuple[Store, TmemObject]:
+    def _make_store(self) -> tuple[Store, TmemObject]:
         tiers = self.tiers
         if self.has_image:
             place = (self.descriptor, self.page_count, self.budget_frames, tiers)
-            store, thing = store_with_image(
-                *place, codec=self.codec, allocator=self.allocator, recompress=self.recompress
-            )
-        else:
-            store = small_store(
-                self.budget_frames, codec=self.codec, tiers=tiers, allocator=self.allocator, recompress=self.recompress
-            )
-            thing = new_object(store, self.page_count)
+            return store_with_image(*place, codec=self.codec, allocator=self.allocator, recompress=self.recompress)
+        store = small_store(
+            self.budget_frames, codec=self.codec, tiers=tiers, allocator=self.allocator, recompress=self.recompress
+        )
+        return store, new_object(store, self.page_count)
+
+    def _store(self) -> tuple[Store, TmemObject]:
+        store, thing = self._make_store()
         store.admission.admit = self.admit
         self.budget = Budget(store.frames, store.reclaimer, store.lock, store.statistics, self.min_budget_frames)
         if self.moves_budget:
             self.budget.begin(self.rng.randrange(self.min_budget_frames, self.budget_frames + 1))
         happen = self._pause if self.threads > 1 else self._happen
-        for tier in tiers if self.busy_share else ():
+        for tier in self.tiers if self.busy_share else ():
             tier.before_write = tier.before_read = tier.after_read = happen
         return store, thing
 
@@ -197,7 +206,7 @@ class World:
         try:
             while rng.random() < self.busy_share:
                 if rng.random() < 0.15:
-                    self.store.reclaimer.clean_some()
+                    self._reclaim_meanwhile()
                 else:
                     rng.choice(self._everybody()).meanwhile()
         except Exception as error:  # which a flight takes for its tier's
@@ -205,6 +214,9 @@ class World:
             raise
         finally:
             self._is_happening = False
+
+    def _reclaim_meanwhile(self) -> None:
+        self.store.reclaimer.clean_some()
 
     def _pause(self) -> None:
         if self.rng.random() < self.busy_share:
@@ -232,6 +244,8 @@ class World:
             if next_death and done >= next_death:
                 next_death += rng.randrange(1, 2 * self.death_every)
                 self._die()
+            if self.works and rng.random() < self.work_share:
+                self._work()
             dice = rng.random()
             if dice < self.reclaim_share:
                 self.store.reclaimer.clean_some()
@@ -252,6 +266,10 @@ class World:
                 next_check = done + CHECK_EVERY
                 check(self.store)
                 self.clients[0].check_extents()
+
+    def _work(self) -> None:
+        """A turn of something that is done beside requests."""
+        self.rng.choice(self.works)()
 
     def _move_budget(self) -> None:
         budget, count = self.budget, self.rng.randrange(1, 6)
@@ -281,12 +299,22 @@ class World:
             except BaseException as error:
                 found.append(error)
 
+        def work_on(turn: Callable[[], object]) -> None:
+            try:
+                while not (is_over or found):
+                    turn()
+                    time.sleep(0.001)
+            except BaseException as error:
+                found.append(error)
+
+        is_over: list[bool] = []
         workers = [threading.Thread(target=work, args=(client,), daemon=True) for client in clients]
+        beside = [threading.Thread(target=work_on, args=(turn,), daemon=True) for turn in self.works]
         usual = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_SECONDS)
         try:
             self.store.reclaimer.start()
-            for worker in workers:
+            for worker in (*workers, *beside):
                 worker.start()
             while any(worker.is_alive() for worker in workers) and not found:
                 time.sleep(0.005)
@@ -295,7 +323,8 @@ class World:
                     self._change_faults()
         finally:
             sys.setswitchinterval(usual)
-            for worker in workers:
+            is_over.append(True)
+            for worker in (*workers, *beside):
                 worker.join()
             self.store.reclaimer.stop()
         if found:
@@ -336,7 +365,7 @@ class World:
             self._go_on(self.descriptor, self._successors())
             return
         before = {index: [page, *client.unsure.get(index, ())] for index, page in client.model.items()}
-        left: list[tuple[int, list[FaultyTier]]] = []
+        left: list[tuple[int, Any]] = []
         line = self.rng.choice([self.rng.randrange(1, 40), self.rng.randrange(1, 400)])
         act: Callable[[], object] = client.act if self.rng.random() < 0.85 else self.store.reclaimer.clean_some
         client.may_lose = range(0)
@@ -362,11 +391,16 @@ class World:
         client = self.clients[0]
         return [client.model.get(index, bytes(4096)), *client.unsure.get(index, ())]
 
-    def _successors(self) -> list[FaultyTier]:
+    def _successors(self) -> Any:
+        """What is below, as the next server will find it."""
         return [tier.successor() for tier in self.tiers]
 
-    def _go_on(self, descriptor: int, tiers: list[FaultyTier]) -> None:
-        self.descriptor, self.tiers = descriptor, tiers
+    def _inherit(self, left: Any) -> None:
+        self.tiers = left
+
+    def _go_on(self, descriptor: int, left: Any) -> None:
+        self.descriptor = descriptor
+        self._inherit(left)
         store, thing = self._store()
         for client in self.clients:
             is_ephemeral = client.thing.kind is Kind.EPHEMERAL

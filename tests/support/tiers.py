@@ -68,6 +68,24 @@ class MemoryTier(SlotMap):
         pass
 
 
+class WarmMemoryTier(MemoryTier):
+    """One whose coldest frames go on to the next tier."""
+
+    is_prompt = False
+
+    def __init__(self, slot_count: int, frame_bytes: int = 4096, clock: FakeClock | None = None) -> None:
+        super().__init__(slot_count, frame_bytes, clock)
+        self.was_read = bytearray(slot_count + 1)
+        self.capacity_slots = slot_count
+
+    def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        super().read(first_slot, frames)
+        self.was_read[first_slot : first_slot + len(frames)] = b"\1" * len(frames)
+
+    def read_to_move(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        super().read(first_slot, frames)
+
+
 class FaultyTier(MemoryTier):
     """A disk with every fault that a disk can have, each with a probability of its own, drawn from
     `rng`.

@@ -129,6 +129,8 @@ def run(installed: Path, *words: object, path: str | None = None) -> "subprocess
         (["sleep", "--help"], "usage: zcache sleep "),
         (["set", "--help"], "usage: zcache set "),
         (["check", "--help"], "usage: zcache check "),
+        (["remote", "--help"], "usage: zcache remote "),
+        (["remote", "acl", "alice"], "ACL SETUSER alice "),
         (["systemd-unit", "--needrestart"], "# For /etc/needrestart/"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
@@ -192,6 +194,13 @@ def test_without_libnbd_it_says_so(installed: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "state").exists()
 
 
+def test_without_redis_py_it_says_so(installed: Path) -> None:
+    """Which comes with `zcache[remote]`, and is for `zcache remote` alone."""
+    done = run(installed, "remote", "status", "--remote", "redis://127.0.0.1:1")
+    said = "zcache: redis-py is missing: pip install 'zcache[remote]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
 def test_the_systemd_unit_names_what_is_installed(installed: Path, tmp_path: Path) -> None:
     done = run(installed, "systemd-unit")
     assert (done.returncode, done.stderr) == (0, "") and "@ROOT@" not in done.stdout
@@ -230,9 +239,16 @@ def test_zcache_becomes_swap_down_before_it_loads_more(installed: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["zcache.server.server", "nbd_plugin.front_end", "zcache.keeper.__main__", "zcache.swap.down"]
+    "module",
+    [
+        "zcache.server.server",
+        "zcache.remote.remote",
+        "nbd_plugin.front_end",
+        "zcache.keeper.__main__",
+        "zcache.swap.down",
+    ],
 )
 def test_what_is_locked_in_memory_loads_none_of_the_commands_packages(module: str) -> None:
-    ask = f"import sys, {module}; print([name for name in ('rich', 'pyroute2', 'argparse') if name in sys.modules])"
+    ask = f"import sys, {module}; print([x for x in ('rich', 'pyroute2', 'argparse', 'redis') if x in sys.modules])"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout == "[]\n"

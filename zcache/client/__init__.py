@@ -4,4 +4,7 @@
 rest: what asks a server by its control socket, sleep, and the unit for systemd (`systemd_unit`,
 which is shipped in `systemd/`). `tables` prints a server's answers, whose shapes are in
 `zcache.control.answers`.
+
+`remote` asks no server but the engines of `remote=`: by redis-py (`remote_engines`), whose keys
+there are (`remote_accounts`); `remote_tables` prints it.
 """

@@ -1,5 +1,6 @@
 """The `zcache` command: what a running server says about itself; what is to be done before the
-machine sleeps; the unit for systemd. The other words become programs of their own (programs.py)."""
+machine sleeps; who has how much at engines; the unit for systemd. The other words become programs
+of their own (programs.py)."""
 
 import argparse
 import contextlib
@@ -30,15 +31,19 @@ MOMENTS: Final = (
 
 def command() -> int:
     """The `zcache` command: exit status 0; 1 when the books do not balance; 2 when there is no
-    answer, or it cannot be printed. `zcache sleep` is run for what it does, and has statuses of its
-    own."""
-    is_run_for_output = sys.argv[1:2] != ["sleep"]
+    answer, or it cannot be printed. `zcache sleep`, and `zcache remote gc` and `quota`, are run for
+    what they do, and have statuses of their own."""
+    is_run_for_output = sys.argv[1:2] != ["sleep"] and sys.argv[1:3] not in (["remote", "gc"], ["remote", "quota"])
     return run("zcache", main, lost_output=2 if is_run_for_output else None, is_told=False)
 
 
 def main() -> int:
     """The command, but for what becomes of its output."""
     programs.become(sys.argv[1:])
+    if sys.argv[1:2] == ["remote"]:
+        from zcache.client import remote  # late: the others need none of it
+
+        return remote.main(sys.argv[2:])
     arguments = _parse()
     if arguments.command == "sleep":
         from zcache.swap import sleep  # late: the others need none of it
@@ -55,6 +60,8 @@ def _parse() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, program in programs.PROGRAMS.items():
         commands.add_parser(name, help=program.text, add_help=False)
+    text = "who has how much at the engines of remote=; what a dead machine left; quotas (zcache remote --help)"
+    commands.add_parser("remote", help=text, add_help=False)
     for name, text in (
         ("status", "what it stores and how well"),
         ("check", "walk a copy of the store's books: do they balance?"),

@@ -15,7 +15,7 @@ from zcache.sizes import human
 TABLE_COLUMNS: Final = 240
 
 #: Names that are left-aligned; figures are not.
-_LEFT: Final = ("NAME", "TYPE")
+_LEFT: Final = ("NAME", "TYPE", "OWNER", "HOST", "STATE", "ENGINE", "POLICY")
 
 #: Of the latest decisions of the budget.
 _SHOWN_DECISIONS: Final = 3
@@ -24,16 +24,16 @@ _SHOWN_DECISIONS: Final = 3
 def print_status(status: Status) -> None:
     """A table of the store; below it whether all is well, and if not, why; then all swap."""
     columns = dict(_columns(status))
-    _print_table(columns, [list(columns.values())])
+    print_table(columns, [list(columns.values())])
     print("\n".join(_lines(status)))
     regions = [_region_row(region) for region in status.get("regions", [])]
     if regions:
         print("regions (microseconds within which half of the faults were served, and 99 of 100):")
-        _print_table(("PROCESS", "SIZE", "LIMIT", "RESIDENT", "STORED", "FAULTS", "P50", "P99", "LOST"), regions)
+        print_table(("PROCESS", "SIZE", "LIMIT", "RESIDENT", "STORED", "FAULTS", "P50", "P99", "LOST"), regions)
     areas = [_area_row(area) for area in status.get("swap_areas", [])]
     if areas:
         print("all swap, as the kernel fills it:" + (" zswap, and then" if status["zswap"] else ""))
-        _print_table(("NAME", "TYPE", "SIZE", "USED", "PRIO"), areas)
+        print_table(("NAME", "TYPE", "SIZE", "USED", "PRIO"), areas)
 
 
 def print_settings(settings: SettingsNow) -> None:
@@ -99,6 +99,7 @@ def _lines(status: Status) -> Iterator[str]:
         saved = human(status["recompressed_saved_bytes"])
         yield f"recompressed with {status['recompress']}: {status['recompressed_pages']} pages, {saved} saved"
     yield from _budget_lines(status)
+    yield from _remote_lines(status)
     yield from map(_export_line, status.get("clean_exports", []))
     yield from _trouble_lines(status)
 
@@ -110,6 +111,19 @@ def _budget_lines(status: Status) -> Iterator[str]:
     if least < most or now != most:
         yield f"budget: {human(now)} now, {human(least)} to {human(most)}"
     yield from map(_decision_line, status.get("budget_decisions", [])[:_SHOWN_DECISIONS])
+
+
+def _remote_lines(status: Status) -> Iterator[str]:
+    """What engines hold, and each of them."""
+    if "remote_peers" not in status:
+        return
+    held, most = (status[name] * status["frame_bytes"] for name in ("remote_frames", "remote_capacity_frames"))
+    paid = human(status["remote_bytes"])
+    yield f"remote: {human(held)} of {human(most)}, for which engines pay {paid}; {status['remote_name']} there"
+    for peer in status["remote_peers"]:
+        limit = "" if peer["limit_bytes"] is None else f" of {human(peer['limit_bytes'])}"
+        copies = f"{human(peer['frames'] * status['frame_bytes'])}{limit}, {human(peer['foreign_bytes'])} of others"
+        yield f"  {peer['name']}: {'up' if peer['is_up'] else 'DOWN'}, {copies}"
 
 
 def _decision_line(decision: Decision) -> str:
@@ -156,7 +170,7 @@ def _area_row(area: SwapArea) -> list[str]:
     return [area["path"], area["type"], human(area["size_bytes"]), human(area["used_bytes"]), str(area["priority"])]
 
 
-def _print_table(names: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+def print_table(names: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     """No figure is ever cut short: a narrow terminal folds the line."""
     table = Table(box=None, pad_edge=False)
     for name in names:

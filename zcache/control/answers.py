@@ -27,6 +27,16 @@ class CleanExport(TypedDict):
     file_reads: int
 
 
+class RemotePeer(TypedDict):
+    """An engine, or a lane of a Cluster."""
+
+    name: str
+    is_up: bool
+    frames: int  # copies
+    limit_bytes: int | None  # None: no limit is known
+    foreign_bytes: int
+
+
 class SwapArea(TypedDict):
     """A line of /proc/swaps: any area's, not only ours."""
 
@@ -103,6 +113,12 @@ class Status(Troubles):
     budget_max_bytes: NotRequired[int]
     budget_decisions: NotRequired[list[Decision]]  # the latest first
     clean_exports: NotRequired[list[CleanExport]]
+    # With engines:
+    remote_name: NotRequired[str]
+    remote_frames: NotRequired[int]
+    remote_capacity_frames: NotRequired[int]
+    remote_bytes: NotRequired[int]
+    remote_peers: NotRequired[list[RemotePeer]]
     # Of a pager:
     regions: NotRequired[list[RegionStatus]]
     # The asker's:

@@ -18,8 +18,9 @@ def reasons(store: Store, lost_pages: int) -> list[str]:
     for place in store.below.places:
         writing = place.health.writing
         if writing.failures:
+            what = "writeback" if place.tier.is_prompt else "sending frames to engines"
             found.append(
-                f"writeback has been failing for {writing.trouble_seconds():.0f} s "
+                f"{what} has been failing for {writing.trouble_seconds():.0f} s "
                 f"({_count(writing.failures, 'try', 'tries')}, the last: {writing.last_error}); "
                 f"{_count(frames.queue_length[Queue.PERSISTENT] + frames.in_flight, 'frame')} kept in RAM"
             )
@@ -32,15 +33,17 @@ def reasons(store: Store, lost_pages: int) -> list[str]:
             f"{_count(lost_pages, 'page')} lost, because the last write found no room: "
             "reads fail until they are written or trimmed"
         )
-    if unforeseen := store.reclaimer.unforeseen:
+    if unforeseen := store.reclaimer.unforeseen or (store.demoter.unforeseen if store.demoter else ""):
         found.append(f"background reclaim met something that it did not foresee (the last: {unforeseen})")
     if decode_errors := store.statistics.decode_errors:
         found.append(
             f"{_count(decode_errors, 'read')} met a page that had changed in RAM: "
             "this machine's memory cannot be trusted"
         )
-    slow = [slowness for place in store.below.places if (slowness := place.health.slowness())]
-    return found + [f"the disk is slow: {slowness}" for slowness in slow]
+    for place in store.below.places:
+        if slowness := place.health.slowness():
+            found.append(f"{'the disk is' if place.tier.is_prompt else 'engines are'} slow: {slowness}")
+    return found
 
 
 def _count(number: int, one: str, more: str | None = None) -> str:

@@ -31,7 +31,8 @@ def gather_status(
     matter, `around` what is to be said of things that the store does not know. Its own figures are
     taken under its lock and so agree with each other."""
     frames, reclaimer, below = store.frames, store.reclaimer, store.below
-    coldest = below.places[-1].tier if below.places else None  # the backing
+    backings = [place.tier for place in below.places if place.tier.is_prompt]
+    coldest = backings[-1] if backings else None
     frame_bytes = frames.frame_bytes
     with store.lock:
         status = _of_store(store)
@@ -90,8 +91,8 @@ def _of_store(store: Store) -> dict[str, Any]:
         "in_flight_frames": frames.in_flight,
         "cold_frames": frames.cold,
         "dropped_clean": frames.dropped_clean,
-        "backing_frames": below.used_slots,
-        "backing_capacity_frames": below.slot_count,
+        "backing_frames": sum(place.tier.used_slots for place in below.places if place.tier.is_prompt),
+        "backing_capacity_frames": sum(place.tier.slot_count for place in below.places if place.tier.is_prompt),
     }
 
 

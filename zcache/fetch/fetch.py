@@ -113,9 +113,10 @@ class Fetcher:
             if frames.birth[job.frame] == job.birth:
                 valid = [index for index in job.pages if table[first + index] == entries[index]]
                 if job.failed:
-                    # If another get has read it meanwhile, and it is in RAM, the next look finds it
-                    # there.
-                    if valid and frames.state[job.frame] == State.COLD:
+                    # If another get has read it meanwhile, and it is in RAM, or another tier has it
+                    # by now, the next look finds it there.
+                    is_where_it_was = frames.state[job.frame] == State.COLD and frames.below[job.frame] == job.below
+                    if valid and is_where_it_was:
                         damage = job.failed
                         statistics.checksum_errors += job.wrong == SEAL_BROKEN
                         statistics.fetch_errors += job.wrong == UNREADABLE

@@ -16,7 +16,7 @@ import contextlib
 import itertools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from zcache.books import Books
@@ -144,7 +144,7 @@ class Readback:
         nor patience."""
         began = self._clock.now()
         try:
-            self._transfer(place, run[0].below, [job.view for job in run])
+            self._transfer(place.read, place.health, run[0].below, [job.view for job in run])
         except OSError as error:
             wanted = [job for job in run if not job.is_ahead]
             if len(wanted) < len(run):
@@ -172,7 +172,8 @@ class Readback:
                         raise error
                     with self._lock:
                         self._statistics.fetch_retries += 1
-                    self._transfer(place, job.below, [job.view])
+                        place = self._look_again(job)
+                    self._transfer(place.read, place.health, job.below, [job.view])
                 except OSError as again:
                     error = again
                     missing.append(job)
@@ -191,7 +192,7 @@ class Readback:
             with self._lock:
                 self._statistics.fetch_retries += 1
             with contextlib.suppress(OSError):
-                self._transfer(place, job.below, [job.view])
+                self._transfer(place.read_again, place.health, job.below, [job.view])
                 if self._opens(job):
                     return
         job.failed, job.wrong = f"what is in slot {job.below} is not what was sealed", SEAL_BROKEN
@@ -200,12 +201,19 @@ class Readback:
         job.is_read = self._seal.opens(job.frame, job.birth, job.seal, job.view)
         return job.is_read
 
-    def _transfer(self, place: Place, first_slot: int, views: list[memoryview]) -> None:
+    def _look_again(self, job: Job) -> Place:
+        """Under the lock: where the frame is now; another tier may have it."""
+        if self._frames.birth[job.frame] == job.birth and self._frames.below[job.frame]:
+            job.below = self._frames.below[job.frame]
+        return self._below.place_of(job.below)
+
+    def _transfer(
+        self, read: Callable[[int, list[memoryview]], None], health: Health, first_slot: int, views: list[memoryview]
+    ) -> None:
         """One read, timed; a success ends what trouble there was."""
-        health = place.health
         transfer = health.begin_transfer()
         try:
-            place.read(first_slot, views)
+            read(first_slot, views)
         finally:
             if health.end_transfer(transfer):
                 with self._lock:

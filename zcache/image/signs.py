@@ -35,6 +35,7 @@ class Signs:
     SERVES: Final = EPOCH - 6
     BUDGET: Final = EPOCH - 7
     _SETTINGS: Final = BUDGET - len(SETTINGS)  # the first of them
+    OVER: Final = _SETTINGS - 1
 
     def __init__(self, descriptor: int) -> None:
         self.words = memoryview(mmap.mmap(descriptor, HEADER_BYTES)).cast("Q")
@@ -138,6 +139,15 @@ class Signs:
     def refuse_upgrade(self) -> None:
         """From the keeper: there will be none."""
         self.words[self.REFUSALS] += 1
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the server that is told to end is the last one."""
+        return bool(self.words[self.OVER])
+
+    def end_swap(self) -> None:
+        """From the keeper, before it tells the last server to end."""
+        self.words[self.OVER] = 1
 
     def _fence(self) -> None:
         """A full memory barrier: Python has none, but what comes before a lock is let go (a

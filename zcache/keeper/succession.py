@@ -183,6 +183,8 @@ class Succession:
         for process in (self.standby or self.server.heir(), self.replacement, self.old_standby):
             if process:
                 process.discard()
+        if self._image.signs:
+            self._image.signs.end_swap()
         self.server.end()
         self._has_ended = True
         return self.server.exit_status()

@@ -7,8 +7,8 @@
                         and it has room
 
 From each state but FREE a frame becomes FREE when its last zpage dies; from WRITEBACK only once the
-flight has ended. Ephemeral frames know FREE, ACTIVE and DIRTY alone: they are never written
-anywhere.
+flight has ended. CLEAN becomes DIRTY when its slot below is given up (`zcache.reclaim.demotion`).
+Ephemeral frames know FREE, ACTIVE and DIRTY alone: they are never written anywhere.
 """
 
 from enum import IntEnum
@@ -49,6 +49,6 @@ ALLOWED: Final[dict[State, frozenset[State]]] = {
     State.ACTIVE: frozenset({State.DIRTY, State.WRITEBACK, State.FREE}),
     State.DIRTY: frozenset({State.ACTIVE, State.WRITEBACK, State.FREE}),
     State.WRITEBACK: frozenset({State.CLEAN, State.DIRTY, State.FREE}),
-    State.CLEAN: frozenset({State.COLD, State.FREE}),
+    State.CLEAN: frozenset({State.COLD, State.DIRTY, State.FREE}),
     State.COLD: frozenset({State.CLEAN, State.FREE}),
 }

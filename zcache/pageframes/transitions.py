@@ -102,6 +102,17 @@ def adopt(frames: PageFrames, frame: int, slot: int) -> int:
     return spare
 
 
+def keep_in_ram(frames: PageFrames, frame: int) -> int:
+    """CLEAN -> DIRTY, the oldest of those that wait: what is below is given up. Returns that slot,
+    to be freed."""
+    below, slot = frames.below[frame], frames.home[frame]
+    frames.queues.unlink(slot)
+    frames.move(frame, State.DIRTY)
+    frames.below[frame] = NONE
+    frames.queues.link_oldest(slot, Queue.PERSISTENT)
+    return below
+
+
 def ephemeral_gives_way(frames: PageFrames) -> bool:
     """Whether an ephemeral frame has to be eaten before a frame is adopted: no slot is free, and of
     what gives way there is more ephemeral than CLEAN."""

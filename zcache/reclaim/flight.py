@@ -96,6 +96,7 @@ class Flights:
             self._statistics.slow_writes += health.end_transfer(transfer)
             for index, frame in enumerate(batch):
                 if arrived:
+                    self._below.note(first_slot + index, frame)
                     release(land(frames, frame, first_slot + index, first_birth + index, seals[index]))
                 else:
                     release(first_slot + index)

@@ -9,7 +9,8 @@ for. What an account is not allowed to ask (CONFIG) is not known, and said to be
 from typing import Final, NamedTuple
 
 from zcache.remote.peer import Peer, fields_of
-from zcache.remote.resp import Connection, Refused
+from zcache.remote.readers import Connected
+from zcache.remote.resp import Refused
 
 #: The oldest that is known to work.
 LEAST_VERSION: Final = 7
@@ -29,7 +30,7 @@ class Said(NamedTuple):
         return self.info.get("run_id", "")
 
 
-def ask(connection: Connection, seconds: float) -> Said:
+def ask(connection: Connected, seconds: float) -> Said:
     """Raises `OSError`."""
     info = fields_of(connection.call("INFO", seconds=seconds))
     settings: dict[str, str] = {}

@@ -17,7 +17,7 @@ full, or an engine may hold something that is named nowhere (a write that was cu
 sweeps.
 
 Locking: `lock` protects holders, counts and the list; it is the innermost, and nothing waits under
-it. Cost: `DEAD_COPIES` * 11 bytes for the list; small objects for each transfer.
+it. Cost: the list's; small objects for each transfer.
 """
 
 import contextlib
@@ -27,7 +27,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from zcache.clock import Clock
-from zcache.image.flat_array import FlatArray
+from zcache.remote.counters import Counters
+from zcache.remote.dead_copies import DeadCopies
 from zcache.remote.peer import Identity, Peer
 from zcache.remote.tables import NOBODY, TAIL_BYTES, Tables
 from zcache.tiers.health import describe
@@ -42,71 +43,12 @@ READ_SECONDS: Final = 2.0
 #: For a flight to have arrived at each of its peers.
 WRITE_SECONDS: Final = 2.0
 
-#: Copies that wait to be removed.
-DEAD_COPIES: Final = 1 << 16
-
 #: Room that nobody has set a limit to, in frames.
 UNLIMITED: Final = 1 << 40
 
 #: What an engine pays for a value beside its bytes: key, header and what its allocator rounds up
 #: (MEMORY USAGE, Redis 7.0.15: 66,008 bytes for 65,520; 4,248 for 4,080).
 OVERHEAD_BYTES: Final = 488
-
-
-class Counters:
-    """What was done, ever; `lost_frames` is how many there are now. The names of the original's
-    (ramster's debugfs) are beside those that mirror them."""
-
-    def __init__(self) -> None:
-        self.remoted_frames = 0  # remote_pers_pages: written, however many copies
-        self.remote_failed_frames = 0  # pers_pages_remote_failed: not taken by as many peers as had to
-        self.remote_gets = 0  # frames fetched
-        self.remote_hedged_gets = 0  # of these, not from the copy that was asked first
-        self.remote_failed_gets = 0  # no copy could be had
-        self.remote_missing_copies = 0  # an engine had lost one that we knew of
-        self.remote_flushes = 0  # copies removed
-        self.remirrored_frames = 0  # second copies made again
-        self.remote_lost_frames = 0  # now: those of which no copy is left
-
-    def as_dict(self) -> dict[str, int]:
-        """By name."""
-        return dict(vars(self))
-
-
-class DeadCopies:
-    """A ring of copies to be removed: slot, generation and incarnation."""
-
-    def __init__(self, size: int = DEAD_COPIES) -> None:
-        self._size = size
-        self._slots = FlatArray("I", size)
-        self._generations = FlatArray("I", size)
-        self._numbers = FlatArray("B", size)
-        self._next = 0
-        self.count = 0
-
-    def populate(self) -> None:
-        """Fault the list in."""
-        for table in (self._slots, self._generations, self._numbers):
-            table.populate(0, self._size)
-
-    def add(self, slot: int, generation: int, number: int) -> bool:
-        """False: there is no room."""
-        if self.count == self._size:
-            return False
-        at = (self._next + self.count) % self._size
-        self._slots.view[at], self._generations.view[at], self._numbers.view[at] = slot, generation, number
-        self.count += 1
-        return True
-
-    def take(self, limit: int) -> list[tuple[int, int, int]]:
-        """The first of them, which are then off the list."""
-        taken: list[tuple[int, int, int]] = []
-        while self.count and len(taken) < limit:
-            at = self._next
-            taken.append((self._slots.view[at], self._generations.view[at], self._numbers.view[at]))
-            self._next = (at + 1) % self._size
-            self.count -= 1
-        return taken
 
 
 class Copies:
@@ -124,6 +66,9 @@ class Copies:
         self.at = [0] * len(self.peers)  # how many copies each lane holds
         self.unnamed = [True] * len(self.peers)  # lanes that may hold what is named nowhere: to be swept
         self.is_mending_due = False
+        self.wanted = 2  # copies of each frame
+        self.in_flight: set[int] = set()  # slots that are being written: what is there has no holder yet
+        self.lost: dict[int, int] = {}  # slots whose copies are all lost, and their generations
         self._alive: list[Peer | None] = [None] * 256
         for peer in self.peers:  # until they are greeted, what was there is hoped to be there
             for number in tables.numbers_of_lane(peer.lane):
@@ -133,22 +78,30 @@ class Copies:
     # ---------------------------------------------------------------------------------------------
 
     def fetch(
-        self, slots: Sequence[int], frames: Sequence[memoryview], bound_seconds: float = READ_SECONDS
+        self,
+        slots: Sequence[int],
+        frames: Sequence[memoryview],
+        bound_seconds: float = READ_SECONDS,
+        is_again: bool = False,
     ) -> tuple[list[int], str]:
         """Fill the buffers from whatever copies there are; returns which of them could not be, and
-        why."""
+        why. `is_again`: from the copy that would not have been asked, if there is one."""
         clock, counters = self.clock, self.counters
         ends = clock.now() + bound_seconds
+        generations = [self.tables.generation[slot] for slot in slots]
         candidates = [self._candidates(slot) for slot in slots]
+        if is_again:
+            for others in candidates:
+                others.reverse()
         left = list(range(len(slots)))
         why = ""
         for turn in range(3):
             for peer, those in self._by_first(candidates, left):
-                is_hedged = not turn and len(candidates[those[0]]) > 1
+                is_hedged = not turn and any(len(candidates[index]) > 1 for index in those)
                 seconds = min(HEDGE_SECONDS if is_hedged else LAST_SECONDS, ends - clock.now())
                 if seconds <= 0:
                     return left, why
-                keys = [self.key(peer, slots[index]) for index in those]
+                keys = [self.key_of(peer, slots[index], generations[index]) for index in those]
                 try:
                     found = peer.get_all(keys, [frames[index][:-TAIL_BYTES] for index in those], seconds)
                 except OSError as error:
@@ -163,25 +116,64 @@ class Copies:
                         counters.remote_gets += 1
                         counters.remote_hedged_gets += turn > 0
                     else:
-                        counters.remote_missing_copies += 1
-                        candidates[index].pop(0)
                         why = f"{peer.name} does not have it any more"
-                        self.is_mending_due = True
+                        self.miss(slots[index], candidates[index].pop(0)[1], generations[index])
             if not left:
                 break
         return left, why or "no engine is known to have it"
 
-    def send(self, first_slot: int, frames: Sequence[memoryview], peers: Sequence[Peer], least: int) -> None:
-        """Have each frame at these peers, and at `least` so many of them, or raise `OSError`."""
+    def miss(self, slot: int, number: int, generation: int) -> None:
+        """An engine has lost a copy that it had."""
+        if not self.let_go(slot, number, generation):
+            return
+        self.counters.remote_missing_copies += 1
+        self.is_mending_due = True
+        with self.lock:
+            if self.wanted > 1 and not self.tables.holders[slot] and self.tables.generation[slot] == generation:
+                self.lost[slot] = generation
+
+    def send(
+        self,
+        first_slot: int,
+        frames: Sequence[memoryview],
+        peers: Sequence[Peer],
+        least: int,
+        expected: int | None = None,
+    ) -> None:
+        """Have each frame at these peers, and at `least` so many of them, or raise `OSError`.
+        Nothing is done if the first slot's generation is not the `expected` one."""
         if not frames:
             return
-        tables, counters = self.tables, self.counters
         slots = range(first_slot, first_slot + len(frames))
-        for slot, frame in zip(slots, frames, strict=True):
-            self.drop(slot)  # what one that failed has left, or a predecessor
+        with self.lock:
+            if expected not in (None, self.tables.generation[first_slot]):
+                return
+            self.in_flight.update(slots)
+            generations = [self._renew(slot) for slot in slots]  # what one that failed has left goes, too
+        try:
+            for slot, frame in zip(slots, frames, strict=True):
+                self.tables.keep_tail(slot, frame)
+            copies, why = self._send(slots, generations, frames, peers)
+        except BaseException:  # no memory: answers that were not waited for are not to meet others
+            for peer in peers:
+                peer.abandon()
+                self.unnamed[peer.lane] = True
+            raise
+        finally:
             with self.lock:
-                tables.next_generation(slot)
-            tables.keep_tail(slot, frame)
+                self.in_flight.difference_update(slots)
+        self.counters.remoted_frames += len(frames)
+        if min(copies) < min(self.wanted, len(self.peers)):
+            self.is_mending_due = True
+        if short := sum(count < least for count in copies):
+            self.counters.remote_failed_frames += short
+            what = f"{short} of {len(frames)} frames found fewer than {least} engines: {why}"
+            raise OSError(errno.ENOSPC if why.startswith("OOM") else errno.EIO, what)
+
+    def _send(
+        self, slots: Sequence[int], generations: Sequence[int], frames: Sequence[memoryview], peers: Sequence[Peer]
+    ) -> tuple[list[int], str]:
+        """How many copies of each there are then; and why there are no more."""
         values = [(frame[:-TAIL_BYTES],) for frame in frames]
         copies = [0] * len(frames)
         why = ""
@@ -189,8 +181,9 @@ class Copies:
             begun: list[tuple[Peer, int]] = []
             for peer in sorted(peers, key=lambda peer: peer.lane):
                 turns.enter_context(peer.writing)
+                keys = [self.key_of(peer, *version) for version in zip(slots, generations, strict=True)]
                 try:
-                    peer.begin_set([self.key(peer, slot) for slot in slots], values, WRITE_SECONDS)
+                    peer.begin_set(keys, values, WRITE_SECONDS)
                     begun.append((peer, peer.number))
                 except OSError as error:
                     why = describe(error)
@@ -205,23 +198,20 @@ class Copies:
                 for index, refusal in enumerate(refusals):
                     if refusal:
                         why = refusal
-                    else:
-                        copies[index] += self.hold(slots[index], number, tables.generation[slots[index]])
-        counters.remoted_frames += len(frames)
-        short = sum(count < least for count in copies)
-        if short:
-            counters.remote_failed_frames += short
-            raise OSError(errno.EIO, f"{short} of {len(frames)} frames found fewer than {least} engines: {why}")
-        if min(copies) < 2 <= len(self.peers):
-            self.is_mending_due = True
+                    elif self.hold(slots[index], number, generations[index]):
+                        copies[index] += 1
+                    else:  # it was given up meanwhile
+                        self.bury(slots[index], generations[index], peer)
+        return copies, why
 
-    def key(self, peer: Peer, slot: int) -> bytes:
-        """Of the slot's frame as it was last written."""
-        return self.key_of(peer, slot, self.tables.generation[slot])
+    def bury(self, slot: int, generation: int, peer: Peer) -> None:
+        """A peer has a copy that nobody names, and which is to be removed."""
+        with self.lock:
+            self.unnamed[peer.lane] |= not self.dead.add(slot, generation, peer.number)
 
     @staticmethod
     def key_of(peer: Peer, slot: int, generation: int) -> bytes:
-        """Of any version of it."""
+        """Of a version of the slot."""
         return b"%s%d:%d" % (peer.prefix, slot, generation)
 
     # -- who holds what
@@ -250,30 +240,46 @@ class Copies:
             self._count(number, 1)
             return True
 
-    def let_go(self, slot: int, number: int, successor: int = NOBODY) -> None:
-        """An incarnation does not hold it any more; or another holds what that one did."""
+    def let_go(self, slot: int, number: int, generation: int, successor: int = NOBODY) -> bool:
+        """An incarnation does not hold that version of the slot any more; or another does, in its
+        place. False: it did not."""
         with self.lock:
             first, second = self.tables.holders_of(slot)
-            if number not in (first, second):
-                return
+            if number not in (first, second) or self.tables.generation[slot] != generation:
+                return False
             first, second = (successor if each == number else each for each in (first, second))
             self.tables.holders[slot] = first | second << 8
-            if not successor:
-                self._count(number, -1)
+            self._count(number, -1)
+            self._count(successor, 1)
+            return True
 
-    def drop(self, slot: int) -> None:
-        """Nobody will ask for what is in the slot: it is to be removed wherever it is."""
+    def drop(self, slot: int, generation: int | None = None) -> None:
+        """Nobody will ask for what is in the slot (or for that version of it): it is to be removed
+        wherever it is."""
         if not self.tables.holders[slot]:
             return
         with self.lock:
-            generation = self.tables.generation[slot]
-            for number in self.tables.holders_of(slot):
-                if number:
-                    self._count(number, -1)
-                    peer = self._alive[number]
-                    if peer and not self.dead.add(slot, generation, number):
-                        self.unnamed[peer.lane] = True
-            self.tables.holders[slot] = 0
+            if generation in (None, self.tables.generation[slot]):
+                self._drop(slot)
+
+    def renew(self, slot: int) -> int:
+        """The same, and what is on its way there finds that it came too late. Returns the slot's
+        generation."""
+        with self.lock:
+            return self._renew(slot)
+
+    def _renew(self, slot: int) -> int:
+        self._drop(slot)
+        return self.tables.next_generation(slot)
+
+    def _drop(self, slot: int) -> None:
+        generation = self.tables.generation[slot]
+        for number in filter(None, self.tables.holders_of(slot)):
+            self._count(number, -1)
+            peer = self._alive[number]
+            if peer and not self.dead.add(slot, generation, number):
+                self.unnamed[peer.lane] = True
+        self.tables.holders[slot] = 0
 
     def settle(self, peer: Peer, identity: Identity) -> None:
         """A peer was greeted: which of its copies there can be, is known now."""
@@ -295,21 +301,27 @@ class Copies:
         if peer:
             self.at[peer.lane] += change
 
-    def _candidates(self, slot: int) -> list[Peer]:
-        """Who may have it, the one to be asked first before the other; those next to each other are
-        asked for together."""
-        found = [peer for peer in map(self.holder, self.tables.holders_of(slot)) if peer]
+    def _candidates(self, slot: int) -> list[tuple[Peer, int]]:
+        """Who may have it, as which incarnation, the one to be asked first before the other; those
+        next to each other are asked for together."""
+        found = [(peer, number) for number in self.tables.holders_of(slot) if (peer := self.holder(number))]
         if len(found) == 2 and slot >> 3 & 1:
             found.reverse()
-        found.sort(key=lambda peer: (peer.trouble.failures > 0, not peer.is_up))
+        found.sort(key=lambda each: (each[0].trouble.rest_seconds() > 0, not each[0].is_up))
         return found
 
+    def is_prompt(self, slot: int) -> bool:
+        """Whether an engine has it that is not known to be slow now."""
+        return any(peer.is_up and not peer.trouble.rest_seconds() for peer, _ in self._candidates(slot))
+
     @staticmethod
-    def _by_first(candidates: Sequence[Sequence[Peer]], left: Sequence[int]) -> list[tuple[Peer, list[int]]]:
+    def _by_first(
+        candidates: Sequence[Sequence[tuple[Peer, int]]], left: Sequence[int]
+    ) -> list[tuple[Peer, list[int]]]:
         groups: dict[int, tuple[Peer, list[int]]] = {}
         for index in left:
             if candidates[index]:
-                peer = candidates[index][0]
+                peer = candidates[index][0][0]
                 groups.setdefault(peer.lane, (peer, []))[1].append(index)
         return list(groups.values())
 

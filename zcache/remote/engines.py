@@ -14,7 +14,8 @@ from zcache.errors import BadInput
 from zcache.remote import checks, cluster
 from zcache.remote.accounts import prefix_of
 from zcache.remote.cluster import Node, Shard
-from zcache.remote.peer import Peer
+from zcache.remote.peer import Connect, Peer
+from zcache.remote.readers import Connected
 from zcache.remote.resp import Connection, ProtocolError, Refused
 from zcache.remote.tables import Tables
 from zcache.remote.url import Address, Url, resolve, tls_context
@@ -34,7 +35,10 @@ MAX_LANES: Final = 64
 class Engines:
     """Of one server. `may_evict`: what an engine throws out is somewhere else, too."""
 
-    def __init__(self, urls: Sequence[Url], copies: int, may_evict: bool, clock: Clock) -> None:
+    def __init__(
+        self, urls: Sequence[Url], copies: int, may_evict: bool, clock: Clock, connect_to: Connect = Connection
+    ) -> None:
+        self._connect_to = connect_to
         self.urls = list(urls)
         self._copies = copies
         self._may_evict = may_evict
@@ -130,15 +134,15 @@ class Engines:
             return said
         raise BadInput(f"remote={url.name}: does not answer ({why}); give the URL of a Redis or Valkey that runs")
 
-    def _read_map(self, connection: Connection) -> None:
+    def _read_map(self, connection: Connected) -> None:
         state = connection.call("CLUSTER", "INFO", seconds=START_SECONDS)
         self._shards = cluster.parse_shards(connection.call("CLUSTER", "SLOTS", seconds=START_SECONDS))
         self._mapped_at = self._clock.now()
         if not self._shards or not (isinstance(state, bytes) and b"cluster_state:ok" in state):
             raise ProtocolError("the Cluster is down; wait until `CLUSTER INFO` says cluster_state:ok")
 
-    def _connect(self, url: Url, address: Address, seconds: float) -> Connection:
-        return Connection(
+    def _connect(self, url: Url, address: Address, seconds: float) -> Connected:
+        return self._connect_to(
             address,
             user=url.user,
             password=url.password,
@@ -146,6 +150,14 @@ class Engines:
             server_name=url.server_name or url.host,
             seconds=seconds,
         )
+
+    def is_at(self, address: object) -> bool:
+        """Whether an engine is there, by what a socket says of its other end."""
+        known = [found.sockaddr for addresses in self._addresses.values() for found in addresses]
+        known += [cluster.address_of(node).sockaddr for shard in self._shards for node in shard.nodes]
+        if isinstance(address, tuple):  # of IPv6, there is more behind host and port
+            return address[:2] in [name[:2] for name in known if isinstance(name, tuple)]
+        return address in known
 
     # -- lanes
     # ---------------------------------------------------------------------------------------------
@@ -157,17 +169,20 @@ class Engines:
             for lane, tag in enumerate(self._tags):
                 tables.note_tag(lane, tag)
         tags = [tag for tag in map(tables.tag, range(MAX_LANES)) if tag]
+        self.peers = []
         alone = [url for url in self.urls if not url.is_cluster]
         for url in alone:
             prefix = prefix_of(url.user, name)
-            self.peers.append(Peer(len(self.peers), url, self._where_alone(url), prefix, self._clock, self._tls[url]))
+            self._add_peer(url, self._where_alone(url), prefix)
         seed = next((url for url in self.urls if url.is_cluster), None)
         for tag in tags if seed else ():
             assert seed
-            where = self._where_in_cluster(tag)
-            prefix = prefix_of(seed.user, name, tag)
-            self.peers.append(Peer(len(self.peers), seed, where, prefix, self._clock, self._tls[seed]))
+            self._add_peer(seed, self._where_in_cluster(tag), prefix_of(seed.user, name, tag))
         return self.peers
+
+    def _add_peer(self, url: Url, where: Callable[[], Sequence[Address]], prefix: bytes) -> None:
+        lane = len(self.peers)
+        self.peers.append(Peer(lane, url, where, prefix, self._clock, self._tls[url], self._connect_to))
 
     def _where_alone(self, url: Url) -> Callable[[], Sequence[Address]]:
         return lambda: self._addresses[url]

@@ -12,21 +12,21 @@ the peer was greeted anew, and it is known which copies it may still have (`zcac
 What fails, or takes too long, closes its connection and begins a *trouble* (`Backoff`): until a
 rest is over others are asked first.
 
-Locking: a reader's connection is taken from a queue and put back; the writer's is held with
-`writing`. All else is the mender's. Cost: 6 connections and their buffers.
+Locking: a reader's connection is lent (`readers`); the writer's is held with `writing`. All else
+is the mender's. Cost: 6 connections and their buffers.
 """
 
-import contextlib
 import errno
 import hashlib
 import os
-import queue
 import ssl
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from zcache.clock import Clock
+from zcache.remote.readers import Connected, Readers
 from zcache.remote.resp import Connection, Refused
 from zcache.remote.url import Address, Url
 from zcache.tiers.backoff import Backoff
@@ -38,6 +38,10 @@ READERS: Final = 4
 CONNECT_SECONDS: Final = 2.0
 #: For what the mender asks.
 ASK_SECONDS: Final = 2.0
+
+
+#: Connects to an engine, as `Connection` does.
+Connect = Callable[..., Connected]
 
 
 class Identity(NamedTuple):
@@ -64,7 +68,9 @@ class Peer:
         prefix: bytes,
         clock: Clock,
         tls: ssl.SSLContext | None = None,
+        connect_to: Connect = Connection,
     ) -> None:
+        self._connect_to = connect_to
         self.lane = lane
         self.url = url
         self.where = where
@@ -75,14 +81,14 @@ class Peer:
         self.identity: Identity | None = None  # None: never greeted
         self.number = 0  # of its incarnation
         self.is_up = False  # greeted, and nothing known against it
+        self.is_gone = False  # out of reach for so long that others are to hold what it held
         self.limit_bytes: int | None = None  # what it may hold of ours; None: what it has room for
         self.foreign_bytes = 0  # what it holds of others
         self.refusal = ""  # why it takes no frames, though it is up
         self.moved = False  # it has told us to ask elsewhere
-        self._writer: Connection | None = None
-        self._asker: Connection | None = None
-        self._idle: queue.SimpleQueue[Connection] = queue.SimpleQueue()
-        self._readers: list[Connection] = []
+        self._writer: Connected | None = None
+        self._asker: Connected | None = None
+        self._readers = Readers(self.name)
 
     @property
     def name(self) -> str:
@@ -95,23 +101,13 @@ class Peer:
     def get_all(self, keys: Sequence[bytes], buffers: Sequence[memoryview], seconds: float) -> list[bool]:
         """Which of the keys are there; their values are then in the buffers. Raises `OSError` after
         so many seconds at the latest."""
-        if not self._readers:
-            raise OSError(errno.ENOTCONN, f"{self.name} is not connected")
-        try:
-            connection = self._idle.get(timeout=seconds)
-        except queue.Empty:
-            raise TimeoutError(errno.ETIMEDOUT, f"{self.name} is busy") from None
-        try:
-            found = connection.get_all(keys, buffers, seconds)
-        except OSError as error:
-            self.failed(error)
-            raise
-        finally:
-            if connection.is_open:
-                self._idle.put(connection)
-            else:
-                with contextlib.suppress(ValueError):
-                    self._readers.remove(connection)
+        ends = time.monotonic() + seconds
+        with self._readers.reader(seconds) as connection:
+            try:
+                found = connection.get_all(keys, buffers, ends - time.monotonic())
+            except OSError as error:
+                self.failed(error)
+                raise
         if self.trouble.failures:
             self.trouble.succeeded()
         return found
@@ -135,9 +131,17 @@ class Peer:
             self.failed(error)
             raise
         self.refusal = next(filter(None, refusals), "")
+        if self.trouble.failures:
+            self.trouble.succeeded()
         if self.refusal.startswith(("MOVED", "READONLY")):
             self.moved = True
         return refusals
+
+    def abandon(self) -> None:
+        """Whatever was begun on the writer's connection is given up."""
+        with self.writing:
+            if self._writer:
+                self._writer.close()
 
     def failed(self, error: OSError) -> None:
         """Something that was asked of it did not succeed."""
@@ -147,7 +151,8 @@ class Peer:
 
     def takes_frames(self) -> bool:
         """Whether a write may be tried now."""
-        return self.is_up and not self.refusal and not self.trouble.rest_seconds()
+        is_there = self._writer is not None and self._writer.is_open
+        return self.is_up and is_there and not self.refusal and not self.trouble.rest_seconds()
 
     # -- the mender's
     # ---------------------------------------------------------------------------------------------
@@ -176,7 +181,7 @@ class Peer:
 
     def is_connected(self) -> bool:
         """Whether all of its connections are there."""
-        held = (self._writer, self._asker, *self._readers)
+        held = (self._writer, self._asker)
         return len(self._readers) == READERS and all(connection and connection.is_open for connection in held)
 
     def greet(self) -> Identity:
@@ -197,22 +202,17 @@ class Peer:
         if self._asker is None or not self._asker.is_open:
             self._asker = self._proven(identity)
         if self._writer is None or not self._writer.is_open:
+            writer = self._proven(identity)
             with self.writing:
-                self._writer = self._proven(identity)
+                self._writer = writer
         while len(self._readers) < READERS:
             reader = self._proven(identity)
-            self._readers.append(reader)
-            self._idle.put(reader)
+            self._readers.add(reader)
         self.identity = identity
 
     def disconnect(self) -> None:
-        """Let go of all connections. A read that is under way fails."""
-        while True:
-            try:
-                self._idle.get_nowait().close()
-            except queue.Empty:
-                break
-        self._readers.clear()
+        """Let go of all connections; of those that read, as soon as they have."""
+        self._readers.close()
         with self.writing:
             if self._writer:
                 self._writer.close()
@@ -221,7 +221,7 @@ class Peer:
             self._asker.close()
         self._asker = None
 
-    def _proven(self, identity: Identity) -> Connection:
+    def _proven(self, identity: Identity) -> Connected:
         connection = self._open()
         try:
             if self._identify(connection) != identity:
@@ -231,11 +231,11 @@ class Peer:
             raise
         return connection
 
-    def _open(self) -> Connection:
+    def _open(self) -> Connected:
         last: OSError = OSError(errno.EHOSTUNREACH, f"{self.name}: nobody knows where it is")
         for address in self.where():
             try:
-                return Connection(
+                return self._connect_to(
                     address,
                     user=self.url.user,
                     password=self.url.password,
@@ -247,7 +247,7 @@ class Peer:
                 last = error
         raise last
 
-    def _identify(self, connection: Connection) -> Identity:
+    def _identify(self, connection: Connected) -> Identity:
         info = connection.call("INFO", "server", seconds=ASK_SECONDS)
         run_id = fields_of(info).get("run_id", "")
         word = connection.call("GET", self.prefix + b"word", seconds=ASK_SECONDS)

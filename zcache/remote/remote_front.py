@@ -14,6 +14,7 @@ Locking: `_lock` protects the buffer. Cost: the buffer, and a copy of each frame
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 from zcache.linux import memory
@@ -40,11 +41,21 @@ class RemoteFront:
         self._buffer = memoryview(anonymous_memory(STAGED_BYTES))
         starts = range(0, STAGED_BYTES - frame_bytes + 1, frame_bytes)
         self._free = [self._buffer[start : start + frame_bytes] for start in starts]
-        self._staged: list[tuple[int, memoryview]] = []  # slots, and their frames
+        self._staged: dict[int, tuple[int, memoryview]] = {}  # of slots: their generation then, and frame
         self._oldest = 1  # where to look for copies that make room
         self.passed_over = 0  # frames that found the buffer full
 
     # What a tier keeps account of is the backing's.
+
+    @property
+    def path(self) -> Path | None:
+        """Of the backing."""
+        return getattr(self.backing, "path", None)
+
+    @property
+    def direct(self) -> bool | None:
+        """Whether it is written to directly."""
+        return getattr(self.backing, "direct", None)
 
     @property
     def used_slots(self) -> int:
@@ -65,7 +76,7 @@ class RemoteFront:
     def release(self, slot: int) -> None:
         """See `Tier`: its copy is removed in spare time."""
         self.backing.release(slot)
-        self.copies.drop(slot)
+        self.copies.renew(slot)
 
     def used_map(self) -> memoryview:
         """See `Tier`."""
@@ -91,21 +102,26 @@ class RemoteFront:
 
     def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """To the backing; copies follow."""
-        for slot in range(first_slot, first_slot + len(frames)):
-            self.copies.drop(slot)
+        generations = [self.copies.renew(slot) for slot in range(first_slot, first_slot + len(frames))]
         self.backing.write(first_slot, frames)
-        self._stage(first_slot, frames)
+        self._stage(first_slot, generations, frames)
 
     def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """From an engine, or from the backing."""
         slots = range(first_slot, first_slot + len(frames))
-        holders = self.copies.tables.holders
+        tables = self.copies.tables
         failed: Sequence[int] = range(len(frames))
-        if any(holders[slot] for slot in slots):
+        if any(tables.holders[slot] and self.copies.is_prompt(slot) for slot in slots):
             failed, _ = self.copies.fetch(slots, frames, HEDGE_SECONDS)
+        if len(failed) == len(frames):  # all of them in one transfer
+            generations = [tables.generation[slot] for slot in slots]
+            self.backing.read(first_slot, frames)
+            self._stage(first_slot, generations, frames)
+            return
         for index in failed:
+            generation = tables.generation[slots[index]]
             self.backing.read(slots[index], frames[index : index + 1])
-            self._stage(slots[index], frames[index : index + 1])
+            self._stage(slots[index], [generation], frames[index : index + 1])
 
     def read_again(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """What an engine gave was not what was written: from the backing."""
@@ -117,43 +133,47 @@ class RemoteFront:
 
     def send_staged(self, go_on: Callable[[], bool]) -> None:
         """Send what waits in the buffer, for as long as `go_on` says."""
+        self._make_room(self.limit_slots)
         while self._staged and go_on():
             with self._lock:
-                slot, frame = self._staged[0]
+                slot = next(iter(self._staged))
+                generation, frame = self._staged.pop(slot)
             try:
-                self._send(slot, frame)
+                self._send(slot, generation, frame)
             except OSError:  # the peer's trouble, and no more than a copy
                 pass
             finally:
                 with self._lock:
-                    del self._staged[0]
                     self._free.append(frame)
 
-    def _send(self, slot: int, frame: memoryview) -> None:
+    def _send(self, slot: int, generation: int, frame: memoryview) -> None:
         copies = self.copies
+        self._make_room(self.limit_slots - 1)
         peers = copies.choose(1, 1)
-        if not peers or not self.is_used(slot):
-            return
-        self._make_room()
-        copies.send(slot, [frame], peers, 1)
-        if not self.is_used(slot):  # it died meanwhile
-            copies.drop(slot)
+        if not peers and any(peer.takes_frames() for peer in copies.peers):  # they are full of ours
+            self._make_room(sum(copies.at) - 1)
+            peers = copies.choose(1, 1)
+        if peers and self.limit_slots > 0 and self.is_used(slot):
+            copies.send(slot, [frame], peers, 1, expected=generation)
 
-    def _make_room(self) -> None:
+    def _make_room(self, limit_slots: int) -> None:
         """The oldest copies go, in the order of their slots: those are handed out in turn."""
         copies = self.copies
         looked_at = 0
-        while sum(copies.at) >= self.limit_slots and looked_at < self.slot_count:
+        while sum(copies.at) > max(limit_slots, 0) and looked_at < self.slot_count:
             copies.drop(self._oldest)
             self._oldest = self._oldest % self.slot_count + 1
             looked_at += 1
 
-    def _stage(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+    def _stage(self, first_slot: int, generations: Sequence[int], frames: Sequence[memoryview]) -> None:
         with self._lock:
-            for slot, frame in enumerate(frames, first_slot):
-                if not self._free:
+            for slot, (generation, frame) in enumerate(zip(generations, frames, strict=True), first_slot):
+                if slot in self._staged:
+                    _, room = self._staged.pop(slot)
+                elif self._free:
+                    room = self._free.pop()
+                else:
                     self.passed_over += 1
                     continue
-                room = self._free.pop()
                 room[:] = frame
-                self._staged.append((slot, room))
+                self._staged[slot] = generation, room

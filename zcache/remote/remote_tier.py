@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from zcache.remote.copies import UNLIMITED, Copies
+from zcache.remote.copies import Copies
 from zcache.tiers.slot_map import SlotMap
 
 #: Copies of each frame.
@@ -29,21 +29,37 @@ class RemoteTier(SlotMap):
     def __init__(self, slot_count: int, copies: Copies, is_last_resort: Callable[[], bool] = lambda: True) -> None:
         super().__init__(slot_count)
         self.copies = copies
-        self.limit_slots = slot_count  # how many there may be; less, while somebody wants memory back
+        self.limit_slots = slot_count
         self._is_last_resort = is_last_resort
         self.was_read = bytearray(slot_count + 1)  # since the demoter has looked at it last
 
     @property
     def free_slots(self) -> int:
         """That two peers have room for; or one, if that is all that there is."""
-        free = min(self.slot_count, self.limit_slots) - self.used_slots
-        if free <= 0:
-            return 0
-        return max(min(free, self._room()), 0)
+        free = self.slot_count - self.used_slots
+        return min(free, self._room()) if free else 0
+
+    @property
+    def capacity_slots(self) -> int:
+        """See `WarmTier.capacity_slots`: fewer while somebody wants memory back, and none while
+        there are no two engines."""
+        peers, paid_bytes = self.copies.peers, self.copies.paid_bytes
+        return min(
+            self.slot_count,
+            pairs_of(
+                [
+                    self.slot_count if peer.limit_bytes is None else peer.limit_bytes // paid_bytes
+                    for peer in peers
+                    if not peer.is_gone
+                ]
+            ),
+        )
 
     def reserve(self, count: int) -> tuple[int, int]:
         """See `Tier.reserve`."""
         count = min(count, self.free_slots)
+        rooms = sorted((self.copies.room_at(peer) for peer in self.copies.peers), reverse=True)
+        count = min(count, next(filter(None, rooms[1::-1]), 0))  # a flight is at the same two, or at one
         return super().reserve(count) if count else (0, 0)
 
     def release(self, slot: int) -> None:
@@ -62,12 +78,20 @@ class RemoteTier(SlotMap):
 
     def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """From either. Waits for `copies.READ_SECONDS` at most."""
-        slots = range(first_slot, first_slot + len(frames))
-        for slot in slots:
-            self.was_read[slot] = 1
-        failed, why = self.copies.fetch(slots, frames)
+        self.was_read[first_slot : first_slot + len(frames)] = b"\1" * len(frames)
+        self.read_to_move(first_slot, frames)
+
+    def read_to_move(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        """See `WarmTier.read_to_move`."""
+        failed, why = self.copies.fetch(range(first_slot, first_slot + len(frames)), frames)
         if failed:
             self.copies.counters.remote_failed_gets += len(failed)
+            raise OSError(errno.EIO, f"{os.strerror(errno.EIO)} ({why})")
+
+    def read_again(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        """See `Tier.read_again`."""
+        failed, why = self.copies.fetch(range(first_slot, first_slot + len(frames)), frames, is_again=True)
+        if failed:
             raise OSError(errno.EIO, f"{os.strerror(errno.EIO)} ({why})")
 
     def fault_ahead(self) -> None:
@@ -85,10 +109,10 @@ class RemoteTier(SlotMap):
 
     def _room(self) -> int:
         """In frames, as peers have it now."""
-        rooms = sorted((self.copies.room_at(peer) for peer in self.copies.peers), reverse=True)
-        if not rooms or not rooms[0]:
-            return 0
-        pairs = min(sum(rooms) // 2, sum(rooms[1:]))
-        if not pairs and self._is_last_resort():
-            return min(sum(rooms), UNLIMITED)
-        return pairs
+        rooms = [self.copies.room_at(peer) for peer in self.copies.peers]
+        return pairs_of(rooms) or (sum(rooms) if self._is_last_resort() else 0)
+
+
+def pairs_of(rooms: Sequence[int]) -> int:
+    """How many frames fit twice, the two copies of each at two peers."""
+    return min(sum(rooms) // 2, sum(rooms) - max(rooms, default=0))

@@ -87,12 +87,12 @@ class Tables:
         for number in range(1, INCARNATIONS):
             if words[number] == word and runs[number] == run and lanes[number] == lane:
                 return number
-        for number in self._unused():
+        if number := self._unused():
+            words[number] = 0
             lanes[number] = lane
             runs[number] = run
             words[number] = word  # last: an incarnation without a word is none
-            return number
-        return NOBODY
+        return number
 
     def numbers_of_lane(self, lane: int) -> list[int]:
         """All incarnations of a lane that were ever given a number, and still have it."""
@@ -102,12 +102,11 @@ class Tables:
         """How many copies an incarnation holds."""
         return count_bytes(self.holders.cast("B"), number)
 
-    def _unused(self) -> list[int]:
-        """Those that never were; or if there are none, those that hold nothing."""
-        fresh = [number for number in range(1, INCARNATIONS) if not self.words[number]]
-        if fresh:
-            return fresh[:1]
-        return [number for number in range(1, INCARNATIONS) if not self.count_of(number)]
+    def _unused(self) -> int:
+        """One that never was; or if there is none, one that holds nothing; 0: all do."""
+        numbers = range(1, INCARNATIONS)
+        fresh = (number for number in numbers if not self.words[number])
+        return next(fresh, 0) or next((number for number in numbers if not self.count_of(number)), NOBODY)
 
     def tag(self, lane: int) -> bytes:
         """The hash tag of a lane of a Cluster, as it was noted; b"": none was."""

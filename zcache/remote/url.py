@@ -93,6 +93,8 @@ def parse_url(text: str) -> Url:
         cert=options.get("cert", ""),
         key=options.get("key", ""),
     )
+    if url.user == "quota":
+        raise _bad(shown, "keys of that name are everybody's quotas", "another user")
     if not _USER.fullmatch(url.user):
         raise _bad(shown, "keys are named for the user", "one of letters, digits and . _ @ + -")
     if password:

@@ -1,6 +1,7 @@
 """Assembly: the parts of a server, made for one `Config`, over the image that there is, if any."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -15,7 +16,7 @@ from zcache.control.listener import rehearse
 from zcache.control.settings import Settings
 from zcache.control.status import gather_status
 from zcache.errors import EnvironmentProblem, Imbalance
-from zcache.image.image import Geometry, Image, check_header, read_header
+from zcache.image.image import SECRET_BYTES, Geometry, Image, check_header, read_header
 from zcache.image.signs import Signs
 from zcache.linux.group_limits import GroupLimits, Room
 from zcache.pageframes.slots import slots_of
@@ -26,7 +27,7 @@ from zcache.seals import Seal
 from zcache.seals.crc import CRC
 from zcache.server.config import Config
 from zcache.server.rebuild import rebuild
-from zcache.server.warm_up import scratch_store
+from zcache.server.warm_up import scratch_store, warm_up
 from zcache.steps import Steps
 from zcache.store.store import Store
 from zcache.tiers import Tier
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 #: No more frames than pages need are alive, whatever the size of the backing device; this is for
 #: what dies in flight.
 SPARE_BYTES: Final = 4 << 20
+
+#: For what a trial has left at engines to be removed.
+TRIAL_SECONDS: Final = 2.0
 
 
 def geometry_of(config: Config, frames_below: int) -> Geometry:
@@ -122,6 +126,19 @@ def make_remote(
         is_front=not config.remote_frames,
         report=report,
     )
+
+
+def try_engines(config: Config, engines: "Engines", backing: BackingFile | None, seal: Seal) -> None:
+    """Run all that goes to engines and comes back once, under a name of its own, which leaves
+    nothing there. Raises `PageDamaged` if what was sent does not come back."""
+    remote = make_remote(config, engines, backing, None, os.urandom(SECRET_BYTES), lambda _: None)
+    assert remote
+    try:
+        warm_up(config.codec, config.allocator, config.recompress, remote.tier, seal)
+        remote.mender.work()
+    finally:
+        remote.mender.farewell(TRIAL_SECONDS)
+        remote.copies.close()
 
 
 def make_store(

@@ -80,7 +80,13 @@ def check_available(config: Config, is_successor: bool) -> None:
 def thread_count(config: Config, client_threads: int) -> int:
     """How many threads the server will have beside its first: log, reclaim, end, upkeep, breath;
     what is only there if it is asked for; and those of clients."""
-    optional = config.allocator == "log", config.control is not None, config.image is not None
+    optional = (
+        config.allocator == "log",
+        config.control is not None,
+        config.image is not None,
+        bool(config.remote),  # the mender
+        config.remote_frames > 0,  # the demoter
+    )
     return 5 + sum(optional) + client_threads
 
 

@@ -44,6 +44,6 @@ def rebuild(store: Store, thing: TmemObject, beat: Callable[[], None] = lambda: 
             if below := frames.below[frame]:
                 if not store.below.places:
                     raise Imbalance(f"frame {frame} is in slot {below} below, and there is nothing below")
-                store.below.take_over(below)
+                store.below.take_over(below, frame)
     free_the_rest(frames, highest, beat)
     allocator.offer_inherited(beat)

@@ -13,6 +13,7 @@ import errno
 import gc
 import os
 import signal
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -149,6 +150,7 @@ class Server:
         self._steps.begin("running everything once (warm-up)")
         if "warm_up" not in without:
             self._warm_up(trial_seal)
+            self._try_engines(trial_seal)
             assembly.rehearse_control(self.config.allocator)
             gc.collect()  # the scratch stores are in cycles: their memory is given back now
 
@@ -232,6 +234,8 @@ class Server:
         self._upkeep.append(Upkeep("zcache-breath", *looks, seconds=BREATH_SECONDS))
         if self._remote:
             self._upkeep.append(Upkeep("zcache-remote", self._remote.mender.work, seconds=TURN_SECONDS))
+        if self.store.demoter:
+            self._upkeep.append(Upkeep("zcache-demote", self.store.demoter.work))
         for upkeep in self._upkeep:
             upkeep.start()
 
@@ -324,10 +328,31 @@ class Server:
             trouble = f"backing={self.config.backing}: what is written there does not come back ({error})"
             raise EnvironmentProblem(f"{trouble}; give another disk") from None
 
+    def _try_engines(self, seal: Seal) -> None:
+        """The same for engines. Whoever takes over goes on without those that fail, and while
+        nobody serves there is no time for it."""
+        engines, is_first = self._files.engines, self.config.standby is None
+        if not engines or (self._groups is None and not is_first):
+            return
+        self._steps.begin("trying the engines")
+        try:
+            assembly.try_engines(self.config, engines, self._files.backing, seal)
+        except PageDamaged as error:
+            if is_first:
+                raise EnvironmentProblem(
+                    f"remote=: what is sent to the engines does not come back ({error}); see their logs and ACLs"
+                ) from None
+
     def count_connection(self, change: int) -> None:
         """A connection was opened (1), or has ended with all its requests (-1)."""
         if self._signs:
             self._signs.count_connection(change)
+
+    def has_made(self, connection: socket.socket) -> bool:
+        """Whether a connection of this process is to an engine, and not a client's. Raises
+        `OSError` if it has ended."""
+        engines = self._files.engines
+        return engines is not None and engines.is_at(connection.getpeername())
 
     def abandon(self) -> None:
         """After a refusal: as if nothing had been begun. Whatever threads there are end with the
@@ -343,8 +368,15 @@ class Server:
                 step()
 
     def leave(self) -> None:
-        """End at once, with everything in the image, whose keeper has a successor."""
+        """End at once, with everything in the image, whose keeper has a successor. The last one
+        leaves nothing at engines."""
         self._front_end.say_counts(True)
+        if self._remote and self._signs and self._signs.is_over:
+            with contextlib.suppress(Exception):
+                for upkeep in self._upkeep:
+                    upkeep.stop()
+                self.store.reclaimer.stop()
+                self._remote.mender.farewell(FAREWELL_SECONDS)
         if self._hardening:
             self._hardening.close()
         os._exit(0)

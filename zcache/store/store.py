@@ -32,6 +32,7 @@ from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
 from zcache.pages.page_table import MAX_RUN_PAGES
 from zcache.pages.tmem import Pool, Tmem, TmemObject
 from zcache.reclaim.compaction import Compactor
+from zcache.reclaim.demotion import Demoter
 from zcache.reclaim.flight import Flights
 from zcache.reclaim.ouroboros import Ouroboros
 from zcache.reclaim.reclaimer import Reclaimer
@@ -45,7 +46,7 @@ from zcache.store.invalidation import Invalidation
 from zcache.store.partial_write import PartialWrite
 from zcache.store.put import Putter
 from zcache.store.waiting import Waiting
-from zcache.tiers import Tier
+from zcache.tiers import Tier, WarmTier
 from zcache.tiers.below import Below
 from zcache.tiers.damage import Damage
 
@@ -99,6 +100,9 @@ class Store:
             self.compactor = Compactor(frames, self.allocator, packing, readback, books)
             if recompress:
                 self.recompressor = Recompressor(frames, self.allocator, packing, recompress, books)
+        self.demoter = None
+        if readback and isinstance(tiers[0], WarmTier):
+            self.demoter = Demoter(frames, self.allocator, below, seal, readback, books)
         self.flights = Flights(frames, self.allocator, below, seal, books)
         reclaimer = self.reclaimer = Reclaimer(
             frames, self.allocator, below, self.flights, ouroboros, books, self.compactor, self.recompressor
@@ -246,6 +250,8 @@ class Store:
         `fault_ahead` goes. `beat` is called now and then."""
         self.frames.memory.populate(beat)
         self.seal.populate()
+        if self.demoter:
+            self.demoter.populate()
         if any(thing.kind for thing in self.tmem.objects()):
             self.admission.populate()
             self.allocator.populate_for_ephemeral()

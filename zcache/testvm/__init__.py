@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
+#: By which a guest with a network reaches the host's loopback: QEMU's user network has it so.
+HOST_ADDRESS: Final = "10.0.2.2"
+#: What a guest's card is called.
+CARD: Final = "eth0"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class VmConfig:
     host_swap: tuple[str, ...] | None = None
     # The same with a server that is somebody else's: its socket.
     host_socket: Path | None = None
+    # A network card, and at HOST_ADDRESS whoever listens on the host's 127.0.0.1.
+    network: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from zcache.errors import ZcacheError
 from zcache.linux import standard_streams
-from zcache.testvm import VmConfig, VmResult
+from zcache.testvm import HOST_ADDRESS, VmConfig, VmResult
 from zcache.testvm.arguments import whole_number
 from zcache.testvm.signals import end_in_order
 from zcache.testvm.vm import run_in_vm
@@ -52,6 +52,7 @@ class CommandLine:
             hung_task_panic=options.hung_task_panic,
             systemd=options.systemd,
             host_swap=None if options.host_swap is None else tuple(options.host_swap),
+            network=options.network,
         )
 
 
@@ -119,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--hung-task-panic", action="store_true", help="a task blocked for 60 s, or an oops, is a panic")
     add("--systemd", action="store_true", help="the guest runs systemd, and the command under it")
     add("--host-swap", nargs="*", metavar="key=value", help="the guest swaps to a scripts/serve run here")
+    add("--network", action="store_true", help=f"a network card; the host's 127.0.0.1 is {HOST_ADDRESS} in the guest")
     add("--status", type=_absolute, metavar="FILE", help="for that server's last status, as JSON")
     return parser
 

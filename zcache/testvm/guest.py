@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 DEVICE_DEADLINE_SECONDS = 15
+#: As QEMU's user network has them.
+GUEST_NETWORK = "10.0.2.15/24"
+GATEWAY = "10.0.2.2"
 
 
 class GuestError(Exception):
@@ -30,6 +33,8 @@ def main(job_folder: Path) -> None:
     try:
         with ExitStack() as undo:
             give_tmp(keep=[Path(path) for path in job["keep"]])
+            if job["network"]:
+                network_on()
             if job["swap_serial"] is not None:
                 swap_on(find_disk(job["swap_serial"]), undo)
             (job_folder / "started").touch()
@@ -93,6 +98,23 @@ def find_disk(serial: str) -> Path:
     if not wait_for(appeared):
         raise GuestError(f"no disk with serial {serial} appeared in {DEVICE_DEADLINE_SECONDS} s")
     return found[0]
+
+
+def network_on() -> None:
+    """The one card is up, with the address that QEMU's user network has for a guest."""
+    tool("modprobe", "virtio_net")
+    found: list[str] = []
+
+    def appeared() -> bool:
+        found.extend(entry.parent.name for entry in Path("/sys/class/net").glob("*/device"))
+        return bool(found)
+
+    if not wait_for(appeared):
+        raise GuestError(f"no network card appeared in {DEVICE_DEADLINE_SECONDS} s")
+    tool("ip", "link", "set", "lo", "up")
+    tool("ip", "link", "set", found[0], "up")
+    tool("ip", "addr", "add", GUEST_NETWORK, "dev", found[0])
+    tool("ip", "route", "add", "default", "via", GATEWAY)
 
 
 def swap_on(device: Path, undo: ExitStack) -> None:

@@ -96,6 +96,10 @@ def compose(
     log_path = str(kernel_log.absolute()).replace(",", ",,")
     qemu[qemu.index(console)] = f"file,id=console,path={log_path}"
     qemu += ["-nodefaults", "-qmp", f"unix:{work}/qmp,server=on,wait=off"]
+    if config.network:
+        # A real driver's path through the guest; on the host a process's sockets, for which nobody
+        # has to be root.
+        qemu += ["-netdev", "user,id=network,ipv6=off", "-device", "virtio-net-pci,netdev=network,romfile="]
     for index, disk in enumerate(config.disks):
         qemu += _disk_args(f"vmdisk{index}", {"driver": "file", "filename": str(disk.absolute())})
     if swap_socket is not None:
@@ -109,6 +113,8 @@ def _kernel_args(config: VmConfig, kvm: bool) -> list[str]:
     words += ["ignore_loglevel", "sysrq_always_enabled", "unknown_nmi_panic", "mitigations=off"]
     words += [f"module_blacklist={SKIPPED_MODULES}"]
     words += ["sysctl.kernel.hung_task_timeout_secs=60", "sysctl.kernel.hung_task_warnings=-1"]
+    if config.network:
+        words += ["net.ifnames=0"]  # the card keeps the kernel's name for it
     if config.systemd:
         words += ["systemd.unit=zcache-vm.service", "systemd.log_target=kmsg", "systemd.show_status=false"]
         words += ["printk.devkmsg=on"]

@@ -114,6 +114,7 @@ def _job(config: VmConfig, command: list[str]) -> dict[str, Any]:
         "command": command,
         "keep": [str(path) for path in keep],
         "swap_serial": SWAP_SERIAL if config.host_swap is not None or config.host_socket else None,
+        "network": config.network,
     }
 
 

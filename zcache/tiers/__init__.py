@@ -13,9 +13,9 @@ The contract, which every tier's contract suite runs:
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Tier"]
+__all__ = ["Tier", "WarmTier"]
 
 
 class Tier(Protocol):
@@ -49,6 +49,10 @@ class Tier(Protocol):
     def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """Fill buffers from consecutive slots."""
 
+    def read_again(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        """The same, because what was read is not what was written: from another copy, if there is
+        one."""
+
     def fault_ahead(self) -> None:
         """Populate the bookkeeping beyond what is in use; not for the I/O path."""
 
@@ -57,3 +61,19 @@ class Tier(Protocol):
 
     def close(self) -> None:
         """Let go of the medium."""
+
+
+@runtime_checkable
+class WarmTier(Tier, Protocol):
+    """A tier whose coldest frames go on to the next one (`zcache.reclaim.demotion`). Its slots are
+    handed out in turn."""
+
+    next_slot: int
+    was_read: bytearray  # of each slot: since somebody has looked and taken note
+
+    @property
+    def capacity_slots(self) -> int:
+        """How many frames may be there, as things stand; there may be more."""
+
+    def read_to_move(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        """As `read`; it does not count as one."""

@@ -12,8 +12,10 @@ nothing on the hot paths; a comparison for each frame that gives its slot back.
 from collections.abc import Iterable, Sequence
 
 from zcache.clock import Clock
-from zcache.tiers import Tier
+from zcache.image.flat_array import FlatArray
+from zcache.tiers import Tier, WarmTier
 from zcache.tiers.health import Health
+from zcache.tiers.slot_map import WINDOW_SLOTS
 
 
 class Place:
@@ -25,6 +27,8 @@ class Place:
         self.last = before + tier.slot_count
         self.health = Health(clock)
         self.flights = 0  # under way to it
+        #: Which frame each slot is, or was: where frames go on to the next tier.
+        self.owner = FlatArray("I", tier.slot_count + 1) if isinstance(tier, WarmTier) else None
 
     def has_room(self) -> bool:
         """Whether a slot is free."""
@@ -42,6 +46,10 @@ class Place:
     def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """From consecutive slots of this tier; raises what the tier does."""
         self.tier.read(first_slot - self.before, frames)
+
+    def read_again(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        """What was read is not what was written; raises what the tier does."""
+        self.tier.read_again(first_slot - self.before, frames)
 
 
 def rest_seconds(places: Iterable[Place]) -> float:
@@ -112,21 +120,30 @@ class Below:
         """The tiers of which it is yet to be seen that writes work again."""
         return [place for place in self.places if place.health.writing.failures]
 
+    def note(self, slot: int, frame: int) -> None:
+        """A frame is in this slot from now on."""
+        place = self.place_of(slot)
+        if place.owner:
+            place.owner.view[slot - place.before] = frame
+
     def release(self, slot: int) -> None:
         """Give a slot back; 0 is none, as most frames have that die."""
         if slot:
             place = self.place_of(slot)
             place.tier.release(slot - place.before)
 
-    def take_over(self, slot: int) -> None:
+    def take_over(self, slot: int, frame: int) -> None:
         """A predecessor's frame is in this slot; raises `Imbalance` if none can be."""
         place = self.place_of(slot) if slot <= self.slot_count else self.places[-1]
         place.tier.take_over(slot - place.before)
+        self.note(slot, frame)
 
     def fault_ahead(self) -> None:
         """As `Tier.fault_ahead`."""
         for place in self.places:
             place.tier.fault_ahead()
+            if place.owner and isinstance(place.tier, WarmTier):
+                place.owner.fault_ahead(place.tier.next_slot + WINDOW_SLOTS)
 
     def close(self) -> None:
         """Let go of all tiers."""

@@ -8,6 +8,7 @@ C, as fast as that of a bytearray, which would be touched, and so locked, whole.
 each slot up to some way beyond the highest that was used.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from zcache.errors import Imbalance
@@ -71,6 +72,14 @@ class SlotMap:
         assert self._used[slot] and slot, f"slot {slot} is not in use"
         self._used[slot] = 0
         self.used_slots -= 1
+
+    def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        """See `Tier.read`."""
+        raise NotImplementedError
+
+    def read_again(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        """See `Tier.read_again`: there is one copy."""
+        self.read(first_slot, frames)
 
     def fault_ahead(self) -> None:
         """Keep the map populated a window beyond what is in use. Not for the I/O path: it may wait

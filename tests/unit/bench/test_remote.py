@@ -1,6 +1,7 @@
 """`scripts/bench remote`: that its injected delays are what they say, and that it measures."""
 
 import contextlib
+import errno
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -99,7 +100,7 @@ def test_books_are_the_tiers_own() -> None:
 
 def test_a_relay_adds_its_delay_each_way(server: Server, tmp_path: Path) -> None:
     with relay(tmp_path, port_of(server), 0.01) as slow:
-        assert ping_seconds(slow.addresses[0], count=5) >= 0.02
+        assert ping_seconds(slow.addresses[0], count=5)[0] >= 0.02
 
 
 def test_a_relay_delays_a_batch_once_and_changes_no_byte(server: Server, tmp_path: Path, seed: int) -> None:
@@ -129,7 +130,7 @@ def test_a_relay_closes_what_the_engine_closes(server: Server, tmp_path: Path) -
 
 def test_what_a_relay_takes_itself_is_part_of_what_it_adds(server: Server, tmp_path: Path) -> None:
     with relay_adding(tmp_path, port_of(server), 0.005, pings=20) as found:
-        assert found.added_seconds > 2 * found.delay_seconds > 0
+        assert found.least_added_seconds > 2 * found.delay_seconds > 0
 
 
 # -- measuring
@@ -149,11 +150,25 @@ def test_frames_are_read_and_looked_at(kind: str, way: Way, server: Server, tmp_
             source = stack.enter_context(contextlib.closing(Bare(server.addresses[1], 4)))
         fill(source, 32)
         found = read(source, 32, way, 0.1, seed, [] if kind == "disk" else [server])
-        assert found.p99_us >= found.p50_us > 0 and found.frames_per_second > 0 and found.own_us > 0
+        assert (
+            found.longest_us >= found.p99_us >= found.p50_us > 0
+            and not found.failed
+            and found.frames_per_second > 0
+            and found.own_us > 0
+        )
         frames = new_frames(1)
         source.write(5, frames)  # not what is to be there
         with pytest.raises(AssertionError, match="other frames"):
             read(source, 5, Way(1, 5), 0.01, seed, [])
+
+
+def test_reads_that_fail_are_counted(seed: int) -> None:
+    class Broken(Instant):
+        def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+            raise OSError(errno.EIO, f"{len(frames)} frames from slot {first_slot}")
+
+    found = read(Broken(8), 8, Way(2, 1), 0.01, seed, [])
+    assert found.failed > 0 and not found.frames_per_second
 
 
 @pytest.mark.usefixtures("server")

@@ -29,12 +29,12 @@ def test_slots_are_numbered_through() -> None:
     assert below.slot_count == 9 and below.firsts == {1, 4, 6}
     assert [below.places.index(below.place_of(slot)) for slot in range(1, 10)] == [0, 0, 0, 1, 1, 2, 2, 2, 2]
     for slot in range(1, 10):
-        below.take_over(slot)
+        below.take_over(slot, 1)
         assert below.used_slots == slot
         with pytest.raises(Imbalance):
-            below.take_over(slot)
+            below.take_over(slot, 1)
     with pytest.raises(Imbalance):
-        below.take_over(10)
+        below.take_over(10, 1)
     for slot in range(1, 10):
         below.release(slot)
     below.release(0)

@@ -1,11 +1,14 @@
 """The tier contract, for every tier."""
 
+import contextlib
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.engines import engines
+from tests.support.remote import Far
 from tests.support.tiers import MemoryTier
 from zcache.tiers import Tier
 from zcache.tiers.backing_file import BackingFile
@@ -13,19 +16,24 @@ from zcache.tiers.backing_file import BackingFile
 FRAME_BYTES = 4096
 
 
-@pytest.fixture(params=["memory", "file", "file without O_DIRECT"])
+@pytest.fixture(params=["memory", "file", "file without O_DIRECT", "remote", "remote front"])
 def tier(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tier]:
-    made: Tier
-    if request.param == "memory":
-        made = MemoryTier(64)
-    else:
-        if request.param != "file":
-            monkeypatch.setattr("zcache.tiers.backing_file._try_direct", lambda *_arguments: False)
-        made = BackingFile.open(
-            tmp_path / "b", needed_bytes=0, new_bytes=64 * FRAME_BYTES, frame_bytes=FRAME_BYTES, force=False
-        )
-    yield made
-    made.close()
+    with contextlib.ExitStack() as stack:
+        made: Tier
+        if request.param == "memory":
+            made = MemoryTier(64)
+        elif request.param.startswith("remote"):
+            urls = [engine.url() for engine in stack.enter_context(engines(tmp_path, 2))]
+            far = Far(urls, backing=MemoryTier(64) if request.param == "remote front" else None)
+            made = far.tier
+        else:
+            if request.param != "file":
+                monkeypatch.setattr("zcache.tiers.backing_file._try_direct", lambda *_arguments: False)
+            made = BackingFile.open(
+                tmp_path / "b", needed_bytes=0, new_bytes=64 * FRAME_BYTES, frame_bytes=FRAME_BYTES, force=False
+            )
+        yield made
+        made.close()
 
 
 def buffers(count: int, fill: int = 0) -> list[memoryview]:
@@ -82,3 +90,11 @@ def test_releasing_twice_is_our_own_bug(tier: Tier) -> None:
     tier.release(first)
     with pytest.raises(AssertionError):
         tier.release(first)
+
+
+def test_another_copy_is_what_was_written_too(tier: Tier) -> None:
+    first, _ = tier.reserve(3)
+    tier.write(first, buffers(3, fill=7))
+    into = buffers(3)
+    tier.read_again(first, into)
+    assert [frame[0] for frame in into] == [7, 8, 9]

@@ -35,6 +35,8 @@ class Found(NamedTuple):
 
     p50_us: float
     p99_us: float
+    longest_us: float
+    failed: float
     frames_per_second: float
     own_us: float
     engine_us: float
@@ -70,13 +72,19 @@ def read(source: Source, slot_count: int, way: Way, seconds: float, seed: int, s
         frames = new_frames(way.batch)
         while (asked := time.perf_counter()) < begin + seconds:
             first = rng.randint(1, slot_count + 1 - way.batch)
-            source.read(first, frames)
-            times[number].append(time.perf_counter() - asked)
+            try:
+                source.read(first, frames)
+            except OSError:
+                failed.append(first)
+                continue
+            finally:
+                times[number].append(time.perf_counter() - asked)
             for slot, frame in enumerate(frames, first):
                 if int.from_bytes(frame[:_MARK_BYTES], "little") != slot:
                     wrong.append(slot)
 
     wrong: list[int] = []
+    failed: list[int] = []
     threads = [threading.Thread(target=run, args=(number,)) for number in range(way.threads)]
     before = [time.process_time(), *(server.cpu_seconds() for server in servers)]
     for thread in threads:
@@ -87,8 +95,8 @@ def read(source: Source, slot_count: int, way: Way, seconds: float, seed: int, s
     after = [time.process_time(), *(server.cpu_seconds() for server in servers)]
     assert not wrong, f"other frames than those asked for came from slots {wrong[:8]}"
     every = sorted(each for some in times for each in some)
-    count = len(every) * way.batch
-    cpu = [(stop - start) / count * 1e6 for start, stop in zip(before, after, strict=True)]
+    count = (len(every) - len(failed)) * way.batch
+    cpu = [(stop - start) / max(count, 1) * 1e6 for start, stop in zip(before, after, strict=True)]
     own_us, engine_us, relay_us = [*cpu, 0.0, 0.0][:3]
     p50_us, p99_us = (every[int(len(every) * share)] * 1e6 for share in (0.5, 0.99))
-    return Found(p50_us, p99_us, count / took, own_us, engine_us, relay_us)
+    return Found(p50_us, p99_us, every[-1] * 1e6, len(failed), count / took, own_us, engine_us, relay_us)

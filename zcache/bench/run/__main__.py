@@ -6,17 +6,20 @@ store's books balance, and pages were in fact swapped out, in and written back.
 """
 
 import argparse
+import contextlib
 import json
 import re
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
+from zcache.bench.run import on_engines
 from zcache.bench.run.disturbance import load_seconds
 from zcache.bench.run.disturbance import parse as parse_disturbance
 from zcache.errors import ZcacheError
@@ -68,12 +71,24 @@ def parse() -> argparse.Namespace:
         help="meanwhile kill, or upgrade, the server so many times, so often: kill:10:15",
     )
     parser.add_argument(
+        "--remote",
+        action="store_true",
+        help="frames go to two engines (Redis or Valkey) on this machine first, and one of them is killed half way",
+    )
+    parser.add_argument(
+        "--plot", type=lambda text: Path(text).absolute(), help="with --remote: the PNG to make (default: a new one)"
+    )
+    parser.add_argument(
         "--pager",
         action="store_true",
         help="instead, without VM and swap: an array larger than the RAM that it may take, by the pager; one minute",
     )
     parser.add_argument("parameters", nargs="*", help=f"server parameters besides {' '.join(PARAMETERS)} backing=DISK")
     arguments = parser.parse_args()
+    if arguments.remote and arguments.disturb:
+        parser.error("--remote disturbs engines: give it, or --disturb")
+    if arguments.plot and not arguments.remote:
+        parser.error("--plot is of the engines of --remote: give both")
     try:
         arguments.seconds = arguments.seconds or (
             load_seconds(arguments.disturb) if arguments.disturb else LOAD_SECONDS
@@ -101,17 +116,15 @@ def main() -> int:
     end_in_order()
     if arguments.pager:
         return _show_pager()
-    keys = {word.partition("=")[0] for word in arguments.parameters}
-    defaults = [word for word in PARAMETERS if word.partition("=")[0] not in keys]
-    backing = "backing=/dev/disk/by-id/virtio-vmdisk0"
     # rand-set: every page compresses to a little less than half. With "all" methods it is chance
     # whether the pages that are swapped out are same-filled, and then the budget is never exhausted
     # (one run in three).
     load = ["stress-ng", "--vm", "2", "--vm-bytes", arguments.stress_bytes, "--vm-method", "rand-set", "--vm-keep"]
     load += ["--verify", "--timeout", f"{arguments.seconds}s", "--metrics-brief"]
 
-    with tempfile.TemporaryDirectory(prefix="zcache-run-") as folder:
-        disk, report_path = Path(folder) / "disk", Path(folder) / "share" / "report.json"
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zcache-run-")))
+        disk, report_path = folder / "disk", folder / "share" / "report.json"
         report_path.parent.mkdir()
         with disk.open("wb") as file:
             file.truncate(DISK_BYTES)
@@ -119,12 +132,17 @@ def main() -> int:
             memory=arguments.memory,
             disks=(disk,),
             share=report_path.parent,
+            network=arguments.remote,
             timeout_seconds=arguments.timeout or arguments.seconds + OTHER_SECONDS,
         )
         command = [sys.executable, "-m", "zcache.bench.run.guest", str(report_path)]
-        command += [arguments.disturb] if arguments.disturb else []
-        command += [*defaults, backing, *arguments.parameters, "--", *load]
+        command += ["--disturb", arguments.disturb] if arguments.disturb else []
         try:
+            engines: list[str] = []
+            if arguments.remote:
+                options, engines = stack.enter_context(on_engines.two_engines(arguments.seconds))
+                command += options
+            command += [*parameters(arguments.parameters, arguments.remote), *engines, "--", *load]
             result = run_in_vm(config, command)
         except ZcacheError as error:
             print(f"run: {error}", file=sys.stderr)
@@ -135,9 +153,12 @@ def main() -> int:
     failures = judge(result, report, arguments.disturb)
     if report:
         print_report(report, result)
+    if report and arguments.remote:
+        failures += on_engines.failures(report)
+        print(on_engines.draw(report, arguments.plot))
     for failure in failures:
         print(f"FAILED: {failure}", file=sys.stderr)
-    if report and (failures or arguments.disturb):
+    if report and (failures or arguments.disturb or arguments.remote):
         print(f"the server's log:\n{report['server_log']}")
     if failures:
         print(f"the guest's kernel log is kept in {result.kernel_log}", file=sys.stderr)
@@ -145,6 +166,14 @@ def main() -> int:
     result.kernel_log.unlink()
     print("OK: every page came back as it was")
     return 0
+
+
+def parameters(given: Sequence[str], is_remote: bool = False) -> list[str]:
+    """The server's: the usual ones, but for those that were given."""
+    usual = (*PARAMETERS, *(on_engines.PARAMETERS if is_remote else ()), "backing=/dev/disk/by-id/virtio-vmdisk0")
+    words = {word.partition("=")[0]: word for word in usual}
+    keys = {word.partition("=")[0] for word in given}
+    return [*(word for key, word in words.items() if key not in keys), *given]
 
 
 def kernel_troubles(log: str, *, disturbed: bool = False) -> list[str]:
@@ -217,6 +246,7 @@ def print_report(report: dict[str, Any], result: VmResult) -> None:
         "longest stall of a read": f"{report['longest_stall_seconds']} s",
         "server killed or replaced": f"{report.get('disturbed', 0)} times",
         "seconds: load, swapoff, all": f"{report['load_seconds']}, {report['swap_off_seconds']}, {result.seconds:.0f}",
+        **(on_engines.rows(report) if "whereabouts" in report else {}),
         "stress-ng": verdict,
         "books": "balanced" if report["check"]["balanced"] else "NOT balanced",
     }

@@ -1,0 +1,472 @@
+"""Worlds whose frames go to engines: each twice, before a disk or alone, or as copies of what is on
+a disk. The engines are `tests.support.fake_engine`'s, and fail in every way that it knows.
+
+In a *careful* world one engine at a time is in trouble, and the next one only when all is as it
+should be again: then nothing may be lost, and no read may fail, whatever the one does. In others
+anything happens at any time, and a page may fail if no engine has its frame any more, or those that
+have it are in trouble, or were a moment ago. At no time does a page read as anything else than what
+was written.
+
+At the end all engines are well, and the mender has had its turns: then each frame has two copies,
+where the tables say that they are, and nothing else is left at any engine. `works` are what is done
+beside requests: a turn of each is an operation of the world, and happens while somebody waits.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from tests.property.world import World
+from tests.support.clock import FakeClock
+from tests.support.fake_engine import FakeEngine, FakeNetwork
+from tests.support.seals import new_seal
+from tests.support.stores import parse
+from tests.support.tiers import FaultyTier
+from zcache.allocators.choice import ALLOCATORS
+from zcache.control.check import check
+from zcache.image.image import Geometry, Image
+from zcache.pageframes.slots import slots_of
+from zcache.pages.tmem import Kind, TmemObject
+from zcache.remote.accounts import name_of
+from zcache.remote.copies import Copies
+from zcache.remote.engines import Engines
+from zcache.remote.mender import GONE_SECONDS, Mender
+from zcache.remote.remote_front import RemoteFront
+from zcache.remote.remote_tier import COPIES, RemoteTier
+from zcache.remote.tables import Tables, no_image
+from zcache.remote.url import parse_url
+from zcache.server.rebuild import rebuild
+from zcache.store.store import Store
+
+#: What happens to engines; a world has some of these.
+FAULTS: Final = ["pause", "cut", "kill", "restart", "snapshot", "failover", "split", "full", "slow", "reset", "forget"]
+#: For how long after its trouble an engine may not be connected yet: a rest of two seconds, an
+#: exchange that has begun, and some turns.
+LATE_SECONDS: Final = 10.0
+#: Until all is as it should be, once all engines are well.
+MOST_TURNS: Final = 400
+
+
+class WorldClock(FakeClock):
+    """While somebody sleeps, others work. It stands still while something happens in the middle of
+    an exchange, which takes no longer for that."""
+
+    def __init__(self) -> None:
+        self.is_still = False
+        super().__init__()
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds
+
+    @seconds.setter
+    def seconds(self, seconds: float) -> None:
+        if not self.is_still:
+            self._seconds = seconds
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        self.meanwhile()
+
+    def wait(self, condition: threading.Condition, seconds: float) -> None:
+        super().sleep(seconds)
+        condition.release()
+        try:
+            self.meanwhile()
+        finally:
+            condition.acquire()
+
+
+class _Judged:
+    """What `World` and `Client` ask of a tier, of one that is at engines."""
+
+    def __init__(self) -> None:
+        self.before_write: Callable[[], None] = lambda: None
+        self.before_read: Callable[[], None] = lambda: None
+        self.after_read: Callable[[], None] = lambda: None
+        self.faults: dict[str, int] = {}
+        self.failed_reads = 0
+
+    def heal(self) -> None:
+        """The world does."""
+
+    def transfer(self, before: Callable[[], None], act: Callable[[], None], after: Callable[[], None]) -> None:
+        before()
+        try:
+            act()
+        except OSError:
+            self.failed_reads += 1
+            raise
+        after()
+
+
+class JudgedRemoteTier(_Judged, RemoteTier):
+    """Frames at two engines."""
+
+    def __init__(self, world: "RemoteWorld", slot_count: int, copies: Copies, is_last: Callable[[], bool]) -> None:
+        _Judged.__init__(self)
+        RemoteTier.__init__(self, slot_count, copies, is_last)
+        self._world, self.faults = world, world.troubles
+
+    def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        self.before_write()
+        super().write(first_slot, frames)
+
+    def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        self.transfer(self.before_read, lambda: RemoteTier.read(self, first_slot, frames), self.after_read)
+
+    def is_spoiled(self, slot: int) -> bool:
+        return not self._world.is_careful and not self._world.engines_with(slot)
+
+    def may_fail(self, slot: int) -> bool:
+        return not self._world.is_careful and all(map(self._world.was_in_trouble, self._world.engines_with(slot)))
+
+
+class JudgedRemoteFront(_Judged, RemoteFront):
+    """Copies of what is on a disk: an error is justified if it is the disk's."""
+
+    def __init__(self, disk: FaultyTier, copies: Copies, limit_slots: int) -> None:
+        _Judged.__init__(self)
+        RemoteFront.__init__(self, disk, copies, limit_slots)
+        self.is_spoiled, self.may_fail = disk.is_spoiled, disk.may_fail
+        self.used_map, self.is_free = disk.used_map, disk.free_slots  # type: ignore[method-assign]
+
+    def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        self.before_write()
+        super().write(first_slot, frames)
+
+    def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        self.transfer(self.before_read, lambda: RemoteFront.read(self, first_slot, frames), self.after_read)
+
+
+class Left(NamedTuple):
+    """What a server leaves behind, beside its image."""
+
+    disks: list[FaultyTier]
+    network: FakeNetwork
+    old_engines: list[FakeEngine]
+    trouble_at: dict[str, float]
+
+
+class RemoteWorld(World):
+    """See there."""
+
+    clock: WorldClock
+
+    def _chooses_tier(self) -> bool:
+        return True
+
+    def _new_clock(self) -> WorldClock:
+        clock = WorldClock()
+        clock.meanwhile = self._work_meanwhile
+        return clock
+
+    def _make_tiers(self, slots: int, clock: FakeClock, frame_bytes: int) -> list[FaultyTier]:
+        """The disk, if there is one, and engines. The tiers themselves are each server's."""
+        rng = self.rng
+        self.layout = rng.choice(["remote", "remote", "remote and disk", "front"])
+        self.is_careful = rng.random() < 0.5
+        self.kinds = rng.sample(FAULTS, rng.randrange(1, len(FAULTS) + 1)) if self.has_faults else []
+        if self.is_careful:
+            self.kinds = [kind for kind in self.kinds if kind != "full"] or ["kill"] * self.has_faults
+        self.work_share = rng.choice([0.02, 0.1, 0.5])
+        self.network = FakeNetwork(clock, rng)
+        self.network.latency_seconds = rng.choice([1e-4, 1e-3, 5e-3])
+        self.names = [f"/engine{n}" for n in range(rng.choice([2, 2, 3, 4]))]
+        for name in self.names:
+            self.network.add(name)
+        self.old_engines: list[FakeEngine] = []  # that somebody is connected to still
+        self.trouble_at = dict.fromkeys(self.names, -LATE_SECONDS)
+        self.in_trouble = ""  # in a careful world: the one that is
+        self.troubles: dict[str, int] = {}
+        self._is_working = self._is_locked = False
+        disk_slots = {"remote": 0, "front": slots}.get(self.layout, slots // 2)
+        self.remote_slots = slots if self.layout == "front" else slots - disk_slots
+        self.limit_slots = rng.randrange(1, slots + 1)
+        if "full" in self.kinds and rng.random() < 0.5:
+            frames = rng.randrange(1, 2 * self.remote_slots + 2)
+            self.network.maxmemory = (frames * (frame_bytes + 500) + 20000) // len(self.names) * 32 // 31
+        self.disks_below = [FaultyTier(disk_slots, clock, rng, frame_bytes)] if disk_slots else []
+        return self.disks_below
+
+    def _make_store(self) -> tuple[Store, TmemObject]:
+        chosen = ALLOCATORS[self.allocator]
+        disk = self.disks_below[0] if self.disks_below else None
+        is_front = self.layout == "front"
+        slots_below = self.remote_slots + (disk.slot_count if disk and not is_front else 0)
+        image = None
+        if self.has_image:
+            budget = self.budget_frames
+            geometry = Geometry(
+                self.page_count, slots_of(budget), budget + slots_below, chosen.frame_bytes, "no", self.allocator, None
+            )._replace(remote_slots=self.remote_slots)
+            image = Image.open(self.descriptor, geometry)
+        self.tables = Tables(self.remote_slots, image.section if image else no_image)
+        urls = [parse_url(f"unix://{name}") for name in self.names]
+        engines = Engines(urls, 1 if is_front else COPIES, is_front, self.clock, self.network.connect)
+        engines.resolve(True, lambda _: None)
+        is_new = image is None or image.epoch == 1
+        peers = engines.make_peers(name_of(image.secret if image else b""), self.tables, is_new)
+        self.copies = Copies(self.tables, peers, chosen.frame_bytes, self.clock)
+        self.mender_is_over = False
+        if is_front:
+            assert disk
+            front = JudgedRemoteFront(disk, self.copies, self.limit_slots)
+            self.mender = Mender(self.copies, engines, front.is_used, 1, self.clock, lambda _: None)
+            self.mender.also = front.send_staged
+            self.tiers = [front]
+            self.is_used = front.is_used
+        else:
+            tier = JudgedRemoteTier(self, self.remote_slots, self.copies, lambda: not (disk and disk.free_slots))
+            self.mender = Mender(self.copies, engines, tier.is_used, COPIES, self.clock, lambda _: None)
+            self.tiers = [tier, *self.disks_below]
+            self.is_used = tier.is_used
+        self.network.unlinked = self._see_unlink
+        self.mender.connect_all()
+        store = Store(
+            budget_bytes=self.budget_frames * chosen.frame_bytes,
+            codec=parse(self.codec),
+            allocator=self.allocator,
+            recompress=parse(self.recompress) if self.recompress else None,
+            tiers=self.tiers,
+            seal=new_seal("no", frame_bytes=chosen.frame_bytes),
+            image=image,
+            clock=self.clock,
+        )
+        pool = store.tmem.new_pool(Kind.PERSISTENT)
+        thing = store.tmem.new_object(pool, 0, self.page_count, image.section("entries") if image else None)
+        if not is_new:
+            rebuild(store, thing)
+        self.works = [self.mender.work]
+        if self.busy_share and self.threads == 1:
+            self.network.in_exchange = self._happen_in_exchange
+        return store, thing
+
+    def describe(self) -> str:
+        engines = ", ".join(f"{name} {engine.state}" for name, engine in self.network.at.items())
+        return (
+            f"remote {super().describe()}; {self.layout}, careful {self.is_careful}, {engines}, "
+            f"maxmemory {self.network.maxmemory}, {self.kinds}, {self.troubles}, {self.copies.counters.as_dict()}"
+        )
+
+    # -- what is done beside requests
+    # ---------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        if self._is_working or self._is_locked:
+            return
+        self._is_working = True
+        try:
+            super()._work()
+        finally:
+            self._is_working = False
+
+    def _work_meanwhile(self) -> None:
+        """While somebody sleeps, each has a turn, in a world with one thread."""
+        if self.threads > 1 or not hasattr(self, "mender") or self._is_working or self._is_locked:
+            return
+        self._is_working = True
+        try:
+            for work in self.works:
+                work()
+        finally:
+            self._is_working = False
+
+    def _reclaim_meanwhile(self) -> None:
+        if self._is_locked:
+            return
+        if self.rng.random() < 0.5:
+            super()._reclaim_meanwhile()
+        else:
+            self._work()
+
+    def _happen_in_exchange(self, is_write: bool) -> None:
+        """Other requests; but while a connection for writing is in use, none that need it."""
+        if self._is_happening or not hasattr(self, "mender") or self._is_locked:
+            return
+        self._is_locked = is_write
+        self.clock.is_still = True
+        try:
+            self._happen()
+        finally:
+            self._is_locked = self.clock.is_still = False
+
+    # -- trouble
+    # ---------------------------------------------------------------------------------------------
+
+    def _change_faults(self) -> None:
+        rng = self.rng
+        self.clock.sleep(rng.choice((0.01, 0.01, 0.3, 0.3, 5.0, GONE_SECONDS)))
+        if self.disks_below and not self.is_careful and rng.random() < 0.2:
+            self.disks_below[0].choose_regime()
+        for old in [old for old in self.old_engines if rng.random() < 0.3]:
+            old.end()
+            self.old_engines.remove(old)
+        if rng.random() < 0.3:
+            self._mend(rng.choice(self.names))
+        elif self.is_careful:
+            self.in_trouble = self.in_trouble or rng.choice(self.names)
+            self._trouble(self.in_trouble)
+        else:
+            self._trouble(rng.choice(self.names))
+
+    def _trouble(self, name: str) -> None:
+        rng, engine = self.rng, self.network.at[name]
+        kind = rng.choice(self.kinds)
+        self.troubles[kind] = self.troubles.get(kind, 0) + 1
+        self.trouble_at[name] = self.clock.now()
+        if rng.random() < 0.3:
+            engine.save()
+        if engine.state == "dead":
+            kind = rng.choice(["restart", "snapshot"])
+        if kind in ("pause", "cut"):
+            engine.state = {"pause": "paused"}.get(kind, "cut")
+        elif kind == "kill":
+            engine.end()
+        elif kind in ("restart", "snapshot"):
+            self.network.restart(name, is_from_snapshot=kind == "snapshot")
+            self.network.at[name].is_loading = rng.random() < 0.2
+        elif kind in ("failover", "split"):
+            if rng.random() < 0.3:
+                engine.lag_all()
+            if kind == "split" and engine.state == "up":
+                self.old_engines.append(engine)
+            self.network.fail_over(name, is_old_alive=kind == "split")
+        elif kind == "full":
+            engine.foreign_bytes = self.network.maxmemory
+        elif kind == "slow":
+            engine.delays, engine.longest_delay_seconds = rng.choice([0.1, 0.5, 1.0]), rng.choice([0.06, 0.5, 3.0])
+        elif kind == "reset":
+            engine.resets = rng.choice([0.05, 0.3, 1.0])
+        elif kind == "forget":
+            for key in [key for key in engine.data if rng.random() < 0.2 and not key.endswith(b"account")]:
+                engine.forget(key)
+
+    def _mend(self, name: str) -> None:
+        """An engine's trouble is over; what was sent to it late may be yet to come."""
+        engine = self.network.at[name]
+        if self.is_careful and name != self.in_trouble:
+            return
+        self.trouble_at[name] = self.clock.now()
+        if engine.state == "dead":
+            self.network.restart(name, is_from_snapshot=self.rng.random() < 0.5)
+        engine.heal()
+        engine.run_late(self.rng.choice([0.0, 0.5, 0.9]))
+        if self.is_careful:
+            self._settle()
+            self.in_trouble = ""
+
+    def was_in_trouble(self, engine: FakeEngine) -> bool:
+        """Whether it is, or was a moment ago."""
+        return not engine.is_well or self.clock.now() - self.trouble_at[engine.name] < LATE_SECONDS
+
+    def engines_with(self, slot: int) -> list[FakeEngine]:
+        """Who has the slot's frame."""
+        found = []
+        for peer in self.copies.peers:
+            engine = self.network.at[peer.url.path]
+            if self.copies.key_of(peer, slot, self.tables.generation[slot]) in engine.data and engine.state != "dead":
+                found.append(engine)
+        return found
+
+    def _see_unlink(self, engine: FakeEngine, key: bytes, is_late: bool) -> None:
+        """A key that a frame needs is not removed, unless by a command that comes late."""
+        lane = self.names.index(engine.name)
+        peer = self.copies.peers[lane]
+        if is_late or not key.startswith(peer.prefix) or engine is not self.network.at[engine.name]:
+            return
+        slot_text, colon, generation = key[len(peer.prefix) :].partition(b":")
+        assert colon, f"{key!r} is removed"
+        slot = int(slot_text)
+        if int(generation) == self.tables.generation[slot] and self.is_used(slot) and self.threads == 1:
+            holders = [self.copies.holder(number) for number in self.tables.holders_of(slot)]
+            assert peer not in holders, f"the copy of slot {slot} at {engine.name} is removed, and is needed"
+
+    # -- all as it should be
+    # ---------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """The mender works until nothing is to be done; raises if that never comes."""
+        why = ""
+        for _ in range(MOST_TURNS):
+            self.clock.seconds += 0.5
+            self.mender.work()
+            if not (why := self._why_unsettled()):
+                return
+        raise AssertionError(f"after {MOST_TURNS} turns of the mender: {why}")
+
+    def _why_unsettled(self) -> str:
+        copies = self.copies
+        for peer in copies.peers:
+            if not (peer.is_up and peer.is_connected()):
+                return f"{peer.name} is not connected"
+        if copies.dead.count or any(copies.unnamed):
+            return "something is to be removed"
+        if self.layout == "front":
+            return ""
+        for slot in range(1, self.remote_slots + 1):
+            numbers = self.tables.holders_of(slot)
+            holders = [copies.holder(number) for number in numbers]
+            if any(peer and peer.number != number for peer, number in zip(holders, numbers, strict=True)):
+                return f"slot {slot} has a copy that was not looked for"
+            if not self.is_used(slot) and any(holders):
+                return f"slot {slot} is free, and has copies"
+            if self.is_used(slot) and (None in holders or holders[0] is holders[1]):
+                if not any(holders) and not self.is_careful:
+                    if self.engines_with(slot):
+                        return f"slot {slot} has copies, and they are not known"
+                    continue  # lost
+                return f"slot {slot} has copies at {[peer and peer.name for peer in holders]}"
+        return ""
+
+    def _check_copies(self) -> None:
+        """Each is where the tables say, and nothing else is anywhere."""
+        copies = self.copies
+        named: dict[int, set[bytes]] = {peer.lane: set() for peer in copies.peers}
+        for slot in range(1, self.remote_slots + 1):
+            for peer in map(copies.holder, self.tables.holders_of(slot)):
+                if peer:
+                    named[peer.lane].add(copies.key_of(peer, slot, self.tables.generation[slot]))
+        for peer in copies.peers:
+            there = {key for key in self.network.at[peer.url.path].data if key[-4:] not in (b"word", b"ount")}
+            assert not named[peer.lane] - there, f"{peer.name} lacks {named[peer.lane] - there}"
+            assert not there - named[peer.lane], f"{peer.name} has {there - named[peer.lane]}, and should not"
+            assert copies.at[peer.lane] == len(there), f"{peer.name}: {copies.at[peer.lane]} copies, not {len(there)}"
+
+    def _end(self) -> None:
+        for old in self.old_engines:
+            old.end()
+        self.network.in_exchange = lambda _: None
+        self.network.maxmemory = 0
+        self.network.heal()
+        for tier in self.disks_below:
+            tier.heal()
+        self._settle()
+        self.clock.seconds += 2 * 3600.0  # what came too late for a sweep is found by the next one
+        self._settle()
+        check(self.store)
+        self._check_copies()
+        self.trouble_at = dict.fromkeys(self.names, -LATE_SECONDS)
+        super()._end()
+        self._settle()
+        self._check_copies()
+        assert not any(self.copies.at), "copies are held for nobody"
+
+    # -- deaths
+    # ---------------------------------------------------------------------------------------------
+
+    def _successors(self) -> Left:
+        network = self.network.copy()
+        old = [engine.copy(network) for engine in self.old_engines]
+        return Left([disk.successor() for disk in self.disks_below], network, old, dict(self.trouble_at))
+
+    def _inherit(self, left: Any) -> None:
+        self.disks_below, self.network, self.old_engines, self.trouble_at = left
+        self.tiers = []
+
+
+def new_remote_world(rng: random.Random) -> RemoteWorld:
+    """One of any kind."""
+    return RemoteWorld(rng.getrandbits(48))
