@@ -12,7 +12,6 @@ where the tables say that they are, and nothing else is left at any engine. `wor
 beside requests: a turn of each is an operation of the world, and happens while somebody waits.
 """
 
-import random
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
@@ -34,6 +33,7 @@ from zcache.remote.engines import Engines
 from zcache.remote.mender import GONE_SECONDS, Mender
 from zcache.remote.remote_front import RemoteFront
 from zcache.remote.remote_tier import COPIES, RemoteTier
+from zcache.remote.sweeper import SWEEP_SECONDS
 from zcache.remote.tables import Tables, no_image
 from zcache.remote.url import parse_url
 from zcache.server.rebuild import rebuild
@@ -44,8 +44,13 @@ FAULTS: Final = ["pause", "cut", "kill", "restart", "snapshot", "failover", "spl
 #: For how long after its trouble an engine may not be connected yet: a rest of two seconds, an
 #: exchange that has begun, and some turns.
 LATE_SECONDS: Final = 10.0
+LATE_TURNS: Final = 3
+#: One wait, where several threads share a clock.
+SHARED_SECONDS: Final = 0.002
 #: Until all is as it should be, once all engines are well.
 MOST_TURNS: Final = 400
+#: Until all engines were swept.
+SWEEP_TURNS: Final = 25
 
 
 class WorldClock(FakeClock):
@@ -54,6 +59,7 @@ class WorldClock(FakeClock):
 
     def __init__(self) -> None:
         self.is_still = False
+        self.is_shared = False  # by several threads: who waits really does, or time would fly for others
         super().__init__()
         self.meanwhile: Callable[[], None] = lambda: None
 
@@ -71,6 +77,10 @@ class WorldClock(FakeClock):
         self.meanwhile()
 
     def wait(self, condition: threading.Condition, seconds: float) -> None:
+        if self.is_shared:
+            self.seconds += SHARED_SECONDS
+            condition.wait(SHARED_SECONDS)
+            return
         super().sleep(seconds)
         condition.release()
         try:
@@ -147,7 +157,7 @@ class Left(NamedTuple):
     disks: list[FaultyTier]
     network: FakeNetwork
     old_engines: list[FakeEngine]
-    trouble_at: dict[str, float]
+    trouble_at: dict[str, tuple[float, int]]
 
 
 class RemoteWorld(World):
@@ -161,24 +171,27 @@ class RemoteWorld(World):
     def _new_clock(self) -> WorldClock:
         clock = WorldClock()
         clock.meanwhile = self._work_meanwhile
+        clock.is_shared = self.threads > 1
         return clock
 
     def _make_tiers(self, slots: int, clock: FakeClock, frame_bytes: int) -> list[FaultyTier]:
         """The disk, if there is one, and engines. The tiers themselves are each server's."""
         rng = self.rng
         self.layout = rng.choice(["remote", "remote", "remote and disk", "front"])
-        self.is_careful = rng.random() < 0.5
+        self.is_careful = rng.random() < 0.5 and not (self.has_faults and self.threads > 1)
         self.kinds = rng.sample(FAULTS, rng.randrange(1, len(FAULTS) + 1)) if self.has_faults else []
         if self.is_careful:
             self.kinds = [kind for kind in self.kinds if kind != "full"] or ["kill"] * self.has_faults
         self.work_share = rng.choice([0.02, 0.1, 0.5])
+        self.demotes = rng.random() < 0.5
         self.network = FakeNetwork(clock, rng)
         self.network.latency_seconds = rng.choice([1e-4, 1e-3, 5e-3])
         self.names = [f"/engine{n}" for n in range(rng.choice([2, 2, 3, 4]))]
         for name in self.names:
             self.network.add(name)
         self.old_engines: list[FakeEngine] = []  # that somebody is connected to still
-        self.trouble_at = dict.fromkeys(self.names, -LATE_SECONDS)
+        self.turns = 0  # of the mender
+        self.trouble_at = dict.fromkeys(self.names, (0.0, -LATE_TURNS))  # seconds and turns
         self.in_trouble = ""  # in a careful world: the one that is
         self.troubles: dict[str, int] = {}
         self._is_working = self._is_locked = False
@@ -210,7 +223,6 @@ class RemoteWorld(World):
         is_new = image is None or image.epoch == 1
         peers = engines.make_peers(name_of(image.secret if image else b""), self.tables, is_new)
         self.copies = Copies(self.tables, peers, chosen.frame_bytes, self.clock)
-        self.mender_is_over = False
         if is_front:
             assert disk
             front = JudgedRemoteFront(disk, self.copies, self.limit_slots)
@@ -223,6 +235,7 @@ class RemoteWorld(World):
             self.mender = Mender(self.copies, engines, tier.is_used, COPIES, self.clock, lambda _: None)
             self.tiers = [tier, *self.disks_below]
             self.is_used = tier.is_used
+        self.works = []  # until there is a store
         self.network.unlinked = self._see_unlink
         self.mender.connect_all()
         store = Store(
@@ -235,11 +248,11 @@ class RemoteWorld(World):
             image=image,
             clock=self.clock,
         )
+        self.works = [self._turn, *[self._demote] * (self.demotes and store.demoter is not None)]
         pool = store.tmem.new_pool(Kind.PERSISTENT)
         thing = store.tmem.new_object(pool, 0, self.page_count, image.section("entries") if image else None)
         if not is_new:
             rebuild(store, thing)
-        self.works = [self.mender.work]
         if self.busy_share and self.threads == 1:
             self.network.in_exchange = self._happen_in_exchange
         return store, thing
@@ -254,25 +267,34 @@ class RemoteWorld(World):
     # -- what is done beside requests
     # ---------------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _turn(self) -> None:
+        """Of the mender."""
         if self._is_working or self._is_locked:
             return
         self._is_working = True
         try:
-            super()._work()
+            self.mender.work()
+            self.turns += 1
         finally:
             self._is_working = False
 
-    def _work_meanwhile(self) -> None:
-        """While somebody sleeps, each has a turn, in a world with one thread."""
-        if self.threads > 1 or not hasattr(self, "mender") or self._is_working or self._is_locked:
+    def _demote(self) -> None:
+        """Whatever is due of that; not where it would have to wait for one who waits for it."""
+        demoter = self.store.demoter
+        if self._is_working or self._is_locked or not demoter or not self.store.frames.slots.fetch_count:
             return
         self._is_working = True
         try:
-            for work in self.works:
-                work()
+            demoter.work()
         finally:
             self._is_working = False
+        assert not demoter.unforeseen, demoter.unforeseen
+
+    def _work_meanwhile(self) -> None:
+        """While somebody sleeps, each has a turn, in a world with one thread."""
+        if self.threads == 1:
+            for work in self.works:
+                work()
 
     def _reclaim_meanwhile(self) -> None:
         if self._is_locked:
@@ -284,7 +306,7 @@ class RemoteWorld(World):
 
     def _happen_in_exchange(self, is_write: bool) -> None:
         """Other requests; but while a connection for writing is in use, none that need it."""
-        if self._is_happening or not hasattr(self, "mender") or self._is_locked:
+        if self._is_happening or self._is_locked or not self.works:
             return
         self._is_locked = is_write
         self.clock.is_still = True
@@ -316,7 +338,7 @@ class RemoteWorld(World):
         rng, engine = self.rng, self.network.at[name]
         kind = rng.choice(self.kinds)
         self.troubles[kind] = self.troubles.get(kind, 0) + 1
-        self.trouble_at[name] = self.clock.now()
+        self.trouble_at[name] = self.clock.now(), self.turns
         if rng.random() < 0.3:
             engine.save()
         if engine.state == "dead":
@@ -349,25 +371,31 @@ class RemoteWorld(World):
         engine = self.network.at[name]
         if self.is_careful and name != self.in_trouble:
             return
-        self.trouble_at[name] = self.clock.now()
+        self.trouble_at[name] = self.clock.now(), self.turns
+        for old in [old for old in self.old_engines if old.name == name]:
+            old.end()
+            self.old_engines.remove(old)
         if engine.state == "dead":
             self.network.restart(name, is_from_snapshot=self.rng.random() < 0.5)
         engine.heal()
         engine.run_late(self.rng.choice([0.0, 0.5, 0.9]))
         if self.is_careful:
-            self._settle()
+            self._settle_and_sweep()
             self.in_trouble = ""
 
     def was_in_trouble(self, engine: FakeEngine) -> bool:
         """Whether it is, or was a moment ago."""
-        return not engine.is_well or self.clock.now() - self.trouble_at[engine.name] < LATE_SECONDS
+        seconds, turns = self.trouble_at[engine.name]
+        is_late = self.clock.now() - seconds < LATE_SECONDS or self.turns - turns < LATE_TURNS
+        return is_late or not engine.is_well
 
     def engines_with(self, slot: int) -> list[FakeEngine]:
         """Who has the slot's frame."""
         found = []
         for peer in self.copies.peers:
             engine = self.network.at[peer.url.path]
-            if self.copies.key_of(peer, slot, self.tables.generation[slot]) in engine.data and engine.state != "dead":
+            key = self.copies.key_of(peer, slot, self.tables.generation[slot])
+            if key in engine.data and key not in engine.lost and engine.state != "dead":
                 found.append(engine)
         return found
 
@@ -387,15 +415,21 @@ class RemoteWorld(World):
     # -- all as it should be
     # ---------------------------------------------------------------------------------------------
 
-    def _settle(self) -> None:
+    def _settle(self, least_turns: int = 1) -> None:
         """The mender works until nothing is to be done; raises if that never comes."""
         why = ""
-        for _ in range(MOST_TURNS):
+        for turn in range(1, MOST_TURNS + 1):
             self.clock.seconds += 0.5
-            self.mender.work()
-            if not (why := self._why_unsettled()):
+            self._turn()
+            if not (why := self._why_unsettled()) and turn >= least_turns:
                 return
         raise AssertionError(f"after {MOST_TURNS} turns of the mender: {why}")
+
+    def _settle_and_sweep(self) -> None:
+        """What came too late for a sweep, and what was lost without a word, the next one finds."""
+        self._settle()
+        self.clock.seconds += SWEEP_SECONDS + 1
+        self._settle(SWEEP_TURNS)
 
     def _why_unsettled(self) -> str:
         copies = self.copies
@@ -443,12 +477,9 @@ class RemoteWorld(World):
         self.network.heal()
         for tier in self.disks_below:
             tier.heal()
-        self._settle()
-        self.clock.seconds += 2 * 3600.0  # what came too late for a sweep is found by the next one
-        self._settle()
+        self._settle_and_sweep()
         check(self.store)
         self._check_copies()
-        self.trouble_at = dict.fromkeys(self.names, -LATE_SECONDS)
         super()._end()
         self._settle()
         self._check_copies()
@@ -465,8 +496,3 @@ class RemoteWorld(World):
     def _inherit(self, left: Any) -> None:
         self.disks_below, self.network, self.old_engines, self.trouble_at = left
         self.tiers = []
-
-
-def new_remote_world(rng: random.Random) -> RemoteWorld:
-    """One of any kind."""
-    return RemoteWorld(rng.getrandbits(48))

@@ -1,5 +1,6 @@
 """python -m tests.property.soak: as many operations as asked for, against the dict, in as many
-small worlds.
+small worlds. One in `REMOTE_EVERY` has engines below (`tests.property.remote_world`), or all with
+--remote-only: those whose seeds it divides.
 
 A failure prints the world's seed, the operation's number and the last operations; `--world SEED`
 runs that world alone. A world that stands still is killed, with the stacks of its threads on
@@ -19,10 +20,13 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Final
 
+from tests.property.remote_world import RemoteWorld
 from tests.property.world import World
 
 #: Operations in one world: enough for its budget to be filled, and emptied, many times over.
 WORLD_OPERATIONS: Final = 2500
+
+REMOTE_EVERY: Final = 3
 
 #: No world takes a tenth of it.
 STANDSTILL_SECONDS: Final = 60.0
@@ -30,10 +34,15 @@ STANDSTILL_SECONDS: Final = 60.0
 REPORT_SECONDS: Final = 10.0
 
 
+def new_world(seed: int) -> World:
+    """Of the kind that its seed says."""
+    return World(seed) if seed % REMOTE_EVERY else RemoteWorld(seed)
+
+
 def run_world(seed: int, operations: int) -> tuple[int, str]:
     """How many operations were done, and what was found, in full (nothing: empty)."""
     faulthandler.dump_traceback_later(STANDSTILL_SECONDS, exit=True)
-    world = World(seed)
+    world = new_world(seed)
     try:
         world.run(operations)
     except Exception:
@@ -45,11 +54,12 @@ def run_world(seed: int, operations: int) -> tuple[int, str]:
     return world.operations, ""
 
 
-def run_worlds(seed: int, operations: int, jobs: int) -> Iterator[tuple[int, str]]:
+def run_worlds(seed: int, operations: int, jobs: int, is_remote_only: bool = False) -> Iterator[tuple[int, str]]:
     """`operations` in worlds whose seeds follow from `seed`, in `jobs` processes; yields as
     `run_world` does, until something is found."""
     rng = random.Random(seed)
-    seeds = iter([rng.getrandbits(48) for _ in range(-(-operations // WORLD_OPERATIONS))])
+    factor = REMOTE_EVERY if is_remote_only else 1
+    seeds = iter([rng.getrandbits(48) * factor for _ in range(-(-operations // WORLD_OPERATIONS))])
     running: dict[Future[tuple[int, str]], int] = {}
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         try:
@@ -76,6 +86,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
     parser.add_argument("--seed", type=int, help="of all worlds' seeds (a new one)")
     parser.add_argument("--world", type=int, help="run only the world with this seed, in this process")
+    parser.add_argument("--remote-only", action="store_true", help="all worlds have engines below")
     options = parser.parse_args()
     if options.world is not None:
         done, found = run_world(options.world, min(options.operations, WORLD_OPERATIONS))
@@ -86,7 +97,7 @@ def main() -> int:
     print(f"seed {seed}: {options.operations} operations, {options.jobs} processes", flush=True)
     begin = said = time.monotonic()
     total = worlds = 0
-    for done, found in run_worlds(seed, options.operations, options.jobs):
+    for done, found in run_worlds(seed, options.operations, options.jobs, options.remote_only):
         total += done
         worlds += 1
         now = time.monotonic()

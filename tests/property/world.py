@@ -367,7 +367,8 @@ class World:
         before = {index: [page, *client.unsure.get(index, ())] for index, page in client.model.items()}
         left: list[tuple[int, Any]] = []
         line = self.rng.choice([self.rng.randrange(1, 40), self.rng.randrange(1, 400)])
-        act: Callable[[], object] = client.act if self.rng.random() < 0.85 else self.store.reclaimer.clean_some
+        acts = [self.store.reclaimer.clean_some, *self.works]
+        act: Callable[[], object] = client.act if self.rng.random() < 0.85 else self.rng.choice(acts)
         client.may_lose = range(0)
         with Death(line, lambda: left.append((copy_image(self.descriptor), self._successors()))):
             act()

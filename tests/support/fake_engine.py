@@ -292,7 +292,7 @@ class FakeNetwork:
 
     def _replace(self, old: FakeEngine, name: str, data: dict[bytes, bytes | Hash]) -> FakeEngine:
         new = self.at[name] = FakeEngine(self, name, data)
-        new.lost = (old.lost | old.data.keys()) - new.data.keys()
+        new.lost = old.lost | (old.data.keys() - new.data.keys())  # what comes back from a snapshot was given up
         return new
 
     def heal(self) -> None:
@@ -361,6 +361,7 @@ class FakeConnection:
         self._engine = engine
         self._network, self._clock = engine.network, engine.network.clock
         self._is_open = True
+        self._left_seconds = 0.0
         self._answers: list[Answer] = []  # that have come and were not read
         self._setting: tuple[Sequence[bytes], Sequence[Sequence[memoryview]], int] | None = None
         self.inbox: deque[Command] = deque()  # what the engine has not looked at
@@ -376,14 +377,14 @@ class FakeConnection:
             self._end(is_heard=True)
 
     def get_all(self, keys: Sequence[bytes], buffers: Sequence[memoryview], seconds: float) -> list[bool]:
-        ends = self._begin(seconds)
+        self._begin(seconds)
         found: list[bool] = []
         lengths = list(map(len, buffers))
         refusal: Refused | None = None
         while len(found) < len(keys) and refusal is None:
             stop = _part(len(found), lengths)
             self._send([(b"GET", key) for key in keys[len(found) : stop]])
-            for value in self._receive(ends, is_write=False):
+            for value in self._receive(is_write=False):
                 if isinstance(value, Refused):
                     refusal = refusal or value
                 elif value is not None:
@@ -394,9 +395,8 @@ class FakeConnection:
         return found
 
     def set_all(self, keys: Sequence[bytes], values: Sequence[Sequence[memoryview]], seconds: float) -> list[str]:
-        ends = self._clock.now() + seconds
         self.begin_set(keys, values, seconds)
-        return self.end_set(ends - self._clock.now())
+        return self.end_set(seconds)
 
     def begin_set(self, keys: Sequence[bytes], values: Sequence[Sequence[memoryview]], seconds: float) -> None:
         self._begin(seconds)
@@ -407,21 +407,21 @@ class FakeConnection:
     def end_set(self, seconds: float) -> list[str]:
         assert self._setting, "begin_set comes first"
         (keys, values, stop), self._setting = self._setting, None
-        ends = self._begin(seconds)
+        self._begin(seconds)
         answers: list[str] = []
         while True:
-            for value in self._receive(ends, is_write=True):
+            for value in self._receive(is_write=True):
                 answers.append(value.text if isinstance(value, Refused) else "")
             if stop == len(keys):
                 return answers
             stop = self._send_set(keys, values, stop)
 
     def unlink_all(self, keys: Sequence[bytes], seconds: float) -> int:
-        ends = self._begin(seconds)
+        self._begin(seconds)
         count = 0
         for start in range(0, len(keys), MAX_IN_FLIGHT):
             self._send([(b"UNLINK", *keys[start : start + MAX_IN_FLIGHT])])
-            (said,) = self._receive(ends, is_write=True)
+            (said,) = self._receive(is_write=True)
             if isinstance(said, Refused):
                 raise said
             assert isinstance(said, int)
@@ -429,9 +429,9 @@ class FakeConnection:
         return count
 
     def call(self, *words: str | bytes | int, seconds: float) -> Reply:
-        ends = self._begin(seconds)
+        self._begin(seconds)
         self._send([tuple(word if isinstance(word, bytes) else str(word).encode() for word in words)])
-        (said,) = self._receive(ends, is_write=True)
+        (said,) = self._receive(is_write=True)
         if isinstance(said, Refused):
             raise said
         return said
@@ -439,12 +439,13 @@ class FakeConnection:
     # -- an exchange
     # ---------------------------------------------------------------------------------------------
 
-    def _begin(self, seconds: float) -> float:
-        """When it is to have ended."""
+    def _begin(self, seconds: float) -> None:
+        """With so much time for it. (By its own count: what others wait for by the same clock does
+        not make it late.)"""
         if not self._is_open:
             raise OSError(errno.ENOTCONN, "the connection is closed")
         assert not self._setting, "a set is under way"
-        return self._clock.now() + seconds
+        self._left_seconds = max(seconds, 0.0)
 
     def _send(self, commands: Sequence[Command]) -> None:
         if self._engine.state == "dead":
@@ -464,7 +465,7 @@ class FakeConnection:
             self._answers.append(self._engine.execute(self.inbox.popleft()))
             count -= 1
 
-    def _receive(self, ends: float, *, is_write: bool) -> list[Answer]:
+    def _receive(self, *, is_write: bool) -> list[Answer]:
         """The answers to all that was sent."""
         engine, clock, rng = self._engine, self._clock, self._network.rng
         self._network.in_exchange(is_write)
@@ -479,12 +480,13 @@ class FakeConnection:
             self._reset()
         if engine.state == "dead":
             self._reset()
-        if engine.state != "up" or clock.seconds + delay > ends:
+        if engine.state != "up" or delay > self._left_seconds:
             is_heard = engine.state != "cut" or rng.random() < 0.5
-            clock.seconds = max(ends, clock.seconds)
+            clock.seconds += self._left_seconds
             self._end(is_heard=is_heard)
             raise _too_late()
         clock.seconds += delay
+        self._left_seconds -= delay
         self._work(len(self.inbox))
         answers, self._answers = self._answers, []
         return answers

@@ -70,6 +70,8 @@ class Far:
         frame_bytes: int = FRAME_BYTES,
     ) -> None:
         """With a `backing` it is a copy in front of that one, of `limit_slots` frames."""
+        if backing:
+            slot_count = backing.slot_count
         self.clock = FakeClock()
         self.said: list[str] = []
         self.engines = Engines([parse_url(url) for url in urls], 1 if backing else 2, backing is not None, self.clock)

@@ -23,12 +23,21 @@ STEPS = [
     "warm_up",
     "make_swap",
     "hold_sysctls",
+    "hold_network_programs",
     "guard_sleep",
     "swap_on",
 ]
 
 
-DOWN_STEPS = ["swap_off", "thaw", "detach", "stop_server", "put_back_sysctls", "unguard_sleep"]
+DOWN_STEPS = [
+    "swap_off",
+    "thaw",
+    "detach",
+    "stop_server",
+    "release_network_programs",
+    "put_back_sysctls",
+    "unguard_sleep",
+]
 
 
 class FakeMachine:
@@ -85,6 +94,14 @@ class FakeMachine:
         self.calls.append("put_back_sysctls")
         assert not self._is_ours_on()
         self.sysctls_held = False
+
+    def hold_network_programs(self) -> None:
+        self._do("hold_network_programs")
+        assert not self.swapping
+
+    def release_network_programs(self, _folder: object = None) -> None:
+        self.calls.append("release_network_programs")
+        assert not self._is_ours_on()
 
     def guard_sleep(self) -> None:
         self._do("guard_sleep")

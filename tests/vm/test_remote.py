@@ -1,7 +1,6 @@
 """A guest that swaps to itself, with its cold frames at engines outside of it that are killed,
 paused and cut off; what it goes through is in remote.py."""
 
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,13 +41,13 @@ def test_engines_are_killed_and_paused_and_cut_off_under_real_swap(tmp_path: Pat
         timeout_seconds=900,
         hung_task_panic=True,
     )
-    output = io.BytesIO()
+    said = tmp_path / "said"
     with engines(tmp_path, 2, port=0) as pair, taking_orders(lambda words: obey(pair, words)) as order_port:
         ports = [str(engine.port) for engine in pair]
         command = [sys.executable, "-m", "tests.vm.remote", str(copies), str(order_port), *ports]
-        result = run_in_vm(config, command, output, output)
-        said = output.getvalue().decode(errors="replace")
-        print(said)
-        assert result.exit_status == 0, f"{result.failure}\n{said}"
+        with said.open("wb") as output:
+            result = run_in_vm(config, command, output, output)
+        print(said.read_text(errors="replace"))
+        assert result.exit_status == 0, result.failure
         assert kernel_troubles(result.kernel_log.read_text(errors="replace")) == []
         assert [engine.call("DBSIZE") for engine in pair] == [0, 0], "swap-down has left something"

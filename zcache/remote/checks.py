@@ -8,6 +8,7 @@ for. What an account is not allowed to ask (CONFIG) is not known, and said to be
 
 from typing import Final, NamedTuple
 
+from zcache.remote.accounts import prefix_of
 from zcache.remote.peer import Peer, fields_of
 from zcache.remote.readers import Connected
 from zcache.remote.resp import Refused
@@ -42,6 +43,18 @@ def ask(connection: Connected, seconds: float) -> Said:
         if isinstance(found, list) and len(found) == 2 and isinstance(found[1], bytes):
             settings[name] = found[1].decode("ascii", "replace")
     return Said(info, settings)
+
+
+def try_rights(connection: Connected, owner: str, seconds: float) -> None:
+    """Do once what an account must be allowed to do; raises `Refused` if it is not. Whatever else
+    an engine answers now, it may not answer later."""
+    key = prefix_of(owner, "check")
+    for words in (("SET", key, "", "PX", 1000), ("GET", key), ("EXISTS", key), ("UNLINK", key), ("SCAN", 0)):
+        try:
+            connection.call(*words, seconds=seconds)
+        except Refused as error:
+            if error.word == "NOPERM":
+                raise
 
 
 def ask_peer(peer: Peer) -> Said:

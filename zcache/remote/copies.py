@@ -5,9 +5,9 @@ Nothing here decides how many copies there are to be, or which slots exist: that
 (`remote_tier`, `remote_front`). What has to be set right when a peer is lost is the mender's.
 
 **Reading is bounded.** The copy that promises most is asked for `HEDGE_SECONDS`; then the other
-one for up to `LAST_SECONDS`, and then the first again, until `READ_SECONDS` are over. A peer that
-was too slow once is asked last until it has had its rest. An engine that says that it has no such
-key has lost the copy; it is not asked again.
+one for up to `LAST_SECONDS` (if it is in no trouble), and then the first again, until
+`READ_SECONDS` are over. A peer that was too slow once is asked last until it has had its rest. An
+engine that says that it has no such key has lost the copy; it is not asked again.
 
 **Writing** sends to all chosen peers before it waits for the first one's answers, so two copies
 take little longer than one.
@@ -29,6 +29,7 @@ from typing import Final
 from zcache.clock import Clock
 from zcache.remote.counters import Counters
 from zcache.remote.dead_copies import DeadCopies
+from zcache.remote.incarnations import Incarnations
 from zcache.remote.peer import Identity, Peer
 from zcache.remote.tables import NOBODY, TAIL_BYTES, Tables
 from zcache.tiers.health import describe
@@ -63,16 +64,13 @@ class Copies:
         self.lock = threading.Lock()
         self.counters = Counters()
         self.dead = DeadCopies()
-        self.at = [0] * len(self.peers)  # how many copies each lane holds
+        self._incarnations = Incarnations(tables, self.peers)
+        self.at = self._incarnations.at  # how many copies each lane holds
         self.unnamed = [True] * len(self.peers)  # lanes that may hold what is named nowhere: to be swept
         self.is_mending_due = False
         self.wanted = 2  # copies of each frame
         self.in_flight: set[int] = set()  # slots that are being written: what is there has no holder yet
         self.lost: dict[int, int] = {}  # slots whose copies are all lost, and their generations
-        self._alive: list[Peer | None] = [None] * 256
-        for peer in self.peers:  # until they are greeted, what was there is hoped to be there
-            for number in tables.numbers_of_lane(peer.lane):
-                self._alive[number] = peer
 
     # -- frames
     # ---------------------------------------------------------------------------------------------
@@ -97,7 +95,9 @@ class Copies:
         why = ""
         for turn in range(3):
             for peer, those in self._by_first(candidates, left):
-                is_hedged = not turn and any(len(candidates[index]) > 1 for index in those)
+                # The first is asked again soon if the other one is known to be no better.
+                is_doubtful = not turn or (turn == 1 and (peer.trouble.failures > 0 or not peer.is_up))
+                is_hedged = is_doubtful and any(len(candidates[index]) > 1 for index in those)
                 seconds = min(HEDGE_SECONDS if is_hedged else LAST_SECONDS, ends - clock.now())
                 if seconds <= 0:
                     return left, why
@@ -219,7 +219,7 @@ class Copies:
 
     def holder(self, number: int) -> Peer | None:
         """Who has what that incarnation had; None: nobody, it is gone."""
-        return self._alive[number] if number else None
+        return self._incarnations.holder(number)
 
     def hold(self, slot: int, number: int, generation: int) -> bool:
         """An incarnation holds the slot's frame from now on. False: it was written again since, or
@@ -237,7 +237,7 @@ class Copies:
             else:
                 return False
             self.tables.holders[slot] = first | second << 8
-            self._count(number, 1)
+            self._incarnations.count(number, 1)
             return True
 
     def let_go(self, slot: int, number: int, generation: int, successor: int = NOBODY) -> bool:
@@ -249,8 +249,8 @@ class Copies:
                 return False
             first, second = (successor if each == number else each for each in (first, second))
             self.tables.holders[slot] = first | second << 8
-            self._count(number, -1)
-            self._count(successor, 1)
+            self._incarnations.count(number, -1)
+            self._incarnations.count(successor, 1)
             return True
 
     def drop(self, slot: int, generation: int | None = None) -> None:
@@ -275,31 +275,18 @@ class Copies:
     def _drop(self, slot: int) -> None:
         generation = self.tables.generation[slot]
         for number in filter(None, self.tables.holders_of(slot)):
-            self._count(number, -1)
-            peer = self._alive[number]
+            self._incarnations.count(number, -1)
+            peer = self.holder(number)
             if peer and not self.dead.add(slot, generation, number):
                 self.unnamed[peer.lane] = True
         self.tables.holders[slot] = 0
 
     def settle(self, peer: Peer, identity: Identity) -> None:
         """A peer was greeted: which of its copies there can be, is known now."""
-        tables = self.tables
         with self.lock:
-            peer.number = tables.number_of(peer.lane, identity.word, identity.run)
-            for number in tables.numbers_of_lane(peer.lane):
-                self._alive[number] = peer if tables.words[number] == identity.word else None
-            self.at[peer.lane] = 0
-            for number in tables.numbers_of_lane(peer.lane):
-                if self._alive[number]:
-                    self.at[peer.lane] += tables.count_of(number)
+            self._incarnations.met(peer, identity)
             self.unnamed[peer.lane] = True
             self.is_mending_due = True
-
-    def _count(self, number: int, change: int) -> None:
-        """Under the lock. What is gone is nobody's."""
-        peer = self._alive[number] if number else None
-        if peer:
-            self.at[peer.lane] += change
 
     def _candidates(self, slot: int) -> list[tuple[Peer, int]]:
         """Who may have it, as which incarnation, the one to be asked first before the other; those

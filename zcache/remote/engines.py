@@ -76,7 +76,7 @@ class Engines:
     def check(self, report: Callable[[str], None]) -> None:
         """Ask each of them whether it may hold frames. Raises `BadInput`."""
         runs: dict[str, Url] = {}
-        replicas = True
+        members: set[str] = set()  # nodes of the Cluster
         for url in self.urls:
             for warning in url.warnings:
                 report(f"WARNING: remote={url.name}: {warning}")
@@ -91,8 +91,11 @@ class Engines:
             runs[said.run_id] = url
             warnings = checks.warnings(said)
             if url.is_cluster:
-                replicas = cluster.has_replicas(self._shards)
-                warnings += checks.cluster_warnings(said, replicas)
+                found = {node.id for shard in self._shards for node in shard.nodes}
+                if members and members.isdisjoint(found):
+                    raise BadInput(f"remote={url.name}: is of another Cluster than those before it; give one Cluster")
+                members |= found
+                warnings += checks.cluster_warnings(said, cluster.has_replicas(self._shards))
             for warning in warnings:
                 report(f"WARNING: remote={url.name}: {warning}")
         self._tags = cluster.choose_tags(self._shards)[:MAX_LANES]
@@ -123,6 +126,8 @@ class Engines:
                 said = checks.ask(connection, START_SECONDS)
                 if url.is_cluster and said.info.get("cluster_enabled", "0") != "0":
                     self._read_map(connection)
+                if not checks.why_not(said, url.is_cluster, self._may_evict):
+                    checks.try_rights(connection, url.user, START_SECONDS)
             except Refused as error:
                 give = "give a user and a password" if error.word == "NOAUTH" else "see the engine's log and ACL"
                 raise BadInput(f"remote={url.name}: {error.text}; {give}") from None
@@ -166,7 +171,8 @@ class Engines:
         """One for each engine that stands alone, then one for each lane of the Cluster: as they
         were chosen at the start, or as a predecessor has noted them."""
         if is_new:
-            for lane, tag in enumerate(self._tags):
+            # Not chosen yet by a standby, for its trial.
+            for lane, tag in enumerate(self._tags or cluster.choose_tags(self._shards)[:MAX_LANES]):
                 tables.note_tag(lane, tag)
         tags = [tag for tag in map(tables.tag, range(MAX_LANES)) if tag]
         self.peers = []
@@ -202,6 +208,7 @@ class Engines:
         if not self.is_cluster or self._clock.now() - self._mapped_at < MAP_SECONDS:
             return
         self._mapped_at = self._clock.now()
+        second_best: list[Shard] = []
         for url in self.urls:
             if not url.is_cluster:
                 continue
@@ -210,10 +217,14 @@ class Engines:
                 with contextlib.suppress(OSError):
                     connection = self._connect(url, address, 1.0)
                     with contextlib.closing(connection):
+                        state = connection.call("CLUSTER", "INFO", seconds=1.0)
                         reply = connection.call("CLUSTER", "SLOTS", seconds=1.0)
-                    if shards := cluster.parse_shards(reply):
+                    shards = cluster.parse_shards(reply)
+                    if shards and isinstance(state, bytes) and b"cluster_state:ok" in state:
                         self._shards = shards
                         return
+                    second_best = second_best or shards
+        self._shards = second_best or self._shards  # of nodes that may be cut off from the others
 
     def why_not(self, peer: Peer) -> str:
         """Why a peer that was just greeted must not hold frames; "": it may."""

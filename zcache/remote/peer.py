@@ -19,11 +19,9 @@ is the mender's. Cost: 6 connections and their buffers.
 import errno
 import hashlib
 import os
-import ssl
 import threading
-import time
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zcache.clock import Clock
 from zcache.remote.readers import Connected, Readers
@@ -31,6 +29,9 @@ from zcache.remote.resp import Connection, Refused
 from zcache.remote.url import Address, Url
 from zcache.tiers.backoff import Backoff
 from zcache.tiers.health import describe
+
+if TYPE_CHECKING:
+    import ssl
 
 #: Reads at a time of one peer; more wait for their turn. A request reads with one.
 READERS: Final = 4
@@ -67,7 +68,7 @@ class Peer:
         where: Callable[[], Sequence[Address]],
         prefix: bytes,
         clock: Clock,
-        tls: ssl.SSLContext | None = None,
+        tls: "ssl.SSLContext | None" = None,
         connect_to: Connect = Connection,
     ) -> None:
         self._connect_to = connect_to
@@ -76,6 +77,7 @@ class Peer:
         self.where = where
         self.prefix = prefix
         self.tls = tls
+        self._clock = clock
         self.trouble = Backoff(clock)
         self.writing = threading.Lock()
         self.identity: Identity | None = None  # None: never greeted
@@ -101,10 +103,11 @@ class Peer:
     def get_all(self, keys: Sequence[bytes], buffers: Sequence[memoryview], seconds: float) -> list[bool]:
         """Which of the keys are there; their values are then in the buffers. Raises `OSError` after
         so many seconds at the latest."""
-        ends = time.monotonic() + seconds
+        clock = self._clock
+        ends = clock.now() + seconds
         with self._readers.reader(seconds) as connection:
             try:
-                found = connection.get_all(keys, buffers, ends - time.monotonic())
+                found = connection.get_all(keys, buffers, ends - clock.now())
             except OSError as error:
                 self.failed(error)
                 raise

@@ -34,6 +34,7 @@ class Remirror:
         self._next_slot = 0  # of a pass that is under way; 0: none is
         self._next_pass_at = 0.0
         self._is_short = False  # the last pass has left frames with one copy
+        self._is_first = True  # this pass looks for what a predecessor has left in slots not in use
         self._is_fine: dict[int, bool] = {}  # what this pass has found of a pair of holders
         self._frame = memoryview(anonymous_memory(copies.frame_bytes))
 
@@ -54,18 +55,19 @@ class Remirror:
             start = self._next_slot
             end = min(start + WINDOW_SLOTS, stop)
             for slot, both in enumerate(copies.tables.holders[start:end].tolist(), start):
-                if not both or self._is_fine_pair(both):
+                if not both or (self._is_fine_pair(both) and not (self._is_first and not self._is_used(slot))):
                     continue
                 try:
                     self._mend_slot(slot)
                 except OSError:  # the peer's trouble; when that is over, there is another pass
                     self._is_short = True
                 if self._clock.now() >= ends:
-                    self._next_slot = slot + 1 if slot + 1 < stop else 0
+                    self._next_slot = slot + 1  # at the end, the next turn finds no more
                     return
             self._next_slot = end if end < stop else 0
             now = self._clock.now()
         if not self._next_slot:
+            self._is_first = False
             self._count_lost()
 
     def _is_possible(self) -> bool:
@@ -73,8 +75,7 @@ class Remirror:
         return len(self._copies.choose(1, 2)) == 2
 
     def _is_fine_pair(self, both: int) -> bool:
-        """Whether slots with these holders have what they need. (Slots that died are not looked at,
-        then: their holders go when they are written again.)"""
+        """Whether slots with these holders have what they need."""
         known = self._is_fine.get(both)
         if known is None:
             numbers = [number for number in (both & 0xFF, both >> 8) if number]

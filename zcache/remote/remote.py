@@ -52,6 +52,11 @@ class Remote:
             self.mender = Mender(self.copies, engines, self.tier.is_used, 2, clock, report)
         self.mender.connect_all()
 
+    @property
+    def room_frames(self) -> int:
+        """How many there is room for at the engines, by what they say."""
+        return self.tier.capacity_slots if isinstance(self.tier, RemoteTier) else self.tier.limit_slots
+
     def status(self) -> dict[str, Any]:
         """Figures, and each peer's in words."""
         copies = self.copies

@@ -5,7 +5,13 @@ listing keys (SCAN): a write that was cut short may have left frames, a predeces
 that has come back after others were given its copies. A key is a stray unless its slot's holders
 name this engine; while the slot is being written (`Copies.in_flight`) they do not yet.
 
-Locking: `Copies.lock`, for moments. The mender's thread alone. Cost: a list of `BATCH_KEYS` keys.
+Each engine is swept every `SWEEP_SECONDS`, too: a command that was held back on its way may leave a
+key after the sweep that was made for it. The same list shows what is *not* there: a copy that an
+engine has lost without a word (somebody removed it, or had it evicted) is noticed before the other
+one is needed. It is asked for by name before it is given up, as a list may be older than a write.
+
+Locking: `Copies.lock`, for moments. The mender's thread alone. Cost: a list of `BATCH_KEYS` keys; a
+byte for each slot.
 """
 
 import contextlib
@@ -14,6 +20,7 @@ from collections.abc import Callable
 from typing import Final
 
 from zcache.clock import Clock
+from zcache.linux.memory import anonymous_memory
 from zcache.remote.copies import Copies
 from zcache.remote.peer import Peer
 from zcache.tiers.backoff import Backoff
@@ -21,6 +28,10 @@ from zcache.tiers.health import describe
 
 #: Keys removed in one go, and listed.
 BATCH_KEYS: Final = 256
+#: Between two sweeps of an engine that nothing has called for. A million frames are 4,000 SCANs.
+SWEEP_SECONDS: Final = 3600.0
+#: Slots looked at in one go for copies that a sweep has not seen, some 50 us.
+WINDOW_SLOTS: Final = 1024
 
 
 class Sweeper:
@@ -30,7 +41,11 @@ class Sweeper:
         self._copies = copies
         self._is_used = is_used
         self._clock = clock
-        self._cursors: list[int | None] = [None] * len(copies.peers)  # of a sweep that is under way
+        self._lane: int | None = None  # that is being swept
+        self._cursor: int | None = None  # of its keys; None: all were listed
+        self._next_slot = 1  # of those whose copies there are compared with the list
+        self._seen = anonymous_memory(copies.tables.slot_count + 1)  # slots that the list has shown
+        self._swept_at = [clock.now()] * len(copies.peers)
         self._trouble = [Backoff(clock) for _ in copies.peers]
 
     def remove_dead(self, ends: float) -> None:
@@ -53,25 +68,63 @@ class Sweeper:
                 return
 
     def sweep(self, ends: float) -> None:
-        """List some keys of a lane that may hold what it should not, and remove those."""
+        """Look through some of what an engine has: one that may hold what it should not, or that
+        was not looked at for long."""
         copies = self._copies
-        for peer in copies.peers:
-            lane, trouble = peer.lane, self._trouble[peer.lane]
-            if not peer.is_up:
-                self._cursors[lane] = None
-                copies.unnamed[lane] = True
-                continue
-            if self._cursors[lane] is None and copies.unnamed[lane] and trouble.begin_try():
-                copies.unnamed[lane] = False
-                self._cursors[lane] = 0
+        while self._clock.now() < ends:
+            if self._lane is None and not self._begin():
+                return
+            assert self._lane is not None
+            peer, trouble = copies.peers[self._lane], self._trouble[self._lane]
             try:
-                while (cursor := self._cursors[lane]) is not None and self._clock.now() < ends:
-                    self._cursors[lane] = self._sweep_some(peer, cursor)
-                    trouble.succeeded()
+                if self._cursor is not None:
+                    self._cursor = self._sweep_some(peer, self._cursor)
+                else:
+                    self._look_for_some(peer, ends)
+                trouble.succeeded()
             except OSError as error:
                 trouble.failed(describe(error))
-                self._cursors[lane] = None
+                copies.unnamed[self._lane] = True
+                self._lane = None
+
+    def _begin(self) -> bool:
+        """With an engine for which it is time, if there is one."""
+        copies, now = self._copies, self._clock.now()
+        for peer in copies.peers:
+            lane = peer.lane
+            if not peer.is_up:
                 copies.unnamed[lane] = True
+            elif (copies.unnamed[lane] or now - self._swept_at[lane] >= SWEEP_SECONDS) and self._trouble[
+                lane
+            ].begin_try():
+                copies.unnamed[lane] = False
+                self._lane, self._cursor, self._next_slot = lane, 0, 1
+                self._swept_at[lane] = now
+                for start in range(0, len(self._seen), 1 << 16):
+                    stop = min(start + (1 << 16), len(self._seen))
+                    self._seen[start:stop] = bytes(stop - start)
+                return True
+        return False
+
+    def _look_for_some(self, peer: Peer, ends: float) -> None:
+        """Copies that an engine should have, and which the list has not shown."""
+        copies, tables = self._copies, self._copies.tables
+        start = self._next_slot
+        stop = min(start + WINDOW_SLOTS, tables.slot_count + 1)
+        for slot in range(start, stop):
+            if self._seen[slot] or not tables.holders[slot]:
+                continue
+            with copies.lock:
+                generation, numbers = tables.generation[slot], tables.holders_of(slot)
+            number = next((number for number in numbers if copies.holder(number) is peer), 0)
+            if number and peer.ask("EXISTS", copies.key_of(peer, slot, generation)) == 0:
+                copies.miss(slot, number, generation)
+            self._next_slot = slot + 1
+            if self._clock.now() >= ends:
+                return
+        self._next_slot = stop
+        if stop > tables.slot_count:
+            self._lane = None
 
     def remove_all(self, ends: float) -> None:
         """Nothing of the swap is to stay, as far as that can be had until then."""
@@ -110,4 +163,5 @@ class Sweeper:
             if not 0 < slot <= tables.slot_count or int(generation_text[:20]) != tables.generation[slot]:
                 return True
             is_held = any(copies.holder(number) is peer for number in tables.holders_of(slot))
+            self._seen[slot] = is_held
             return not (slot in copies.in_flight or (is_held and self._is_used(slot)))

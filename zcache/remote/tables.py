@@ -21,7 +21,7 @@ Locking: `Copies.lock`, but for the generation and tail of a slot that is being 
 its writer's. Cost: 22 bytes a slot, 8 KiB for incarnations.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from zcache.image.flat_array import FlatArray, count_bytes
@@ -81,32 +81,30 @@ class Tables:
         both = self.holders[slot]
         return both & 0xFF, both >> 8
 
-    def number_of(self, lane: int, word: int, run: int) -> int:
-        """The number of an incarnation, given now if it has none; 0: all are in use."""
+    def number_of(self, lane: int, word: int, run: int, others: Collection[int] = ()) -> int:
+        """The number of an incarnation, given now if it has none; 0: all are in use. `others` are
+        those of engines that are there, whatever they hold."""
         words, runs, lanes = self.words, self.runs, self.lanes
         for number in range(1, INCARNATIONS):
             if words[number] == word and runs[number] == run and lanes[number] == lane:
                 return number
-        if number := self._unused():
+        if number := self._unused(others):
             words[number] = 0
             lanes[number] = lane
             runs[number] = run
             words[number] = word  # last: an incarnation without a word is none
         return number
 
-    def numbers_of_lane(self, lane: int) -> list[int]:
-        """All incarnations of a lane that were ever given a number, and still have it."""
-        return [number for number in range(1, INCARNATIONS) if self.words[number] and self.lanes[number] == lane]
-
     def count_of(self, number: int) -> int:
         """How many copies an incarnation holds."""
         return count_bytes(self.holders.cast("B"), number)
 
-    def _unused(self) -> int:
+    def _unused(self, others: Collection[int]) -> int:
         """One that never was; or if there is none, one that holds nothing; 0: all do."""
         numbers = range(1, INCARNATIONS)
         fresh = (number for number in numbers if not self.words[number])
-        return next(fresh, 0) or next((number for number in numbers if not self.count_of(number)), NOBODY)
+        empty = (number for number in numbers if number not in others and not self.count_of(number))
+        return next(fresh, 0) or next(empty, NOBODY)
 
     def tag(self, lane: int) -> bytes:
         """The hash tag of a lane of a Cluster, as it was noted; b"": none was."""

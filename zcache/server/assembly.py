@@ -1,7 +1,6 @@
 """Assembly: the parts of a server, made for one `Config`, over the image that there is, if any."""
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -16,7 +15,7 @@ from zcache.control.listener import rehearse
 from zcache.control.settings import Settings
 from zcache.control.status import gather_status
 from zcache.errors import EnvironmentProblem, Imbalance
-from zcache.image.image import SECRET_BYTES, Geometry, Image, check_header, read_header
+from zcache.image.image import Geometry, Image, check_header, read_header
 from zcache.image.signs import Signs
 from zcache.linux.group_limits import GroupLimits, Room
 from zcache.pageframes.slots import slots_of
@@ -27,7 +26,7 @@ from zcache.seals import Seal
 from zcache.seals.crc import CRC
 from zcache.server.config import Config
 from zcache.server.rebuild import rebuild
-from zcache.server.warm_up import scratch_store, warm_up
+from zcache.server.warm_up import scratch_store
 from zcache.steps import Steps
 from zcache.store.store import Store
 from zcache.tiers import Tier
@@ -35,15 +34,10 @@ from zcache.tiers.backing_file import BackingFile
 
 if TYPE_CHECKING:
     from zcache.clean.clean_disk import CleanDisk
-    from zcache.remote.engines import Engines
-    from zcache.remote.remote import Remote
 
 #: No more frames than pages need are alive, whatever the size of the backing device; this is for
 #: what dies in flight.
 SPARE_BYTES: Final = 4 << 20
-
-#: For what a trial has left at engines to be removed.
-TRIAL_SECONDS: Final = 2.0
 
 
 def geometry_of(config: Config, frames_below: int) -> Geometry:
@@ -101,44 +95,6 @@ def open_image(config: Config, backing: BackingFile | None) -> Image | None:
         return None
     slots_below = config.remote_frames + (backing.slot_count if backing else 0)
     return Image.open(config.image, geometry_of(config, slots_below))
-
-
-def make_remote(
-    config: Config,
-    engines: "Engines | None",
-    backing: BackingFile | None,
-    image: Image | None,
-    secret: bytes,
-    report: Callable[[str], None],
-) -> "Remote | None":
-    """The place at engines, if there are any."""
-    if engines is None:
-        return None
-    from zcache.remote.remote import Remote  # locked in memory, where there are engines
-
-    return Remote(
-        engines,
-        config.remote_bytes // config.frame_bytes,
-        config.frame_bytes,
-        backing,
-        image,
-        secret,
-        is_front=not config.remote_frames,
-        report=report,
-    )
-
-
-def try_engines(config: Config, engines: "Engines", backing: BackingFile | None, seal: Seal) -> None:
-    """Run all that goes to engines and comes back once, under a name of its own, which leaves
-    nothing there. Raises `PageDamaged` if what was sent does not come back."""
-    remote = make_remote(config, engines, backing, None, os.urandom(SECRET_BYTES), lambda _: None)
-    assert remote
-    try:
-        warm_up(config.codec, config.allocator, config.recompress, remote.tier, seal)
-        remote.mender.work()
-    finally:
-        remote.mender.farewell(TRIAL_SECONDS)
-        remote.copies.close()
 
 
 def make_store(

@@ -49,15 +49,11 @@ from zcache.tiers import Tier
 
 if TYPE_CHECKING:
     from zcache.clean.clean_disk import CleanDisk
-    from zcache.remote.remote import Remote
+    from zcache.server.remote_place import RemotePlace
 
 #: Names of protections to leave out, separated by commas: how `scripts/bench ablation` shows what
 #: each is for.
 WITHOUT_VARIABLE: Final = "ZCACHE_WITHOUT"
-
-#: Between two turns of what looks after engines; and for its keys to be removed at the end.
-TURN_SECONDS: Final = 0.05
-FAREWELL_SECONDS: Final = 10.0
 
 #: How the kernel says that memory cannot be populated: for want of it, or of a promise of it.
 NO_MEMORY: Final = frozenset({errno.ENOMEM, errno.EFAULT, errno.ENOSPC})
@@ -88,7 +84,7 @@ class Server:
         self._signs: Signs | None = None
         self._keeper_pid: int | None = None
         self._groups: GroupLimits | None = None
-        self._remote: Remote | None = None
+        self._remote = _remote_place(config, self._files)
         self._is_sharing = False  # its memory with its heir, page by page until it writes there
 
     def get_ready(self) -> None:
@@ -150,7 +146,7 @@ class Server:
         self._steps.begin("running everything once (warm-up)")
         if "warm_up" not in without:
             self._warm_up(trial_seal)
-            self._try_engines(trial_seal)
+            self._try_engines(trial_seal, may_refuse=self.config.standby is None)
             assembly.rehearse_control(self.config.allocator)
             gc.collect()  # the scratch stores are in cycles: their memory is given back now
 
@@ -171,8 +167,11 @@ class Server:
         if not self._is_successor:
             with contextlib.suppress(OSError):
                 unshare()
-            if self._files.backing and "warm_up" not in _left_out():
-                self._warm_up(self._trial_seal())
+            if "warm_up" not in _left_out():
+                seal = self._trial_seal()
+                if self._files.backing:
+                    self._warm_up(seal)
+                self._try_engines(seal, may_refuse=True)  # which were asked by now
 
     def _get_heir_ready(self) -> None:
         if self._hardening:
@@ -209,14 +208,11 @@ class Server:
             if meminfo.is_overcommit_strict() and not self._is_successor:
                 image.allocate_tables(self._beat)
         secret = image.secret if image else os.urandom(SECRET_BYTES)
-        self._steps.begin("connecting to the engines")
-        self._remote = assembly.make_remote(config, self._files.engines, backing, image, secret, _say)
-        tiers: list[Tier | None] = [backing]
+        tiers: list[Tier] = [backing] if backing else []
         if self._remote:
-            tiers = [self._remote.tier, backing] if config.remote_frames else [self._remote.tier]
-        return assembly.make_store(
-            config, [tier for tier in tiers if tier], image, secret, self._steps, self._beat, _say
-        )
+            self._steps.begin("connecting to the engines")
+            tiers = self._remote.make(image, secret)
+        return assembly.make_store(config, tiers, image, secret, self._steps, self._beat, _say)
 
     def _start_upkeep(self, breathing: Breathing, peaks: Peaks) -> None:
         self._upkeep.append(Upkeep("zcache-upkeep", self._fault_ahead))
@@ -233,7 +229,7 @@ class Server:
         )
         self._upkeep.append(Upkeep("zcache-breath", *looks, seconds=BREATH_SECONDS))
         if self._remote:
-            self._upkeep.append(Upkeep("zcache-remote", self._remote.mender.work, seconds=TURN_SECONDS))
+            self._upkeep.append(self._remote.upkeep())
         if self.store.demoter:
             self._upkeep.append(Upkeep("zcache-demote", self.store.demoter.work))
         for upkeep in self._upkeep:
@@ -262,7 +258,7 @@ class Server:
     def _troubles(self) -> list[str]:
         """What is wrong around the store."""
         troubles = [trouble for disk in self.clean for trouble in disk.troubles()]
-        troubles += self._remote.mender.troubles() if self._remote else []
+        troubles += self._remote.troubles() if self._remote else []
         troubles += [
             f"{room.in_words()}, and leaves {room.available >> 20}: at its limit the kernel ends programs there; "
             "raise it, or end some yourself"
@@ -286,13 +282,12 @@ class Server:
         if not is_safe and self.config.hardening == "require" and not self._is_successor:
             raise EnvironmentProblem(hardening.refusal())
         keys = self._front_end.keys() if self.config.standby is None else None  # a keeper gives none
-        engines = self._files.engines
         hardening.give_up_privileges(
             self.config.control,
             self._front_end.temporary_folder(),
             keys and keys.path,
-            connect_ports=engines.ports if engines else (),
-            connect_anywhere=bool(engines and engines.is_cluster),
+            connect_ports=self._remote.ports if self._remote else (),
+            connect_anywhere=bool(self._remote and self._remote.is_anywhere),
         )
         if keys:
             keys.check_readable()
@@ -328,20 +323,11 @@ class Server:
             trouble = f"backing={self.config.backing}: what is written there does not come back ({error})"
             raise EnvironmentProblem(f"{trouble}; give another disk") from None
 
-    def _try_engines(self, seal: Seal) -> None:
-        """The same for engines. Whoever takes over goes on without those that fail, and while
-        nobody serves there is no time for it."""
-        engines, is_first = self._files.engines, self.config.standby is None
-        if not engines or (self._groups is None and not is_first):
-            return
-        self._steps.begin("trying the engines")
-        try:
-            assembly.try_engines(self.config, engines, self._files.backing, seal)
-        except PageDamaged as error:
-            if is_first:
-                raise EnvironmentProblem(
-                    f"remote=: what is sent to the engines does not come back ({error}); see their logs and ACLs"
-                ) from None
+    def _try_engines(self, seal: Seal, may_refuse: bool) -> None:
+        """The same for engines. Whoever takes over has no time for it while nobody serves."""
+        if self._remote and (may_refuse or self._groups is not None):
+            self._steps.begin("trying the engines")
+            self._remote.try_out(seal, may_refuse)
 
     def count_connection(self, change: int) -> None:
         """A connection was opened (1), or has ended with all its requests (-1)."""
@@ -351,8 +337,7 @@ class Server:
     def has_made(self, connection: socket.socket) -> bool:
         """Whether a connection of this process is to an engine, and not a client's. Raises
         `OSError` if it has ended."""
-        engines = self._files.engines
-        return engines is not None and engines.is_at(connection.getpeername())
+        return self._remote is not None and self._remote.has_made(connection)
 
     def abandon(self) -> None:
         """After a refusal: as if nothing had been begun. Whatever threads there are end with the
@@ -373,26 +358,28 @@ class Server:
         self._front_end.say_counts(True)
         if self._remote and self._signs and self._signs.is_over:
             with contextlib.suppress(Exception):
-                for upkeep in self._upkeep:
-                    upkeep.stop()
-                self.store.reclaimer.stop()
-                self._remote.mender.farewell(FAREWELL_SECONDS)
+                self._stop_writing()
+                self._remote.farewell()
         if self._hardening:
             self._hardening.close()
         os._exit(0)
+
+    def _stop_writing(self) -> None:
+        """Nothing leaves RAM any more."""
+        for upkeep in self._upkeep:
+            upkeep.stop()
+        self.store.reclaimer.stop()
 
     def stop(self) -> None:
         """Let flights land and close everything. The front end has ended all connections."""
         self._front_end.say_counts(True)
         if self._control:
             self._control.close()
-        for upkeep in self._upkeep:
-            upkeep.stop()
+        self._stop_writing()
         for disk in self.clean:
             disk.close()
-        self.store.reclaimer.stop()
         if self._remote:
-            self._remote.mender.farewell(FAREWELL_SECONDS)
+            self._remote.farewell()
         self.store.close()
         if self._hardening:
             self._hardening.close()
@@ -400,6 +387,14 @@ class Server:
 
 def _say(line: str) -> None:
     say(f"zcache: {line}")
+
+
+def _remote_place(config: Config, files: Files) -> "RemotePlace | None":
+    if not config.remote:
+        return None
+    from zcache.server.remote_place import RemotePlace  # locked in memory, where there are engines
+
+    return RemotePlace(config, files, _say)
 
 
 def _left_out() -> set[str]:

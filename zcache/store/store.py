@@ -13,6 +13,7 @@ Pages are 4096 bytes; indexes count pages of an object.
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from zcache.allocators import Allocator
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
@@ -32,7 +33,6 @@ from zcache.pages.entry import PAGE_BYTES, PAGE_SHIFT
 from zcache.pages.page_table import MAX_RUN_PAGES
 from zcache.pages.tmem import Pool, Tmem, TmemObject
 from zcache.reclaim.compaction import Compactor
-from zcache.reclaim.demotion import Demoter
 from zcache.reclaim.flight import Flights
 from zcache.reclaim.ouroboros import Ouroboros
 from zcache.reclaim.reclaimer import Reclaimer
@@ -49,6 +49,9 @@ from zcache.store.waiting import Waiting
 from zcache.tiers import Tier, WarmTier
 from zcache.tiers.below import Below
 from zcache.tiers.damage import Damage
+
+if TYPE_CHECKING:
+    from zcache.reclaim.demotion import Demoter
 
 
 class Store:
@@ -100,9 +103,11 @@ class Store:
             self.compactor = Compactor(frames, self.allocator, packing, readback, books)
             if recompress:
                 self.recompressor = Recompressor(frames, self.allocator, packing, recompress, books)
-        self.demoter = None
+        self.demoter: Demoter | None = None
         if readback and isinstance(tiers[0], WarmTier):
-            self.demoter = Demoter(frames, self.allocator, below, seal, readback, books)
+            from zcache.reclaim import demotion  # locked in memory, where there is such a tier
+
+            self.demoter = demotion.Demoter(frames, self.allocator, below, seal, readback, books)
         self.flights = Flights(frames, self.allocator, below, seal, books)
         reclaimer = self.reclaimer = Reclaimer(
             frames, self.allocator, below, self.flights, ouroboros, books, self.compactor, self.recompressor

@@ -16,7 +16,7 @@ from zcache.keeper.state import DEFAULT_FOLDER, Backing, StateFolder
 from zcache.linux import cgroup
 from zcache.linux.proc_swaps import ProcSwaps
 from zcache.linux.process import ProcessIdentity
-from zcache.swap import area, backing, nbd_device, neighbours, sleep_units, sysctls
+from zcache.swap import area, backing, nbd_device, neighbours, network_programs, sleep_units, sysctls
 from zcache.swap.apart import apart
 from zcache.swap.nbd_device import NbdDevice
 from zcache.swap.teardown import Report, Teardown
@@ -42,6 +42,8 @@ class Options:
     keep_backing: bool = False
     # `zcache sleep` takes the swap off for it.
     may_hibernate: bool = False
+    # What keeps the network up is never swapped out.
+    network_in_ram: bool = False
 
 
 DEFAULTS: Final = Options()
@@ -218,6 +220,26 @@ class Buildup:
     def put_back_sysctls(self) -> None:
         with contextlib.closing(Teardown(self._report)) as teardown:
             teardown.put_back_sysctls(self.folder)
+
+    def hold_network_programs(self) -> None:
+        """If that was asked for."""
+        if not self._options.network_in_ram:
+            return
+        assert self._keeper is not None
+        keeper = self._keeper.identity
+
+        def hold() -> tuple[list[str], list[str]]:
+            cgroup.join(keeper.pid)  # as for the settings above
+            return network_programs.keep_in_ram(self.folder.state)
+
+        names, failures = apart(hold)
+        self._report(f"kept in RAM, for the network: {', '.join(names) or 'no program that is known for that runs'}")
+        for failure in failures:
+            self._report(f"warning: {failure}")
+
+    def release_network_programs(self) -> None:
+        with contextlib.closing(Teardown(self._report)) as teardown:
+            teardown.release_network_programs(self.folder)
 
     def guard_sleep(self) -> None:
         sleep_units.guard(self._report)

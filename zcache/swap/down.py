@@ -52,6 +52,7 @@ def take_down(state: SwapState, folder: StateFolder, machine: Teardown, report: 
     outcome = machine.stop_server(state.keeper, folder)
     if outcome == "stuck":
         raise SwapError(f"the keeper (pid {state.keeper.pid}) does not end, not even by SIGKILL; see dmesg")
+    machine.release_network_programs(folder)
     # After the keeper, which takes back what it has lent to a server (`reserve.py`), unless it is
     # killed.
     machine.put_back_sysctls(folder, may_be_lent=not is_kept or outcome == "killed")

@@ -59,6 +59,12 @@ class Teardown:
         for failure in sysctls.release(folder.state, may_be_lent=may_be_lent):
             self._report(f"warning: {failure}")
 
+    def release_network_programs(self, folder: StateFolder) -> None:
+        from zcache.swap import network_programs  # late: hardly ever needed
+
+        for failure in network_programs.release(folder.state):
+            self._report(f"warning: {failure}")
+
     def thaw(self, folder: StateFolder) -> None:
         """What was frozen for a suspend, and not thawed since."""
         from zcache.keeper import frozen  # late: hardly ever needed

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
+from urllib.parse import quote, unquote
 
 from zcache.errors import StillSwappingError, SwapError
 from zcache.inherited import start
@@ -83,6 +85,9 @@ def _steps(folder: StateFolder, machine: Buildup, hold: Hold, undo: ExitStack, o
         undo.callback(machine.unguard_sleep)  # once nobody holds the settings, by which it knows that it is the last
         undo.callback(machine.put_back_sysctls)
         machine.hold_sysctls()
+    with hold():
+        undo.callback(machine.release_network_programs)
+        machine.hold_network_programs()
     with hold():
         machine.guard_sleep()
     with hold():
@@ -189,6 +194,11 @@ def parse(arguments: Sequence[str] | None) -> Options:
         help="take the swap off when systemd hibernates the machine, and turn it on again (without, that is refused)",
     )
     option(
+        "--network-in-ram",
+        action="store_true",
+        help="never swap out the programs that keep the network up, nor engines on this machine (for remote=)",
+    )
+    option(
         "--timeout-seconds",
         type=int,
         default=DEFAULTS.timeout_seconds,
@@ -214,6 +224,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
         priority=chosen.priority,
         discard=chosen.discard,
         may_hibernate=chosen.hibernate,
+        network_in_ram=chosen.network_in_ram,
         timeout_seconds=chosen.timeout_seconds,
         dead_connection_seconds=chosen.dead_server_seconds,
         start_seconds=chosen.start_seconds,
@@ -224,6 +235,10 @@ def parse(arguments: Sequence[str] | None) -> Options:
     )
 
 
+#: Of an engine's URL, what names files.
+_FILES_OF_URL: Final = ("password_file", "ca", "cert", "key")
+
+
 def _with_absolute_path(parameter: str) -> str:
     """The server starts in /, and the caller means a place seen from where he is."""
     key, _, value = parameter.partition("=")
@@ -232,7 +247,18 @@ def _with_absolute_path(parameter: str) -> str:
     if key == "clean" and value.partition(":")[2]:
         name, _, path = value.partition(":")
         return f"clean={name}:{Path(path).absolute()}"
+    if key == "remote":
+        url, mark, query = value.partition("?")
+        return f"remote={url}{mark}{'&'.join(map(_with_absolute_file, query.split('&')))}"
     return parameter
+
+
+def _with_absolute_file(option: str) -> str:
+    """Of a URL, percent-encoded; what is no file is left alone, for the server to look at."""
+    key, _, value = option.partition("=")
+    if key not in _FILES_OF_URL or not value or unquote(value).startswith("/"):
+        return option
+    return f"{key}={quote(os.fsencode(Path.cwd()))}/{value}"
 
 
 def tell(line: str) -> None:

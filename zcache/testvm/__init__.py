@@ -12,8 +12,6 @@ from typing import Any, Final
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 #: By which a guest with a network reaches the host's loopback: QEMU's user network has it so.
 HOST_ADDRESS: Final = "10.0.2.2"
-#: What a guest's card is called.
-CARD: Final = "eth0"
 
 
 @dataclass(frozen=True)

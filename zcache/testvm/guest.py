@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +103,20 @@ def find_disk(serial: str) -> Path:
 def network_on() -> None:
     """The one card is up, with the address that QEMU's user network has for a guest."""
     tool("modprobe", "virtio_net")
-    found: list[str] = []
-
-    def appeared() -> bool:
-        found.extend(entry.parent.name for entry in Path("/sys/class/net").glob("*/device"))
-        return bool(found)
-
-    if not wait_for(appeared):
-        raise GuestError(f"no network card appeared in {DEVICE_DEADLINE_SECONDS} s")
     tool("ip", "link", "set", "lo", "up")
-    tool("ip", "link", "set", found[0], "up")
-    tool("ip", "addr", "add", GUEST_NETWORK, "dev", found[0])
+
+    def is_up() -> bool:
+        """udev may give it another name until it is."""
+        for entry in Path("/sys/class/net").glob("*/device"):
+            with suppress(GuestError):
+                tool("ip", "link", "set", entry.parent.name, "up")
+                return True
+        return False
+
+    if not wait_for(is_up):
+        raise GuestError(f"no network card appeared in {DEVICE_DEADLINE_SECONDS} s")
+    card = next(Path("/sys/class/net").glob("*/device")).parent.name
+    tool("ip", "addr", "add", GUEST_NETWORK, "dev", card)
     tool("ip", "route", "add", "default", "via", GATEWAY)
 
 

@@ -113,8 +113,6 @@ def _kernel_args(config: VmConfig, kvm: bool) -> list[str]:
     words += ["ignore_loglevel", "sysrq_always_enabled", "unknown_nmi_panic", "mitigations=off"]
     words += [f"module_blacklist={SKIPPED_MODULES}"]
     words += ["sysctl.kernel.hung_task_timeout_secs=60", "sysctl.kernel.hung_task_warnings=-1"]
-    if config.network:
-        words += ["net.ifnames=0"]  # the card keeps the kernel's name for it
     if config.systemd:
         words += ["systemd.unit=zcache-vm.service", "systemd.log_target=kmsg", "systemd.show_status=false"]
         words += ["printk.devkmsg=on"]

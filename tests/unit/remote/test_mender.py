@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engines import Engine, engines, wait_until
+from tests.support.engines import Engine, Refused, engines, wait_until
 from tests.support.remote import Far, frame_of, keys_at, sections
 from zcache.remote.mender import GONE_SECONDS
-from zcache.remote.peer import Peer
 from zcache.remote.tables import INCARNATIONS, Tables
 
 
@@ -34,6 +33,13 @@ def far(pair: list[Engine]) -> Iterator[Far]:
     made = Far([engine.url() for engine in pair])
     yield made
     made.close()
+
+
+@pytest.fixture
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that is paused takes no 2 s of each turn."""
+    for name in ("CONNECT_SECONDS", "ASK_SECONDS"):
+        monkeypatch.setattr(f"zcache.remote.peer.{name}", 0.1)
 
 
 def agree(far: Far, made: Sequence[Engine]) -> None:
@@ -71,9 +77,7 @@ def test_one_that_was_restarted_empty_is_given_its_copies_again_and_then_the_oth
     assert far.copies.counters.remirrored_frames == 60
 
 
-def test_what_a_restarted_engine_does_not_have_is_never_zeros(
-    pair: list[Engine], far: Far, rng: random.Random
-) -> None:
+def test_what_a_restarted_engine_does_not_have_is_never_zeros(pair: list[Engine], far: Far, rng: random.Random) -> None:
     """Before the mender has seen it, and although the engine answers."""
     far.fill(rng, 10)
     for engine in pair:
@@ -102,6 +106,7 @@ def test_frames_written_while_one_is_dead_are_there_twice_when_it_is_back(
     agree(far, pair)
 
 
+@pytest.mark.usefixtures("impatience")
 def test_what_was_dropped_while_one_was_out_of_reach_is_swept_when_it_is_back(
     pair: list[Engine], far: Far, rng: random.Random
 ) -> None:
@@ -122,7 +127,7 @@ def test_a_write_that_is_cut_short_leaves_nothing(pair: list[Engine], far: Far, 
     pair[0].pause()
     far.write([frame_of(rng) for _ in range(8)])  # held by the other one
     pair[0].resume()
-    wait_until(lambda: len(far.frames_at(pair[0])) == 8, "it does what it was sent")
+    wait_until(lambda: bool(far.frames_at(pair[0])), "it does some of what it was sent")
     for slot in list(far.held)[:4]:
         far.release(slot)
     far.settle()
@@ -212,6 +217,8 @@ def test_one_that_is_restarted_from_a_snapshot_keeps_what_it_still_has(
 # -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatience")
 def test_a_third_is_given_the_copies_of_one_that_is_gone_for_long_and_leftovers_are_swept(
     trio: list[Engine], rng: random.Random
 ) -> None:
@@ -227,15 +234,19 @@ def test_a_third_is_given_the_copies_of_one_that_is_gone_for_long_and_leftovers_
     assert 0.8 * GONE_SECONDS < far.clock.now() - began < 1.5 * GONE_SECONDS
     far.settle(lambda: far.copies.at == [0, 48, 48])
     far.check()
-    assert len(far.frames_at(trio[0])) if False else True
     trio[0].resume()
+    assert len(far.frames_at(trio[0])) == 32
     far.settle()
     agree(far, trio)
     assert not far.frames_at(trio[0])
     far.close()
 
 
-def test_copies_that_cannot_be_made_elsewhere_are_not_given_up(pair: list[Engine], far: Far, rng: random.Random) -> None:
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatience")
+def test_copies_that_cannot_be_made_elsewhere_are_not_given_up(
+    pair: list[Engine], far: Far, rng: random.Random
+) -> None:
     far.fill(rng, 10)
     pair[0].pause()
     for _ in range(20):
@@ -338,9 +349,7 @@ def test_a_list_that_is_full_is_made_good_by_a_sweep(pair: list[Engine], far: Fa
     agree(far, pair)
 
 
-def test_a_farewell_leaves_no_key_and_nothing_comes_after_it(
-    pair: list[Engine], far: Far, rng: random.Random
-) -> None:
+def test_a_farewell_leaves_no_key_and_nothing_comes_after_it(pair: list[Engine], far: Far, rng: random.Random) -> None:
     far.fill(rng, 40)
     pair[0].call("SET", "zcache:quota:default", 1 << 30)
     far.mender.farewell(5.0)
@@ -383,8 +392,9 @@ def test_an_engine_that_is_full_is_full_and_no_more_than_that(
         far = Far([small.url(), pair[0].url()])
         far.fill(rng, 16)
         assert 0 < (far.copies.peers[0].limit_bytes or 0) < 8 << 20
-        free = (8 << 20) - small.memory_bytes()
-        small.call("SET", "another's", bytes(free))
+        with pytest.raises(Refused, match="OOM"):
+            while True:
+                small.call("APPEND", "another's", bytes(64 << 10))
         far.fill(rng, 8)  # nothing is known of it yet: refused, and held by the other one
         assert far.copies.peers[0].refusal.startswith("OOM")
         far.turn()
@@ -447,10 +457,9 @@ def succeed(far: Far, made: Sequence[Engine], image: object) -> Far:
     return successor
 
 
+@pytest.mark.usefixtures("impatience")
 @pytest.mark.parametrize("meanwhile", ["nothing", "one was restarted", "one is paused", "one is dead"])
-def test_a_successor_finds_all_copies_by_its_tables(
-    pair: list[Engine], rng: random.Random, meanwhile: str
-) -> None:
+def test_a_successor_finds_all_copies_by_its_tables(pair: list[Engine], rng: random.Random, meanwhile: str) -> None:
     image = sections(64)
     far = Far([engine.url() for engine in pair], image=image)
     far.fill(rng, 20)
@@ -489,13 +498,54 @@ def test_a_successor_removes_what_its_predecessor_had_not_named(pair: list[Engin
     far.close()
 
 
+@pytest.mark.usefixtures("impatience")
+@pytest.mark.parametrize("meanwhile", ["nothing", "the first is paused", "the last is paused"])
+def test_a_successor_may_be_given_its_engines_in_another_order(
+    pair: list[Engine], rng: random.Random, meanwhile: str
+) -> None:
+    image = sections(64)
+    far = Far([engine.url() for engine in pair], image=image)
+    far.fill(rng, 20)
+    swapped = pair[::-1]
+    paused = {"nothing": [], "the first is paused": swapped[:1], "the last is paused": swapped[1:]}[meanwhile]
+    for engine in paused:
+        engine.pause()
+    far = succeed(far, swapped, image)
+    for _ in range(3):
+        far.turn()
+    if not paused:
+        far.check()
+    for engine in paused:
+        engine.resume()
+    far.settle()
+    agree(far, swapped)
+    assert far.copies.counters.remirrored_frames == far.copies.counters.remote_missing_copies == 0
+    far.close()
+
+
+def test_a_successor_may_be_given_another_engine_in_the_place_of_one(
+    tmp_path: Path, pair: list[Engine], rng: random.Random
+) -> None:
+    image = sections(64)
+    far = Far([engine.url() for engine in pair], image=image)
+    far.fill(rng, 20)
+    with Engine(tmp_path / "new") as new:
+        others = [pair[1], new]
+        far = succeed(far, others, image)
+        far.check()
+        far.settle()
+        agree(far, others)
+        assert far.copies.counters.remirrored_frames == 20
+        far.close()
+
+
 def test_incarnations_that_hold_nothing_are_used_again() -> None:
     tables = Tables(16)
     numbers = [tables.number_of(0, word, 1) for word in range(1, INCARNATIONS)]
     assert numbers == list(range(1, INCARNATIONS))
     for slot, number in enumerate(numbers[:16], 1):
         tables.holders[slot] = number << 8 * (slot & 1)
-    assert tables.number_of(1, 1000, 1) == 17 and tables.number_of(1, 1001, 1) == 18 or True
+    assert tables.number_of(1, 1000, 1) == 17, "the first that holds nothing"
     assert tables.number_of(1, 1000, 1) == 17, "known now"
     assert tables.number_of(0, 3, 1) == 3
 
@@ -518,7 +568,14 @@ def test_when_all_incarnations_hold_something_the_engine_waits_until_one_is_give
     far.close()
 
 
-def test_a_lane_that_is_unknown_has_nothing(far: Far) -> None:
-    peers: list[Peer] = far.copies.peers
-    assert [far.copies.tables.numbers_of_lane(peer.lane) for peer in peers] == [[1], [2]]
-    assert far.copies.tables.numbers_of_lane(7) == []
+def test_the_number_of_an_engine_that_holds_nothing_now_is_not_given_to_another(
+    pair: list[Engine], far: Far, rng: random.Random
+) -> None:
+    tables, copies = far.copies.tables, far.copies
+    for number in range(3, INCARNATIONS):  # as many restarts would leave them; none holds anything
+        tables.words[number], tables.lanes[number] = 1 << 40 | number, 0
+    restart(pair[1])
+    far.settle()
+    assert copies.peers[0].number == 1 and copies.peers[1].number != 1
+    far.fill(rng, 8)
+    agree(far, pair)

@@ -47,7 +47,9 @@ def test_each_failing_step_is_undone(folder: StateFolder, failing: str, error: B
         machine.bring_up(folder)
     done = STEPS[: STEPS.index(failing)]
     undos = [("attach", "detach"), ("start_server", "stop_server")]
-    undone = ["put_back_sysctls", "unguard_sleep"] * (failing in ("hold_sysctls", "guard_sleep", "swap_on"))
+    later = STEPS[STEPS.index("hold_sysctls") :]
+    undone = ["release_network_programs"] * (failing in later[1:])
+    undone += ["put_back_sysctls", "unguard_sleep"] * (failing in later)
     undone += [undo for do, undo in undos if do in done]
     assert machine.calls == [*done, failing, *undone]
     assert not (machine.running or machine.attached or folder.path.exists()) and not machine.sysctls_held
@@ -123,7 +125,14 @@ def test_a_swap_that_is_on_and_wrong_is_turned_off_first(folder: StateFolder) ->
     machine = WrongPriority()
     with pytest.raises(SwapError, match="wrong priority"):
         machine.bring_up(folder)
-    assert machine.calls[-5:] == ["swap_off", "put_back_sysctls", "unguard_sleep", "detach", "stop_server"]
+    assert machine.calls[-6:] == [
+        "swap_off",
+        "release_network_programs",
+        "put_back_sysctls",
+        "unguard_sleep",
+        "detach",
+        "stop_server",
+    ]
     assert not folder.path.exists()
 
 
@@ -162,6 +171,26 @@ def test_parse_allows_options_between_parameters() -> None:
     assert options.parameters == ("size=1G", "codec=lz4")
     assert options.priority == 5
     assert options.discard
+
+
+def test_engines_are_passed_on_each_and_the_files_that_they_name_are_found_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a b").mkdir()
+    monkeypatch.chdir(tmp_path / "a b")
+    words = [
+        "remote=redis://alice:p%3Fw?@one:6379",  # what is wrong is left for the server to say
+        "remote=rediss://two?ca=ca.pem&cert=%2Fetc%2Fc.pem&key=/etc/k.pem&cluster=yes",
+        "remote=unix:///run/engine.sock?password_file=word",
+    ]
+    here = f"{tmp_path}/a%20b"
+    assert up.parse(["size=1G", *words]).parameters == (
+        "size=1G",
+        words[0],
+        f"remote=rediss://two?ca={here}/ca.pem&cert=%2Fetc%2Fc.pem&key=/etc/k.pem&cluster=yes",
+        f"remote=unix:///run/engine.sock?password_file={here}/word",
+    )
+    assert up.parse(["--network-in-ram"]).network_in_ram and not up.parse([]).network_in_ram
 
 
 def test_not_root_is_one_line(

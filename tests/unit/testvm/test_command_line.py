@@ -42,7 +42,17 @@ def test_every_option_reaches_the_config() -> None:
                 "/images/a.img",
             ),
             *("--share", "/share", "--kernel-log", "/log", "--append", "a=1 b", "--append", "c"),
-            *("--hung-task-panic", "--host-swap", "size=1G", "ram=256M", "--status", "/status", "--", "true"),
+            *(
+                "--hung-task-panic",
+                "--network",
+                "--host-swap",
+                "size=1G",
+                "ram=256M",
+                "--status",
+                "/status",
+                "--",
+                "true",
+            ),
         ]
     )
     assert line.disks == (1 << 30, Path("/images/a.img"))
@@ -57,6 +67,7 @@ def test_every_option_reaches_the_config() -> None:
         kernel_log=Path("/log"),
         hung_task_panic=True,
         host_swap=("size=1G", "ram=256M"),
+        network=True,
     )
 
 

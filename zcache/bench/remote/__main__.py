@@ -10,6 +10,11 @@ operations was faster than the tier on loopback or at 0.2 ms.
 
 `node`: what an engine pays for a frame, in memory and in CPU.
 
+`baseline`: from an engine, and from a RAM disk over the kernel's nbd client, in a guest (a minute
+or two more).
+
+`--faults` (with options of its own, see `--faults --help`): engines that fail under load.
+
 `--plan` (with options of its own, see `--plan --help`): what nodes and links carry, on paper.
 """
 
@@ -23,7 +28,7 @@ from typing import Any, Final, NamedTuple
 
 from rich.console import Console
 
-from zcache.bench.remote import node, plan
+from zcache.bench.remote import baseline, faults, node, plan
 from zcache.bench.remote.engines import PINGS, Relay, Server, engine, ping_seconds, relay_adding
 from zcache.bench.remote.reading import Found, Way, fill, read
 from zcache.bench.remote.slow_disk import SlowDisk
@@ -31,7 +36,7 @@ from zcache.bench.remote.sources import Bare, Source, backing_file, remote_tier
 from zcache.bench.report import Figure, Report
 from zcache.testvm.arguments import whole_number
 
-TABLES: Final = ("frames", "node")
+TABLES: Final = ("frames", "node", "baseline")
 #: One at a time; and 8 under way, as threads (each waits for its own) or as one request (which may
 #: be a pipeline).
 WAYS: Final = (Way(1, 1), Way(8, 1), Way(1, 8))
@@ -59,6 +64,8 @@ def main(words: Sequence[str]) -> int:
     """Prints the tables; exit status 1 if that disk was faster, or a read failed."""
     if "--plan" in words:
         return plan.main([word for word in words if word != "--plan"])
+    if "--faults" in words:
+        return faults.main([word for word in words if word != "--faults"])
     parser = argparse.ArgumentParser(prog="scripts/bench remote", description=__doc__)
     add = parser.add_argument
     add("tables", nargs="*", choices=[*TABLES, []], help=f"some of {', '.join(TABLES)} (default: all)")
@@ -68,6 +75,7 @@ def main(words: Sequence[str]) -> int:
     add("--seed", type=int, default=1)
     add("--folder", type=Path, help="for the results (default: a new temporary one)")
     add("--disk", type=Path, help="a folder on the disk to use (default: a new temporary one)")
+    add("--faults", action="store_true", help="engines that fail instead: see --faults --help")
     add("--plan", action="store_true", help="arithmetic instead: see --plan --help")
     arguments = parser.parse_args(words)
     report = Report(arguments.folder or Path(tempfile.mkdtemp(prefix="zcache-bench-")), Console(width=170))
@@ -77,6 +85,9 @@ def main(words: Sequence[str]) -> int:
         if "node" in wanted:
             report.table("memory", "an engine's memory for each frame, bytes", node.memory(Path(name)))
             report.table("node", "an engine's CPU for each frame of 64 KiB", node.cpu(Path(name), arguments.seconds))
+        if "baseline" in wanted:
+            title = "a guest reads frames of 64 KiB over its network card, from memory of the host"
+            report.table("baseline", title, baseline.measure(arguments.frames, arguments.seconds, arguments.rounds))
         if "frames" in wanted:
             is_good = _frames(report, Path(name), arguments)
     report.save()
@@ -97,7 +108,7 @@ def _frames(report: Report, folder: Path, arguments: argparse.Namespace) -> bool
                     )
                     found.setdefault((cell.place, cell.reader, way), []).append(figures)
             report.console.print(f"round {turn + 1} of {arguments.rounds}")
-        medians = {name: _of_all(rounds) for name, rounds in found.items()}
+        medians = {name: of_all(rounds) for name, rounds in found.items()}
     rows = [_row(*name, medians) for name in sorted(medians, key=lambda name: WAYS.index(name[2]))]
     title = (
         f"a cold frame of 64 KiB, of {arguments.frames} at random, {arguments.rounds} rounds of {arguments.seconds} s; "
@@ -150,7 +161,7 @@ def _relay_rows(server: Server, relays: Sequence[Relay]) -> list[dict[str, Figur
     ]
 
 
-def _of_all(rounds: Sequence[Found]) -> Found:
+def of_all(rounds: Sequence[Found]) -> Found:
     """The medians; but the longest, and all that failed."""
     medians = Found(*map(statistics.median, zip(*rounds, strict=True)))
     longest_us, failed = max(each.longest_us for each in rounds), sum(each.failed for each in rounds)

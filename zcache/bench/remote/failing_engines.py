@@ -10,8 +10,6 @@ A Cluster is formed of them as an operator would form it.
 
 import contextlib
 import itertools
-import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,8 +24,7 @@ from zcache.bench.remote.far_network import FarNetwork
 from zcache.errors import EnvironmentProblem
 from zcache.remote.cluster import SLOTS
 from zcache.remote.peer import fields_of
-from zcache.remote.resp import Connection
-from zcache.remote.wire import Reply
+from zcache.remote.resp import Connection, Reply
 
 #: For a Cluster to see that a node is gone: short, so that a fault is longer.
 NODE_TIMEOUT_MS: Final = 1000
@@ -47,11 +44,14 @@ class FailingEngine:
     ) -> None:
         self._folder = folder / f"engine{number}"
         self._folder.mkdir()
+        name, path = program()
+        self._program = self._folder / name  # told apart by how it is called
+        self._program.symlink_to(path)
         self._socket = self._folder / "engine.sock"
         self._network = network
         self._number = number
         self.host = network.join(number) if network else "127.0.0.1"
-        self.port, self.bus_port, self._relay_port = free_ports(self.host if not network else "127.0.0.1", 3)
+        self.port, self.bus_port, self._relay_port = _free_ports(3)
         self._has_relay = has_relay
         self._is_node = is_node
         self._process: subprocess.Popen[bytes] | None = None
@@ -79,23 +79,29 @@ class FailingEngine:
         """As it was at first: empty. A node of a Cluster knows its slots still."""
         if self._process and self._process.poll() is None:
             return
-        name, path = program()
         log = self._folder / "engine.log"
-        command = [path, "--port", str(self.port), "--bind", self.host, "--unixsocket", str(self._socket)]
+        around = self._network.around(self._number) if self._network else []
+        command = [
+            *around,
+            str(self._program),
+            "--port",
+            str(self.port),
+            "--bind",
+            self.host,
+            "--unixsocket",
+            str(self._socket),
+        ]
         command += ["--dir", str(self._folder), "--protected-mode", "no", *SETTINGS]
         if self._is_node:
             command += ["--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)]
             command += ["--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--cluster-require-full-coverage", "no"]
             command += ["--cluster-allow-reads-when-down", "yes", "--repl-diskless-sync-delay", "0"]
         self._socket.unlink(missing_ok=True)
-        # Its name decides what the program is, so a namespace's `exec` is given it, too.
-        around = self._network.around(self._number) if self._network else []
-        command = [*around, "bash", "-c", 'exec -a "$0" "$@"', name, *command]
         with log.open("ab") as file:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
         if not wait_until(lambda: self._has_ended() or self._answers()) or self._has_ended():
             last = log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise EnvironmentProblem(f"{name} does not start: {' '.join(last)}")
+            raise EnvironmentProblem(f"{self._program.name} does not start: {' '.join(last)}")
 
     def kill(self) -> None:
         """What it had is gone."""
@@ -157,9 +163,17 @@ class FailingEngine:
         """It takes as much as it likes."""
         self.call("CONFIG", "SET", "maxmemory", 0)
 
+    def start_as_replica(self) -> None:
+        """It was a primary, and its replica has taken its place."""
+        self.start()
+        if not wait_until(lambda: self._has_role("slave")):
+            raise EnvironmentProblem("no replica has taken a primary's place")
+
     def fail_back(self) -> None:
         """A replica, which it has become, is the primary again."""
         self.call("CLUSTER", "FAILOVER")
+        if not wait_until(lambda: self._has_role("master")):
+            raise EnvironmentProblem("a replica has not taken its primary's place")
 
     def close(self) -> None:
         """Ended, whatever it was."""
@@ -174,9 +188,13 @@ class FailingEngine:
     def _has_ended(self) -> bool:
         return self._process is None or self._process.poll() is not None
 
+    def _has_role(self, role: str) -> bool:
+        replication = fields_of(self.call("INFO", "replication"))
+        return replication["role"] == role and replication.get("master_link_status", "up") == "up"
+
     def _answers(self) -> bool:
         try:
-            return self.call("PING") == "PONG"
+            return self.call("PING") == b"PONG"
         except OSError:
             return False
 
@@ -217,7 +235,7 @@ def form_cluster(nodes: Sequence[FailingEngine], primaries: int) -> None:
         primary = nodes[number % primaries].call("CLUSTER", "MYID")
         assert isinstance(primary, bytes)
         node.call("CLUSTER", "REPLICATE", primary)
-    _wait_for(lambda: all(map(_serves, nodes)))
+    _wait_for(lambda: all(_serves(node, len(nodes) - primaries) for node in nodes))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = START_SECONDS) -> bool:
@@ -230,20 +248,15 @@ def wait_until(condition: Callable[[], bool], seconds: float = START_SECONDS) ->
     return True
 
 
-def free_ports(host: str, count: int) -> list[int]:
+def _free_ports(count: int) -> list[int]:
     """That nobody has now."""
     with contextlib.ExitStack() as stack:
         ports = []
         for _ in range(count):
             taken = stack.enter_context(socket.socket())
-            taken.bind((host, 0))
+            taken.bind(("127.0.0.1", 0))
             ports.append(int(taken.getsockname()[1]))
         return ports
-
-
-def why_no_relay() -> str:
-    """Why none of them can be started; "": they can."""
-    return "" if shutil.which("bash") else "no bash"
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:
@@ -257,8 +270,11 @@ def _knows(node: FailingEngine, count: int) -> bool:
     return isinstance(reply, bytes) and reply.count(b" connected") == count and b"handshake" not in reply
 
 
-def _serves(node: FailingEngine) -> bool:
+def _serves(node: FailingEngine, replicas: int) -> bool:
+    """It has all slots, and knows all replicas; if it is one, it has its primary's keys."""
     cluster = fields_of(node.call("CLUSTER", "INFO"))
-    own = fields_of(node.call("INFO", "replication"))
     is_whole = cluster.get("cluster_state") == "ok" and cluster.get("cluster_slots_ok") == str(SLOTS)
-    return is_whole and own.get("master_link_status", "up") == "up"
+    known = node.call("CLUSTER", "NODES")
+    own = fields_of(node.call("INFO", "replication"))
+    knows_all = isinstance(known, bytes) and known.count(b"slave ") == replicas
+    return is_whole and knows_all and own.get("master_link_status", "up") == "up"

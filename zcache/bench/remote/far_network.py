@@ -1,8 +1,8 @@
-"""A network of namespaces, each with one link to a bridge, that each can be cut off from. Root only.
+"""A network of namespaces, each of which can be cut off from the others. Root only.
 
-A link that is taken down drops what is sent either way, and nobody is told: whoever has sent waits,
-as with a switch that has died. Addresses are for examples (RFC 5737), and of them only such as no
-route of this machine leads to.
+Each has one link, to a bridge. A link that is taken down drops what is sent either way, and nobody
+is told: whoever has sent waits, as with a switch that has died. Addresses are those for examples
+(RFC 5737), and of them only such as no route of this machine leads to.
 """
 
 import ipaddress

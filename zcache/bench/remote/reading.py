@@ -70,7 +70,7 @@ def read(source: Source, slot_count: int, way: Way, seconds: float, seed: int, s
     def run(number: int) -> None:
         rng = random.Random(seed * 100 + number)
         frames = new_frames(way.batch)
-        while (asked := time.perf_counter()) < begin + seconds:
+        while (asked := time.perf_counter()) < begin + seconds or not times[number]:
             first = rng.randint(1, slot_count + 1 - way.batch)
             try:
                 source.read(first, frames)

@@ -1,0 +1,62 @@
+"""Incarnations: which peer has what an engine held, by the word that was left there.
+
+A word is known again wherever it is met: a successor may be given its engines in another order, or
+others. Until all peers were met once, what is nobody's by its word is hoped to be with one that was
+not met yet: copies that are out of reach now are not given up. After that it is gone.
+
+Locking: `Copies.lock`, its owner's. Cost: a reference for each of 255 numbers.
+"""
+
+from collections.abc import Sequence
+
+from zcache.remote.peer import Identity, Peer
+from zcache.remote.tables import INCARNATIONS, Tables
+
+
+class Incarnations:
+    """Of `peers`. `at` is how many copies each of them holds."""
+
+    def __init__(self, tables: Tables, peers: Sequence[Peer]) -> None:
+        self._tables = tables
+        self._peers = peers
+        self._holder: list[Peer | None] = [None] * INCARNATIONS
+        self._unmet = list(peers)
+        self.at = [0] * len(peers)
+        for number in self._known():
+            if tables.lanes[number] >= len(peers):
+                tables.lanes[number] = 0
+            self._holder[number] = peers[tables.lanes[number]]
+
+    def holder(self, number: int) -> Peer | None:
+        """Who has what that incarnation had; None: nobody, it is gone."""
+        return self._holder[number] if number else None
+
+    def count(self, number: int, change: int) -> None:
+        """Its copies have become more or fewer. What is gone is nobody's."""
+        if peer := self.holder(number):
+            self.at[peer.lane] += change
+
+    def met(self, peer: Peer, identity: Identity) -> None:
+        """A peer was greeted: it has what was held under that word, and nothing else."""
+        tables = self._tables
+        if peer in self._unmet:
+            self._unmet.remove(peer)
+        for number in self._known():
+            if tables.words[number] == identity.word:
+                tables.lanes[number] = peer.lane
+            elif tables.lanes[number] == peer.lane:
+                self._holder[number] = self._unmet[0] if self._unmet else None
+                if self._unmet:
+                    tables.lanes[number] = self._unmet[0].lane
+        others = {other.number for other in self._peers if other is not peer}
+        peer.number = tables.number_of(peer.lane, identity.word, identity.run, others)
+        for number in self._known():
+            if tables.words[number] == identity.word:
+                self._holder[number] = peer
+        self.at[:] = [0] * len(self.at)
+        for number in self._known():
+            if self._holder[number]:
+                self.count(number, tables.count_of(number))
+
+    def _known(self) -> list[int]:
+        return [number for number in range(1, INCARNATIONS) if self._tables.words[number]]
