@@ -162,7 +162,8 @@ def test_four_instances_at_one_cluster(nodes: list[Engine], four: list[Instance]
         instance.server.check()
     assert_quotas_hold(nodes, [alice, carol, dave])
 
-    # The dead one's are there for as long as nobody says otherwise: then they are gone, and no others.
+    # The dead one's are there for as long as nobody says otherwise; then they are gone, and no
+    # others.
     operator = nodes[0].url("tests", "", cluster="yes")
     rows = rows_of(operator)
     assert set(rows) == set(names.values())

@@ -1,7 +1,4 @@
-"""What a server without `remote=` has of engines: nothing. No module, no library, no thread.
-
-How its memory compares with that of a version that knew of no engines: zcache/bench/RESULTS.md.
-"""
+"""What a server without `remote=` has of engines: nothing. No module, no library, no thread."""
 
 import os
 import shutil
@@ -14,6 +11,8 @@ import pytest
 from tests.nbd.conftest import RunningServer
 from tests.support.engines import Engine, engines
 from tests.support.other_code import python_of
+from zcache.server.config import parse_config
+from zcache.server.needs import thread_count
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 WORDS: Final = ("size=32M", "budget=4M", "encrypt=no")
@@ -79,9 +78,16 @@ class Telling(RunningServer):
     """A server that tells which modules it has."""
 
 
-def threads_of(server: RunningServer) -> set[str]:
+def threads_of(server: RunningServer) -> list[str]:
     names = Path(f"/proc/{server.status()['pid']}/task").glob("*/comm")
-    return {name.read_text().strip() for name in names}
+    return [name.read_text().strip() for name in names]
+
+
+def threads_needed(*words: str) -> int:
+    """Beside its first, without clients; as a server that starts with these words is to find room
+    for."""
+    pairs = [(key, value) for key, _, value in (word.partition("=") for word in (*words, "control=/tmp/control"))]
+    return thread_count(parse_config(pairs), 0)
 
 
 def libraries_of(server: RunningServer) -> set[str]:
@@ -99,8 +105,9 @@ def test_without_engines_nothing_of_them_is_loaded(served: Served, tmp_path: Pat
         assert of_engines(served.modules()) == set()
         assert "zcache.store.store" in served.modules()
         threads = threads_of(server)
-        assert {"zcache-reclaim", "zcache-upkeep"} <= threads
-        assert not threads & {"zcache-remote", "zcache-demote"}
+        assert {"zcache-reclaim", "zcache-upkeep"} <= set(threads)
+        assert not {"zcache-remote", "zcache-demote"}.intersection(threads)
+        assert len(threads) - 1 == threads_needed(*WORDS, word)
         assert not {name for name in libraries_of(server) if name.startswith(("_ssl", "libssl"))}
 
 
@@ -112,7 +119,8 @@ def test_what_is_loaded_with_engines_is_for_them_alone(
     served(*WORDS, f"backing={tmp_path}/one")
     before = served.modules()
     remote = [f"remote={engine.url()}" for engine in both]
-    server = served(*WORDS, f"backing={tmp_path}/other", *remote, "remote_budget=16M", f"remote_copies={copies}")
+    words = (*WORDS, f"backing={tmp_path}/other", *remote, "remote_budget=16M", f"remote_copies={copies}")
+    server = served(*words)
     more = served.modules() - before
     assert {"zcache.remote.remote", "zcache.remote.mender", "zcache.server.remote_place"} <= more
     ours = {name for name in more if name.startswith("zcache")}
@@ -120,3 +128,4 @@ def test_what_is_loaded_with_engines_is_for_them_alone(
     threads = threads_of(server)
     assert "zcache-remote" in threads
     assert ("zcache-demote" in threads) == (copies == 2)
+    assert len(threads) - 1 == threads_needed(*words)

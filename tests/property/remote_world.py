@@ -12,8 +12,9 @@ where the tables say that they are, and nothing else is left at any engine. `wor
 beside requests: a turn of each is an operation of the world, and happens while somebody waits.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from tests.property.world import World
@@ -31,6 +32,7 @@ from zcache.remote.accounts import name_of
 from zcache.remote.copies import Copies
 from zcache.remote.engines import Engines
 from zcache.remote.mender import GONE_SECONDS, Mender
+from zcache.remote.peer import Peer
 from zcache.remote.remote_front import RemoteFront
 from zcache.remote.remote_tier import COPIES, RemoteTier
 from zcache.remote.sweeper import SWEEP_SECONDS
@@ -54,8 +56,8 @@ SWEEP_TURNS: Final = 25
 
 
 class WorldClock(FakeClock):
-    """While somebody sleeps, others work. It stands still while something happens in the middle of
-    an exchange, which takes no longer for that."""
+    """While somebody sleeps, others work. It stands still for what is done then, and for what
+    happens in the middle of an exchange: neither takes longer for that."""
 
     def __init__(self) -> None:
         self.is_still = False
@@ -74,7 +76,16 @@ class WorldClock(FakeClock):
 
     def sleep(self, seconds: float) -> None:
         super().sleep(seconds)
-        self.meanwhile()
+        with self.standing_still():
+            self.meanwhile()
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        before, self.is_still = self.is_still, True
+        try:
+            yield
+        finally:
+            self.is_still = before
 
     def wait(self, condition: threading.Condition, seconds: float) -> None:
         if self.is_shared:
@@ -84,7 +95,8 @@ class WorldClock(FakeClock):
         super().sleep(seconds)
         condition.release()
         try:
-            self.meanwhile()
+            with self.standing_still():
+                self.meanwhile()
         finally:
             condition.acquire()
 
@@ -140,8 +152,7 @@ class JudgedRemoteFront(_Judged, RemoteFront):
     def __init__(self, disk: FaultyTier, copies: Copies, limit_slots: int) -> None:
         _Judged.__init__(self)
         RemoteFront.__init__(self, disk, copies, limit_slots)
-        self.is_spoiled, self.may_fail = disk.is_spoiled, disk.may_fail
-        self.used_map, self.is_free = disk.used_map, disk.free_slots  # type: ignore[method-assign]
+        self.is_spoiled, self.may_fail, self.faults = disk.is_spoiled, disk.may_fail, disk.faults
 
     def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         self.before_write()
@@ -184,9 +195,11 @@ class RemoteWorld(World):
             self.kinds = [kind for kind in self.kinds if kind != "full"] or ["kill"] * self.has_faults
         self.work_share = rng.choice([0.02, 0.1, 0.5])
         self.demotes = rng.random() < 0.5
-        self.network = FakeNetwork(clock, rng)
+        is_cluster = rng.random() < 0.25
+        self.network = FakeNetwork(clock, rng, is_cluster=is_cluster)
         self.network.latency_seconds = rng.choice([1e-4, 1e-3, 5e-3])
-        self.names = [f"/engine{n}" for n in range(rng.choice([2, 2, 3, 4]))]
+        count = rng.choice([2, 2, 3, 4])
+        self.names = [f"127.0.0.{n + 1}:7000" if is_cluster else f"/engine{n}" for n in range(count)]
         for name in self.names:
             self.network.add(name)
         self.old_engines: list[FakeEngine] = []  # that somebody is connected to still
@@ -217,10 +230,15 @@ class RemoteWorld(World):
             )._replace(remote_slots=self.remote_slots)
             image = Image.open(self.descriptor, geometry)
         self.tables = Tables(self.remote_slots, image.section if image else no_image)
-        urls = [parse_url(f"unix://{name}") for name in self.names]
+        if self.network.is_cluster:
+            urls = [parse_url(f"redis://{name}?cluster=yes") for name in self.names]
+        else:
+            urls = [parse_url(f"unix://{name}") for name in self.names]
         engines = Engines(urls, 1 if is_front else COPIES, is_front, self.clock, self.network.connect)
         engines.resolve(True, lambda _: None)
         is_new = image is None or image.epoch == 1
+        if is_new:
+            engines.check(lambda _: None)
         peers = engines.make_peers(name_of(image.secret if image else b""), self.tables, is_new)
         self.copies = Copies(self.tables, peers, chosen.frame_bytes, self.clock)
         if is_front:
@@ -309,11 +327,11 @@ class RemoteWorld(World):
         if self._is_happening or self._is_locked or not self.works:
             return
         self._is_locked = is_write
-        self.clock.is_still = True
         try:
-            self._happen()
+            with self.clock.standing_still():
+                self._happen()
         finally:
-            self._is_locked = self.clock.is_still = False
+            self._is_locked = False
 
     # -- trouble
     # ---------------------------------------------------------------------------------------------
@@ -393,11 +411,15 @@ class RemoteWorld(World):
         """Who has the slot's frame."""
         found = []
         for peer in self.copies.peers:
-            engine = self.network.at[peer.url.path]
+            engine = self._engine_of(peer)
             key = self.copies.key_of(peer, slot, self.tables.generation[slot])
             if key in engine.data and key not in engine.lost and engine.state != "dead":
                 found.append(engine)
         return found
+
+    def _engine_of(self, peer: Peer) -> FakeEngine:
+        """That is to have a lane's keys. (Each node of a Cluster has one lane, in their order.)"""
+        return self.network.at[self.names[peer.lane]]
 
     def _see_unlink(self, engine: FakeEngine, key: bytes, is_late: bool) -> None:
         """A key that a frame needs is not removed, unless by a command that comes late."""
@@ -464,7 +486,8 @@ class RemoteWorld(World):
                 if peer:
                     named[peer.lane].add(copies.key_of(peer, slot, self.tables.generation[slot]))
         for peer in copies.peers:
-            there = {key for key in self.network.at[peer.url.path].data if key[-4:] not in (b"word", b"ount")}
+            data = self._engine_of(peer).data
+            there = {k for k in data if k.startswith(peer.prefix) and k[-4:] not in (b"word", b"ount")}
             assert not named[peer.lane] - there, f"{peer.name} lacks {named[peer.lane] - there}"
             assert not there - named[peer.lane], f"{peer.name} has {there - named[peer.lane]}, and should not"
             assert copies.at[peer.lane] == len(there), f"{peer.name}: {copies.at[peer.lane]} copies, not {len(there)}"

@@ -117,12 +117,14 @@ class FakeEngine:
         """What was sent to it long ago is executed now, or some of it: in its order for each
         connection, and in any for several."""
         rng = self.network.rng
-        while self.late and rng.random() < share:
-            inbox = self.late[int(rng.random() * len(self.late))]
-            if inbox:
-                self.execute(inbox.popleft(), is_late=True)
-            if not inbox:
-                self.late.remove(inbox)
+        with self.network.lock:
+            while self.late and rng.random() < share:
+                index = int(rng.random() * len(self.late))
+                inbox = self.late[index]
+                if inbox:
+                    self.execute(inbox.popleft(), is_late=True)
+                if not inbox:
+                    del self.late[index]
 
     # -- commands
     # ---------------------------------------------------------------------------------------------
@@ -505,10 +507,11 @@ class FakeConnection:
         self._is_open = False
         self._setting = None
         engine = self._engine
-        if self in engine.connections:
-            engine.connections.remove(self)
-        if self.inbox and is_heard and engine.state != "dead":
-            engine.late.append(self.inbox)
+        with self._network.lock:
+            if self in engine.connections:
+                engine.connections.remove(self)
+            if self.inbox and is_heard and engine.state != "dead":
+                engine.late.append(self.inbox)
         self.inbox = deque()
 
 

@@ -75,7 +75,7 @@ class WarmMemoryTier(MemoryTier):
 
     def __init__(self, slot_count: int, frame_bytes: int = 4096, clock: FakeClock | None = None) -> None:
         super().__init__(slot_count, frame_bytes, clock)
-        self.was_read = bytearray(slot_count + 1)
+        self.was_read = memoryview(bytearray(slot_count + 1))
         self.capacity_slots = slot_count
 
     def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:

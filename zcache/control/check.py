@@ -192,7 +192,8 @@ def _check_frames(books: Snapshot, found: _Found) -> int:
     _compare("frames in flight", frames.in_flight, counts[State.WRITEBACK])
     _compare("cold frames", frames.cold, counts[State.COLD])
     _compare("resident frames", frames.resident, sum(counts) - counts[State.FREE] - counts[State.COLD])
-    if not frames.in_flight:  # those in flight have slots below already, which their frames do not name yet
+    # Those in flight, from RAM or from tier to tier, have slots already that no frame names yet.
+    if not (frames.in_flight or books.flights_below):
         _compare("slots in use below", books.used_below_count, counts[State.CLEAN] + counts[State.COLD])
     return counts[State.ACTIVE]
 

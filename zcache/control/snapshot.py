@@ -72,6 +72,7 @@ class Snapshot:
         self.allocator = store.allocator.view(room.copy, self.frames)
         self.slots_below = store.below.slot_count
         self.used_below_count = store.below.used_slots
+        self.flights_below = sum(place.flights for place in store.below.places)
         self._maps_below = [(place, room.copy(place.tier.used_map())) for place in store.below.places]
         #: For each object: its pool's kind, and its touched blocks of entries.
         self.tables = [

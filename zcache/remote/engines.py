@@ -48,6 +48,7 @@ class Engines:
         self._shards: list[Shard] = []
         self._mapped_at = -MAP_SECONDS
         self._tags: list[bytes] = []
+        self._said: dict[bytes, object] = {}  # by a Cluster, of keys without a tag
         self.peers: list[Peer] = []
 
     @property
@@ -237,15 +238,17 @@ class Engines:
 
     def ask_where_it_is(self, peer: Peer, key: bytes) -> object:
         """The value of a key without a tag: at this engine, or at the lane of the Cluster that has
-        it now."""
+        it now. If that one does not answer, it is what it said last: its trouble is not this
+        one's."""
         if not peer.url.is_cluster:
             return peer.ask("GET", key)
         node = cluster.primary_of(self._shards, key)
         for other in self.peers:
             if other.url == peer.url and other.is_up and self.node_of(other) == node:
-                with contextlib.suppress(Refused):
-                    return other.ask("GET", key)
-        return None
+                with contextlib.suppress(OSError):
+                    self._said[key] = other.ask("GET", key)
+                break
+        return self._said.get(key)
 
     def node_of(self, peer: Peer) -> Node | None:
         """Who has a lane now; None for an engine that stands alone."""

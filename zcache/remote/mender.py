@@ -70,33 +70,44 @@ class Mender:
         self._heard = [0.0] * count  # when each was heard of last
         self._down_since: list[float | None] = [clock.now()] * count
         self._why_down = ["not connected yet"] * count
+        self._was_up = [False] * count  # ever
         copies.wanted = wanted_copies
         self._remirror = Remirror(copies, is_used, clock)
         self._sweeper = Sweeper(copies, is_used, clock)
         self._turn = threading.Lock()
         self._is_over = False
+        self._unforeseen = ""  # the last thing that it has met and should not have
         self.also: Callable[[Callable[[], bool]], None] = lambda _go_on: None  # more to be done in each turn
 
     # -- a turn
     # ---------------------------------------------------------------------------------------------
 
     def work(self) -> None:
-        """One turn. Called by one thread, again and again."""
+        """One turn. Called by one thread, again and again; it outlives whatever it meets."""
         with self._turn:
-            if self._is_over:
-                return
-            for peer in self._copies.peers:
-                self._look_after(peer)
-                peer.is_gone = self._is_gone(peer)
-            ends = self._clock.now() + WORK_SECONDS
-            self.also(lambda: self._clock.now() < ends)
-            self._sweeper.remove_dead(ends)
-            self._remirror.work(ends)
-            self._sweeper.sweep(ends)
+            try:
+                if not self._is_over:
+                    self._take_turn()
+            except Exception as error:
+                what = describe(error)
+                if what != self._unforeseen:
+                    self._report(f"WARNING: what looks after engines met something unforeseen: {what}")
+                self._unforeseen = what
+
+    def _take_turn(self) -> None:
+        for peer in sorted(self._copies.peers, key=lambda peer: self._connecting[peer.lane].failures):
+            self._look_after(peer)  # those that answer before those that are waited for
+            peer.is_gone = self._is_gone(peer)
+        ends = self._clock.now() + WORK_SECONDS
+        self.also(lambda: self._clock.now() < ends)
+        self._sweeper.remove_dead(ends)
+        self._remirror.work(ends)
+        self._sweeper.sweep(ends)
 
     def connect_all(self) -> None:
         """At the start: one try for each peer, while there is time."""
         ends = self._clock.now() + START_SECONDS
+        self._engines.refresh()  # a successor has no map of the Cluster yet
         for peer in self._copies.peers:
             if self._clock.now() < ends:
                 self._look_after(peer)
@@ -112,6 +123,8 @@ class Mender:
             elif peer.refusal and not peer.refusal.startswith("OOM"):  # to be full is no trouble
                 found.append(f"remote {peer.name}: takes no frames ({peer.refusal})")
         found += self._engines.troubles()
+        if self._unforeseen:
+            found.append(f"what looks after engines met something that it did not foresee ({self._unforeseen})")
         if lost := self._copies.counters.remote_lost_frames:
             found.append(f"{lost} frames were at engines that have lost them: reads of their pages fail")
         return found
@@ -154,7 +167,9 @@ class Mender:
         else:
             connecting.succeeded()
             if not peer.is_up:
-                peer.is_up = True
+                if self._was_up[lane]:
+                    self._report(f"remote {peer.name}: is back")
+                peer.is_up = self._was_up[lane] = True
                 self._down_since[lane] = None
                 self._copies.is_mending_due = True
                 peer.trouble.succeeded()
@@ -207,6 +222,7 @@ class Mender:
         self._why_down[lane] = error.text if isinstance(error, Refused) else describe(error)
         if peer.is_up or self._down_since[lane] is None:
             self._down_since[lane] = self._clock.now()
+            self._report(f"WARNING: remote {peer.name}: is out of reach ({self._why_down[lane]})")
         peer.is_up = False
         peer.disconnect()
         self._engines.refresh()

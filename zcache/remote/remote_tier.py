@@ -13,11 +13,16 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from zcache.image.flat_array import FlatArray
 from zcache.remote.copies import Copies
 from zcache.tiers.slot_map import SlotMap
 
 #: Copies of each frame.
 COPIES: Final = 2
+
+#: How far tables are populated beyond the slots in use: 256 MiB of frames with `log`, a tenth of a
+#: second's worth with `zbud`.
+AHEAD_SLOTS: Final = 4096
 
 
 class RemoteTier(SlotMap):
@@ -31,7 +36,8 @@ class RemoteTier(SlotMap):
         self.copies = copies
         self.limit_slots = slot_count
         self._is_last_resort = is_last_resort
-        self.was_read = bytearray(slot_count + 1)  # since the demoter has looked at it last
+        self._was_read_table = FlatArray("B", slot_count + 1)
+        self.was_read = self._was_read_table.view  # since the demoter has looked at it last
 
     @property
     def free_slots(self) -> int:
@@ -97,7 +103,9 @@ class RemoteTier(SlotMap):
     def fault_ahead(self) -> None:
         """See `Tier.fault_ahead`."""
         super().fault_ahead()
-        self.copies.tables.fault_ahead(min(self.next_slot + 4096, self.slot_count + 1))
+        stop = min(self.next_slot + AHEAD_SLOTS, self.slot_count + 1)
+        self.copies.tables.fault_ahead(stop)
+        self._was_read_table.fault_ahead(stop)
 
     def close(self) -> None:
         """Let go of all connections."""

@@ -1,6 +1,8 @@
 """Assembly: the parts of a server, made for one `Config`, over the image that there is, if any."""
 
 import contextlib
+import errno
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -14,8 +16,9 @@ from zcache.clock import Clock
 from zcache.control.listener import rehearse
 from zcache.control.settings import Settings
 from zcache.control.status import gather_status
-from zcache.errors import EnvironmentProblem, Imbalance
-from zcache.image.image import Geometry, Image, check_header, read_header
+from zcache.errors import EnvironmentProblem, Imbalance, PageDamaged
+from zcache.hardening import limits
+from zcache.image.image import SECRET_BYTES, Geometry, Image, check_header, read_header
 from zcache.image.signs import Signs
 from zcache.linux.group_limits import GroupLimits, Room
 from zcache.pageframes.slots import slots_of
@@ -26,7 +29,7 @@ from zcache.seals import Seal
 from zcache.seals.crc import CRC
 from zcache.server.config import Config
 from zcache.server.rebuild import rebuild
-from zcache.server.warm_up import scratch_store
+from zcache.server.warm_up import scratch_store, warm_up
 from zcache.steps import Steps
 from zcache.store.store import Store
 from zcache.tiers import Tier
@@ -34,10 +37,15 @@ from zcache.tiers.backing_file import BackingFile
 
 if TYPE_CHECKING:
     from zcache.clean.clean_disk import CleanDisk
+    from zcache.server.files import Files
+    from zcache.server.remote_place import RemotePlace
 
 #: No more frames than pages need are alive, whatever the size of the backing device; this is for
 #: what dies in flight.
 SPARE_BYTES: Final = 4 << 20
+
+#: How the kernel says that memory cannot be populated: for want of it, or of a promise of it.
+NO_MEMORY: Final = frozenset({errno.ENOMEM, errno.EFAULT, errno.ENOSPC})
 
 
 def geometry_of(config: Config, frames_below: int) -> Geometry:
@@ -138,6 +146,15 @@ def make_store(
     return store, pages
 
 
+def make_remote_place(config: Config, files: "Files", report: Callable[[str], None]) -> "RemotePlace | None":
+    """The engines that there are to be, of which none is known yet."""
+    if not config.remote:
+        return None
+    from zcache.server.remote_place import RemotePlace  # locked in memory, where there are engines
+
+    return RemotePlace(config, files, report)
+
+
 def make_clean_disks(config: Config, files: Sequence[DiskFile], store: Store) -> list["CleanDisk"]:
     """Over the files of clean exports, in the order of the configuration."""
     if not config.clean:
@@ -199,6 +216,31 @@ def new_seal(config: Config, key: bytes) -> Seal:
     from zcache.seals.aead import Aead  # a library that nobody should lock in memory without need
 
     return Aead(key, config.frame_bytes, flights_frames(config.frame_bytes))
+
+
+def trial_seal(config: Config) -> Seal:
+    """Like the store's, with a key of its own."""
+    return new_seal(config, os.urandom(SECRET_BYTES))
+
+
+def run_everything(config: Config, backing: BackingFile | None, seal: Seal) -> None:
+    """All code once, with the backing, which is tried by that. Raises `EnvironmentProblem`."""
+    try:
+        warm_up(config.codec, config.allocator, config.recompress, backing, seal)
+    except PageDamaged as error:
+        trouble = f"backing={config.backing}: what is written there does not come back ({error})"
+        raise EnvironmentProblem(f"{trouble}; give another disk") from None
+
+
+def populate(config: Config, store: Store, beat: Callable[[], None], is_successor: bool) -> None:
+    """A budget that there is no memory for is none; but a successor goes on with what it has."""
+    try:
+        store.populate(beat)
+    except OSError as error:
+        if error.errno not in NO_MEMORY or is_successor:
+            raise
+        trouble = f"budget={config.min_budget_bytes}: there is no memory for it"
+        raise EnvironmentProblem(f"{trouble}: {limits.in_words(MemoryError())}") from None
 
 
 def rehearse_control(allocator: str) -> None:

@@ -7,6 +7,7 @@ from typing import Final
 from zcache.errors import BadInput
 from zcache.hardening import limits
 from zcache.linux import meminfo
+from zcache.linux.group_limits import GroupLimits
 from zcache.server.assembly import geometry_of
 from zcache.server.config import Config
 
@@ -34,9 +35,9 @@ SERVING_BYTES: Final = 16 << 20
 PROMISED_BYTES: Final = 25 << 20
 
 
-#: What engines add to that: modules and connections, what has to be removed there, what is on its way,
-#: and what the kernel keeps for their sockets. Measured on 2026-11-30 with two engines, a budget of
-#: 16 MiB and 64 MiB there: VMLCK MiB more are locked, 1.5 of them the store's tables.
+#: What engines add to that: modules, connections, what is to be removed there or is on its way, and
+#: the kernel's buffers for sockets. Measured on the host (2026-11-30) with two engines: 8 MiB more
+#: are locked with two copies, 9 with one, 10 with TLS.
 REMOTE_BYTES: Final = 12 << 20
 
 
@@ -105,6 +106,16 @@ def kept_free(config: Config) -> int:
     _, tables_bytes = _store_bytes(config)
     remote_bytes = REMOTE_BYTES if config.remote else 0
     return SERVING_BYTES + remote_bytes + tables_bytes + (STANDBY_BYTES if config.image is not None else 0)
+
+
+def tight_groups(groups: GroupLimits | None) -> list[str]:
+    """Those that leave less than half of what a fixed budget was started with, in words."""
+    return [
+        f"{room.in_words()}, and leaves {room.available >> 20}: at its limit the kernel ends programs there; "
+        "raise it, or end some yourself"
+        for room in (groups.rooms() if groups else ())
+        if room.available < SERVING_BYTES // 2
+    ]
 
 
 def _store_bytes(config: Config) -> tuple[int, int]:

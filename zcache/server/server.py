@@ -9,7 +9,6 @@ after a failure in any of them. What it needs of the front end is in `front_end.
 """
 
 import contextlib
-import errno
 import gc
 import os
 import signal
@@ -22,8 +21,8 @@ from zcache.control.listener import ControlSocket
 from zcache.control.peaks import Peaks
 from zcache.control.settings import Settings
 from zcache.control.status import gather_status
-from zcache.errors import BadInput, EnvironmentProblem, PageDamaged
-from zcache.hardening import Hardening, limits, threads
+from zcache.errors import BadInput, EnvironmentProblem
+from zcache.hardening import Hardening, threads
 from zcache.hardening.ceiling import Ceiling
 from zcache.hardening.log_pipe import say
 from zcache.hardening.own_thread import try_threads
@@ -40,23 +39,19 @@ from zcache.server import assembly, standby
 from zcache.server.config import Config
 from zcache.server.files import Files
 from zcache.server.front_end import FrontEnd
-from zcache.server.needs import SERVING_BYTES, check_available, check_limits, kept_free, thread_count
+from zcache.server.needs import check_available, check_limits, kept_free, thread_count, tight_groups
 from zcache.server.upkeep import Upkeep
-from zcache.server.warm_up import try_seal, warm_up
+from zcache.server.warm_up import try_seal
 from zcache.steps import Steps
 from zcache.store.store import Store
 from zcache.tiers import Tier
 
 if TYPE_CHECKING:
     from zcache.clean.clean_disk import CleanDisk
-    from zcache.server.remote_place import RemotePlace
 
 #: Names of protections to leave out, separated by commas: how `scripts/bench ablation` shows what
 #: each is for.
 WITHOUT_VARIABLE: Final = "ZCACHE_WITHOUT"
-
-#: How the kernel says that memory cannot be populated: for want of it, or of a promise of it.
-NO_MEMORY: Final = frozenset({errno.ENOMEM, errno.EFAULT, errno.ENOSPC})
 
 KEEPER_IS_GONE: Final = (
     "the keeper is gone: if this server ends, all that is swapped out is lost; swap-down soon, then swap-up"
@@ -84,7 +79,7 @@ class Server:
         self._signs: Signs | None = None
         self._keeper_pid: int | None = None
         self._groups: GroupLimits | None = None
-        self._remote = _remote_place(config, self._files)
+        self._remote = assembly.make_remote_place(config, self._files, _say)
         self._is_sharing = False  # its memory with its heir, page by page until it writes there
 
     def get_ready(self) -> None:
@@ -133,7 +128,7 @@ class Server:
         self._steps.begin("trying the seal")
         libc.forbid_core_dumps()
         libc.load_libgcc()
-        trial_seal = self._trial_seal()  # now: what that runs through need not be locked
+        trial_seal = assembly.trial_seal(self.config)  # now: what that runs through need not be locked
         without = _left_out()
         if self.config.hardening == "off" or "threads" in without:
             threads.leave_as_they_are()
@@ -145,7 +140,8 @@ class Server:
             try_threads(thread_count(self.config, self._front_end.client_threads))
         self._steps.begin("running everything once (warm-up)")
         if "warm_up" not in without:
-            self._warm_up(trial_seal)
+            backing = None if self._is_successor else self._files.backing  # that holds pages
+            assembly.run_everything(self.config, backing, trial_seal)
             self._try_engines(trial_seal, may_refuse=self.config.standby is None)
             assembly.rehearse_control(self.config.allocator)
             gc.collect()  # the scratch stores are in cycles: their memory is given back now
@@ -168,15 +164,16 @@ class Server:
             with contextlib.suppress(OSError):
                 unshare()
             if "warm_up" not in _left_out():
-                seal = self._trial_seal()
+                seal = assembly.trial_seal(self.config)
                 if self._files.backing:
-                    self._warm_up(seal)
+                    assembly.run_everything(self.config, self._files.backing, seal)
                 self._try_engines(seal, may_refuse=True)  # which were asked by now
 
     def _get_heir_ready(self) -> None:
         if self._hardening:
             self._hardening.lock_again()
-            try_seal(self._trial_seal(), self.config.frame_bytes)  # which the populating of the program leaves out
+            # Which the populating of the program leaves out.
+            try_seal(assembly.trial_seal(self.config), self.config.frame_bytes)
 
     def start(self) -> None:
         """Be ready for requests; raises `BadInput`, and `EnvironmentProblem` with
@@ -259,12 +256,7 @@ class Server:
         """What is wrong around the store."""
         troubles = [trouble for disk in self.clean for trouble in disk.troubles()]
         troubles += self._remote.troubles() if self._remote else []
-        troubles += [
-            f"{room.in_words()}, and leaves {room.available >> 20}: at its limit the kernel ends programs there; "
-            "raise it, or end some yourself"
-            for room in (self._groups.rooms() if self._groups else ())
-            if room.available < SERVING_BYTES // 2  # of what a fixed budget was started with
-        ]
+        troubles += tight_groups(self._groups)
         return troubles if self._keeper_pid in (None, os.getppid()) else [KEEPER_IS_GONE, *troubles]
 
     def _fault_ahead(self) -> None:
@@ -275,7 +267,9 @@ class Server:
         self.store.fault_ahead()
 
     def _prove_safe(self, hardening: Hardening, store: Store) -> None:
-        hardening.prefault(lambda: self._populate(store), store.is_populated)
+        hardening.prefault(
+            lambda: assembly.populate(self.config, store, self._beat, self._is_successor), store.is_populated
+        )
         self._steps.begin("checking that it is safe")
         is_safe = hardening.self_check()
         # A successor does not refuse: the pages are here already.
@@ -294,37 +288,14 @@ class Server:
         hardening.start()
         _say(f"{hardening.verdict()}; {described()}")
 
-    def _populate(self, store: Store) -> None:
-        """A budget that there is no memory for is none; but a successor goes on with what it
-        has."""
-        try:
-            store.populate(self._beat)
-        except OSError as error:
-            if error.errno not in NO_MEMORY or self._is_successor:
-                raise
-            trouble = f"budget={self.config.min_budget_bytes}: there is no memory for it"
-            raise EnvironmentProblem(f"{trouble}: {limits.in_words(MemoryError())}") from None
-
     def _beat(self) -> None:
         """There is progress."""
         self._steps.go_on()
         if self._signs:
             self._signs.beat()
 
-    def _trial_seal(self) -> Seal:
-        return assembly.new_seal(self.config, os.urandom(SECRET_BYTES))
-
-    def _warm_up(self, seal: Seal) -> None:
-        """With the tier, which is tried by that; not a successor's: it holds pages."""
-        try:
-            config, tier = self.config, None if self._is_successor else self._files.backing
-            warm_up(config.codec, config.allocator, config.recompress, tier, seal)
-        except PageDamaged as error:
-            trouble = f"backing={self.config.backing}: what is written there does not come back ({error})"
-            raise EnvironmentProblem(f"{trouble}; give another disk") from None
-
     def _try_engines(self, seal: Seal, may_refuse: bool) -> None:
-        """The same for engines. Whoever takes over has no time for it while nobody serves."""
+        """Run all that goes there. Whoever takes over has no time for it while nobody serves."""
         if self._remote and (may_refuse or self._groups is not None):
             self._steps.begin("trying the engines")
             self._remote.try_out(seal, may_refuse)
@@ -387,14 +358,6 @@ class Server:
 
 def _say(line: str) -> None:
     say(f"zcache: {line}")
-
-
-def _remote_place(config: Config, files: Files) -> "RemotePlace | None":
-    if not config.remote:
-        return None
-    from zcache.server.remote_place import RemotePlace  # locked in memory, where there are engines
-
-    return RemotePlace(config, files, _say)
 
 
 def _left_out() -> set[str]:

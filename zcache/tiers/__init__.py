@@ -69,7 +69,7 @@ class WarmTier(Tier, Protocol):
     handed out in turn."""
 
     next_slot: int
-    was_read: bytearray  # of each slot: since somebody has looked and taken note
+    was_read: memoryview  # of each slot, a byte: since somebody has looked and taken note
 
     @property
     def capacity_slots(self) -> int:

@@ -78,12 +78,17 @@ class FakeImage:
         self.pid = 0
         self.serves = False
         self.upgrades = self.refusals = 0
+        self.is_over = False
 
     def begin_upgrade(self) -> None:
         self.upgrades += 1
 
     def refuse_upgrade(self) -> None:
         self.refusals += 1
+
+    def end_swap(self) -> None:
+        assert not self.is_over
+        self.is_over = True
 
 
 def next_state(table: dict[S, dict[Event, S]], state: S, event: Event) -> S:

@@ -11,7 +11,8 @@ import pytest
 from tests.support.clock import FakeClock
 from tests.support.engines import Engine
 from tests.support.fake_engine import FakeNetwork
-from zcache.remote.peer import Connected, fields_of
+from zcache.remote.peer import fields_of
+from zcache.remote.readers import Connected
 from zcache.remote.resp import Connection, ProtocolError, Refused
 from zcache.remote.url import parse_url, resolve
 

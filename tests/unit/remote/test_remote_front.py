@@ -13,8 +13,8 @@ from tests.support.remote import FRAME_BYTES, Far, empty_frames, frame_of
 from tests.support.tiers import MemoryTier
 from zcache.remote.remote_front import STAGED_BYTES, RemoteFront
 
-#: The hedge's 50 ms, and as much for a busy machine.
-BOUND_SECONDS = 0.2
+#: The hedge, 50 ms, three times (the clock of a test stands still), and as much for a busy machine.
+BOUND_SECONDS = 0.25
 
 
 @pytest.fixture
@@ -78,7 +78,8 @@ def test_an_engine_that_is_lost_costs_no_page_and_no_time(
         began = time.monotonic()
         assert far.read(slot) == far.held[slot]
         took.append(time.monotonic() - began)
-    assert max(took) < BOUND_SECONDS and far.copies.peers[0].trouble.failures <= 1
+    assert max(took) < BOUND_SECONDS
+    assert far.copies.peers[0].trouble.failures <= 3, "in one read, for this clock stands still"
     if what == "killed":
         engine.start()
     if what == "paused":
