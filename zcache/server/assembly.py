@@ -47,6 +47,15 @@ SPARE_BYTES: Final = 4 << 20
 #: How the kernel says that memory cannot be populated: for want of it, or of a promise of it.
 NO_MEMORY: Final = frozenset({errno.ENOMEM, errno.EFAULT, errno.ENOSPC})
 
+#: Names of protections to leave out, separated by commas: how `scripts/bench ablation` shows what
+#: each is for.
+WITHOUT_VARIABLE: Final = "ZCACHE_WITHOUT"
+
+
+def left_out() -> set[str]:
+    """What it names."""
+    return {name for name in os.environ.get(WITHOUT_VARIABLE, "").split(",") if name}
+
 
 def geometry_of(config: Config, frames_below: int) -> Geometry:
     """How an image for this configuration is laid out."""

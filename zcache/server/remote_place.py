@@ -18,6 +18,7 @@ from zcache.server.config import Config
 from zcache.server.files import Files
 from zcache.server.upkeep import Upkeep
 from zcache.server.warm_up import warm_up
+from zcache.steps import Steps
 from zcache.tiers import Tier
 
 #: Between two turns of what looks after engines.
@@ -53,10 +54,11 @@ class RemotePlace:
         engines = self._files.engines
         return engines is not None and engines.is_at(connection.getpeername())
 
-    def try_out(self, seal: Seal, may_refuse: bool) -> None:
+    def try_out(self, seal: Seal, steps: Steps, may_refuse: bool) -> None:
         """Run all that goes to engines and comes back once, under a name of its own, which leaves
         nothing there. Raises `EnvironmentProblem` if what was sent does not come back, or there is
         not the room that is promised; but whoever may not refuse goes on without."""
+        steps.begin("trying the engines")
         config = self._config
         remote = self._make(None, os.urandom(SECRET_BYTES), lambda _: None)
         try:

@@ -34,7 +34,6 @@ from zcache.linux import libc, meminfo
 from zcache.linux.group_limits import GroupLimits
 from zcache.page_loop.choice import described
 from zcache.pages.tmem import TmemObject
-from zcache.seals import Seal
 from zcache.server import assembly, standby
 from zcache.server.config import Config
 from zcache.server.files import Files
@@ -48,10 +47,6 @@ from zcache.tiers import Tier
 
 if TYPE_CHECKING:
     from zcache.clean.clean_disk import CleanDisk
-
-#: Names of protections to leave out, separated by commas: how `scripts/bench ablation` shows what
-#: each is for.
-WITHOUT_VARIABLE: Final = "ZCACHE_WITHOUT"
 
 KEEPER_IS_GONE: Final = (
     "the keeper is gone: if this server ends, all that is swapped out is lost; swap-down soon, then swap-up"
@@ -129,7 +124,7 @@ class Server:
         libc.forbid_core_dumps()
         libc.load_libgcc()
         trial_seal = assembly.trial_seal(self.config)  # now: what that runs through need not be locked
-        without = _left_out()
+        without = assembly.left_out()
         if self.config.hardening == "off" or "threads" in without:
             threads.leave_as_they_are()
         if self.config.hardening != "off":
@@ -142,7 +137,9 @@ class Server:
         if "warm_up" not in without:
             backing = None if self._is_successor else self._files.backing  # that holds pages
             assembly.run_everything(self.config, backing, trial_seal)
-            self._try_engines(trial_seal, may_refuse=self.config.standby is None)
+            # Whoever takes over has no time for that while nobody serves.
+            if self._remote and (self.config.standby is None or self._groups is not None):
+                self._remote.try_out(trial_seal, self._steps, may_refuse=self.config.standby is None)
             assembly.rehearse_control(self.config.allocator)
             gc.collect()  # the scratch stores are in cycles: their memory is given back now
 
@@ -163,11 +160,12 @@ class Server:
         if not self._is_successor:
             with contextlib.suppress(OSError):
                 unshare()
-            if "warm_up" not in _left_out():
+            if "warm_up" not in assembly.left_out():
                 seal = assembly.trial_seal(self.config)
                 if self._files.backing:
                     assembly.run_everything(self.config, self._files.backing, seal)
-                self._try_engines(seal, may_refuse=True)  # which were asked by now
+                if self._remote:
+                    self._remote.try_out(seal, self._steps, may_refuse=True)  # which were asked by now
 
     def _get_heir_ready(self) -> None:
         if self._hardening:
@@ -217,7 +215,6 @@ class Server:
             self._upkeep.append(Upkeep("zcache-tidy", self.store.reclaimer.tidy_up))
         if self._signs:
             self._upkeep.append(Upkeep("zcache-beat", self._signs.beat))
-
         looks = (
             peaks.look,
             lambda: self._front_end.say_counts(False),
@@ -271,9 +268,8 @@ class Server:
             lambda: assembly.populate(self.config, store, self._beat, self._is_successor), store.is_populated
         )
         self._steps.begin("checking that it is safe")
-        is_safe = hardening.self_check()
         # A successor does not refuse: the pages are here already.
-        if not is_safe and self.config.hardening == "require" and not self._is_successor:
+        if not hardening.self_check() and self.config.hardening == "require" and not self._is_successor:
             raise EnvironmentProblem(hardening.refusal())
         keys = self._front_end.keys() if self.config.standby is None else None  # a keeper gives none
         hardening.give_up_privileges(
@@ -293,12 +289,6 @@ class Server:
         self._steps.go_on()
         if self._signs:
             self._signs.beat()
-
-    def _try_engines(self, seal: Seal, may_refuse: bool) -> None:
-        """Run all that goes there. Whoever takes over has no time for it while nobody serves."""
-        if self._remote and (may_refuse or self._groups is not None):
-            self._steps.begin("trying the engines")
-            self._remote.try_out(seal, may_refuse)
 
     def count_connection(self, change: int) -> None:
         """A connection was opened (1), or has ended with all its requests (-1)."""
@@ -358,7 +348,3 @@ class Server:
 
 def _say(line: str) -> None:
     say(f"zcache: {line}")
-
-
-def _left_out() -> set[str]:
-    return {name for name in os.environ.get(WITHOUT_VARIABLE, "").split(",") if name}

@@ -33,8 +33,8 @@ from zcache.bench.report import Figure, Report, spread
 from zcache.bench.served import REPOSITORY, running, speaks_nbd
 from zcache.control.ask import ask
 from zcache.errors import EnvironmentProblem
+from zcache.server.assembly import WITHOUT_VARIABLE
 from zcache.server.program import STACK_BYTES
-from zcache.server.server import WITHOUT_VARIABLE
 from zcache.testvm.figures import status_kib
 
 LOADS: Final = (
