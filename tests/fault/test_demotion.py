@@ -1,7 +1,9 @@
 """Frames go on from a warm tier to the next one, the coldest first, and come back into RAM when it
 has room; whatever happens in the middle."""
 
+import errno
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -190,6 +192,34 @@ def test_a_put_leaves_writing_to_a_warm_tier_to_background_reclaim(rng: random.R
     finally:
         bench.store.reclaimer.stop()
     assert bench.store.statistics.reclaim_sync == 0 and bench.store.statistics.reclaim_background > 0
+    bench.check()
+
+
+class FullTier(WarmMemoryTier):
+    """One that has room until it is to make use of it, as an engine that others have filled."""
+
+    is_full = False
+
+    @property
+    def free_slots(self) -> int:
+        return 0 if self.is_full else super().free_slots
+
+    def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+        self.is_full = True
+        raise OSError(errno.ENOSPC, "OOM")
+
+
+def test_a_warm_tier_that_turns_out_to_be_full_is_no_trouble(rng: random.Random) -> None:
+    bench = Bench(rng)
+    full = FullTier(WARM, clock=bench.clock)
+    bench.store = small_store(8, tiers=[full, bench.cold], allocator="zbud")
+    bench.thing = new_object(bench.store, PAGES)
+    for index in range(20):
+        bench.pages[index] = raw_page(rng)
+        put(bench.store, bench.thing, index, bench.pages[index])
+        bench.store.reclaimer.clean_some()
+    assert full.is_full and not bench.store.below.in_trouble()
+    assert bench.store.statistics.writeback_errors == 0 and bench.cold.used_slots > 0
     bench.check()
 
 

@@ -46,7 +46,6 @@ FAULTS: Final = ["pause", "cut", "kill", "restart", "snapshot", "failover", "spl
 #: For how long after its trouble an engine may not be connected yet: a rest of two seconds, an
 #: exchange that has begun, and some turns.
 LATE_SECONDS: Final = 10.0
-LATE_TURNS: Final = 3
 #: One wait, where several threads share a clock.
 SHARED_SECONDS: Final = 0.002
 #: Until all is as it should be, once all engines are well.
@@ -143,7 +142,13 @@ class JudgedRemoteTier(_Judged, RemoteTier):
         return not self._world.is_careful and not self._world.engines_with(slot)
 
     def may_fail(self, slot: int) -> bool:
-        return not self._world.is_careful and all(map(self._world.was_in_trouble, self._world.engines_with(slot)))
+        world, engines = self._world, self._world.engines_with(slot)
+        if not world.is_careful:
+            return all(map(world.was_in_trouble, engines))
+        # One is in trouble, and the other is being connected by who stands still for this read.
+        return any(map(world.is_being_connected, engines)) and all(
+            world.is_being_connected(engine) or engine.name == world.in_trouble for engine in engines
+        )
 
 
 class JudgedRemoteFront(_Judged, RemoteFront):
@@ -168,7 +173,6 @@ class Left(NamedTuple):
     disks: list[FaultyTier]
     network: FakeNetwork
     old_engines: list[FakeEngine]
-    trouble_at: dict[str, tuple[float, int]]
 
 
 class RemoteWorld(World):
@@ -203,8 +207,8 @@ class RemoteWorld(World):
         for name in self.names:
             self.network.add(name)
         self.old_engines: list[FakeEngine] = []  # that somebody is connected to still
-        self.turns = 0  # of the mender
-        self.trouble_at = dict.fromkeys(self.names, (0.0, -LATE_TURNS))  # seconds and turns
+        self.turned_at = clock.now()  # when the mender has ended its last turn
+        self.trouble_at = dict.fromkeys(self.names, 0.0)
         self.in_trouble = ""  # in a careful world: the one that is
         self.troubles: dict[str, int] = {}
         self._is_working = self._is_locked = False
@@ -292,7 +296,7 @@ class RemoteWorld(World):
         self._is_working = True
         try:
             self.mender.work()
-            self.turns += 1
+            self.turned_at = self.clock.now()
         finally:
             self._is_working = False
 
@@ -356,7 +360,7 @@ class RemoteWorld(World):
         rng, engine = self.rng, self.network.at[name]
         kind = rng.choice(self.kinds)
         self.troubles[kind] = self.troubles.get(kind, 0) + 1
-        self.trouble_at[name] = self.clock.now(), self.turns
+        self.trouble_at[name] = self.clock.now()
         if rng.random() < 0.3:
             engine.save()
         if engine.state == "dead":
@@ -389,7 +393,7 @@ class RemoteWorld(World):
         engine = self.network.at[name]
         if self.is_careful and name != self.in_trouble:
             return
-        self.trouble_at[name] = self.clock.now(), self.turns
+        self.trouble_at[name] = self.clock.now()
         for old in [old for old in self.old_engines if old.name == name]:
             old.end()
             self.old_engines.remove(old)
@@ -402,10 +406,15 @@ class RemoteWorld(World):
             self.in_trouble = ""
 
     def was_in_trouble(self, engine: FakeEngine) -> bool:
-        """Whether it is, or was a moment ago."""
-        seconds, turns = self.trouble_at[engine.name]
-        is_late = self.clock.now() - seconds < LATE_SECONDS or self.turns - turns < LATE_TURNS
-        return is_late or not engine.is_well
+        """Whether it is, or was a moment ago; or is being connected just now."""
+        was_lately = self.turned_at - self.trouble_at[engine.name] < LATE_SECONDS
+        return was_lately or self.is_being_connected(engine) or not engine.is_well
+
+    def is_being_connected(self, engine: FakeEngine) -> bool:
+        """Whether the mender is about to, and stands still for what happens in the middle of it. (A
+        real one goes on, and a read tries again for two seconds.)"""
+        peer = self.copies.peers[self.names.index(engine.name)]
+        return self._is_working and self._is_happening and not peer.is_connected()
 
     def engines_with(self, slot: int) -> list[FakeEngine]:
         """Who has the slot's frame."""
@@ -514,8 +523,10 @@ class RemoteWorld(World):
     def _successors(self) -> Left:
         network = self.network.copy()
         old = [engine.copy(network) for engine in self.old_engines]
-        return Left([disk.successor() for disk in self.disks_below], network, old, dict(self.trouble_at))
+        return Left([disk.successor() for disk in self.disks_below], network, old)
 
     def _inherit(self, left: Any) -> None:
-        self.disks_below, self.network, self.old_engines, self.trouble_at = left
+        self.disks_below, self.network, self.old_engines = left
+        # A server that starts among engines in trouble needs some turns to reach them all.
+        self.trouble_at = dict.fromkeys(self.names, self.clock.now())
         self.tiers = []

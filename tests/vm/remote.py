@@ -36,10 +36,10 @@ from zcache.testvm.figures import read_vmstat
 
 DISK = "/dev/disk/by-id/virtio-vmdisk0"
 #: Small, so that frames leave soon.
-BUDGET_MIB = 16
+BUDGET_MIB = 8
 #: Of the guest's memory, what the load leaves: kernel and servers have more than that. (A guest
 #: that has less than 256 MiB to give.)
-LEFT_MIB, LEFT_SMALL_MIB = 100, 40
+LEFT_MIB, LEFT_SMALL_MIB = 150, 40
 #: Under load, once what was done to an engine has been noticed.
 PRESS_SECONDS = 6.0
 #: How long a touch may take. The README's bound for a read is 2 s; a guest under emulation that

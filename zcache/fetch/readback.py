@@ -191,6 +191,7 @@ class Readback:
         if not patience.is_over():
             with self._lock:
                 self._statistics.fetch_retries += 1
+                place = self._look_again(job)
             with contextlib.suppress(OSError):
                 self._transfer(place.read_again, place.health, job.below, [job.view])
                 if self._opens(job):

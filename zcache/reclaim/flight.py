@@ -9,6 +9,7 @@ How large a flight is, is bounded: a put that waits for one waits for a short wr
 reclaim writes long ones.
 """
 
+import errno
 import threading
 from typing import Final, NamedTuple
 
@@ -82,6 +83,7 @@ class Flights:
         size = frames.frame_bytes
         seals: list[bytes] = []
         failure = ""
+        may_be_full = False
         transfer = health.begin_transfer()
         try:
             starts = [frames.home[frame] * size for frame in batch]
@@ -90,6 +92,7 @@ class Flights:
                 place.write(first_slot, bodies)
         except Exception as error:  # whatever it is, frames that stayed in flight would be waited for for ever
             failure = describe(error)
+            may_be_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         arrived = not failure
         with self._lock:
             place.flights -= 1
@@ -103,9 +106,10 @@ class Flights:
             if not arrived:
                 for frame in reversed(batch):  # each becomes the oldest, so the oldest goes back last
                     abort(frames, frame, self._allocator.restore)
-                health.writing.failed(failure)
-                self._statistics.writeback_errors += 1
-                self._statistics.writeback_kept_frames += len(batch)
+                if not (may_be_full and not place.has_room()):  # if it is, the next tier is asked
+                    health.writing.failed(failure)
+                    self._statistics.writeback_errors += 1
+                    self._statistics.writeback_kept_frames += len(batch)
             else:
                 health.writing.succeeded()
             self._statistics.writeback_batches += 1

@@ -163,7 +163,11 @@ class Reclaimer:
         patience."""
         failing = self._below.failing()
         if not failing:
-            self.landed.wait()
+            if self._frames.in_flight or self._is_packing():
+                self.landed.wait()
+            else:  # one tier rests, and what is left to write to is for background reclaim
+                self.wake.set()
+                self._clock.wait(self.landed, FIRST_REST_SECONDS)
             return True
         patience = max(place.health.writing.patience_seconds() for place in failing)
         if patience:

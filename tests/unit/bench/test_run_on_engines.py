@@ -9,7 +9,7 @@ import pytest
 from zcache.bench.run import on_engines
 from zcache.bench.run.__main__ import parameters
 from zcache.bench.run.orders import order, taking_orders
-from zcache.bench.run.whereabouts import sample_of
+from zcache.bench.run.whereabouts import Whereabouts, sample_of
 
 STATUS: dict[str, Any] = {
     "frame_bytes": 65536,
@@ -54,7 +54,7 @@ def test_a_run_with_nothing_to_complain_of() -> None:
 @pytest.mark.parametrize(
     ("status", "places", "words"),
     [
-        ({}, {"killed_at_seconds": None}, "no engine was killed: none held a frame by half time"),
+        ({}, {"killed_at_seconds": None}, "no engine was killed: none held a frame in time"),
         ({}, {"killed_at_seconds": None, "failure": "no answer"}, "no engine was killed: no answer"),
         ({"remote_peers": [{"is_up": True}]}, {}, "the server has not noticed that an engine was killed"),
         ({"remote_gets": 0}, {}, "remote_gets is 0: too little load"),
@@ -68,11 +68,11 @@ def test_what_keeps_a_run_from_being_a_success(status: dict[str, Any], places: d
 def test_a_parameter_that_is_given_takes_the_usual_ones_place() -> None:
     words = parameters(["budget=1G", "codec=zstd"], is_remote=True)
     assert [word for word in words if word.startswith(("budget", "codec", "remote"))] == [
-        "remote_budget=128M",
+        "remote_budget=96M",
         "budget=1G",
         "codec=zstd",
     ]
-    assert "budget=96M" in parameters([], is_remote=True) and "budget=160M" in parameters([])
+    assert "budget=48M" in parameters([], is_remote=True) and "budget=160M" in parameters([])
 
 
 def test_the_plot_is_made(tmp_path: Path) -> None:
@@ -80,3 +80,12 @@ def test_the_plot_is_made(tmp_path: Path) -> None:
     path = tmp_path / "plot.png"
     assert str(path) in on_engines.draw({"whereabouts": PLACES | {"samples": samples}}, path)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "frames", "is_time"),
+    [(44.0, 1000, False), (46.0, 255, False), (46.0, 256, True), (68.0, 0, False), (68.0, 1, True)],
+)
+def test_an_engine_is_killed_half_way_and_once_it_holds_enough(seconds: float, frames: int, is_time: bool) -> None:
+    places = Whereabouts(Path("control"), 0, 45.0)
+    assert places.is_time(seconds, {"remote_frames": frames, "frame_bytes": 65536}) is is_time

@@ -369,16 +369,16 @@ def test_the_rule_is_whole_for_a_cluster_and_has_nothing_that_is_not_needed(tmp_
                 pass
 
 
-#: What does not come about without a command.
+#: What does not come about without a command; most are asked for at the start.
 WITHOUT: Final = {
-    "exists": "what it has kept is known",
-    "get": "it is known at both",
+    "exists": "permissions to run the 'exists' command",
+    "get": "permissions to run the 'get' command",
     "hgetall": "it is shown",
     "hset": "it is shown",
-    "info": "permissions",
-    "scan": "a stray is removed",
-    "set": "it is known at both",
-    "unlink": "a dead frame is removed",
+    "info": "permissions to run the 'info' command",
+    "scan": "permissions to run the 'scan' command",
+    "set": "permissions to run the 'set' command",
+    "unlink": "permissions to run the 'unlink' command",
 }
 
 

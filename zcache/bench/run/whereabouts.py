@@ -19,13 +19,17 @@ from zcache.control.ask import ask
 from zcache.errors import EnvironmentProblem
 
 INTERVAL_SECONDS: Final = 1.0
+#: Of frames at engines, for one's death to be worth looking at; with less it is waited for until
+#: there are any, and half as much time again has passed.
+ENOUGH_BYTES: Final = 16 << 20
+LATE: Final = 1.5
 #: How the plot calls them, from the bottom up.
 PLACES: Final = ("RAM", "engines", "disk")
 
 
 class Whereabouts:
-    """Of the frames of the server at `control`; after `kill_seconds`, and once engines hold any,
-    the host is told at `order_port` to kill an engine."""
+    """Of the frames of the server at `control`; after `kill_seconds`, and once engines hold enough
+    of them, the host is told at `order_port` to kill an engine."""
 
     def __init__(self, control: Path, order_port: int, kill_seconds: float) -> None:
         self.samples: list[dict[str, float]] = []
@@ -54,12 +58,16 @@ class Whereabouts:
                 status = ask(self._control, "status")
                 seconds = time.monotonic() - begin
                 self.samples.append({"seconds": round(seconds, 1), **sample_of(status)})
-                if self.killed_at_seconds is None and not self.failure and status["remote_frames"]:
+                if self.killed_at_seconds is None and not self.failure and self.is_time(seconds, status):
                     self._kill(seconds)
 
+    def is_time(self, seconds: float, status: Mapping[str, Any]) -> bool:
+        """For an engine to be killed."""
+        if seconds > LATE * self._kill_seconds:
+            return bool(status["remote_frames"])
+        return seconds > self._kill_seconds and status["remote_frames"] * status["frame_bytes"] >= ENOUGH_BYTES
+
     def _kill(self, seconds: float) -> None:
-        if seconds < self._kill_seconds:
-            return
         try:
             order(self._order_port, "kill 0")
         except OSError as error:
