@@ -385,7 +385,7 @@ class RemoteWorld(World):
         elif kind == "reset":
             engine.resets = rng.choice([0.05, 0.3, 1.0])
         elif kind == "forget":
-            for key in [key for key in engine.data if rng.random() < 0.2 and not key.endswith(b"account")]:
+            for key in [key for key in list(engine.data) if rng.random() < 0.2 and not key.endswith(b"account")]:
                 engine.forget(key)
 
     def _mend(self, name: str) -> None:

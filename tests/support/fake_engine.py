@@ -184,7 +184,7 @@ class FakeEngine:
         pattern, count = given.get(b"MATCH", b"*"), int(given.get(b"COUNT", b"10"))
         assert pattern.endswith(b"*") and not set(b"*?[\\") & set(pattern[:-1]), "patterns are prefixes here"
         numbers = self._numbers
-        looked_at = list(itertools.islice((key for key in self.data if numbers[key] >= int(cursor)), count + 1))
+        looked_at = list(itertools.islice((key for key in list(self.data) if numbers[key] >= int(cursor)), count + 1))
         after = numbers[looked_at.pop()] if len(looked_at) > count else 0
         return [str(after).encode(), [key for key in looked_at if key.startswith(pattern[:-1])]]
 

@@ -32,7 +32,7 @@ from zcache.swap.buildup import Options
 from zcache.swap.swapoff import lock_memory
 from zcache.swap.up import swap_area
 from zcache.testvm import HOST_ADDRESS
-from zcache.testvm.figures import read_vmstat
+from zcache.testvm.figures import read_netstat, read_vmstat
 
 DISK = "/dev/disk/by-id/virtio-vmdisk0"
 #: Small, so that frames leave soon.
@@ -52,6 +52,7 @@ LOAD = """
 import ctypes, mmap, os, random, select, sys, time
 pages, choose, noise = int(sys.argv[1]) << 8, random.Random(1), os.urandom(8192)
 written = bytearray(pages)
+everything = choose.sample(range(pages), pages)  # in their order, each would have left before its turn
 ctypes.CDLL(None).mlockall(1)  # the program, not the memory to come
 memory = mmap.mmap(-1, pages << 12, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 touched = wrong = 0
@@ -85,7 +86,7 @@ while True:
     if select.select([0], [], [], 0)[0]:
         words = os.read(0, 16).split()
         if b"all" in words:
-            for page in range(pages):
+            for page in everything:
                 touch(page, False)
         print(touched, wrong, longest, flush=True)
         if not words:
@@ -266,6 +267,7 @@ def main(copies: int, order_port: int, *ports: int) -> None:
         assert ask(StateFolder().control, "check")["balanced"]
         vmstat = read_vmstat()
         print(f"{vmstat['pswpout']} pages were swapped out, {vmstat['pswpin']} in", flush=True)
+        print({name: read_netstat()[name] for name in ("PFMemallocDrop", "TCPTimeouts")}, flush=True)
         begin = time.monotonic()
     print(f"swap is off after {time.monotonic() - begin:.0f} s", flush=True)
 

@@ -23,7 +23,7 @@ def obey(all_of_them: Sequence[Engine], words: str) -> None:
 @pytest.mark.parametrize(
     ("memory", "copies"),
     [
-        pytest.param("512M", 2, id="512 MiB, two copies"),
+        pytest.param("512M", 2, id="512 MiB, two copies", marks=pytest.mark.thorough),
         pytest.param("256M", 2, id="256 MiB, two copies", marks=pytest.mark.thorough),
         pytest.param("900M", 2, id="900 MiB, two copies", marks=pytest.mark.thorough),
         pytest.param("512M", 1, id="512 MiB, one copy and a disk", marks=pytest.mark.thorough),

@@ -13,6 +13,17 @@ def read_vmstat() -> dict[str, int]:
     return {name: int(value) for name, value in (line.split() for line in lines)}
 
 
+def read_netstat() -> dict[str, int]:
+    """/proc/net/netstat: `PFMemallocDrop` are packets that came, and were dropped because the
+    memory that they took was the kernel's reserve; `TCPTimeouts`, what was sent again for want of
+    an answer."""
+    lines = Path("/proc/net/netstat").read_text().splitlines()
+    figures: dict[str, int] = {}
+    for names, values in zip(lines[::2], lines[1::2], strict=True):
+        figures |= {name: int(value) for name, value in zip(names.split()[1:], values.split()[1:], strict=True)}
+    return figures
+
+
 def read_meminfo_kib() -> dict[str, int]:
     """/proc/meminfo, in KiB."""
     lines = Path("/proc/meminfo").read_text().splitlines()

@@ -72,7 +72,7 @@ def test_a_parameter_that_is_given_takes_the_usual_ones_place() -> None:
         "budget=1G",
         "codec=zstd",
     ]
-    assert "budget=48M" in parameters([], is_remote=True) and "budget=160M" in parameters([])
+    assert "budget=64M" in parameters([], is_remote=True) and "budget=160M" in parameters([])
 
 
 def test_the_plot_is_made(tmp_path: Path) -> None:

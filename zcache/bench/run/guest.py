@@ -28,7 +28,7 @@ from zcache.errors import ZcacheError
 from zcache.keeper.state import StateFolder
 from zcache.swap.buildup import Options
 from zcache.swap.up import swap_area
-from zcache.testvm.figures import others_in_group, own_kib, page_faults, read_vmstat
+from zcache.testvm.figures import others_in_group, own_kib, page_faults, read_netstat, read_vmstat
 
 PROGRESS_SECONDS: Final = 10.0
 MAX_LOADS: Final = 3
@@ -91,6 +91,7 @@ def run_load(
             report["disturbed"], report["disturbance_failure"] = trouble.stop(), trouble.failure
         if places:
             report["whereabouts"] = places.stop()
+            report["netstat"] = read_netstat()
         report["longest_stall_seconds"] = round(probe.stop(), 2)
         after = read_vmstat()
         # Of the server that we began with.

@@ -19,8 +19,9 @@ from zcache.bench.run.orders import taking_orders
 from zcache.bench.run.whereabouts import plot
 from zcache.testvm import HOST_ADDRESS
 
-#: Instead of the usual ones: frames leave early, and engines have not enough room for all of them.
-PARAMETERS: Final = ("budget=48M", "remote_budget=96M")
+#: Instead of the usual ones, and as much together: frames leave early, and engines have not enough
+#: room for all of them.
+PARAMETERS: Final = ("budget=64M", "remote_budget=96M")
 #: Of load: on a slow machine the budget is full after a minute.
 LOAD_SECONDS: Final = 150
 #: Of each engine: two copies of that, and what its allocator adds.
@@ -70,6 +71,8 @@ def rows(report: dict[str, Any]) -> dict[str, str]:
         f"{status['remote_hedged_gets']}",
         "frames at engines now, on the disk": f"{status['remote_frames']} ({status['remote_copies']} copies), "
         f"{status['backing_frames']}",
+        "packets dropped for want of memory, sent again": f"{report['netstat']['PFMemallocDrop']}, "
+        f"{report['netstat']['TCPTimeouts']}",
         "an engine was killed after": f"{places['killed_at_seconds']} s",
     }
 
