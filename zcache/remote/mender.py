@@ -161,7 +161,11 @@ class Mender:
                 self._greet(peer)
             if not peer.is_connected():
                 self._connect(peer)
-            self._hear(peer)
+            try:
+                self._hear(peer)
+            except Changed:  # greeted anew at once: what it still has can be asked for
+                self._greet(peer)
+                self._hear(peer)
         except OSError as error:
             self._is_down(peer, error)
         else:
