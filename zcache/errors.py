@@ -7,6 +7,8 @@ command's for turning swap on or off, and may be either. Our own bugs are assert
 `Imbalance`.
 """
 
+import re
+
 
 class ZcacheError(Exception):
     """Anything that zcache raises on purpose."""
@@ -45,3 +47,9 @@ class SwapError(ZcacheError):
 class StillSwappingError(SwapError):
     """The swap area could not be turned off: the server and the device were left as they are, on
     purpose."""
+
+
+def repeatable(text: str) -> str:
+    """What a message may repeat of something that was given: of a URL, not who logs in with what
+    password."""
+    return re.sub("://.*@", "://…@", text)

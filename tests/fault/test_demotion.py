@@ -206,7 +206,7 @@ class FullTier(WarmMemoryTier):
 
     def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         self.is_full = True
-        raise OSError(errno.ENOSPC, "OOM")
+        raise OSError(errno.ENOSPC, f"OOM: {len(frames)} frames from slot {first_slot} on")
 
 
 def test_a_warm_tier_that_turns_out_to_be_full_is_no_trouble(rng: random.Random) -> None:

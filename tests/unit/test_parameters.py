@@ -9,7 +9,8 @@ import pytest
 
 from tests.support.stores import settings_of, small_store
 from zcache.allocators.choice import ALLOCATORS
-from zcache.errors import BadInput
+from zcache.errors import BadInput, SwapError
+from zcache.keeper.launch import check_parameters
 from zcache.parameters import DEFAULTS, FOR_PEOPLE, KEYS, LIVE_KEYS, PARAMETERS, help_of_set, help_text
 from zcache.server.config import HARDENING, parse_config
 from zcache.store.admission import ADMIT
@@ -68,3 +69,14 @@ def test_commands_print_it(module: str) -> None:
     keys = [key for key in FOR_PEOPLE if key != "control" or module != "zcache.swap.up"]  # which chooses that
     assert help_text(keys) in done.stdout
     assert module != "nbd_plugin.serve" or "nbdkit --help" in done.stdout
+
+
+@pytest.mark.parametrize("word", ["remot=redis://u:PASSWORD@h", "remote=redis://u:PASS@WORD@h:port"])
+def test_a_refusal_repeats_no_password_of_a_url(word: str) -> None:
+    key, _, value = word.partition("=")
+    with pytest.raises(BadInput) as refused:
+        parse_config([("size", "64M"), ("budget", "64M"), (key, value)])
+    assert "WORD" not in str(refused.value) and "PASS" not in str(refused.value)
+    with pytest.raises(SwapError) as mistaken:
+        check_parameters([value])
+    assert "WORD" not in str(mistaken.value)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from zcache.control.ask import ask
-from zcache.errors import EnvironmentProblem, SwapError
+from zcache.errors import EnvironmentProblem, SwapError, repeatable
 from zcache.keeper.server_process import TRY_PARAMETERS
 from zcache.keeper.state import StateFolder
 from zcache.linux import process
@@ -41,7 +41,7 @@ def check_parameters(parameters: Sequence[str]) -> None:
     for parameter in parameters:
         key, equals, _ = parameter.partition("=")
         if not equals or not key or key.startswith("-"):
-            raise SwapError(f"{parameter!r} is not of the form key=value")
+            raise SwapError(f"{repeatable(parameter)!r} is not of the form key=value")
         if key == "control":
             raise SwapError("control= is chosen by swap-up: it lies in the state folder")
 
@@ -60,7 +60,8 @@ def try_parameters(parameters: Sequence[str]) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise SwapError(f"looking at the parameters stands still for {STEP_SECONDS:.0f} s: {parameters}") from None
+        words = " ".join(map(repeatable, parameters))
+        raise SwapError(f"looking at the parameters stands still for {STEP_SECONDS:.0f} s: {words}") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"the parameters could not be looked at ({done.returncode})"]
         raise SwapError(lines[-1])

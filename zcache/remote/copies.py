@@ -64,6 +64,7 @@ class Copies:
         self.lock = threading.Lock()
         self.counters = Counters()
         self.dead = DeadCopies()
+        self.hedge_seconds = HEDGE_SECONDS
         self._incarnations = Incarnations(tables, self.peers)
         self.at = self._incarnations.at  # how many copies each lane holds
         self.unnamed = [True] * len(self.peers)  # lanes that may hold what is named nowhere: to be swept
@@ -98,7 +99,7 @@ class Copies:
                 # The first is asked again soon if the other one is known to be no better.
                 is_doubtful = not turn or (turn == 1 and (peer.trouble.failures > 0 or not peer.is_up))
                 is_hedged = is_doubtful and any(len(candidates[index]) > 1 for index in those)
-                seconds = min(HEDGE_SECONDS if is_hedged else LAST_SECONDS, ends - clock.now())
+                seconds = min(self.hedge_seconds if is_hedged else LAST_SECONDS, ends - clock.now())
                 if seconds <= 0:
                     return left, why
                 keys = [self.key_of(peer, slots[index], generations[index]) for index in those]

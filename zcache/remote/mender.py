@@ -42,6 +42,8 @@ HEARTBEAT_SECONDS: Final = 2.0
 GONE_SECONDS: Final = 30.0
 #: For the first try to connect them all, at the start; a successor's pages wait for it.
 START_SECONDS: Final = 3.0
+#: What is missing for less than that is under way.
+MISSING_SECONDS: Final = 1.0
 #: No quota has more digits.
 _MAX_DIGITS: Final = 18
 #: Of an engine's maxmemory, what it is left for itself: buffers, fragmentation.
@@ -77,6 +79,8 @@ class Mender:
         self._turn = threading.Lock()
         self._is_over = False
         self._unforeseen = ""  # the last thing that it has met and should not have
+        self.missing: Callable[[], int] = lambda: 0  # how many second copies there are not
+        self._missing_since: float | None = None
         self.also: Callable[[Callable[[], bool]], None] = lambda _go_on: None  # more to be done in each turn
 
     # -- a turn
@@ -103,6 +107,10 @@ class Mender:
         self._sweeper.remove_dead(ends)
         self._remirror.work(ends)
         self._sweeper.sweep(ends)
+        if self.missing() <= 0:
+            self._missing_since = None
+        elif self._missing_since is None:
+            self._missing_since = self._clock.now()
 
     def connect_all(self) -> None:
         """At the start: one try for each peer, while there is time."""
@@ -123,6 +131,8 @@ class Mender:
             elif peer.refusal and not peer.refusal.startswith("OOM"):  # to be full is no trouble
                 found.append(f"remote {peer.name}: takes no frames ({peer.refusal})")
         found += self._engines.troubles()
+        if self._missing_since is not None and self._clock.now() - self._missing_since >= MISSING_SECONDS:
+            found.append(f"{self.missing()} second copies are missing at engines: stop no other engine yet")
         if self._unforeseen:
             found.append(f"what looks after engines met something that it did not foresee ({self._unforeseen})")
         if lost := self._copies.counters.remote_lost_frames:

@@ -50,12 +50,18 @@ class Remote:
         else:
             self.tier = RemoteTier(slot_count, self.copies, lambda: not (backing and backing.free_slots))
             self.mender = Mender(self.copies, engines, self.tier.is_used, 2, clock, report)
+            self.mender.missing = self._missing
         self.mender.connect_all()
 
     @property
     def room_frames(self) -> int:
         """How many there is room for at the engines, by what they say."""
         return self.tier.capacity_slots if isinstance(self.tier, RemoteTier) else self.tier.limit_slots
+
+    def _missing(self) -> int:
+        """How many second copies there are not, as far as nothing is under way."""
+        copies = self.copies
+        return 2 * (self.tier.used_slots - len(copies.in_flight)) - sum(copies.at)
 
     def status(self) -> dict[str, Any]:
         """Figures, and each peer's in words."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from zcache.allocators.choice import ALLOCATORS, DEFAULT_ALLOCATOR
-from zcache.errors import BadInput, ZcacheError
+from zcache.errors import BadInput, ZcacheError, repeatable
 from zcache.image.image import is_image, read_header
 from zcache.image.signs import DEVICE_EXPORT
 from zcache.linux import group_limits
@@ -191,7 +191,7 @@ def _sorted_out(words: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[
         if not (key + value).isprintable():
             raise BadInput(f"{_shown(key)}={_shown(value)}: holds a character that cannot be printed; leave it away")
         if key not in KEYS:
-            raise BadInput(f"{key}={value}: unknown parameter; give {', '.join(FOR_PEOPLE)}")
+            raise BadInput(f"{key}={repeatable(value)}: unknown parameter; give {', '.join(FOR_PEOPLE)}")
         if key == "clean":
             clean.append(_parse_clean(value, clean))
             continue
