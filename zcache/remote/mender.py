@@ -73,6 +73,7 @@ class Mender:
         self._down_since: list[float | None] = [clock.now()] * count
         self._why_down = ["not connected yet"] * count
         self._was_up = [False] * count  # ever
+        self._is_wordless = [False] * count  # whose word is missing, and cannot be put back
         copies.wanted = wanted_copies
         self._remirror = Remirror(copies, is_used, clock)
         self._sweeper = Sweeper(copies, is_used, clock)
@@ -210,6 +211,8 @@ class Mender:
         """Is it there, and what it was; and how much may it hold?"""
         lane, copies = peer.lane, self._copies
         word = peer.ask("GET", peer.prefix + b"word")
+        if word is None and peer.identity:
+            word = self._put_back(peer, b"%016x" % peer.identity.word)
         if not (peer.identity and isinstance(word, bytes) and word == b"%016x" % peer.identity.word):
             peer.identity = None
             raise Changed(errno.ESTALE, "it has forgotten what it held")
@@ -229,6 +232,17 @@ class Mender:
         with contextlib.suppress(Refused):  # it is full, say; what it has can be read
             peer.ask("HSET", peer.prefix + b"account", *account_of(self._host, copies, peer))
         self._heard[lane] = self._clock.now()
+
+    def _put_back(self, peer: Peer, word: bytes) -> bytes:
+        """Somebody has removed the word of a process that has had it, and perhaps more: all copies
+        there are looked for."""
+        if not self._is_wordless[peer.lane]:
+            self._copies.unnamed[peer.lane] = True
+        self._is_wordless[peer.lane] = True
+        with contextlib.suppress(Refused):  # it is full; what it has can be read
+            peer.ask("SET", peer.prefix + b"word", word, "NX")
+            self._is_wordless[peer.lane] = False
+        return word
 
     def _is_down(self, peer: Peer, error: OSError) -> None:
         lane = peer.lane

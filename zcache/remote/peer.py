@@ -80,7 +80,8 @@ class Peer:
         self._clock = clock
         self.trouble = Backoff(clock)
         self.writing = threading.Lock()
-        self.identity: Identity | None = None  # None: never greeted
+        self.identity: Identity | None = None  # None: it has to be greeted
+        self._known: Identity | None = None  # as what it was greeted last
         self.number = 0  # of its incarnation
         self.is_up = False  # greeted, and nothing known against it
         self.is_gone = False  # out of reach for so long that others are to hold what it held
@@ -193,11 +194,20 @@ class Peer:
         self.disconnect()
         self._asker = self._open()
         identity = self._identify(self._asker)
-        if not identity.word:
-            word = int.from_bytes(os.urandom(8), "little") | 1  # which is not 0
-            self._asker.call("SET", self.prefix + b"word", f"{word:016x}", "NX", seconds=ASK_SECONDS)
-            identity = self._identify(self._asker)
-        return identity
+        return identity if identity.word else self._leave_word(self._asker, identity)
+
+    def _leave_word(self, connection: Connected, found: Identity) -> Identity:
+        """A new one; or, at a process that has had one, the same: somebody has removed it, and what
+        else they have removed is yet to be seen."""
+        known = self._known if self._known and self._known.run == found.run else None
+        word = known.word if known else int.from_bytes(os.urandom(8), "little") | 1  # which is not 0
+        try:
+            connection.call("SET", self.prefix + b"word", f"{word:016x}", "NX", seconds=ASK_SECONDS)
+        except Refused:  # it is full; what it has can be read
+            if known is None:
+                raise
+            return known
+        return self._identify(connection)
 
     def connect(self, identity: Identity) -> None:
         """Have all connections, to the engine that it was greeted as. Raises `OSError`; `Changed`
@@ -211,7 +221,7 @@ class Peer:
         while len(self._readers) < READERS:
             reader = self._proven(identity)
             self._readers.add(reader)
-        self.identity = identity
+        self.identity = self._known = identity
 
     def disconnect(self) -> None:
         """Let go of all connections; of those that read, as soon as they have."""
@@ -227,7 +237,8 @@ class Peer:
     def _proven(self, identity: Identity) -> Connected:
         connection = self._open()
         try:
-            if self._identify(connection) != identity:
+            found = self._identify(connection)
+            if found.run != identity.run or found.word not in (0, identity.word):  # 0: somebody has removed it
                 raise Changed(errno.ESTALE, f"{self.name} is not the engine that it was")
         except BaseException:
             connection.close()

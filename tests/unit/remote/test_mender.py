@@ -175,6 +175,24 @@ def test_a_single_key_that_somebody_removes_is_made_again_when_it_is_missed(
     assert far.copies.counters.remirrored_frames == far.copies.counters.remote_missing_copies == 1
 
 
+def test_a_word_that_somebody_removes_from_a_full_engine_costs_no_copy(
+    pair: list[Engine], far: Far, rng: random.Random
+) -> None:
+    """It cannot be put back, and what the engine has can still be read."""
+    far.fill(rng, 8)
+    pair[0].call("DEL", far.copies.peers[0].prefix + b"word")
+    pair[0].call("CONFIG", "SET", "maxmemory", 1 << 20)
+    for _ in range(3):
+        far.turn()
+    assert [peer.is_up for peer in far.copies.peers] == [True, True]
+    pair[1].kill()
+    far.check()
+    pair[1].start()
+    pair[0].call("CONFIG", "SET", "maxmemory", 0)
+    far.settle()
+    agree(far, pair)
+
+
 def test_a_word_that_is_nonsense_takes_the_engine_out_and_not_the_mender(
     pair: list[Engine], far: Far, rng: random.Random
 ) -> None:
