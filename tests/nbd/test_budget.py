@@ -111,7 +111,9 @@ def test_swap_pushes_clean_data_out_frame_by_frame(serve: Serve, tmp_path: Path,
         eaten = status["pers_ate_eph"]
         assert eaten == status["evicted_ephemeral_frames"] - before["evicted_ephemeral_frames"]
         assert status["persistent_frames"] == eaten == before["ephemeral_frames"] - status["ephemeral_frames"]
-        assert not status["pers_ate_eph_failed"] and not status["written_back_frames"]
+        assert not status["pers_ate_eph_failed"]
+        # Background reclaim begins at the last of it: its first flight may have landed by now.
+        assert not status["written_back_frames"] or not status["ephemeral_frames"]
     assert taken > 15 * eaten - 15  # raw pages, fifteen to a frame
     for index in range(taken, 4096):
         swap.pwrite(raw_page(rng), index * 4096)
