@@ -143,8 +143,8 @@ class JudgedRemoteTier(_Judged, RemoteTier):
 
     def may_fail(self, slot: int) -> bool:
         world, engines = self._world, self._world.engines_with(slot)
-        if not world.is_careful:
-            return all(map(world.was_in_trouble, engines))
+        if not world.is_careful:  # an engine whose answer was lost may have it, and nobody knows
+            return all(world.was_in_trouble(engine) for engine in engines if world.is_named(engine, slot))
         # One is in trouble, and the other is being connected by who stands still for this read.
         return any(map(world.is_being_connected, engines)) and all(
             world.is_being_connected(engine) or engine.name == world.in_trouble for engine in engines
@@ -425,6 +425,11 @@ class RemoteWorld(World):
             if key in engine.data and key not in engine.lost and engine.state != "dead":
                 found.append(engine)
         return found
+
+    def is_named(self, engine: FakeEngine, slot: int) -> bool:
+        """Whether it is known to have the slot's frame."""
+        holders = map(self.copies.holder, self.tables.holders_of(slot))
+        return any(self._engine_of(peer) is engine for peer in holders if peer)
 
     def _engine_of(self, peer: Peer) -> FakeEngine:
         """That is to have a lane's keys. (Each node of a Cluster has one lane, in their order.)"""
