@@ -46,6 +46,8 @@ FAULTS: Final = ["pause", "cut", "kill", "restart", "snapshot", "failover", "spl
 #: For how long after its trouble an engine may not be connected yet: a rest of two seconds, an
 #: exchange that has begun, and some turns.
 LATE_SECONDS: Final = 10.0
+#: For how long a request tries, at most.
+READ_SECONDS: Final = 4.5
 #: One wait, where several threads share a clock.
 SHARED_SECONDS: Final = 0.002
 #: Until all is as it should be, once all engines are well.
@@ -130,18 +132,29 @@ class JudgedRemoteTier(_Judged, RemoteTier):
         _Judged.__init__(self)
         RemoteTier.__init__(self, slot_count, copies, is_last)
         self._world, self.faults = world, world.troubles
+        self._justified_at: dict[int, float] = {}  # slots whose read has failed, and may have
 
     def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         self.before_write()
         super().write(first_slot, frames)
 
     def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
-        self.transfer(self.before_read, lambda: RemoteTier.read(self, first_slot, frames), self.after_read)
+        try:
+            self.transfer(self.before_read, lambda: RemoteTier.read(self, first_slot, frames), self.after_read)
+        except OSError:  # by the time that it is judged, the mender may have set it right
+            now = self._world.clock.now()
+            for slot in filter(self._is_justified, range(first_slot, first_slot + len(frames))):
+                self._justified_at[slot] = now
+            raise
 
     def is_spoiled(self, slot: int) -> bool:
         return not self._world.is_careful and not self._world.engines_with(slot)
 
     def may_fail(self, slot: int) -> bool:
+        was_lately = self._world.clock.now() - self._justified_at.get(slot, -READ_SECONDS)
+        return was_lately < READ_SECONDS or self._is_justified(slot)
+
+    def _is_justified(self, slot: int) -> bool:
         world, engines = self._world, self._world.engines_with(slot)
         if not world.is_careful:  # an engine whose answer was lost may have it, and nobody knows
             return all(world.was_in_trouble(engine) for engine in engines if world.is_named(engine, slot))
