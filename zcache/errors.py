@@ -50,6 +50,6 @@ class StillSwappingError(SwapError):
 
 
 def repeatable(text: str) -> str:
-    """What a message may repeat of something that was given: of a URL, not who logs in with what
-    password."""
-    return re.sub("://.*@", "://…@", text)
+    """What a message may repeat of something that was given: if it may be a URL, not who logs in
+    with what password."""
+    return re.sub(r"(?s)^(\w*://)?.*@", r"\1…@", text)

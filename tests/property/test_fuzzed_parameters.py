@@ -38,6 +38,23 @@ VALUES = {
         "/tmp/é",
         "\udcff",
     ],
+    "remote": [
+        "redis://h",
+        "redis://u:p%40w@h:7000?cluster=yes",
+        "rediss://[::1]:6380?server_name=x",
+        "unix:///tmp/engine.sock",
+        "",
+        "redis://",
+        "redis://h:0",
+        "redis://h/1",
+        "redis://h?password_file=/nowhere/p",
+        "redis://u:p@ss@h?x=y",
+        "http://h",
+        "unix://h/p",
+        "redis://h\n",
+    ],
+    "remote_budget": NUMBERS,
+    "remote_copies": ["1", "2", "0", "3", "", "two", "\uff11"],
     "codec": ["lz4", "lz4:4", "lz4:0", "lz4:65538", "lz4:", "zstd:99", "zstd:-8", "zstd:1_0", "zstd:\uff11", "lzo", ""],
     "recompress": ["zstd", "zstd:3", "off", "zstd:0", "zstd:99", "lz4", "", "zstdx"],
     "allocator": ["zbud", "log", "slab", "", "ZBUD", "zbud "],
@@ -136,6 +153,9 @@ def check_refusal(line: str, words: list[tuple[str, str]]) -> None:
     assert line.isprintable(), words
     key, equals, _ = line.partition("=")
     given = {key if key.isprintable() else ascii(key)[1:-1] for key, _ in words} | {"size", "budget"}
+    given |= {"remote_budget"} if "remote" in given else set()
+    for secret in ("p%40w", "p@ss"):
+        assert secret not in line or not any(f"{secret}@" in value for _, value in words), (line, words)
     assert equals and any(name.partition("=")[0] == key for name in given), (line, words)
 
 
@@ -150,8 +170,11 @@ def check_config(config: Config, ram_bytes: int) -> None:
         assert min_bytes <= config.budget_bytes
         assert config.budget_bytes <= max(needed_bytes, min_bytes) or config.clean
         assert config.budget_bytes <= max(ram_bytes * 9 // 10, min_bytes)
-    assert config.overcommit or config.backing or needed_bytes <= config.budget_bytes
-    assert config.budget_frames * chosen.frame_bytes + config.below_bytes >= needed_bytes
+    remote_bytes = config.remote_frames * chosen.frame_bytes
+    assert config.overcommit or config.backing or needed_bytes <= config.budget_bytes + remote_bytes
+    assert config.budget_frames * chosen.frame_bytes + config.below_bytes + remote_bytes >= needed_bytes
+    assert bool(config.remote) is bool(config.remote_bytes) and config.remote_copies in (1, 2)
+    assert config.remote_copies == 2 or config.backing or not config.remote
     assert config.hardening in HARDENING
     assert config.codec.name.startswith(("lz4", "zstd")) and config.codec.id > 0
     assert config.image is None or os.fstat(config.image)
