@@ -189,7 +189,8 @@ def _sorted_out(words: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[
     remote: list[str] = []
     for key, value in words:
         if not (key + value).isprintable():
-            raise BadInput(f"{_shown(key)}={_shown(repeatable(value))}: holds a character that cannot be printed; leave it away")
+            word = f"{_shown(key)}={_shown(repeatable(value))}"
+            raise BadInput(f"{word}: holds a character that cannot be printed; leave it away")
         if key not in KEYS:
             raise BadInput(f"{key}={repeatable(value)}: unknown parameter; give {', '.join(FOR_PEOPLE)}")
         if key == "clean":
