@@ -198,15 +198,17 @@ class Peer:
 
     def _leave_word(self, connection: Connected, found: Identity) -> Identity:
         """A new one; or, at a process that has had one, the same: somebody has removed it, and what
-        else they have removed is yet to be seen."""
-        known = self._known if self._known and self._known.run == found.run else None
-        word = known.word if known else int.from_bytes(os.urandom(8), "little") | 1  # which is not 0
+        else they have removed is yet to be seen. At an engine that is full it stays away: that may
+        have what it had, and each copy is looked for."""
+        known = self._known
+        is_same = known is not None and known.run == found.run
+        word = known.word if known and is_same else int.from_bytes(os.urandom(8), "little") | 1  # which is not 0
         try:
             connection.call("SET", self.prefix + b"word", f"{word:016x}", "NX", seconds=ASK_SECONDS)
-        except Refused:  # it is full; what it has can be read
+        except Refused:
             if known is None:
                 raise
-            return known
+            return Identity(found.run, known.word)
         return self._identify(connection)
 
     def connect(self, identity: Identity) -> None:
