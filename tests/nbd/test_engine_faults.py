@@ -23,7 +23,7 @@ def _has_engines() -> None:
         pytest.skip(f"NOT run: {error}")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("_has_engines")
 def test_an_engine_is_killed_then_another_is_paused_and_no_page_is_lost_wrong_or_late(
     tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
@@ -36,7 +36,7 @@ def test_an_engine_is_killed_then_another_is_paused_and_no_page_is_lost_wrong_or
     assert "kill-and-pause, copies 2" in said and "BAD" not in said
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("_has_engines")
 def test_two_engines_that_are_gone_together_are_seen_and_reads_fail_in_time(
     tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

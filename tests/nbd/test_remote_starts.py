@@ -94,7 +94,11 @@ def test_a_server_refuses_in_one_line(
     reason_in(done.stderr, reason, advice)
 
 
-@pytest.mark.parametrize(("words_of", "reason", "advice"), REFUSED, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("words_of", "reason", "advice"),
+    [*REFUSED[:-1], pytest.param(*REFUSED[-1], marks=pytest.mark.thorough)],  # which waits twice
+    ids=lambda value: getattr(value, "__name__", ""),
+)
 def test_a_keeper_s_first_server_refuses_in_the_same_line(
     tmp_path: Path, both: list[Engine], words_of: Words, reason: str, advice: str
 ) -> None:
