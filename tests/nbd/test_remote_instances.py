@@ -185,6 +185,7 @@ def test_four_instances_at_one_cluster(nodes: list[Engine], four: list[Instance]
         assert frames_of(nodes, instance.owner) == [], "nothing stays of one that was stopped"
 
 
+@pytest.mark.thorough
 def test_an_account_may_not_touch_what_is_another_s(nodes: list[Engine], four: list[Instance]) -> None:
     """And what it does with its own, it does nowhere else."""
     for instance in four[:2]:
@@ -193,6 +194,7 @@ def test_an_account_may_not_touch_what_is_another_s(nodes: list[Engine], four: l
     assert_none_sees_another_s(nodes, four)
 
 
+@pytest.mark.thorough
 def test_a_quota_that_is_made_smaller_is_kept_to(nodes: list[Engine], four: list[Instance]) -> None:
     """What is over goes on to the disk."""
     dave = four[3]
