@@ -86,6 +86,7 @@ def why_no_far_engine() -> str | None:
     try:
         _ip("netns", "add", name)
         _ip("link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b", "netns", name)
+        _ip("-n", name, "link", "set", f"{name}b", "up")  # which wants mounts of its own
     except OSError as error:
         return f"no network namespace here: {error}"
     finally:
