@@ -227,6 +227,7 @@ def test_what_is_asked_while_a_slot_is_on_its_way_comes_from_the_other_copy(
 # -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_replica_takes_its_primarys_place_and_gives_it_back(doubled: list[Engine], rng: random.Random) -> None:
     """The word is the same and the run another: copies are looked for, one by one, and those that
     the replica did not have are made again."""

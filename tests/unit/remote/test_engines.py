@@ -115,7 +115,7 @@ def test_a_cluster_serves_and_goes_on_without_a_primary(tmp_path: Path) -> None:
         assert nodes[2].call("GET", "{a}b") == b"value"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_replica_takes_over_from_its_primary(tmp_path: Path) -> None:
     with cluster(tmp_path, replicas=1, node_timeout_ms=500) as nodes:
         assert [node.info()["role"] for node in nodes] == ["master"] * 3 + ["slave"] * 3
