@@ -16,11 +16,10 @@ What is in swap elsewhere by then, stays there until it is wanted.
 """
 
 import contextlib
-import fcntl
 import json
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +27,7 @@ from zcache.errors import SwapError
 from zcache.linux import cgroup
 from zcache.linux.cgroup import LIMIT
 from zcache.swap.control_groups import USER_SLICE, ControlGroups, version_2
+from zcache.swap.locked_record import locked
 
 #: The kernel's names, of 15 bytes at most.
 PROGRAMS: Final = frozenset(
@@ -176,30 +176,9 @@ def _have_read_again(tell: Tell | None) -> None:
         systemctl(["daemon-reload"])
 
 
-@contextlib.contextmanager
-def _locked(record: Path) -> Iterator[tuple[_Held, Callable[[], None]]]:
+def _locked(record: Path) -> AbstractContextManager[tuple[_Held, Callable[[], None]]]:
     """The record and what writes it, for one at a time; made if it is not there."""
-    while True:
-        descriptor = os.open(record, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not record.exists() or not os.path.samestat(os.fstat(descriptor), record.stat()):
-                continue  # its last holder has removed it while we waited
-            try:
-                text = os.pread(descriptor, 1 << 20, 0).partition(b"\n")[0]
-                held = _decode(text) if text else _Held()
-            except (OSError, ValueError, TypeError, RecursionError) as error:
-                what = f"set {LIMIT} of the groups of the network's programs as it should be"
-                raise SwapError(f"{record} is damaged ({str(error)!a}); remove it, and {what}") from None
-
-            def save(descriptor: int = descriptor, held: _Held = held) -> None:
-                # The first line is what counts, whatever is left of a longer text.
-                os.ftruncate(descriptor, os.pwrite(descriptor, json.dumps(asdict(held)).encode() + b"\n", 0))
-
-            yield held, save
-            return
-        finally:
-            os.close(descriptor)
+    return locked(record, _decode, _Held, f"set {LIMIT} of the groups of the network's programs as it should be")
 
 
 def _decode(text: bytes) -> _Held:

@@ -17,15 +17,15 @@ else has changed meanwhile is left alone.
 """
 
 import contextlib
-import fcntl
 import json
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from zcache.errors import SwapError
+from zcache.swap.locked_record import locked
 
 PROC: Final = Path("/proc/sys")
 #: /run is emptied at boot, as the settings are.
@@ -143,36 +143,6 @@ def _release(holder: Path, root: Path, record: Path, may_be_lent: bool) -> list[
     return failures
 
 
-@contextlib.contextmanager
-def _locked(record: Path) -> Iterator[tuple[_Held, Callable[[], None]]]:
+def _locked(record: Path) -> AbstractContextManager[tuple[_Held, Callable[[], None]]]:
     """The record and what writes it, for one at a time; made if it is not there."""
-    while True:
-        descriptor = os.open(record, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not record.exists() or not os.path.samestat(os.fstat(descriptor), record.stat()):
-                continue  # its last holder has removed it while we waited
-            try:
-                text = os.pread(descriptor, 1 << 16, 0).partition(b"\n")[0]
-                held = _decode(text) if text else _Held()
-            except (
-                OSError,
-                ValueError,
-                TypeError,
-                RecursionError,
-            ) as error:  # OSError: swapped out, and lost
-                raise SwapError(
-                    f"{record} is damaged ({str(error)!a}); remove it, and set {BOOST_FACTOR} and {MIN_FREE} in {PROC} "
-                    "as they should be"
-                ) from None
-
-            def save(descriptor: int = descriptor, held: _Held = held) -> None:
-                # The first line is what counts: whoever is killed between the two calls leaves a
-                # longer text's rest.
-                written = os.pwrite(descriptor, json.dumps(asdict(held)).encode() + b"\n", 0)
-                os.ftruncate(descriptor, written)
-
-            yield held, save
-            return
-        finally:
-            os.close(descriptor)
+    return locked(record, _decode, _Held, f"set {BOOST_FACTOR} and {MIN_FREE} in {PROC} as they should be")
