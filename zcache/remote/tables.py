@@ -15,7 +15,7 @@ word is another; if only the run is, it may be gone in part, and each copy has t
 
 Order of writes, for a server that is killed in the middle: a slot's generation is counted up before
 anything is sent, and a holder is named when its engine has said that it holds the frame. What was
-sent and never named is swept up (`zcache.remote.mender`).
+sent and never named is swept up (`zcache.remote.sweeper`).
 
 Locking: `Copies.lock`, but for the generation and tail of a slot that is being written, which are
 its writer's. Cost: 22 bytes a slot, 8 KiB for incarnations.
