@@ -31,18 +31,18 @@ WIRE_RATIO: Final = 1538 / 1448
 class Site(NamedTuple):
     """Nodes, all alike, and what they keep. The defaults that are not a choice were measured by
     `scripts/bench remote node` on 2026-11-30: Redis 7.0.15 on a virtual machine with two CPUs
-    (with others on it: reads were 15,000 to 29,000), 64 KiB frames over loopback TCP; memory is
+    (beside other load, reads were 15,000 to 29,000), 64 KiB frames over loopback TCP; memory is
     RSS."""
 
     nodes: int = 3
     node_memory_bytes: float = 64 * GIB
-    node_reads_per_second: float = 20_000
-    node_writes_per_second: float = 19_000
+    node_reads_per_second: float = 27_000
+    node_writes_per_second: float = 22_000
     link_bits_per_second: float = 10e9
     frame_bytes: float = 65_520
     copies: int = 2
     bytes_paid_ratio: float = 1.07
-    mirrored_per_second: float = 6_700  # frames, by one machine
+    mirrored_per_second: float = 9_100  # frames, by one machine
     mirror_share: float = 0.25  # of links and engines, that mirroring may take
 
 
