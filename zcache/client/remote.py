@@ -2,7 +2,7 @@
 about it.
 
 It asks the engines themselves, from any machine that may log in there; no server is asked. redis-py
-is for this alone, and comes with `pip install zcache[remote]`.
+is for this alone: the extra `remote`.
 
 A person decides that an instance is dead: a machine that is asleep says as little as one that is
 gone. What can be known is that one is alive: it was seen lately, or, as clocks differ between
@@ -11,29 +11,34 @@ machines, its account changes while it is watched.
 
 import argparse
 import contextlib
+import hashlib
 import json
 import re
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from zcache.client import remote_tables
 from zcache.client.remote_accounts import Instance, find, remove
 from zcache.client.remote_engines import Engines
 from zcache.errors import BadInput, EnvironmentProblem, ZcacheError
-from zcache.remote.accounts import prefix_of, quota_key
-from zcache.remote.url import Url, parse_url
+from zcache.remote.accounts import ROOT, prefix_of, quota_key
+from zcache.remote.url import Url, parse_url, read_password
 from zcache.sizes import human, parse_size
 
 #: What a machine's account may do: what `zcache.remote` asks of an engine; and HGETALL, which is
 #: for `zcache remote status`. CONFIG GET is not among it: it shows the passwords of others
 #: (`requirepass`), and all that a server does without it is to warn less. AUTH is everybody's.
 COMMANDS: Final = ("cluster|info", "cluster|slots", "exists", "get", "hgetall", "hset", "info", "scan", "set", "unlink")
+#: What an operator's account may do: what `zcache remote` asks.
+OPERATOR_COMMANDS: Final = ("cluster|slots", "get", "hgetall", "info", "memory|usage", "scan", "set", "unlink")
 #: For `gc` to see that an account does not change: two heartbeats (`zcache.remote.mender`), and a
 #: second.
 WATCH_SECONDS: Final = 5.0
 
+_TO_BE_GIVEN: Final = ">PASSWORD"
 _OWNER: Final = re.compile(r"[\w.@+-]+", re.ASCII)
 _NAME: Final = re.compile(r"[0-9a-f]{12}")
 
@@ -44,7 +49,7 @@ def main(words: Sequence[str]) -> int:
     arguments = _parse(words)
     try:
         if arguments.action == "acl":
-            print(acl_rule(arguments.owner))
+            print(acl_rule(arguments.owner, _password_word(arguments.password_file), arguments.operator))
             return 0
         urls = _urls(arguments.remote)
         if arguments.action == "quota":
@@ -57,10 +62,20 @@ def main(words: Sequence[str]) -> int:
         return 2
 
 
-def acl_rule(owner: str) -> str:
-    """What has an engine make an account for a machine, or change it to that."""
+def acl_rule(owner: str, secret: str = _TO_BE_GIVEN, is_operator: bool = False) -> str:
+    """What has an engine make an account for a machine, or for an operator, or change it to that.
+    `secret`: a password, as a rule has it."""
     keys = f"~{prefix_of(_checked_owner(owner), '*').decode().removesuffix(':')} %R~{quota_key(owner).decode()}"
-    return f"ACL SETUSER {owner} reset on >PASSWORD {keys} " + " ".join(f"+{command}" for command in COMMANDS)
+    commands = OPERATOR_COMMANDS if is_operator else COMMANDS
+    rights = [f"~{ROOT.decode()}*" if is_operator else keys, *(f"+{command}" for command in commands)]
+    return f"ACL SETUSER {owner} reset on {secret} {' '.join(rights)}"
+
+
+def _password_word(path: Path | None) -> str:
+    """Of a rule: the hash of what is in the file, as the engine keeps it."""
+    if path is None:
+        return _TO_BE_GIVEN
+    return f"#{hashlib.sha256(read_password(str(path)).encode(errors='surrogateescape')).hexdigest()}"
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -86,6 +101,10 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     quota.add_argument("size", metavar="SIZE", help="such as 512M, or none; machines keep to it within seconds")
     acl = add("acl", "print the rule by which an engine lets a machine have its own keys, and no others")
     acl.add_argument("owner", metavar="OWNER", help="the user that the machine's URL names")
+    text = "a file with the password: the rule has its hash. Without it, put the password where PASSWORD stands"
+    acl.add_argument("--password-file", metavar="PATH", type=Path, help=text)
+    text = "for a person who uses zcache remote: all keys of all machines, and their quotas"
+    acl.add_argument("--operator", action="store_true", help=text)
     return parser.parse_args(words)
 
 

@@ -14,6 +14,7 @@ Whom to trust over TLS is `zcache.remote.url.tls_context`'s to say, as for a ser
 import contextlib
 import importlib.util
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -83,7 +84,7 @@ class Engines:
 
     def __init__(self, urls: Sequence[Url]) -> None:
         if not importlib.util.find_spec("redis"):
-            raise EnvironmentProblem("redis-py is missing: pip install 'zcache[remote]'")
+            raise EnvironmentProblem(f"redis-py is missing: {sys.executable} -m pip install redis")
         self._opened = contextlib.ExitStack()
         self._maps: dict[str, list[Shard]] = {}
         self._runs: set[str] = set()

@@ -140,17 +140,17 @@ class Readback:
                 break
 
     def _read_run(self, place: Place, run: list[Job], patience: _Patience) -> None:
-        """Neighbours in one tier. What is read along costs those that were asked for neither a try
-        nor patience."""
+        """Neighbours in one tier. What is read along costs those that were asked for no try; they
+        are read once more, however long it took."""
         began = self._clock.now()
         try:
             self._transfer(place.read, place.health, run[0].below, [job.view for job in run])
         except OSError as error:
             wanted = [job for job in run if not job.is_ahead]
+            patience.begin(began)
             if len(wanted) < len(run):
                 self._read_sorted(wanted, patience)
                 return
-            patience.begin(began)
             self._read_apart(place, run, error, patience)
         for job in run:
             if not job.failed and not self._opens(job) and not job.is_ahead:

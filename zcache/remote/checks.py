@@ -1,9 +1,10 @@
 """Checks: whether an engine may hold our frames, by what it says of itself.
 
 Asked at the start, where the answer is a refusal or a warning, and again at each new greeting,
-where it is a reason to leave that peer alone. An engine that may throw our frames out, or is about
-to copy all of its memory for a snapshot, does neither here and now; so this is asked, not waited
-for. What an account is not allowed to ask (CONFIG) is not known, and said to be so.
+where it is a reason to leave that peer alone. The policy is asked at each heartbeat, too. An
+engine that may throw our frames out, or is about to copy all of its memory for a snapshot, does
+neither here and now; so this is asked, not waited for. What an account is not allowed to ask
+(CONFIG) is not known, and said to be so.
 """
 
 from typing import Final, NamedTuple
@@ -80,13 +81,18 @@ def why_not(said: Said, is_cluster: bool, may_evict: bool) -> str:
         return "is not a node of a Cluster; leave cluster=yes away"
     if not is_cluster and info.get("role") != "master":
         return f"is a read-only replica of {info.get('master_host', 'another')}; give its primary"
+    return "" if may_evict else why_it_may_evict(info)
+
+
+def why_it_may_evict(info: dict[str, str]) -> str:
+    """Of what it says of its memory; "": it evicts nothing."""
     policy = info.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction" and not may_evict:
-        return (
-            f"may throw frames out (maxmemory-policy {policy}); "
-            "set maxmemory-policy noeviction there, or give remote_copies=1 and a backing"
-        )
-    return ""
+    if policy == "noeviction":
+        return ""
+    return (
+        f"may throw frames out (maxmemory-policy {policy}); "
+        "set maxmemory-policy noeviction there, or give remote_copies=1 and a backing"
+    )
 
 
 def warnings(said: Said) -> list[str]:

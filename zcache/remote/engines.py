@@ -232,6 +232,11 @@ class Engines:
         said = checks.ask_peer(peer)
         return checks.why_not(said, peer.url.is_cluster, self._may_evict)
 
+    def why_not_any_more(self, memory: dict[str, str]) -> str:
+        """Why a peer must be given no more frames, by what it says of its memory now; "": it may
+        be."""
+        return "" if self._may_evict else checks.why_it_may_evict(memory)
+
     def lanes_of(self, peer: Peer) -> int:
         """Among how many an owner's quota is divided."""
         return sum(other.url == peer.url for other in self.peers) if peer.url.is_cluster else 1

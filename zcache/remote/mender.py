@@ -228,7 +228,7 @@ class Mender:
             if quota is not None:
                 limits.append(quota // self._engines.lanes_of(peer))
         peer.limit_bytes = min(limits, default=None)
-        peer.refusal = ""
+        peer.refusal = self._engines.why_not_any_more(memory)
         with contextlib.suppress(Refused):  # it is full, say; what it has can be read
             peer.ask("HSET", peer.prefix + b"account", *account_of(self._host, copies, peer))
         self._heard[lane] = self._clock.now()

@@ -20,6 +20,7 @@ from typing import Final
 from zcache.linux import memory
 from zcache.linux.memory import anonymous_memory
 from zcache.remote.copies import HEDGE_SECONDS, Copies
+from zcache.remote.peer import Peer
 from zcache.tiers import Tier
 
 #: Four background flights.
@@ -134,6 +135,9 @@ class RemoteFront:
     def send_staged(self, go_on: Callable[[], bool]) -> None:
         """Send what waits in the buffer, for as long as `go_on` says."""
         self._make_room(self.limit_slots)
+        for peer in self.copies.peers:
+            if peer.limit_bytes is not None:  # somebody may want memory back
+                self._make_room(peer.limit_bytes // self.copies.paid_bytes, peer)
         while self._staged and go_on():
             with self._lock:
                 slot = next(iter(self._staged))
@@ -156,14 +160,22 @@ class RemoteFront:
         if peers and self.limit_slots > 0 and self.is_used(slot):
             copies.send(slot, [frame], peers, 1, expected=generation)
 
-    def _make_room(self, limit_slots: int) -> None:
-        """The oldest copies go, in the order of their slots: those are handed out in turn."""
-        copies = self.copies
+    def _make_room(self, limit_slots: int, peer: Peer | None = None) -> None:
+        """The oldest copies go, of all peers or of one, in the order of their slots: those are
+        handed out in turn."""
         looked_at = 0
-        while sum(copies.at) > max(limit_slots, 0) and looked_at < self.slot_count:
-            copies.drop(self._oldest)
+        while self._held(peer) > max(limit_slots, 0) and looked_at < self.slot_count:
+            if peer is None or self._is_at(self._oldest, peer):
+                self.copies.drop(self._oldest)
             self._oldest = self._oldest % self.slot_count + 1
             looked_at += 1
+
+    def _held(self, peer: Peer | None) -> int:
+        return sum(self.copies.at) if peer is None else self.copies.at[peer.lane]
+
+    def _is_at(self, slot: int, peer: Peer) -> bool:
+        copies = self.copies
+        return any(copies.holder(number) is peer for number in copies.tables.holders_of(slot))
 
     def _stage(self, first_slot: int, generations: Sequence[int], frames: Sequence[memoryview]) -> None:
         with self._lock:

@@ -104,6 +104,18 @@ def parse_url(text: str) -> Url:
     return _with_password_of(url, options["password_file"]) if "password_file" in options else url
 
 
+def read_password(path: str) -> str:
+    """What is in a file, as text that `surrogateescape` makes bytes again. Raises `BadInput`."""
+    try:
+        with Path(path).open("rb") as file:
+            found = file.read(_MAX_PASSWORD_BYTES + 1).rstrip(b"\r\n")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"password_file={path}: {_why(error)}; give a file that can be read") from None
+    if not found or len(found) > _MAX_PASSWORD_BYTES or b"\n" in found:
+        raise BadInput(f"password_file={path}: is not one line; give a file with the password in it, and no more")
+    return found.decode(errors="surrogateescape")
+
+
 def resolve(url: Url) -> list[Address]:
     """Where to connect to: all that may be tried, best first. Asks the name service, which may take
     as long as that does. Raises `BadInput`."""
@@ -182,15 +194,14 @@ def _with_password_of(url: Url, path: str) -> Url:
     if url.password:
         raise _bad(url.name, "has a password, and password_file=", "one of them")
     try:
-        with Path(path).open("rb") as file:
-            found = file.read(_MAX_PASSWORD_BYTES + 1).rstrip(b"\r\n")
-            mode = Path(path).stat().st_mode
-    except (OSError, ValueError) as error:
+        password = read_password(path)
+        mode = Path(path).stat().st_mode
+    except OSError as error:
         raise _bad(url.name, f"password_file={path}: {_why(error)}", "a file that can be read") from None
-    if not found or len(found) > _MAX_PASSWORD_BYTES or b"\n" in found:
-        raise _bad(url.name, f"password_file={path}: is not one line", "a file with the password in it, and no more")
+    except BadInput as error:
+        raise BadInput(f"remote={url.name}: {error}") from None
     warnings = (f"password_file={path} can be read by others; chmod 600 {path}",) if mode & 0o077 else ()
-    return url._replace(password=found.decode(errors="surrogateescape"), warnings=warnings)
+    return url._replace(password=password, warnings=warnings)
 
 
 def _decoded(shown: str, what: str, text: str) -> str:

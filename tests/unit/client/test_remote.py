@@ -442,6 +442,39 @@ def is_settled(swap: Remote) -> bool:
     return sorted(holders) == sorted(peer.number for peer in swap.copies.peers)
 
 
+@pytest.mark.usefixtures("quick_gc")
+def test_an_operator_s_account_may_do_all_that_the_command_does_and_nothing_else(tmp_path: Path, run: Run) -> None:
+    """With the rule as it is printed, which has no password in it."""
+    with cluster(tmp_path, primaries=2) as nodes:
+        file = tmp_path / "password"
+        file.write_bytes(b"it's a \xff word\n")
+        file.chmod(0o600)
+        code, rule, _ = run("acl", "ops", "--operator", "--password-file", str(file))
+        assert code == 0 and "word" not in rule
+        for node in nodes:
+            assert node.call(*rule.split()) == b"OK"
+        put_at = next(node for node in nodes if _has_slot_of(node, b"{a}"))
+        put(put_at, "alice", "0123456789ab", frames=3, seen=None, tag=b"a")
+        url = nodes[0].url("ops", None, None, password_file=file, cluster="yes")
+        (row,) = status(run, url)["instances"]
+        assert (row["owner"], row["frames"]) == ("alice", 3) and row["size_bytes"] > 3000, "what one takes is asked"
+        assert run("quota", "alice", "1G", at=[url])[0] == 0
+        assert status(run, url)["owners"][0]["quota_bytes"] == 1 << 30
+        assert run("quota", "alice", "none", at=[url])[0] == 0
+        assert run("gc", "0123456789ab", "--yes", at=[url])[0] == 0
+        assert not any(keys(node) for node in nodes)
+        for words in (("FLUSHALL",), ("CONFIG", "GET", "*"), ("GET", "another:key")):
+            said = put_at.call("ACL", "DRYRUN", "ops", *words)
+            assert isinstance(said, bytes) and b"permissions" in said
+
+
+def _has_slot_of(node: Engine, key: bytes) -> bool:
+    with contextlib.suppress(Refused):
+        node.call("GET", key)
+        return True
+    return False
+
+
 # -- errors, and what is loaded
 # -------------------------------------------------------------------------------------------------
 
@@ -478,7 +511,7 @@ def test_over_tls_the_certificate_is_looked_at(tmp_path: Path, run: Run) -> None
 
 def test_without_redis_py_it_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
-    said = "zcache: redis-py is missing: pip install 'zcache[remote]'\n"
+    said = f"zcache: redis-py is missing: {sys.executable} -m pip install redis\n"
     assert run("status", at=["redis://127.0.0.1:1"]) == (2, "", said)
     assert run("acl", "alice")[0] == 0
 
@@ -497,5 +530,8 @@ def test_the_rule_of_an_owner_is_one_line(run: Run) -> None:
     code, said, _ = run("acl", "alice")
     assert code == 0 and said.count("\n") == 1
     assert said.startswith("ACL SETUSER alice reset on >PASSWORD ~zcache:alice:* %R~zcache:quota:alice +")
+    assert run("acl", "alice", "--password-file", "/nowhere/p")[2] == (
+        "zcache: password_file=/nowhere/p: No such file or directory; give a file that can be read\n"
+    )
     assert run("acl", "quota")[0] == 2, "whose keys would be all quotas"
     assert run("acl", "a b")[0] == 2

@@ -394,6 +394,22 @@ def test_a_quota_is_heeded_within_a_heartbeat(pair: list[Engine], far: Far, rng:
     agree(far, pair)
 
 
+def test_an_engine_that_is_told_to_evict_is_given_nothing_more(
+    pair: list[Engine], far: Far, rng: random.Random
+) -> None:
+    far.fill(rng, 4)
+    pair[0].call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    far.turn()
+    (trouble,) = [trouble for trouble in far.mender.troubles() if "maxmemory-policy" in trouble]
+    assert "takes no frames (may throw frames out (maxmemory-policy allkeys-lru)" in trouble
+    far.fill(rng, 4)
+    assert far.copies.at == [4, 8]
+    pair[0].call("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    far.settle()
+    assert not far.mender.troubles()
+    agree(far, pair)
+
+
 @pytest.mark.parametrize("nonsense", [b"a lot", b"-1", b"9" * 5000, b"\xc2\xb2", b""])
 def test_a_quota_that_is_no_number_is_none(pair: list[Engine], far: Far, nonsense: bytes) -> None:
     pair[0].call("SET", "zcache:quota:default", nonsense)

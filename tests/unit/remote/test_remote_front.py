@@ -11,6 +11,7 @@ import pytest
 from tests.support.engines import Engine, engines
 from tests.support.remote import FRAME_BYTES, Far, empty_frames, frame_of
 from tests.support.tiers import MemoryTier
+from zcache.remote.mender import HEARTBEAT_SECONDS
 from zcache.remote.remote_front import STAGED_BYTES, RemoteFront
 
 #: The hedge, 50 ms, three times (the clock of a test stands still), and as much for a busy machine.
@@ -193,6 +194,25 @@ def test_an_engine_that_is_full_of_ours_is_given_the_newest(engine: Engine, far:
     assert far.copies.at == [8]
     assert [slot for slot in far.held if far.copies.tables.holders[slot]] == list(range(13, 21))
     agree(far, engine)
+
+
+def test_a_quota_that_is_made_smaller_is_kept_to_though_nothing_is_written(
+    tmp_path: Path, backing: MemoryTier, rng: random.Random
+) -> None:
+    with engines(tmp_path, 2) as two:
+        far = Far([engine.url() for engine in two], backing=backing)
+        far.fill(rng, 20)
+        far.settle(lambda: sum(far.copies.at) == 20)
+        assert far.copies.at[1] > 4
+        before = far.copies.at[0]
+        two[1].call("SET", "zcache:quota:default", 4 * far.copies.paid_bytes)
+        far.clock.seconds += HEARTBEAT_SECONDS
+        far.turn()
+        far.turn()
+        assert far.copies.at == [before, 4]
+        assert len(far.frames_at(two[1])) == 4
+        far.check()
+        far.close()
 
 
 def test_what_finds_the_buffer_full_is_on_the_backing_alone(engine: Engine, rng: random.Random) -> None:
