@@ -195,12 +195,12 @@ def test_without_libnbd_it_says_so(installed: Path, tmp_path: Path) -> None:
 
 
 def test_without_redis_py_it_says_so(installed: Path) -> None:
-    """Which comes with `zcache[remote]`, and is for `zcache remote` alone."""
+    """Which is an extra, and is for `zcache remote` alone."""
     done = run(installed, "remote", "status", "--remote", "redis://127.0.0.1:1")
     said = r"zcache: redis-py is missing: (/\S+) -m pip install redis\n"
     told = re.fullmatch(said, done.stderr)
     assert (done.returncode, done.stdout) == (2, "") and told, done.stderr
-    assert Path(told[1]).resolve() == (installed / "bin/python").resolve()
+    assert Path(told[1]).parent == installed
 
 
 def test_the_systemd_unit_names_what_is_installed(installed: Path, tmp_path: Path) -> None:
