@@ -25,7 +25,7 @@ from typing import Final, TypeAlias
 
 from tests.support.clock import FakeClock
 from zcache.remote.cluster import SLOTS, slot_of_tag
-from zcache.remote.resp import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, ProtocolError, Refused, Reply
+from zcache.remote.resp import MAX_ASKED, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, ProtocolError, Refused, Reply
 from zcache.remote.url import DEFAULT_USER, Address
 
 #: What each value costs beside its bytes, as `zcache.remote.copies` counts.
@@ -92,6 +92,15 @@ class FakeEngine:
         if key in self.data:
             self._remove(key)
             self.lost.add(key)
+
+    def give_away(self, key: bytes, other: "FakeEngine") -> None:
+        """Its slot belongs to another from now on."""
+        other.take(key, self.data[key])
+        self._remove(key)
+
+    def take(self, key: bytes, value: bytes | Hash) -> None:
+        """From the one that it was at."""
+        self._store(key, value)
 
     def end(self) -> None:
         """Its process is no more, and those who are connected are told so."""
@@ -320,6 +329,15 @@ class FakeNetwork:
     def _owner(self, key: bytes) -> str:
         return self.owners[_slot_of(key) * len(self.owners) // SLOTS]
 
+    def take_out(self, name: str) -> None:
+        """A primary leaves the Cluster: shares are equal again, and all keys are where they belong;
+        then it ends."""
+        self.owners.remove(name)
+        for engine in [self.at[name], *(self.at[owner] for owner in self.owners)]:
+            for key in [key for key in engine.data if not self.owns(engine, key)]:
+                engine.give_away(key, self.at[self._owner(key)])
+        self.at[name].end()
+
     def cluster_slots(self) -> Reply:
         """What CLUSTER SLOTS answers."""
         count = len(self.owners)
@@ -421,14 +439,25 @@ class FakeConnection:
     def unlink_all(self, keys: Sequence[bytes], seconds: float) -> int:
         self._begin(seconds)
         count = 0
-        for start in range(0, len(keys), MAX_IN_FLIGHT):
-            self._send([(b"UNLINK", *keys[start : start + MAX_IN_FLIGHT])])
+        for start in range(0, len(keys), MAX_ASKED):
+            self._send([(b"UNLINK", *keys[start : start + MAX_ASKED])])
             (said,) = self._receive(is_write=True)
             if isinstance(said, Refused):
                 raise said
             assert isinstance(said, int)
             count += said
         return count
+
+    def exist_all(self, keys: Sequence[bytes], seconds: float) -> list[bool]:
+        self._begin(seconds)
+        found: list[bool] = []
+        for start in range(0, len(keys), MAX_ASKED):
+            self._send([(b"EXISTS", key) for key in keys[start : start + MAX_ASKED]])
+            answers = self._receive(is_write=False)
+            if refusal := next((said for said in answers if isinstance(said, Refused)), None):
+                raise refusal
+            found += [said == 1 for said in answers]
+        return found
 
     def call(self, *words: str | bytes | int, seconds: float) -> Reply:
         self._begin(seconds)

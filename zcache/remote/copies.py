@@ -31,6 +31,7 @@ from zcache.remote.counters import Counters
 from zcache.remote.dead_copies import DeadCopies
 from zcache.remote.incarnations import Incarnations
 from zcache.remote.peer import Identity, Peer
+from zcache.remote.room import Room
 from zcache.remote.tables import NOBODY, TAIL_BYTES, Tables
 from zcache.tiers.health import describe
 
@@ -41,14 +42,14 @@ HEDGE_SECONDS: Final = 0.05
 LAST_SECONDS: Final = 1.0
 #: For all of them together.
 READ_SECONDS: Final = 2.0
-#: For a flight to have arrived at each of its peers.
+#: For a flight to have arrived at its peers.
 WRITE_SECONDS: Final = 2.0
-
-#: Room that nobody has set a limit to, in frames.
-UNLIMITED: Final = 1 << 40
+#: For the answers of one that was sent all of it in time.
+LEAST_SECONDS: Final = 0.1
 
 #: What an engine pays for a value beside its bytes: key, header and what its allocator rounds up
-#: (MEMORY USAGE, Redis 7.0.15: 66,008 bytes for 65,520; 4,248 for 4,080).
+#: (used_memory, Redis 7.0.15: 65,756 bytes for 65,520; 4,204 for 4,080), and as much again for a
+#: hash table that is doubled.
 OVERHEAD_BYTES: Final = 488
 
 
@@ -67,8 +68,10 @@ class Copies:
         self.hedge_seconds = HEDGE_SECONDS
         self._incarnations = Incarnations(tables, self.peers)
         self.at = self._incarnations.at  # how many copies each lane holds
+        self.room = Room(self.peers, self.at, self.paid_bytes)
         self.unnamed = [True] * len(self.peers)  # lanes that may hold what is named nowhere: to be swept
         self.is_mending_due = False
+        self.doubtful: set[int] = set()  # lanes of which it is yet to be seen what they still have
         self.wanted = 2  # copies of each frame
         self.in_flight: set[int] = set()  # slots that are being written: what is there has no holder yet
         self.lost: dict[int, int] = {}  # slots whose copies are all lost, and their generations
@@ -178,20 +181,24 @@ class Copies:
         values = [(frame[:-TAIL_BYTES],) for frame in frames]
         copies = [0] * len(frames)
         why = ""
+        ends = self.clock.now() + WRITE_SECONDS
         with contextlib.ExitStack() as turns:
-            begun: list[tuple[Peer, int]] = []
-            for peer in sorted(peers, key=lambda peer: peer.lane):
+            begun: dict[int, Peer] = {}  # by incarnation: what two peers are by mistake holds one copy
+            for left, peer in zip(range(len(peers), 0, -1), sorted(peers, key=lambda peer: peer.lane), strict=True):
                 turns.enter_context(peer.writing)
                 keys = [self.key_of(peer, *version) for version in zip(slots, generations, strict=True)]
+                if peer.number in begun:
+                    continue
                 try:
-                    peer.begin_set(keys, values, WRITE_SECONDS)
-                    begun.append((peer, peer.number))
+                    # One that takes nothing leaves the others their share of the time.
+                    peer.begin_set(keys, values, max(ends - self.clock.now(), 0.0) / left)
+                    begun[peer.number] = peer
                 except OSError as error:
                     why = describe(error)
                     self.unnamed[peer.lane] = True
-            for peer, number in begun:
+            for number, peer in begun.items():
                 try:
-                    refusals = peer.end_set(WRITE_SECONDS)
+                    refusals = peer.end_set(max(ends - self.clock.now(), LEAST_SECONDS))
                 except OSError as error:
                     why = describe(error)
                     self.unnamed[peer.lane] = True
@@ -248,6 +255,8 @@ class Copies:
             first, second = self.tables.holders_of(slot)
             if number not in (first, second) or self.tables.generation[slot] != generation:
                 return False
+            if successor in (first, second):  # which had it already
+                successor = NOBODY
             first, second = (successor if each == number else each for each in (first, second))
             self.tables.holders[slot] = first | second << 8
             self._incarnations.count(number, -1)
@@ -285,9 +294,22 @@ class Copies:
     def settle(self, peer: Peer, identity: Identity) -> None:
         """A peer was greeted: which of its copies there can be, is known now."""
         with self.lock:
+            before = peer.number
             self._incarnations.met(peer, identity)
             self.unnamed[peer.lane] = True
             self.is_mending_due = True
+        if peer.has_lost_word or before not in (0, peer.number):
+            self.doubt(peer)  # it may be a process that we know, and have another's memory by now
+
+    def doubt(self, peer: Peer) -> None:
+        """It may have lost copies without a word: all of its keys are to be looked through."""
+        self.unnamed[peer.lane] = True
+        self.doubtful.add(peer.lane)
+
+    def unproven(self) -> int:
+        """Copies that are counted as there, and whose engine has been another process since: they
+        are being looked for."""
+        return self._incarnations.unproven()
 
     def _candidates(self, slot: int) -> list[tuple[Peer, int]]:
         """Who may have it, as which incarnation, the one to be asked first before the other; those
@@ -312,24 +334,6 @@ class Copies:
                 peer = candidates[index][0][0]
                 groups.setdefault(peer.lane, (peer, []))[1].append(index)
         return list(groups.values())
-
-    # -- room
-    # ---------------------------------------------------------------------------------------------
-
-    def room_at(self, peer: Peer) -> int:
-        """How many more frames a peer may be given; 0 when it takes none now."""
-        if not peer.takes_frames():
-            return 0
-        if peer.limit_bytes is None:
-            return UNLIMITED
-        return max(peer.limit_bytes // self.paid_bytes - self.at[peer.lane], 0)
-
-    def choose(self, frame_count: int, copies: int) -> list[Peer]:
-        """As many peers as there are to be copies, or as can be had: those with most room, or which
-        hold least."""
-        able = [(self.room_at(peer), -self.at[peer.lane], -peer.lane, peer) for peer in self.peers]
-        able = sorted((each for each in able if each[0] >= frame_count), reverse=True)
-        return [peer for *_, peer in able[:copies]]
 
     def close(self) -> None:
         """Let go of all connections."""

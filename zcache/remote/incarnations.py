@@ -4,7 +4,7 @@ A word is known again wherever it is met: a successor may be given its engines i
 others. Until all peers were met once, what is nobody's by its word is hoped to be with one that was
 not met yet: copies that are out of reach now are not given up. After that it is gone.
 
-Locking: `Copies.lock`, its owner's. Cost: a reference for each of 255 numbers.
+Locking: `Copies.lock`, its owner's. Cost: a reference and a count for each of 255 numbers.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ class Incarnations:
         self._holder: list[Peer | None] = [None] * INCARNATIONS
         self._unmet = list(peers)
         self.at = [0] * len(peers)
+        self._held = [0] * INCARNATIONS
         for number in self._known():
             if tables.lanes[number] >= len(peers):
                 tables.lanes[number] = 0
@@ -33,6 +34,7 @@ class Incarnations:
 
     def count(self, number: int, change: int) -> None:
         """Its copies have become more or fewer. What is gone is nobody's."""
+        self._held[number] += change
         if peer := self.holder(number):
             self.at[peer.lane] += change
 
@@ -54,9 +56,14 @@ class Incarnations:
             if tables.words[number] == identity.word:
                 self._holder[number] = peer
         self.at[:] = [0] * len(self.at)
+        self._held = [0] * INCARNATIONS
         for number in self._known():
-            if self._holder[number]:
-                self.count(number, tables.count_of(number))
+            self.count(number, tables.count_of(number))
+
+    def unproven(self) -> int:
+        """Copies of incarnations that peers have been before: each has to be looked for."""
+        peers = ((number, self._holder[number]) for number, held in enumerate(self._held) if held > 0)
+        return sum(self._held[number] for number, peer in peers if peer and peer.number not in (0, number))
 
     def _known(self) -> list[int]:
         return [number for number in range(1, INCARNATIONS) if self._tables.words[number]]

@@ -27,7 +27,7 @@ from zcache.clock import Clock
 from zcache.remote.accounts import account_of, quota_key
 from zcache.remote.copies import Copies
 from zcache.remote.engines import Engines
-from zcache.remote.peer import Changed, Peer, fields_of
+from zcache.remote.peer import Changed, Identity, Peer, fields_of
 from zcache.remote.remirror import Remirror
 from zcache.remote.resp import Refused
 from zcache.remote.sweeper import Sweeper
@@ -100,6 +100,7 @@ class Mender:
                 self._unforeseen = what
 
     def _take_turn(self) -> None:
+        self._see_nodes()
         for peer in sorted(self._copies.peers, key=lambda peer: self._connecting[peer.lane].failures):
             self._look_after(peer)  # those that answer before those that are waited for
             peer.is_gone = self._is_gone(peer)
@@ -117,6 +118,7 @@ class Mender:
         """At the start: one try for each peer, while there is time."""
         ends = self._clock.now() + START_SECONDS
         self._engines.refresh()  # a successor has no map of the Cluster yet
+        self._see_nodes()
         for peer in self._copies.peers:
             if self._clock.now() < ends:
                 self._look_after(peer)
@@ -132,6 +134,11 @@ class Mender:
             elif peer.refusal and not peer.refusal.startswith("OOM"):  # to be full is no trouble
                 found.append(f"remote {peer.name}: takes no frames ({peer.refusal})")
         found += self._engines.troubles()
+        for peer in self._copies.peers:
+            if peer.is_up and peer.lane in self._copies.doubtful and self._copies.at[peer.lane]:
+                found.append(f"remote {peer.name}: what it still has is being looked for: stop no other engine yet")
+        if self._remirror.has_close:
+            found.append("frames may have both copies at one node of the Cluster: stop none of its nodes yet")
         if self._missing_since is not None and self._clock.now() - self._missing_since >= MISSING_SECONDS:
             found.append(f"{self.missing()} second copies are missing at engines: stop no other engine yet")
         if self._unforeseen:
@@ -189,14 +196,37 @@ class Mender:
                 self._copies.is_mending_due = True
                 peer.trouble.succeeded()
 
+    def _see_nodes(self) -> None:
+        """Which lanes die together, as the Cluster is now; if others do than before, copies are to
+        be moved."""
+        for peer in self._copies.peers:
+            node = self._engines.node_of(peer) or peer
+            if node != peer.node:
+                peer.node = node
+                self._copies.is_mending_due = True
+                self._remirror.has_close |= any(o.node == node for o in self._copies.peers if o is not peer)
+
     def _greet(self, peer: Peer) -> None:
         identity = peer.greet()
+        if other := self._same_as(peer, identity):
+            why = f"is the same engine as {other.name}, or a copy of it; two copies there are lost together"
+            raise OSError(errno.EEXIST, why)
         if why := self._engines.why_not(peer):
             raise OSError(errno.EPERM, why)
         self._copies.settle(peer, identity)  # before anything can be written there
         if not peer.number:
             raise OSError(errno.ENOSPC, "it has been restarted more often than can be told apart")
         peer.connect(identity)
+
+    def _same_as(self, peer: Peer, identity: Identity) -> Peer | None:
+        """Which other one that is there says that it is the same, or has its memory."""
+        for other in self._copies.peers:
+            if other is peer or not other.is_up or other.identity is None:
+                continue
+            is_alone = not (peer.url.is_cluster or other.url.is_cluster)  # whose lanes may share a process
+            if identity.word == other.identity.word or (is_alone and identity.run == other.identity.run):
+                return other
+        return None
 
     def _connect(self, peer: Peer) -> None:
         """Those of its connections that are not there; if it is another engine by now, it has to be
@@ -222,7 +252,9 @@ class Mender:
         peer.foreign_bytes = max(used - own_bytes, 0)
         limits = []
         if most:
-            limits.append(max(own_bytes + most - (most >> SPARE_SHIFT) - used, 0))
+            free = most - (most >> SPARE_SHIFT) - used
+            sharers = sum(other.node == peer.node for other in copies.peers)
+            limits.append(max(own_bytes + (free // sharers if free > 0 else free), 0))
         with contextlib.suppress(Refused):  # not ours to read, or no number
             quota = _number(self._engines.ask_where_it_is(peer, quota_key(peer.url.user)))
             if quota is not None:
@@ -237,7 +269,7 @@ class Mender:
         """Somebody has removed the word of a process that has had it, and perhaps more: all copies
         there are looked for."""
         if not self._is_wordless[peer.lane]:
-            self._copies.unnamed[peer.lane] = True
+            self._copies.doubt(peer)
         self._is_wordless[peer.lane] = True
         with contextlib.suppress(Refused):  # it is full; what it has can be read
             peer.ask("SET", peer.prefix + b"word", word, "NX")

@@ -21,7 +21,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from zcache.clock import Clock
 from zcache.remote.readers import Connected, Readers
@@ -40,6 +40,8 @@ CONNECT_SECONDS: Final = 2.0
 #: For what the mender asks.
 ASK_SECONDS: Final = 2.0
 
+
+_Answer = TypeVar("_Answer")
 
 #: Connects to an engine, as `Connection` does.
 Connect = Callable[..., Connected]
@@ -83,7 +85,9 @@ class Peer:
         self.identity: Identity | None = None  # None: it has to be greeted
         self._known: Identity | None = None  # as what it was greeted last
         self.number = 0  # of its incarnation
+        self.has_lost_word = False  # when it was greeted last, though it is the process that had it
         self.is_up = False  # greeted, and nothing known against it
+        self.node: object = self  # what dies with it: in a Cluster, all lanes that are at one primary
         self.is_gone = False  # out of reach for so long that others are to hold what it held
         self.limit_bytes: int | None = None  # what it may hold of ours; None: what it has room for
         self.foreign_bytes = 0  # what it holds of others
@@ -162,24 +166,18 @@ class Peer:
     # ---------------------------------------------------------------------------------------------
 
     def ask(self, *words: bytes | str | int) -> object:
-        """One command, on the connection that is for this. Raises `OSError`."""
-        if self._asker is None or not self._asker.is_open:
-            raise OSError(errno.ENOTCONN, f"{self.name} is not connected")
-        try:
-            return self._asker.call(*words, seconds=ASK_SECONDS)
-        except Refused:
-            raise
-        except OSError as error:
-            self.failed(error)
-            raise
+        """One command. Raises `OSError`."""
+        return self._asked(lambda asker: asker.call(*words, seconds=ASK_SECONDS))
+
+    def exist(self, keys: Sequence[bytes]) -> list[bool]:
+        """Whether each key is there. Raises `OSError`."""
+        return self._asked(lambda asker: asker.exist_all(keys, ASK_SECONDS))
 
     def unlink(self, keys: Sequence[bytes]) -> None:
         """Remove keys. Raises `OSError`."""
-        if self._asker is None or not self._asker.is_open:
-            raise OSError(errno.ENOTCONN, f"{self.name} is not connected")
         try:
-            self._asker.unlink_all(keys, ASK_SECONDS)
-        except OSError as error:
+            self._asked(lambda asker: asker.unlink_all(keys, ASK_SECONDS))
+        except Refused as error:
             self.failed(error)
             raise
 
@@ -194,6 +192,7 @@ class Peer:
         self.disconnect()
         self._asker = self._open()
         identity = self._identify(self._asker)
+        self.has_lost_word = not identity.word and self._known is not None and self._known.run == identity.run
         return identity if identity.word else self._leave_word(self._asker, identity)
 
     def _leave_word(self, connection: Connected, found: Identity) -> Identity:
@@ -236,6 +235,18 @@ class Peer:
             self._asker.close()
         self._asker = None
 
+    def _asked(self, question: Callable[[Connected], _Answer]) -> _Answer:
+        """On the connection that is for this."""
+        if self._asker is None or not self._asker.is_open:
+            raise OSError(errno.ENOTCONN, f"{self.name} is not connected")
+        try:
+            return question(self._asker)
+        except Refused:
+            raise
+        except OSError as error:
+            self.failed(error)
+            raise
+
     def _proven(self, identity: Identity) -> Connected:
         connection = self._open()
         try:
@@ -250,6 +261,8 @@ class Peer:
     def _open(self) -> Connected:
         last: OSError = OSError(errno.EHOSTUNREACH, f"{self.name}: nobody knows where it is")
         for address in self.where():
+            if self.url.is_tls and self.tls is None:  # never without, whoever asks
+                raise OSError(errno.EACCES, f"{self.name}: whom to trust over TLS is not known")
             try:
                 return self._connect_to(
                     address,

@@ -1,13 +1,16 @@
-"""Second copies, made again where one is lost: passes over all slots, a piece at a time.
+"""Second copies, made again where one is lost, and moved where they are not wanted: passes over all
+slots, a piece at a time.
 
 A pass is due when something was lost or has come back; and every `PASS_SECONDS` for as long as one
-may have become possible that was not. It finds, by a slot's holders alone, which may lack a copy.
+may have become possible that was not. It finds, by a slot's holders alone, which may lack a copy,
+or have one where it should not be: at an engine that has to give memory back, or where both are at
+one node of a Cluster since slots were moved.
 
 Locking: `Copies.lock`, for moments. What it found may have changed when it acts, so each step names
 the generation that it is for. The mender's thread alone. Cost: one frame's memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from zcache.clock import Clock
@@ -34,6 +37,8 @@ class Remirror:
         self._next_slot = 0  # of a pass that is under way; 0: none is
         self._next_pass_at = 0.0
         self._is_short = False  # the last pass has left frames with one copy
+        self.has_close = False  # frames whose copies are both at one node, as far as is known
+        self._has_met_close = False  # in this pass
         self._is_first = True  # this pass looks for what a predecessor has left in slots not in use
         self._is_fine: dict[int, bool] = {}  # what this pass has found of a pair of holders
         self._frame = memoryview(anonymous_memory(copies.frame_bytes))
@@ -43,17 +48,18 @@ class Remirror:
         copies, now = self._copies, self._clock.now()
         if not self._next_slot:
             self._count_lost()
-            is_short = self._is_short or any(peer.is_gone for peer in copies.peers)
+            is_short = self._is_short or any(peer.is_gone or copies.room.is_over(peer) for peer in copies.peers)
             if not (copies.is_mending_due or (is_short and now >= self._next_pass_at and self._is_possible())):
                 return
             self._next_pass_at = now + PASS_SECONDS
-            copies.is_mending_due = self._is_short = False
+            copies.is_mending_due = self._is_short = self._has_met_close = False
             self._is_fine = {}
             self._next_slot = 1
         stop = copies.tables.slot_count + 1
         while self._next_slot and now < ends:
             start = self._next_slot
             end = min(start + WINDOW_SLOTS, stop)
+            self._prove(start, end)
             for slot, both in enumerate(copies.tables.holders[start:end].tolist(), start):
                 if not both or (self._is_fine_pair(both) and not (self._is_first and not self._is_used(slot))):
                     continue
@@ -68,11 +74,12 @@ class Remirror:
             now = self._clock.now()
         if not self._next_slot:
             self._is_first = False
+            self.has_close = self._has_met_close or (self.has_close and copies.is_mending_due)
             self._count_lost()
 
     def _is_possible(self) -> bool:
         """Whether two engines take frames."""
-        return len(self._copies.choose(1, 2)) == 2
+        return len(self._copies.room.choose(1, 2)) == 2
 
     def _is_fine_pair(self, both: int) -> bool:
         """Whether slots with these holders have what they need."""
@@ -81,8 +88,32 @@ class Remirror:
             numbers = [number for number in (both & 0xFF, both >> 8) if number]
             peers = [self._copies.holder(number) for number in numbers]
             settled = [p for p, n in zip(peers, numbers, strict=True) if p and p.number == n and not p.is_gone]
-            known = self._is_fine[both] = len(settled) == len(numbers) >= self._copies.wanted
+            known = len(settled) == len(numbers) >= self._copies.wanted and not self._has_to_move(settled)
+            self._is_fine[both] = known
         return known
+
+    def _prove(self, start: int, stop: int) -> None:
+        """Look for copies whose engine has been another process since, of a window of slots."""
+        copies, tables = self._copies, self._copies.tables
+        asked: dict[int, list[tuple[int, int]]] = {}
+        for slot, both in enumerate(tables.holders[start:stop].tolist(), start):
+            for number in (both & 0xFF, both >> 8) if both else ():
+                peer = copies.holder(number)
+                if peer and peer.is_up and peer.number != number:
+                    asked.setdefault(number, []).append((slot, tables.generation[slot]))
+        for number, versions in asked.items():
+            peer = copies.holder(number)
+            assert peer
+            try:
+                found = peer.exist([copies.key_of(peer, *version) for version in versions])
+            except OSError:  # as above
+                self._is_short = True
+                continue
+            for (slot, generation), is_there in zip(versions, found, strict=True):
+                if is_there:
+                    copies.let_go(slot, number, generation, successor=peer.number)
+                else:
+                    copies.miss(slot, number, generation)
 
     def _mend_slot(self, slot: int) -> None:
         copies, tables = self._copies, self._copies.tables
@@ -96,35 +127,61 @@ class Remirror:
             peer = copies.holder(number)
             if peer is None:
                 copies.miss(slot, number, generation)
-            elif not peer.is_up:
-                away.append((peer, number))
-            elif peer.number == number or self._still_has(peer, slot, number, generation):
+            elif peer.is_up and peer.number == number:
                 there.append(peer)
-        if len(there) != 1 or copies.wanted < 2:
+            else:
+                away.append((peer, number))
+        if copies.wanted < 2 or not there:
             return
-        held_by = {peer.lane for peer in (*there, *(peer for peer, _ in away))}
-        others = [peer for peer in copies.choose(1, len(copies.peers)) if peer.lane not in held_by]
-        if not others or not all(peer.is_gone for peer, _ in away):
+        if len(there) == 2:
+            self._move(slot, generation, there)
+            return
+        target = self._target({there[0].node}, {peer.lane for peer, _ in away})
+        if not target or not all(peer.is_gone for peer, _ in away):
             self._is_short = True
             return
-        self._copy(slot, generation, there[0], others[0], away[0][1] if away else NOBODY)
+        self._copy(slot, generation, there[0], target, away[0][1] if away else NOBODY)
 
-    def _still_has(self, peer: Peer, slot: int, number: int, generation: int) -> bool:
-        """Whether a copy has survived its engine's other run."""
-        if peer.ask("EXISTS", self._copies.key_of(peer, slot, generation)) == 1:
-            self._copies.let_go(slot, number, generation, successor=peer.number)
-            return True
-        self._copies.miss(slot, number, generation)
-        return False
+    def _has_to_move(self, there: Sequence[Peer]) -> bool:
+        """Whether one of two copies has to go elsewhere, and can."""
+        if len(there) == 2 and there[0].node == there[1].node:
+            self._has_met_close = self._is_short = True  # until a pass meets none
+        if len(there) < 2 or not (leaver := self._leaver(there)):
+            return False
+        is_possible = self._target(self._nodes_of(there, leaver), {leaver.lane}) is not None
+        self._is_short |= not is_possible
+        return is_possible
 
-    def _copy(self, slot: int, generation: int, source: Peer, target: Peer, away: int) -> None:
+    def _leaver(self, there: Sequence[Peer]) -> Peer | None:
+        """Of two that hold a slot's frame, who should not."""
+        if there[0].node == there[1].node:
+            return max(there, key=lambda peer: self._copies.at[peer.lane])
+        return next(filter(self._copies.room.is_over, there), None)
+
+    @staticmethod
+    def _nodes_of(there: Sequence[Peer], leaver: Peer) -> set[object]:
+        return {peer.node for peer in there if peer is not leaver}
+
+    def _target(self, nodes: Collection[object], lanes: Collection[int]) -> Peer | None:
+        """Who can take a copy: none of these, whose other one is there, or which have it."""
+        able = self._copies.room.choose(1, len(self._copies.peers))
+        return next((peer for peer in able if peer.node not in nodes and peer.lane not in lanes), None)
+
+    def _move(self, slot: int, generation: int, there: Sequence[Peer]) -> None:
+        leaver = self._leaver(there)
+        target = self._target(self._nodes_of(there, leaver), {leaver.lane}) if leaver else None
+        if leaver and target and self._copy(slot, generation, leaver, target, leaver.number):
+            # At once, and not from the list: it might come back to this engine.
+            leaver.unlink([self._copies.key_of(leaver, slot, generation)])
+
+    def _copy(self, slot: int, generation: int, source: Peer, target: Peer, away: int) -> bool:
         """From one peer to another, which holds it in the place of the incarnation that is away, if
-        there is one."""
+        there is one. Whether it does now."""
         copies, value = self._copies, self._frame[:-TAIL_BYTES]
         number = source.number
         if not source.get_all([copies.key_of(source, slot, generation)], [value], COPY_SECONDS)[0]:
             copies.miss(slot, number, generation)
-            return
+            return False
         with target.writing:
             number = target.number
             try:
@@ -135,7 +192,7 @@ class Remirror:
                 raise
         if refusals[0]:
             self._is_short = True
-            return
+            return False
         is_held = copies.let_go(slot, away, generation, number) if away else copies.hold(slot, number, generation)
         if not is_held:  # it died meanwhile, or was written again
             copies.bury(slot, generation, target)
@@ -143,6 +200,8 @@ class Remirror:
             copies.drop(slot, generation)
         else:
             copies.counters.remirrored_frames += 1
+            return True
+        return False
 
     def _count_lost(self) -> None:
         copies = self._copies

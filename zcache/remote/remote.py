@@ -59,9 +59,9 @@ class Remote:
         return self.tier.capacity_slots if isinstance(self.tier, RemoteTier) else self.tier.limit_slots
 
     def _missing(self) -> int:
-        """How many second copies there are not, as far as nothing is under way."""
+        """How many second copies there are not, or may be lost, as far as nothing is under way."""
         copies = self.copies
-        return 2 * (self.tier.used_slots - len(copies.in_flight)) - sum(copies.at)
+        return 2 * (self.tier.used_slots - len(copies.in_flight)) - sum(copies.at) + copies.unproven()
 
     def status(self) -> dict[str, Any]:
         """Figures, and each peer's in words."""

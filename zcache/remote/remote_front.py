@@ -153,10 +153,10 @@ class RemoteFront:
     def _send(self, slot: int, generation: int, frame: memoryview) -> None:
         copies = self.copies
         self._make_room(self.limit_slots - 1)
-        peers = copies.choose(1, 1)
+        peers = copies.room.choose(1, 1)
         if not peers and any(peer.takes_frames() for peer in copies.peers):  # they are full of ours
             self._make_room(sum(copies.at) - 1)
-            peers = copies.choose(1, 1)
+            peers = copies.room.choose(1, 1)
         if peers and self.limit_slots > 0 and self.is_used(slot):
             copies.send(slot, [frame], peers, 1, expected=generation)
 

@@ -49,22 +49,13 @@ class RemoteTier(SlotMap):
     def capacity_slots(self) -> int:
         """See `WarmTier.capacity_slots`: fewer while somebody wants memory back, and none while
         there are no two engines."""
-        peers, paid_bytes = self.copies.peers, self.copies.paid_bytes
-        return min(
-            self.slot_count,
-            pairs_of(
-                [
-                    self.slot_count if peer.limit_bytes is None else peer.limit_bytes // paid_bytes
-                    for peer in peers
-                    if not peer.is_gone
-                ]
-            ),
-        )
+        room = self.copies.room
+        return min(self.slot_count, pairs_of(room.by_node(lambda peer: room.most(peer, self.slot_count))))
 
     def reserve(self, count: int) -> tuple[int, int]:
         """See `Tier.reserve`."""
         count = min(count, self.free_slots)
-        rooms = sorted((self.copies.room_at(peer) for peer in self.copies.peers), reverse=True)
+        rooms = sorted(self.copies.room.by_node(self.copies.room.of, max), reverse=True)
         count = min(count, next(filter(None, rooms[1::-1]), 0))  # a flight is at the same two, or at one
         return super().reserve(count) if count else (0, 0)
 
@@ -76,7 +67,7 @@ class RemoteTier(SlotMap):
 
     def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """To two peers at once. Waits for them, for `copies.WRITE_SECONDS` each at most."""
-        peers = self.copies.choose(len(frames), COPIES)
+        peers = self.copies.room.choose(len(frames), COPIES)
         least = COPIES if not self._is_last_resort() else 1
         if len(peers) < least:
             raise OSError(errno.ENOSPC, f"{len(peers)} of {COPIES} engines take frames")
@@ -117,10 +108,10 @@ class RemoteTier(SlotMap):
 
     def _room(self) -> int:
         """In frames, as peers have it now."""
-        rooms = [self.copies.room_at(peer) for peer in self.copies.peers]
+        rooms = self.copies.room.by_node(self.copies.room.of)
         return pairs_of(rooms) or (sum(rooms) if self._is_last_resort() else 0)
 
 
 def pairs_of(rooms: Sequence[int]) -> int:
-    """How many frames fit twice, the two copies of each at two peers."""
+    """How many frames fit twice, the two copies of each at two nodes."""
     return min(sum(rooms) // 2, sum(rooms) - max(rooms, default=0))

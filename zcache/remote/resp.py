@@ -31,6 +31,8 @@ __all__ = ["MAX_IN_FLIGHT", "MAX_IN_FLIGHT_BYTES", "Connection", "ProtocolError"
 
 #: 16 frames of 64 KiB, which the next limit allows, too.
 MAX_IN_FLIGHT: Final = 16
+#: Of keys without values.
+MAX_ASKED: Final = 256
 MAX_IN_FLIGHT_BYTES: Final = 1 << 20
 #: Of what is off the path: the accounts of some thousand machines, the map of a large Cluster.
 MAX_REPLY_BYTES: Final = 4 << 20
@@ -144,8 +146,8 @@ class Connection:
         """Have the engine forget them; how many there were."""
         count = 0
         with self._exchange(seconds) as deadline:
-            for start in range(0, len(keys), MAX_IN_FLIGHT):
-                self._wire.send([_request(b"UNLINK", *keys[start : start + MAX_IN_FLIGHT])], deadline)
+            for start in range(0, len(keys), MAX_ASKED):
+                self._wire.send([_request(b"UNLINK", *keys[start : start + MAX_ASKED])], deadline)
                 said = self._read_reply(deadline)
                 if self._refusal:
                     break
@@ -153,6 +155,20 @@ class Connection:
                     raise ProtocolError("UNLINK was not answered with a number")
                 count += said
         return count
+
+    def exist_all(self, keys: Sequence[bytes], seconds: float) -> list[bool]:
+        """Whether each is there."""
+        found: list[bool] = []
+        with self._exchange(seconds) as deadline:
+            for start in range(0, len(keys), MAX_ASKED):
+                asked = keys[start : start + MAX_ASKED]
+                self._wire.send([b"".join(_request(b"EXISTS", key) for key in asked)], deadline)
+                for _ in asked:
+                    said = self._read_reply(deadline)
+                    if said not in (0, 1) and not self._refusal:
+                        raise ProtocolError("EXISTS was answered with neither 0 nor 1")
+                    found.append(said == 1)
+        return found
 
     def call(self, *words: str | bytes | int, seconds: float) -> Reply:
         """Any command, for what is off the path of a page: it makes objects of the answer. An array

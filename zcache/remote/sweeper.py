@@ -80,7 +80,7 @@ class Sweeper:
                 if self._cursor is not None:
                     self._cursor = self._sweep_some(peer, self._cursor)
                 else:
-                    self._look_for_some(peer, ends)
+                    self._look_for_some(peer)
                 trouble.succeeded()
             except OSError as error:
                 trouble.failed(describe(error))
@@ -106,9 +106,10 @@ class Sweeper:
                 return True
         return False
 
-    def _look_for_some(self, peer: Peer, ends: float) -> None:
+    def _look_for_some(self, peer: Peer) -> None:
         """Copies that an engine should have, and which the list has not shown."""
         copies, tables = self._copies, self._copies.tables
+        unseen: list[tuple[int, int, int]] = []
         start = self._next_slot
         stop = min(start + WINDOW_SLOTS, tables.slot_count + 1)
         for slot in range(start, stop):
@@ -116,22 +117,28 @@ class Sweeper:
                 continue
             with copies.lock:
                 generation, numbers = tables.generation[slot], tables.holders_of(slot)
-            number = next((number for number in numbers if copies.holder(number) is peer), 0)
-            if number and peer.ask("EXISTS", copies.key_of(peer, slot, generation)) == 0:
+            if number := next((number for number in numbers if copies.holder(number) is peer), 0):
+                unseen.append((slot, generation, number))
+        found = peer.exist([copies.key_of(peer, slot, generation) for slot, generation, _ in unseen])
+        for (slot, generation, number), is_there in zip(unseen, found, strict=True):
+            if not is_there:
                 copies.miss(slot, number, generation)
-            self._next_slot = slot + 1
-            if self._clock.now() >= ends:
-                return
         self._next_slot = stop
         if stop > tables.slot_count:
             self._lane = None
+            if not copies.unnamed[peer.lane]:  # meanwhile
+                copies.doubtful.discard(peer.lane)
 
     def remove_all(self, ends: float) -> None:
-        """Nothing of the swap is to stay, as far as that can be had until then."""
-        for peer in self._copies.peers:
+        """Nothing of the swap is to stay, as far as that can be had until then. No engine takes the
+        others' time."""
+        peers = self._copies.peers
+        for left, peer in zip(range(len(peers), 0, -1), peers, strict=True):
+            now = self._clock.now()
+            until = now + (ends - now) / left
             with contextlib.suppress(OSError):
                 cursor: int | None = 0
-                while cursor is not None and self._clock.now() < ends:
+                while cursor is not None and self._clock.now() < until:
                     cursor, keys = self._scan(peer, cursor)
                     peer.unlink(keys)
 

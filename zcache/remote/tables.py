@@ -6,7 +6,7 @@
 - *holders*: the incarnations that hold the slot's frame, two at most; 0 is none.
 - *tail*: the frame's last 16 bytes. They stay here because of how engines round values up: jemalloc
   has a class for 64 KiB and the next is 80 KiB, and a value of 65,536 bytes with its header falls
-  into that one (measured with MEMORY USAGE, Redis 7.0.15: 82,456 bytes; for 65,520: 66,008).
+  into that one (measured with MEMORY USAGE, Redis 7.0.15: 82,008 bytes; for 65,520: 65,624).
 
 An *incarnation* is one life of an engine's memory, as a number of one byte. It stands for a lane
 (which of our peers), a word (random, kept at the engine: one that was restarted empty has none) and

@@ -73,8 +73,7 @@ def test_what_was_unlinked_is_not_there(connection: Connected, rng: random.Rando
     connection.end_set(SECONDS)
     assert connection.unlink_all([*keys[:20], b"none"], SECONDS) == 20
     assert connection.get_all(keys, buffers(40), SECONDS) == [False] * 20 + [True] * 20
-    assert connection.call("EXISTS", keys[0], seconds=SECONDS) == 0
-    assert connection.call("EXISTS", keys[20], seconds=SECONDS) == 1
+    assert connection.exist_all(keys * 20, SECONDS) == ([False] * 20 + [True] * 20) * 20
 
 
 def test_a_value_of_another_size_ends_the_connection(connection: Connected) -> None:

@@ -432,7 +432,7 @@ def test_an_engine_that_is_full_is_full_and_no_more_than_that(
         far.fill(rng, 8)  # nothing is known of it yet: refused, and held by the other one
         assert far.copies.peers[0].refusal.startswith("OOM")
         far.turn()
-        assert far.copies.room_at(far.copies.peers[0]) == 0 and far.copies.peers[0].foreign_bytes > 6 << 20
+        assert far.copies.room.of(far.copies.peers[0]) == 0 and far.copies.peers[0].foreign_bytes > 6 << 20
         assert not far.mender.troubles() and all(peer.is_up for peer in far.copies.peers)
         far.check()
         assert far.copies.at == [16, 24]

@@ -41,7 +41,7 @@ class Bench:
 
     def write(self, slot: int, rng: random.Random) -> list[FakeEngine]:
         """A frame; returns who has it."""
-        self.copies.send(slot, [memoryview(bytearray(rng.randbytes(FRAME_BYTES)))], self.copies.choose(1, 2), 2)
+        self.copies.send(slot, [memoryview(bytearray(rng.randbytes(FRAME_BYTES)))], self.copies.room.choose(1, 2), 2)
         return self.with_copy(slot)
 
     def with_copy(self, slot: int) -> list[FakeEngine]:
@@ -111,3 +111,115 @@ def test_in_a_cluster_the_trouble_of_the_one_with_the_quota_is_no_others(rng: ra
     bench.work()
     assert all(peer.is_up and peer.is_connected() for peer in others)
     assert before == [engine.connections for name, engine in bench.network.at.items() if name != holder]
+
+
+def test_when_slots_are_moved_to_one_node_the_copies_there_are_moved_apart(rng: random.Random) -> None:
+    """Two lanes are at one node then, whose death would take both copies."""
+    bench = Bench(rng, is_cluster=True)
+    for slot in range(1, SLOTS + 1):
+        bench.write(slot, rng)
+    bench.network.take_out(bench.names[2])
+    said = set()
+    for _ in range(36):
+        bench.work(1)
+        said.update(bench.mender.troubles())
+    assert any("both copies at one node" in trouble for trouble in said)
+    nodes = [peer.node for peer in bench.copies.peers]
+    assert len(set(nodes)) == 2 and not bench.mender.troubles()
+    for slot in range(1, SLOTS + 1):
+        holders = [bench.copies.holder(number) for number in bench.tables.holders_of(slot)]
+        assert len({holder.node for holder in holders if holder}) == 2
+    bench.write(1, rng)
+    dead = next(name for name in bench.names[:2] if bench.network.at[name].data)
+    bench.network.restart(dead, is_from_snapshot=False)
+    bench.work()
+    into = memoryview(bytearray(FRAME_BYTES))
+    for slot in range(1, SLOTS + 1):
+        assert bench.copies.fetch([slot], [into])[0] == []
+
+
+def test_lanes_at_one_node_do_not_promise_its_memory_twice(rng: random.Random) -> None:
+    bench = Bench(rng, is_cluster=True)
+    bench.network.maxmemory = 100 * bench.copies.paid_bytes
+    bench.network.take_out(bench.names[2])
+    bench.work(24)
+    room = bench.copies.room
+    each = sorted(room.by_node(lambda peer: room.most(peer, 0)))
+    assert 90 <= each[0] <= each[1] <= 100
+
+
+def test_a_url_that_leads_to_another_of_the_engines_is_not_taken_for_a_second_one(
+    bench: Bench, rng: random.Random
+) -> None:
+    """A virtual address, say, that has moved."""
+    for slot in range(1, SLOTS + 1):
+        bench.write(slot, rng)
+    network = bench.network
+    network.at[bench.names[0]].end()
+    network.at[bench.names[0]] = network.at[bench.names[1]]
+    bench.work()
+    (trouble,) = [trouble for trouble in bench.mender.troubles() if "out of reach" in trouble]
+    assert "is the same engine as /engine2, or a copy of it" in trouble
+    assert [peer.is_up for peer in bench.copies.peers] == [False, True, True]
+
+
+def test_an_engine_that_comes_back_with_another_s_memory_costs_that_one_nothing(
+    bench: Bench, rng: random.Random
+) -> None:
+    """The wrong snapshot, or a clone of its machine."""
+    for slot in range(1, SLOTS + 1):
+        bench.write(slot, rng)
+    first, second, _ = (bench.network.at[name] for name in bench.names)
+    before = dict(first.data)
+    second.snapshot = dict(first.data)
+    bench.network.restart(bench.names[1], is_from_snapshot=True)
+    bench.clock.seconds += SWEEP_SECONDS
+    bench.work(120)
+    assert not bench.copies.peers[1].is_up
+    assert {key for key in before if key.endswith(b":1")} <= set(first.data)
+    assert any("or a copy of it" in trouble for trouble in bench.mender.troubles())
+
+
+def test_copies_that_are_yet_to_be_looked_for_are_counted_as_missing(rng: random.Random) -> None:
+    """A replica takes over that lacks what was written last: status does not say that all is
+    well before it is known."""
+    bench = Bench(rng, is_cluster=True)
+    for slot in range(1, SLOTS + 1):
+        bench.write(slot, rng)
+    engine = bench.network.at[bench.names[0]]
+    held = bench.copies.at[0]
+    engine.lag_all()
+    for key in [key for key in engine.replica if key.endswith(b":1")]:
+        del engine.replica[key]
+    bench.network.fail_over(bench.names[0], is_old_alive=False)
+    peer, number = bench.copies.peers[0], bench.copies.peers[0].number
+    bench.network.latency_seconds = 0.01  # so that a turn does one thing
+    while peer.number == number or not peer.is_up:
+        bench.work(1)
+    assert bench.copies.unproven() + bench.copies.counters.remote_missing_copies == held
+    assert bench.copies.counters.remote_missing_copies + bench.copies.unproven() > 0
+    bench.work(60)
+    assert bench.copies.unproven() == 0 and sum(bench.copies.at) == 2 * SLOTS
+    assert bench.copies.counters.remote_missing_copies == held
+
+
+def test_an_engine_over_its_quota_gives_copies_to_one_that_has_room(bench: Bench, rng: random.Random) -> None:
+    for slot in range(1, SLOTS + 1):
+        bench.write(slot, rng)
+    assert all(bench.copies.at)
+    first = bench.network.at[bench.names[0]]
+    first.execute((b"SET", b"zcache:quota:default", b"%d" % bench.copies.paid_bytes))
+    bench.work(24)
+    assert bench.copies.at[0] == 1 and sum(bench.copies.at) == 2 * SLOTS
+    assert sum(key.endswith(b":1") for key in first.data) == 1, "nor is it there"
+    into = memoryview(bytearray(FRAME_BYTES))
+    for slot in range(1, SLOTS + 1):
+        assert len(bench.with_copy(slot)) == 2 and bench.copies.fetch([slot], [into])[0] == []
+
+
+def test_a_second_holder_that_has_it_already_is_not_named_twice(bench: Bench, rng: random.Random) -> None:
+    bench.write(1, rng)
+    first, second = bench.tables.holders_of(1)
+    assert bench.copies.let_go(1, first, 1, successor=second)
+    assert sorted(bench.tables.holders_of(1)) == [0, second]
+    assert sum(bench.copies.at) == 1

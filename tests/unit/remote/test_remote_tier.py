@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.engines import Engine, engines
 from tests.support.remote import FRAME_BYTES, Far, empty_frames, frame_of
-from zcache.remote.copies import UNLIMITED
+from zcache.remote.room import UNLIMITED
 
 #: Of a read, whatever one engine does: the hedge's 50 ms, and as much for a busy machine.
 BOUND_SECONDS = 0.2
@@ -250,7 +250,7 @@ def test_a_flight_that_is_broken_off_by_an_error_of_ours_leaves_the_connections_
 
 
 def test_what_no_limit_is_set_to_is_without_limit(far: Far) -> None:
-    assert far.copies.room_at(far.copies.peers[0]) == UNLIMITED
+    assert far.copies.room.of(far.copies.peers[0]) == UNLIMITED
     assert far.tier.free_slots == 64
 
 
