@@ -144,6 +144,45 @@ def test_a_disk_that_fails_leaves_them_where_they_are(bench: Bench) -> None:
     bench.check()
 
 
+@pytest.mark.parametrize("where", ["read", "write"])
+def test_what_nobody_has_foreseen_leaves_no_slot_behind(bench: Bench, where: str) -> None:
+    """No memory, for one."""
+
+    def fail() -> None:
+        raise MemoryError
+
+    bench.fill(WARM - 2)
+    place = bench.store.below.places[1]
+    if where == "read":
+        bench.warm.before_read = once(fail)
+    else:
+        bench.cold.before_write = once(fail)
+    bench.demoter.work()
+    assert bench.cold.used_slots == place.flights == bench.store.statistics.demoted_frames == 0
+    assert place.health.writing.failures == (where == "write")
+    assert bench.demoter.unforeseen == ("MemoryError: " if where == "read" else "")
+    bench.clock.seconds += 1
+    assert bench.demoter.demote_some() and not place.health.writing.failures
+    bench.check()
+
+
+def test_engines_that_hang_are_waited_for_once_and_not_for_each_frame(bench: Bench) -> None:
+    bench.fill(WARM - 2)
+    tries = []
+
+    def hang() -> None:
+        tries.append(bench.clock.now())
+        bench.clock.seconds += 2
+        raise TimeoutError(errno.ETIMEDOUT, "no answer in time")
+
+    bench.warm.before_read = hang
+    assert not bench.demoter.demote_some()
+    assert len(tries) == 1 and bench.cold.used_slots == 0
+    bench.warm.before_read = lambda: None
+    assert bench.demoter.demote_some()
+    bench.check()
+
+
 def test_a_frame_that_cannot_be_read_holds_up_no_other(bench: Bench) -> None:
     bench.fill(WARM - 2)
     slot = bench.below(1)

@@ -9,7 +9,7 @@ import pytest
 from tests.support.clock import FakeClock
 from tests.support.pages import raw_page
 from tests.support.stores import get, new_object, once, put, small_store, wait_for_a_waiter
-from tests.support.tiers import MemoryTier
+from tests.support.tiers import MemoryTier, WarmMemoryTier
 from zcache.control.check import check
 from zcache.control.reasons import reasons
 from zcache.errors import PageDamaged, StoreFull
@@ -135,6 +135,30 @@ def test_a_put_waits_for_a_flight_to_one_that_is_well(bench: Bench) -> None:
     writer.join(timeout=10)
     assert not writer.is_alive() and bench.store.statistics.failed_puts == 0
     assert get(bench.store, bench.thing, BUDGET) == bench.pages[BUDGET]
+
+
+def test_a_put_writes_to_the_disk_while_a_flight_to_engines_hangs(rng: random.Random) -> None:
+    """A flight of one frame, as small as the put's own, and no memory that both need."""
+    clock = FakeClock()
+    warm, cold = WarmMemoryTier(1, clock=clock), MemoryTier(30, clock=clock)
+    store = small_store(BUDGET, tiers=[warm, cold], allocator="zbud")
+    thing = new_object(store, PAGES)
+    pages = [raw_page(rng) for _ in range(BUDGET + 1)]
+    put(store, thing, 0, *pages[:BUDGET])
+    writer = threading.Thread(target=put, args=(store, thing, BUDGET, pages[BUDGET]), daemon=True)
+    was_done: list[bool] = []
+
+    def hang() -> None:
+        writer.start()
+        writer.join(timeout=10)
+        was_done.append(not writer.is_alive())
+
+    warm.before_write = hang
+    assert store.reclaimer.clean_some() and warm.write_sizes == [1]
+    assert was_done == [True] and store.statistics.reclaim_sync and cold.write_sizes
+    writer.join(timeout=10)
+    assert [get(store, thing, index) for index in range(BUDGET + 1)] == pages
+    check(store)
 
 
 def test_one_that_fails_makes_background_reclaim_write_no_more_than_usual(bench: Bench) -> None:

@@ -50,7 +50,7 @@ def troubles(start: Callable[[int], Outcome], numbers: Sequence[int]) -> list[st
     ]
 
 
-@pytest.mark.parametrize("start", [start_alone, start_kept])
+@pytest.mark.parametrize("start", [pytest.param(start_alone, marks=pytest.mark.thorough), start_kept])
 def test_a_call_that_fails_ends_the_start_in_one_line_or_is_done_without(start: Callable[[int], Outcome]) -> None:
     whole = start(0)
     assert not whole.trouble() and whole.status is None, whole.said

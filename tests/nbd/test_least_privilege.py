@@ -101,6 +101,7 @@ def test_both_sockets_are_for_their_owner_from_the_moment_they_are_made(tmp_path
     assert done.stdout.split() == ["600", "600"], done.stderr
 
 
+@pytest.mark.thorough
 def test_rude_clients_of_the_control_socket_while_pages_come_and_go(serve: Serve, rng: random.Random) -> None:
     server = serve("size=16M", "budget=16M")
     client = server.connect()

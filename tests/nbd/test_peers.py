@@ -8,6 +8,7 @@ import pytest
 from zcache.bench.nbd import peers
 
 
+@pytest.mark.thorough
 def test_all_peers_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

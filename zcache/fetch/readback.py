@@ -10,6 +10,13 @@ nothing could be read for that long: then the disk is dead, and whoever waits be
 not helped by waiting. For the same reason, what a request has not begun to read when it gives a
 frame up, and has no patience left, is not read: it is an error already. A disk that is slow, and
 does not fail, is waited for.
+
+One try more is owed by a tier that is a network (not `is_prompt`): it gives a read up by itself,
+but may take `PATIENCE_SECONDS` for that, and no patience is left then. So there the frames of the
+request's first read that failed are tried again at once, however late it is, until one of these
+tries fails, too. If all reads time out, a request takes the time of two. Nothing is owed once
+nothing could be read for as long as there is patience. (If frames were read along, the read of the
+others by themselves was the second try.)
 """
 
 import contextlib
@@ -59,13 +66,24 @@ class _Patience:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._ends = math.inf
+        self._failures = 0
 
     def begin(self, began: float) -> None:
         """A transfer failed that had begun then."""
         self._ends = min(self._ends, began + PATIENCE_SECONDS)
+        self._failures += 1
 
     def is_over(self) -> bool:
         return self._clock.now() >= self._ends
+
+    def owes_a_try(self, place: Place) -> bool:
+        """Whether what has just failed there is tried again even if patience is over."""
+        return self._failures == 1 and not place.tier.is_prompt and not _is_known_dead(place.health)
+
+
+def _is_known_dead(health: Health) -> bool:
+    """Whether nothing could be read for as long as there is patience."""
+    return health.reading.failures > 0 and not health.reading.patience_seconds()
 
 
 class Readback:
@@ -160,15 +178,16 @@ class Readback:
     def _read_apart(self, place: Place, wanted: list[Job], error: OSError, patience: _Patience) -> None:
         """Each frame of a read that has failed, by itself: until all are there, or those that are
         not are not worth another try. One that is bad costs its neighbours no try of their own."""
-        clock, reading = self._clock, place.health.reading
+        clock, health = self._clock, place.health
+        is_owed = patience.owes_a_try(place)
         for pause in (0.0, *RETRY_PAUSES_SECONDS):
-            if patience.is_over() or (pause and reading.failures and not reading.patience_seconds()):
+            if (patience.is_over() and not is_owed) or (pause and _is_known_dead(health)):
                 break
             clock.sleep(pause)
             missing = []
             for job in wanted:
                 try:
-                    if patience.is_over():
+                    if patience.is_over() and not is_owed:
                         raise error
                     with self._lock:
                         self._statistics.fetch_retries += 1
@@ -176,6 +195,7 @@ class Readback:
                     self._transfer(place.read, place.health, job.below, [job.view])
                 except OSError as again:
                     error = again
+                    is_owed = False
                     missing.append(job)
             wanted = missing
             if not wanted:
@@ -183,7 +203,7 @@ class Readback:
         for job in wanted:
             with self._lock:
                 self._damage.last_error = describe(error)
-                reading.failed(self._damage.last_error)
+                health.reading.failed(self._damage.last_error)
             job.failed, job.wrong = f"reading slot {job.below}: {error.strerror}", UNREADABLE
 
     def _verify_again(self, place: Place, job: Job, patience: _Patience) -> None:

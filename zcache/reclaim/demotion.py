@@ -34,7 +34,7 @@ from zcache.pageframes.transitions import adopt, keep_in_ram
 from zcache.seals import Seal
 from zcache.tiers import WarmTier
 from zcache.tiers.below import Below, Place
-from zcache.tiers.health import describe
+from zcache.tiers.health import SLOW_SECONDS, describe
 
 #: Frames that move in one go: one write of 512 KiB with `log`.
 BATCH_FRAMES: Final = 8
@@ -124,24 +124,33 @@ class Demoter:
             first_slot, count = place.reserve(len(victims)) if victims else (0, 0)
             del victims[count:]
             place.flights += 1
-        error = self._transfer(place, victims, first_slot)
-        with self._lock:
-            place.flights -= 1
-            moved = 0
-            for slot, victim in enumerate(victims, first_slot):
-                if not error and victim.is_read and victim.is_there(self._frames):
-                    self._frames.below[victim.frame] = slot
-                    self._below.note(slot, victim.frame)
-                    self._below.release(victim.below)
-                    moved += 1
-                else:
-                    self._below.release(slot)
-            self._statistics.demoted_frames += moved
-            if error:
-                place.health.writing.failed(error)
-            elif moved:
-                place.health.writing.succeeded()
+        error: str | None = None
+        try:
+            error = self._transfer(place, victims, first_slot)
+        finally:  # whatever it meets: slots that stayed reserved would be nobody's for ever
+            with self._lock:
+                moved = self._land(place, victims, first_slot, error)
         return moved > 0
+
+    def _land(self, place: Place, victims: list[_Victim], first_slot: int, error: str | None) -> int:
+        """Under the lock: what was written is there from now on, and the other slots are given
+        back; how many moved. `error`: why the write failed, ""; None: it has not come to that."""
+        place.flights -= 1
+        moved = 0
+        for slot, victim in enumerate(victims, first_slot):
+            if error == "" and victim.is_read and victim.is_there(self._frames):
+                self._frames.below[victim.frame] = slot
+                self._below.note(slot, victim.frame)
+                self._below.release(victim.below)
+                moved += 1
+            else:
+                self._below.release(slot)
+        self._statistics.demoted_frames += moved
+        if error:
+            place.health.writing.failed(error)
+        elif moved:
+            place.health.writing.succeeded()
+        return moved
 
     def _wants_to_demote(self) -> bool:
         capacity, used = self._tier.capacity_slots, self._tier.used_slots
@@ -175,9 +184,12 @@ class Demoter:
     def _transfer(self, place: Place, victims: list[_Victim], first_slot: int) -> str:
         """Without the lock: read, look at the seals, write; why it could not be written."""
         for victim, body in zip(victims, self._bodies, strict=False):
+            began = self._clock.now()
             try:
                 self._tier.read_to_move(victim.below - self._warm.before, [body])
             except OSError:  # it may be dead by now; if not, whoever asks for it is told
+                if self._clock.now() - began >= SLOW_SECONDS:
+                    break  # engines hang: slots of the next tier are not to wait for one after the other
                 continue
             self._trial[:] = body
             victim.is_read = self._seal.opens(victim.frame, victim.birth, victim.seal, self._trial)
@@ -185,7 +197,7 @@ class Demoter:
             return ""
         try:
             place.write(first_slot, self._bodies[: len(victims)])
-        except OSError as error:
+        except Exception as error:  # as in a flight: whatever it is, this tier is to have a rest
             return describe(error)
         return ""
 

@@ -6,7 +6,9 @@ them; under the lock, they land as CLEAN, or go straight to FREE if all their pa
 A write that fails puts them back as the oldest.
 
 How large a flight is, is bounded: a put that waits for one waits for a short write, and background
-reclaim writes long ones.
+reclaim writes long ones. These are two kinds, and no flight of one kind waits for memory that the
+other has (`zcache.seals`), however few frames it has: one in the background may be to a network,
+for which no put waits.
 """
 
 import errno
@@ -40,6 +42,7 @@ class Flight(NamedTuple):
     first_slot: int
     first_birth: int
     frames: list[int]
+    most_frames: int  # that a flight of its kind has
 
 
 class Flights:
@@ -67,18 +70,18 @@ class Flights:
 
     def start(self, place: Place, limit: int) -> Flight:
         """Under the lock, after `can_clean`: up to `limit` of the oldest frames are to be written
-        to this tier, which has room."""
+        to this tier, which has room. The limit is one of `flights_frames`, and tells the kind."""
         waiting = self._frames.queue_length[Queue.PERSISTENT] - self._allocator.kept_frames
         first_slot, count = place.reserve(min(limit, waiting))
         batch = isolate_oldest(self._frames, count, self._allocator.retire)  # as many: that many wait
-        flight = Flight(place, first_slot, self._frames.give_births(len(batch)), batch)
+        flight = Flight(place, first_slot, self._frames.give_births(len(batch)), batch, limit)
         place.flights += 1
         return flight
 
     def fly(self, flight: Flight) -> bool:
         """Without the lock: seal and write; then land the frames. False: the tier failed, and the
         frames are DIRTY again."""
-        place, first_slot, first_birth, batch = flight
+        place, first_slot, first_birth, batch, most_frames = flight
         frames, health, release = self._frames, place.health, self._below.release
         size = frames.frame_bytes
         seals: list[bytes] = []
@@ -88,7 +91,7 @@ class Flights:
         try:
             starts = [frames.home[frame] * size for frame in batch]
             views = [frames.ram_view[start : start + size] for start in starts]
-            with self._seal.sealed(batch, first_birth, views) as (bodies, seals):
+            with self._seal.sealed(batch, first_birth, views, most_frames) as (bodies, seals):
                 place.write(first_slot, bodies)
         except Exception as error:  # whatever it is, frames that stayed in flight would be waited for for ever
             failure = describe(error)

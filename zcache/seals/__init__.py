@@ -27,10 +27,12 @@ class Seal(Protocol):
     seal_bytes: int
 
     def sealed(
-        self, frames: Sequence[int], first_birth: int, views: Sequence[memoryview]
+        self, frames: Sequence[int], first_birth: int, views: Sequence[memoryview], most_frames: int = 0
     ) -> AbstractContextManager[tuple[Sequence[memoryview], list[bytes]]]:
         """What to write for the frames in `views`, good for as long as the context is entered, and
-        their seals; births count up from `first_birth`."""
+        their seals; births count up from `first_birth`. A flight of the kind that has `most_frames`
+        at most may wait for others of that kind, and for no others (0: the smallest kind that there
+        is for so many)."""
 
     def opens(self, frame: int, birth: int, seal: bytes, view: memoryview) -> bool:
         """Make `view` what it was when it was sealed, if it is what was written then."""

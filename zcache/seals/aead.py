@@ -13,8 +13,9 @@ What it does not hide is which slots are written and read, and when. Nothing is 
 length: a slot is a whole frame, however full.
 
 GCM cannot work in place here (a get may read the frame that is being sealed), so frames are
-encrypted into memory that was made for that: for one flight of each size given. A second flight of
-that size waits until the first was written.
+encrypted into memory that was made for that: for one flight of each kind. A second flight of that
+kind waits until the first was written. So a flight says of which kind it is: a small one in the
+background, which may be to a network, has no put's flight wait for it.
 
 Chosen by measurement (us a frame of 4096 bytes, cryptography 50.0, AES-NI and VAES):
 `AESGCM.encrypt_into` 1.35 and `decrypt_into` 1.45 with the copy that puts the tag behind the frame;
@@ -70,13 +71,13 @@ class Aead:
 
     @contextmanager
     def sealed(
-        self, frames: Sequence[int], first_birth: int, views: Sequence[memoryview]
+        self, frames: Sequence[int], first_birth: int, views: Sequence[memoryview], most_frames: int = 0
     ) -> Iterator[tuple[Sequence[memoryview], list[bytes]]]:
-        """The frames' ciphertexts, and their tags."""
+        """The frames' ciphertexts, and their tags. Waits for other flights of its kind."""
         encrypt_into = self._aead.encrypt_into
         size = self._frame_bytes
         count = len(views)
-        flight = next(flight for flight in self._flights if count <= len(flight.bodies))
+        flight = next(flight for flight in self._flights if max(count, most_frames) <= len(flight.bodies))
         with flight.turn:
             tags = []
             for frame, birth, view, room in zip(

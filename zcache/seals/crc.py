@@ -22,9 +22,13 @@ class Crc:
     seal_bytes = SEAL_BYTES["no"]
 
     def sealed(
-        self, frames: Sequence[int], first_birth: int, views: Sequence[memoryview]
+        self,
+        frames: Sequence[int],
+        first_birth: int,
+        views: Sequence[memoryview],
+        most_frames: int = 0,  # noqa: ARG002 (nothing is shared)
     ) -> AbstractContextManager[tuple[Sequence[memoryview], list[bytes]]]:
-        """The frames as they are."""
+        """The frames as they are; all kinds of flights are one."""
         births = range(first_birth, first_birth + len(views))
         return nullcontext((views, [_crc(*named) for named in zip(frames, births, views, strict=True)]))
 

@@ -139,6 +139,18 @@ def test_frames_are_written_from_aligned_memory(seal: Seal, rng: random.Random) 
         assert [ctypes.addressof(ctypes.c_char.from_buffer(body)) % 512 for body in bodies] == [0, 0]
 
 
+def test_a_small_flight_in_the_background_has_no_puts_wait_for_it(rng: random.Random) -> None:
+    """It may be to a network. What two flights share, one of them waits for."""
+    import ctypes
+
+    seal = new_seal("yes")
+    addresses: list[set[int]] = []
+    for most_frames in (SYNC_BATCH_FRAMES, BATCH_FRAMES):
+        with seal.sealed([1, 2], 1, some_frames(rng, 2), most_frames) as (bodies, _):
+            addresses.append({ctypes.addressof(ctypes.c_char.from_buffer(body)) for body in bodies})
+    assert addresses[0].isdisjoint(addresses[1])
+
+
 def test_ciphertexts_tell_nothing_and_depend_on_key_birth_and_frame(rng: random.Random) -> None:
     view = some_frames(rng, 1)
     seal = new_seal("yes")
