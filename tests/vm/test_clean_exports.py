@@ -5,11 +5,14 @@ import io
 import sys
 from pathlib import Path
 
+import pytest
+
 from zcache.bench.run.__main__ import kernel_troubles
 from zcache.testvm import VmConfig
 from zcache.testvm.vm import run_in_vm
 
 
+@pytest.mark.thorough
 def test_a_file_system_on_a_clean_export_while_the_guest_swaps(tmp_path: Path, seed: int) -> None:
     disks = tmp_path / "backing", tmp_path / "disk"
     for disk, mebibytes in zip(disks, (560, 200), strict=True):

@@ -4,9 +4,12 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from zcache.testvm import REPOSITORY
 
 
+@pytest.mark.thorough
 def test_the_short_row_passes(tmp_path: Path) -> None:
     done = subprocess.run(
         [str(REPOSITORY / "scripts/pressure"), "--short", "--folder", str(tmp_path)],
