@@ -10,8 +10,8 @@ From the wire up: `wire` and `resp` (RESP2 over preallocated buffers), `url`, `p
 its connections, whether it is the one that it was), `tables` (what is known of each slot's copies;
 it outlives the server), `copies` (send and fetch), the two tiers, and `mender` (all that can wait;
 `remirror` makes second copies again, `sweeper` removes what is not wanted).
-`engines`, `checks` and `cluster` are for the start, and for a Cluster's map; `accounts` for the
-keys that people see.
+`engines`, `reach`, `checks` and `cluster` are for the start, and for a Cluster's map; `accounts`
+for the keys that people see.
 
 Nothing of this is imported without `remote=`.
 """

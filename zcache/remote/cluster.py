@@ -9,7 +9,9 @@ Source of the hash: the Cluster specification (CRC-16/XMODEM of what is between 
 16,384).
 """
 
+import contextlib
 import itertools
+import socket
 from typing import Final, NamedTuple
 
 from zcache.remote.url import Address
@@ -20,7 +22,7 @@ SLOTS: Final = 16384
 class Node(NamedTuple):
     """A primary, or a replica of one."""
 
-    host: str
+    host: str  # an address, never a name
     port: int
     id: str
 
@@ -49,19 +51,34 @@ def slot_of_tag(tag: bytes) -> int:
 
 
 def parse_shards(reply: object) -> list[Shard]:
-    """An answer to CLUSTER SLOTS; what is not understood is left out."""
+    """An answer to CLUSTER SLOTS; what is not understood is left out, and so is who has no address:
+    the name service is not asked here. A run of slots goes with its primary."""
     shards = []
     for row in reply if isinstance(reply, list) else ():
         if not (isinstance(row, list) and len(row) >= 3 and isinstance(row[0], int) and isinstance(row[1], int)):
             continue
-        nodes = tuple(
-            Node(node[0].decode("ascii", "replace"), node[1], node[2].decode("ascii", "replace"))
-            for node in row[2:]
-            if isinstance(node, list) and len(node) >= 3 and isinstance(node[0], bytes) and node[0]
-        )
-        if nodes:
-            shards.append(Shard(row[0], row[1], nodes))
+        primary, *replicas = map(_parse_node, row[2:])
+        if primary:
+            shards.append(Shard(row[0], row[1], (primary, *filter(None, replicas))))
     return shards
+
+
+def _parse_node(node: object) -> Node | None:
+    """By the endpoint that the Cluster prefers, if that is an address; or by its `ip`, which
+    follows (Redis 7: names and values in turn)."""
+    if not (isinstance(node, list) and len(node) >= 3 and isinstance(node[1], int) and isinstance(node[2], bytes)):
+        return None
+    more = node[3] if len(node) > 3 and isinstance(node[3], list) else []
+    ips = [value for name, value in zip(more[::2], more[1::2], strict=False) if name == b"ip"]
+    host = next((each.decode() for each in (node[0], *ips) if _is_address(each)), "")
+    return Node(host, node[1], node[2].decode("ascii", "replace")) if host else None
+
+
+def _is_address(host: object) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError, ValueError):
+            return isinstance(host, bytes) and bool(socket.inet_pton(family, host.decode()))
+    return False
 
 
 def primaries(shards: list[Shard]) -> list[Node]:
@@ -96,7 +113,5 @@ def has_replicas(shards: list[Shard]) -> bool:
 
 def address_of(node: Node) -> Address:
     """Where it is, by the address that the Cluster itself gives."""
-    import socket
-
     family = socket.AF_INET6 if ":" in node.host else socket.AF_INET
     return Address(family, (node.host, node.port))

@@ -7,7 +7,7 @@ until it is.
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from zcache.clock import Clock
 from zcache.errors import BadInput
@@ -15,21 +15,24 @@ from zcache.remote import checks, cluster
 from zcache.remote.accounts import prefix_of
 from zcache.remote.cluster import Node, Shard
 from zcache.remote.peer import Connect, Peer
+from zcache.remote.reach import WORDS, Reach, note, noted
 from zcache.remote.readers import Connected
 from zcache.remote.resp import Connection, ProtocolError, Refused
 from zcache.remote.tables import Tables
-from zcache.remote.url import Address, Url, resolve, tls_context
+from zcache.remote.url import Address, Url
 from zcache.tiers.health import describe
-
-if TYPE_CHECKING:
-    import ssl
 
 #: For an engine to answer at the start.
 START_SECONDS: Final = 5.0
 #: Between two looks at a Cluster's map.
 MAP_SECONDS: Final = 1.0
+#: For a node to answer then; and after which no more nodes are asked: the next look begins with
+#: those.
+NODE_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 3.0
 #: Lanes: a frame's holders name incarnations of them by one byte.
 MAX_LANES: Final = 64
+assert WORDS.start >= MAX_LANES
 
 
 class Engines:
@@ -39,17 +42,22 @@ class Engines:
         self, urls: Sequence[Url], copies: int, may_evict: bool, clock: Clock, connect_to: Connect = Connection
     ) -> None:
         self._connect_to = connect_to
-        self.urls = list(urls)
+        self._reaches = [Reach(url, clock) for url in urls]
         self._copies = copies
         self._may_evict = may_evict
         self._clock = clock
-        self._tls: dict[Url, ssl.SSLContext | None] = {}
-        self._addresses: dict[Url, list[Address]] = {}
         self._shards: list[Shard] = []
         self._mapped_at = -MAP_SECONDS
+        self._silent: dict[Address, float] = {}  # who did not answer then, and when that was
         self._tags: list[bytes] = []
         self._said: dict[bytes, object] = {}  # by a Cluster, of keys without a tag
         self.peers: list[Peer] = []
+        self._reach_of: list[Reach] = []  # each of them
+
+    @property
+    def urls(self) -> list[Url]:
+        """In the order in which they were given."""
+        return [reach.url for reach in self._reaches]
 
     @property
     def is_cluster(self) -> bool:
@@ -61,27 +69,31 @@ class Engines:
         """That are connected to, by TCP."""
         return {url.port for url in self.urls if not url.path}
 
-    def resolve(self, is_successor: bool, report: Callable[[str], None]) -> None:
-        """Find where they are, once; asks the name service. Raises `BadInput`, but a successor
-        does without."""
-        for url in self.urls:
-            self._addresses[url], self._tls[url] = [], None
-            try:
-                self._addresses[url] = resolve(url)
-                self._tls[url] = tls_context(url)
-            except BadInput as error:
+    def resolve(self, is_successor: bool, report: Callable[[str], None], may_ask: bool = True) -> None:
+        """Find where they are, and what it takes to log in; asks the name service, unless it may
+        not. Raises `BadInput`, but a successor does without, and has what is missing looked for
+        again (`Reach`)."""
+        for reach in self._reaches:
+            for why in reach.find(may_ask):
                 if not is_successor:
-                    raise
-                report(f"WARNING: {error}")
+                    raise BadInput(why)
+                report(f"WARNING: {why}")
+
+    def take_over(self) -> None:
+        """A successor's turn has come: what it was missing when it was started may be there now.
+        Nobody is asked."""
+        for reach in self._reaches:
+            reach.find(may_ask=False)
 
     def check(self, report: Callable[[str], None]) -> None:
         """Ask each of them whether it may hold frames. Raises `BadInput`."""
         runs: dict[str, Url] = {}
         members: set[str] = set()  # nodes of the Cluster
-        for url in self.urls:
+        for reach in self._reaches:
+            url = reach.url
             for warning in url.warnings:
                 report(f"WARNING: remote={url.name}: {warning}")
-            said = self._ask(url)
+            said = self._ask(reach)
             if why := checks.why_not(said, url.is_cluster, self._may_evict):
                 raise BadInput(f"remote={url.name}: {why}")
             if not url.is_cluster and said.run_id in runs:
@@ -107,12 +119,12 @@ class Engines:
                 "give another remote=, or remote_copies=1 and a backing"
             )
 
-    def _ask(self, url: Url) -> checks.Said:
+    def _ask(self, reach: Reach) -> checks.Said:
         """Of one URL, and if it is a Cluster's, its map."""
-        why = "nobody is there"
-        for address in self._addresses[url]:
+        url, why = reach.url, "nobody is there"
+        for address in reach.addresses:
             try:
-                connection = self._connect(url, address, START_SECONDS)
+                connection = self._connect(reach, address, START_SECONDS)
             except Refused as error:
                 if error.word in ("WRONGPASS", "NOAUTH", "ERR", "NOPERM"):
                     raise BadInput(
@@ -126,7 +138,7 @@ class Engines:
             try:
                 said = checks.ask(connection, START_SECONDS)
                 if url.is_cluster and said.info.get("cluster_enabled", "0") != "0":
-                    self._read_map(connection)
+                    self._read_map(url, connection)
                 if not checks.why_not(said, url.is_cluster, self._may_evict):
                     checks.try_rights(connection, url.user, START_SECONDS)
             except Refused as error:
@@ -140,26 +152,33 @@ class Engines:
             return said
         raise BadInput(f"remote={url.name}: does not answer ({why}); give the URL of a Redis or Valkey that runs")
 
-    def _read_map(self, connection: Connected) -> None:
+    def _read_map(self, url: Url, connection: Connected) -> None:
         state = connection.call("CLUSTER", "INFO", seconds=START_SECONDS)
-        self._shards = cluster.parse_shards(connection.call("CLUSTER", "SLOTS", seconds=START_SECONDS))
+        reply = connection.call("CLUSTER", "SLOTS", seconds=START_SECONDS)
+        self._shards = cluster.parse_shards(reply)
         self._mapped_at = self._clock.now()
+        if reply and not self._shards:
+            raise BadInput(
+                f"remote={url.name}: CLUSTER SLOTS there has no address of any node, and names are not looked up "
+                "later; set cluster-announce-ip at each node, or cluster-preferred-endpoint-type ip"
+            )
         if not self._shards or not (isinstance(state, bytes) and b"cluster_state:ok" in state):
             raise ProtocolError("the Cluster is down; wait until `CLUSTER INFO` says cluster_state:ok")
 
-    def _connect(self, url: Url, address: Address, seconds: float) -> Connected:
+    def _connect(self, reach: Reach, address: Address, seconds: float) -> Connected:
+        reach.check_login()
         return self._connect_to(
             address,
-            user=url.user,
-            password=url.password,
-            tls=self._tls[url],
-            server_name=url.server_name or url.host,
+            user=reach.url.user,
+            password=reach.url.password,
+            tls=reach.tls,
+            server_name=reach.url.server_name or reach.url.host,
             seconds=seconds,
         )
 
     def is_at(self, address: object) -> bool:
         """Whether an engine is there, by what a socket says of its other end."""
-        known = [found.sockaddr for addresses in self._addresses.values() for found in addresses]
+        known = [found.sockaddr for reach in self._reaches for found in reach.addresses]
         known += [cluster.address_of(node).sockaddr for shard in self._shards for node in shard.nodes]
         if isinstance(address, tuple):  # of IPv6, there is more behind host and port
             return address[:2] in [name[:2] for name in known if isinstance(name, tuple)]
@@ -175,27 +194,63 @@ class Engines:
             # Not chosen yet by a standby, for its trial.
             for lane, tag in enumerate(self._tags or cluster.choose_tags(self._shards)[:MAX_LANES]):
                 tables.note_tag(lane, tag)
+            self._note_addresses(tables)
+        else:
+            self._recall_addresses(tables)
         tags = [tag for tag in map(tables.tag, range(MAX_LANES)) if tag]
-        self.peers = []
-        alone = [url for url in self.urls if not url.is_cluster]
-        for url in alone:
-            prefix = prefix_of(url.user, name)
-            self._add_peer(url, self._where_alone(url), prefix)
-        seed = next((url for url in self.urls if url.is_cluster), None)
+        self.peers, self._reach_of = [], []
+        for reach in self._reaches:
+            if not reach.url.is_cluster:
+                self._add_peer(reach, self._where_alone(reach), prefix_of(reach.url.user, name))
+        seed = self._seed()
         for tag in tags if seed else ():
             assert seed
-            self._add_peer(seed, self._where_in_cluster(tag), prefix_of(seed.user, name, tag))
+            self._add_peer(seed, self._where_in_cluster(seed, tag), prefix_of(seed.url.user, name, tag))
         return self.peers
 
-    def _add_peer(self, url: Url, where: Callable[[], Sequence[Address]], prefix: bytes) -> None:
+    def _add_peer(self, reach: Reach, where: Callable[[], Sequence[Address]], prefix: bytes) -> None:
         lane = len(self.peers)
-        self.peers.append(Peer(lane, url, where, prefix, self._clock, self._tls[url], self._connect_to))
+        self.peers.append(Peer(lane, reach.url, where, prefix, self._clock, reach.tls, self._connect_to))
+        self._reach_of.append(reach)
 
-    def _where_alone(self, url: Url) -> Callable[[], Sequence[Address]]:
-        return lambda: self._addresses[url]
+    def _seed(self) -> Reach | None:
+        """Of the Cluster, if there is one: whom its lanes log in as."""
+        return next((reach for reach in self._reaches if reach.url.is_cluster), None)
 
-    def _where_in_cluster(self, tag: bytes) -> Callable[[], Sequence[Address]]:
+    def _note_addresses(self, tables: Tables) -> None:
+        """Those that were found, and the nodes of the Cluster."""
+        found = [(reach.url.name, a) for reach in self._reaches for a in reach.addresses if not reach.url.path]
+        if seed := self._seed():
+            found += [(seed.url.name, cluster.address_of(node)) for shard in self._shards for node in shard.nodes]
+        note(tables, dict.fromkeys(found))
+
+    def _recall_addresses(self, tables: Tables) -> None:
+        """Those that a predecessor has noted, where none was found; and whom of a Cluster else to
+        ask for its map, if the node that the URL names is gone."""
+        found = noted(tables)
+        for reach in self._reaches:
+            if reach.url.is_cluster or not reach.addresses:
+                reach.addresses = list(dict.fromkeys([*reach.addresses, *found.get(reach.url.name, [])]))
+        self._mapped_at = -MAP_SECONDS  # there may be others to ask
+        self.take_over()
+
+    def _find_again(self, reach: Reach) -> None:
+        """What is missing, if it is time."""
+        reach.find_again()
+        for peer, its in zip(self.peers, self._reach_of, strict=True):
+            peer.url, peer.tls = its.url, its.tls
+
+    def _where_alone(self, reach: Reach) -> Callable[[], Sequence[Address]]:
         def where() -> Sequence[Address]:
+            self._find_again(reach)
+            return reach.known_addresses()
+
+        return where
+
+    def _where_in_cluster(self, seed: Reach, tag: bytes) -> Callable[[], Sequence[Address]]:
+        def where() -> Sequence[Address]:
+            self._find_again(seed)
+            seed.check_login()
             node = cluster.primary_of(self._shards, tag)
             return [cluster.address_of(node)] if node else []
 
@@ -205,26 +260,35 @@ class Engines:
     # ---------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Look at the Cluster's map again, if it is time; asks whoever answers."""
+        """Look at the Cluster's map again, if it is time; asks whoever answers of the nodes that
+        URLs name, those of the last map, and, of a successor, those that the first server has
+        noted."""
         if not self.is_cluster or self._clock.now() - self._mapped_at < MAP_SECONDS:
             return
         self._mapped_at = self._clock.now()
         second_best: list[Shard] = []
-        for url in self.urls:
-            if not url.is_cluster:
+        seeds = [reach for reach in self._reaches if reach.url.is_cluster]
+        for reach in seeds:
+            self._find_again(reach)
+        known = [cluster.address_of(node) for shard in self._shards for node in shard.nodes]
+        asked = [(reach, address) for reach in seeds for address in dict.fromkeys([*reach.addresses, *known])]
+        ends = self._mapped_at + LOOK_SECONDS
+        for reach, address in sorted(asked, key=lambda each: self._silent.get(each[1], 0.0)):
+            if self._clock.now() >= ends:
+                break
+            try:
+                with contextlib.closing(self._connect(reach, address, NODE_SECONDS)) as connection:
+                    state = connection.call("CLUSTER", "INFO", seconds=NODE_SECONDS)
+                    reply = connection.call("CLUSTER", "SLOTS", seconds=NODE_SECONDS)
+            except OSError:
+                self._silent[address] = self._clock.now()
                 continue
-            known = [cluster.address_of(node) for shard in self._shards for node in shard.nodes]
-            for address in dict.fromkeys([*self._addresses[url], *known]):
-                with contextlib.suppress(OSError):
-                    connection = self._connect(url, address, 1.0)
-                    with contextlib.closing(connection):
-                        state = connection.call("CLUSTER", "INFO", seconds=1.0)
-                        reply = connection.call("CLUSTER", "SLOTS", seconds=1.0)
-                    shards = cluster.parse_shards(reply)
-                    if shards and isinstance(state, bytes) and b"cluster_state:ok" in state:
-                        self._shards = shards
-                        return
-                    second_best = second_best or shards
+            self._silent.pop(address, None)
+            shards = cluster.parse_shards(reply)
+            if shards and isinstance(state, bytes) and b"cluster_state:ok" in state:
+                self._shards = shards
+                return
+            second_best = second_best or shards
         self._shards = second_best or self._shards  # of nodes that may be cut off from the others
 
     def why_not(self, peer: Peer) -> str:

@@ -52,6 +52,7 @@ class Url(NamedTuple):
     cert: str = ""
     key: str = ""
     server_name: str = ""  # what the certificate must name
+    password_file: str = ""
     warnings: tuple[str, ...] = ()  # a line each
 
     @property
@@ -72,8 +73,9 @@ class Address(NamedTuple):
     sockaddr: str | tuple[str | int, ...] | tuple[int, bytes]
 
 
-def parse_url(text: str) -> Url:
-    """Reads `password_file=`, too. Raises `BadInput`."""
+def parse_url(text: str, is_successor: bool = False) -> Url:
+    """Reads `password_file=`, too; a successor goes on without it, and may read it later
+    (`with_password`). Raises `BadInput`."""
     shown = _shown(text)
     if not text.isprintable():
         raise _bad(shown, "holds a character that cannot be printed", "it percent-encoded")
@@ -92,6 +94,7 @@ def parse_url(text: str) -> Url:
         ca=options.get("ca", ""),
         cert=options.get("cert", ""),
         key=options.get("key", ""),
+        password_file=options.get("password_file", ""),
     )
     if url.user == "quota":
         raise _bad(shown, "keys of that name are everybody's quotas", "another user")
@@ -101,7 +104,31 @@ def parse_url(text: str) -> Url:
         url = url._replace(warnings=("a password in a URL is seen in lists of processes; give password_file=PATH",))
     url = _at_path(shown, url, where, path) if scheme == "unix" else _at_host(shown, url, where, path)
     url = url._replace(server_name=options.get("server_name") or url.host)
-    return _with_password_of(url, options["password_file"]) if "password_file" in options else url
+    if url.password and url.password_file:
+        raise _bad(url.name, "has a password, and password_file=", "one of them")
+    try:
+        return with_password(url)
+    except BadInput:
+        if not is_successor:
+            raise
+        return url
+
+
+def with_password(url: Url) -> Url:
+    """The same, with what is in its `password_file`, if it has one that was not read yet. Raises
+    `BadInput`."""
+    path = url.password_file
+    if not path or url.password:
+        return url
+    try:
+        password = read_password(path)
+        mode = Path(path).stat().st_mode
+    except OSError as error:
+        raise _bad(url.name, f"password_file={path}: {_why(error)}", "a file that can be read") from None
+    except BadInput as error:
+        raise BadInput(f"remote={url.name}: {error}") from None
+    warnings = (f"password_file={path} can be read by others; chmod 600 {path}",) if mode & 0o077 else ()
+    return url._replace(password=password, warnings=warnings)
 
 
 def read_password(path: str) -> str:
@@ -116,15 +143,18 @@ def read_password(path: str) -> str:
     return found.decode(errors="surrogateescape")
 
 
-def resolve(url: Url) -> list[Address]:
+def resolve(url: Url, may_ask: bool = True) -> list[Address]:
     """Where to connect to: all that may be tried, best first. Asks the name service, which may take
-    as long as that does. Raises `BadInput`."""
+    as long as that does, unless it may not: a host is known then if it is an address. Raises
+    `BadInput`."""
     if url.path:
         return [Address(socket.AF_UNIX, url.path)]
+    flags = 0 if may_ask else socket.AI_NUMERICHOST
     try:
-        found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM, flags=flags)
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not a name"
+        why = why if may_ask else "not looked up yet"
         raise _bad(url.name, f"unknown host ({why})", "one that this machine can look up, or an address") from None
     return [Address(family, sockaddr) for family, _, _, _, sockaddr in found]
 
@@ -188,20 +218,6 @@ def _options(shown: str, query: str, is_tls: bool) -> dict[str, str]:
     if "key" in options and "cert" not in options:
         raise _bad(shown, "key= without cert=", "the certificate that the key is for")
     return options
-
-
-def _with_password_of(url: Url, path: str) -> Url:
-    if url.password:
-        raise _bad(url.name, "has a password, and password_file=", "one of them")
-    try:
-        password = read_password(path)
-        mode = Path(path).stat().st_mode
-    except OSError as error:
-        raise _bad(url.name, f"password_file={path}: {_why(error)}", "a file that can be read") from None
-    except BadInput as error:
-        raise BadInput(f"remote={url.name}: {error}") from None
-    warnings = (f"password_file={path} can be read by others; chmod 600 {path}",) if mode & 0o077 else ()
-    return url._replace(password=password, warnings=warnings)
 
 
 def _decoded(shown: str, what: str, text: str) -> str:

@@ -131,6 +131,7 @@ def parse_config(
     size_bytes = parse_size("size", given["size"], KEYS["size"])
     image = _parse_descriptor("image", given.get("image"), is_image)
     before = read_header(image) if image is not None and os.fstat(image).st_size else None
+    _check_urls(remote, is_successor=before is not None)
     budget_bytes = budgets(given["budget"], image, before, rooms)
     backing = _absolute("backing", given["backing"]) if given.get("backing") else None
     for export in clean:
@@ -197,7 +198,7 @@ def _sorted_out(words: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[
             clean.append(_parse_clean(value, clean))
             continue
         if key == "remote":
-            remote.append(_checked_url(value, remote))
+            remote.append(value)
             continue
         if key in given:
             raise BadInput(f"{key}={value}: given twice (first as {given[key]!r}); give it once")
@@ -208,16 +209,16 @@ def _sorted_out(words: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[
     return given, clean, remote
 
 
-def _checked_url(text: str, others: Sequence[str]) -> str:
-    """The URL of an engine, as it was given. Raises `BadInput`, without a password in it."""
-    from zcache.remote.url import parse_url  # nothing of it is loaded where there are no engines
+def _check_urls(texts: Sequence[str], is_successor: bool) -> None:
+    """Of engines, as they were given. Raises `BadInput`, without a password in it."""
+    for count, text in enumerate(texts):
+        from zcache.remote.url import parse_url  # nothing of it is loaded where there are no engines
 
-    url = parse_url(text)
-    if text in others:
-        raise BadInput(f"remote={url.name}: given twice; give each engine once")
-    if len(others) == MAX_REMOTE:
-        raise BadInput(f"remote={url.name}: more than {MAX_REMOTE} of them; give fewer")
-    return text
+        url = parse_url(text, is_successor)
+        if text in texts[:count]:
+            raise BadInput(f"remote={url.name}: given twice; give each engine once")
+        if count == MAX_REMOTE:
+            raise BadInput(f"remote={url.name}: more than {MAX_REMOTE} of them; give fewer")
 
 
 def _parse_remote(given: dict[str, str], remote: Sequence[str], backing: Path | None) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from zcache.clean.disk_file import DiskFile
 from zcache.clock import Clock
 from zcache.errors import BadInput
+from zcache.image.signs import Signs
 from zcache.server.assembly import SPARE_BYTES, frames_below
 from zcache.server.config import Config
 from zcache.steps import Steps
@@ -65,21 +66,26 @@ class Files:
 
     def look_up(self) -> None:
         """Where the engines are, while the name service can be asked. Raises `BadInput`; a
-        successor goes on without those that are not found."""
+        successor goes on without those that are not found, and asks nobody who may wait for a page
+        when there is no server."""
         if not self._config.remote:
             return
         from zcache.remote.engines import Engines  # locked in memory, where there are engines
         from zcache.remote.url import parse_url
 
-        urls = [parse_url(text) for text in self._config.remote]
+        is_successor = self._config.is_succession
+        urls = [parse_url(text, is_successor) for text in self._config.remote]
         copies = self._config.remote_copies
         self.engines = Engines(urls, copies, may_evict=copies == 1, clock=Clock())
-        self.engines.resolve(is_successor=self._config.is_succession, report=self._report)
+        may_ask = not is_successor or Signs(self._config.image or 0).is_served()
+        self.engines.resolve(is_successor, self._report, may_ask)
 
     def adopt(self, image: int, descriptors: Sequence[int]) -> None:
         """What another server of the same keeper had opened, in the same order, whatever has become
         of their names; `image` is the descriptor of what that server has left."""
         config = self._config
+        if self.engines:
+            self.engines.take_over()
         given: Iterator[int | None] = itertools.chain(descriptors, itertools.repeat(None))
         if config.backing:
             slot_count = frames_below(config, image) - config.remote_frames

@@ -100,6 +100,20 @@ def test_what_is_not_understood_of_a_map_is_left_out() -> None:
     assert parse_shards([[0, 1, [b"", 7000, b"id"]], [0, 1, [None, 7000, b"id"]], good]) == parse_shards([good])
 
 
+def test_a_node_is_where_its_address_is_and_no_name_is_looked_up() -> None:
+    """Answers of Redis 7.0.15, by its cluster-preferred-endpoint-type."""
+    ip, name = [b"ip", b"10.0.0.1"], [b"hostname", b"node.example"]
+    expected = [Shard(0, 100, (Node("10.0.0.1", 7000, "id"),))]
+    assert parse_shards([[0, 100, [b"10.0.0.1", 7000, b"id", name]]]) == expected
+    assert parse_shards([[0, 100, [b"node.example", 7000, b"id", ip]]]) == expected
+    assert parse_shards([[0, 100, [None, 7000, b"id", [*name, *ip]]]]) == expected
+    assert parse_shards([[0, 100, [b"10.0.0.1", 7000, b"id", []], [b"node.example", 7001, b"b", name]]]) == expected
+    assert parse_shards([[0, 100, [b"::1", 7000, b"id", name]]])[0].nodes[0].host == "::1"
+    for endpoint in (b"node.example", b"?", b"", None, b"10.0.0.1 ", b"\xff", b"10.0.0.1\0"):
+        row = [0, 100, [endpoint, 7000, b"id", [b"hostname", b"10.0.0.1"]], [b"10.0.0.2", 7001, b"replica", []]]
+        assert parse_shards([row]) == [], "a replica is no primary"
+
+
 def test_each_primary_has_a_tag(nodes: list[Engine]) -> None:
     shards = parse_shards(nodes[0].call("CLUSTER", "SLOTS"))
     tags = choose_tags(shards)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from zcache.errors import BadInput
-from zcache.remote.url import Url, parse_url, resolve, tls_context
+from zcache.remote.url import Url, parse_url, resolve, tls_context, with_password
 
 HIDDEN = "hunter2"
 
@@ -134,6 +134,18 @@ def test_a_password_may_stand_in_a_file_for_its_owner(tmp_path: Path) -> None:
             parse_url(f"redis://bob@alpha?password_file={path}")
 
 
+def test_a_successor_may_read_the_password_later(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    url = parse_url(f"redis://bob@alpha?password_file={path}", is_successor=True)
+    assert (url.password, url.password_file) == ("", str(path))
+    with pytest.raises(BadInput, match=r"^remote=bob@alpha:6379: password_file=[^\n]*: No such file"):
+        with_password(url)
+    path.write_text(HIDDEN)
+    assert with_password(url).password == HIDDEN
+    with pytest.raises(BadInput, match="no such port"):
+        parse_url("redis://alpha:port", is_successor=True)
+
+
 def test_a_password_in_a_url_is_warned_of() -> None:
     (line,) = parse_url(f"redis://:{HIDDEN}@alpha").warnings
     assert "password_file=" in line and HIDDEN not in line
@@ -143,6 +155,12 @@ def test_addresses_are_looked_up() -> None:
     assert resolve(parse_url("unix:///run/x")) == [(socket.AF_UNIX, "/run/x")]
     assert resolve(parse_url("redis://127.0.0.1:7")) == [(socket.AF_INET, ("127.0.0.1", 7))]
     assert resolve(parse_url("redis://[::1]:7")) == [(socket.AF_INET6, ("::1", 7, 0, 0))]
+
+
+def test_the_name_service_is_not_asked_where_it_must_not_be() -> None:
+    assert resolve(parse_url("redis://[::1]:7"), may_ask=False) == [(socket.AF_INET6, ("::1", 7, 0, 0))]
+    with pytest.raises(BadInput, match="not looked up yet"):
+        resolve(parse_url("redis://localhost"), may_ask=False)
 
 
 @pytest.mark.parametrize("host", ["not-there.invalid", "a..b", "x" * 70])

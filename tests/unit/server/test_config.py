@@ -72,6 +72,25 @@ def test_a_successor_has_the_budget_of_its_predecessor_whatever_ram_there_is_now
     os.close(descriptor)
 
 
+def test_a_successor_goes_on_without_a_password_that_cannot_be_read(tmp_path: Path) -> None:
+    """What it needs an engine for is little beside what is in RAM."""
+    path = tmp_path / "password"
+    path.write_text("open-sesame")
+    urls = [("remote", f"redis://alice@10.0.0.{n}?password_file={path}") for n in (1, 2)]
+    words = [("size", "64M"), ("budget", "16M"), ("remote_budget", "64M"), *urls]
+    before = parse_config(words)
+    path.unlink()
+    with pytest.raises(BadInput, match="No such file"):
+        parse_config(words)
+    descriptor = new_descriptor()
+    succession = [*words, ("image", str(descriptor))]
+    with pytest.raises(BadInput, match="No such file"):
+        parse_config(succession)  # there is nothing in it yet
+    Image.new(descriptor, geometry_of(before, 0))
+    assert parse_config(succession).remote == before.remote
+    os.close(descriptor)
+
+
 @pytest.mark.parametrize(
     ("words", "allocator"),
     [
