@@ -194,9 +194,16 @@ class Engines:
             # Not chosen yet by a standby, for its trial.
             for lane, tag in enumerate(self._tags or cluster.choose_tags(self._shards)[:MAX_LANES]):
                 tables.note_tag(lane, tag)
-            self._note_addresses(tables)
+            nodes = [cluster.address_of(node) for node in cluster.primaries(self._shards)[:16]]  # enough to ask
+            tcp = [reach for reach in self._reaches if not reach.url.path]
+            note(tables, {each.url.name: [*each.addresses, *nodes * each.url.is_cluster] for each in tcp})
         else:
-            self._recall_addresses(tables)
+            found = noted(tables)
+            for reach in self._reaches:
+                if reach.url.is_cluster or not reach.addresses:  # which may name a node that is gone
+                    reach.addresses = list(dict.fromkeys([*reach.addresses, *found.get(reach.url.name, [])]))
+            self._mapped_at = -MAP_SECONDS  # there may be others to ask
+            self.take_over()
         tags = [tag for tag in map(tables.tag, range(MAX_LANES)) if tag]
         self.peers, self._reach_of = [], []
         for reach in self._reaches:
@@ -216,23 +223,6 @@ class Engines:
     def _seed(self) -> Reach | None:
         """Of the Cluster, if there is one: whom its lanes log in as."""
         return next((reach for reach in self._reaches if reach.url.is_cluster), None)
-
-    def _note_addresses(self, tables: Tables) -> None:
-        """Those that were found, and the nodes of the Cluster."""
-        found = [(reach.url.name, a) for reach in self._reaches for a in reach.addresses if not reach.url.path]
-        if seed := self._seed():
-            found += [(seed.url.name, cluster.address_of(node)) for shard in self._shards for node in shard.nodes]
-        note(tables, dict.fromkeys(found))
-
-    def _recall_addresses(self, tables: Tables) -> None:
-        """Those that a predecessor has noted, where none was found; and whom of a Cluster else to
-        ask for its map, if the node that the URL names is gone."""
-        found = noted(tables)
-        for reach in self._reaches:
-            if reach.url.is_cluster or not reach.addresses:
-                reach.addresses = list(dict.fromkeys([*reach.addresses, *found.get(reach.url.name, [])]))
-        self._mapped_at = -MAP_SECONDS  # there may be others to ask
-        self.take_over()
 
     def _find_again(self, reach: Reach) -> None:
         """What is missing, if it is time."""

@@ -111,7 +111,7 @@ class Tables:
         return self._tags[lane].to_bytes(8, "little").rstrip(b"\0")
 
     def note_tag(self, lane: int, tag: bytes) -> None:
-        """A lane's hash tag, of at most 8 bytes."""
+        """A lane's hash tag, of at most 8 bytes. (What no lane has is `reach`'s.)"""
         self._tags[lane] = int.from_bytes(tag, "little")
 
     def fault_ahead(self, stop: int) -> None:
