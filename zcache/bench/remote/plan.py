@@ -42,7 +42,7 @@ class Site(NamedTuple):
     frame_bytes: float = 65_520
     copies: int = 2
     bytes_paid_ratio: float = 1.07
-    mirrored_per_second: float = 9_100  # frames, by one machine
+    mirrored_per_second: float = 500  # frames, by one machine, in spare time (a server and two engines there)
     mirror_share: float = 0.25  # of links and engines, that mirroring may take
 
 
