@@ -194,11 +194,12 @@ class Engines:
             # Not chosen yet by a standby, for its trial.
             for lane, tag in enumerate(self._tags or cluster.choose_tags(self._shards)[:MAX_LANES]):
                 tables.note_tag(lane, tag)
+        found = noted(tables)
+        if is_new or not found:  # by a predecessor that noted nothing yet
             nodes = [cluster.address_of(node) for node in cluster.primaries(self._shards)[:16]]  # enough to ask
             tcp = [reach for reach in self._reaches if not reach.url.path]
             note(tables, {each.url.name: [*each.addresses, *nodes * each.url.is_cluster] for each in tcp})
-        else:
-            found = noted(tables)
+        if not is_new:
             for reach in self._reaches:
                 if reach.url.is_cluster or not reach.addresses:  # which may name a node that is gone
                     reach.addresses = list(dict.fromkeys([*reach.addresses, *found.get(reach.url.name, [])]))

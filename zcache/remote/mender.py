@@ -219,9 +219,14 @@ class Mender:
         peer.connect(identity)
 
     def _same_as(self, peer: Peer, identity: Identity) -> Peer | None:
-        """Which other one that is there says that it is the same, or has its memory."""
+        """Which other one that is there, or may come back soon, says that it is the same, or has
+        its memory."""
         for other in self._copies.peers:
-            if other is peer or not other.is_up or other.identity is None:
+            if other is peer:
+                continue
+            if not other.is_up or other.identity is None:
+                if other.is_copied_as(identity) and not self._is_gone(other):
+                    return other
                 continue
             is_alone = not (peer.url.is_cluster or other.url.is_cluster)  # whose lanes may share a process
             if identity.word == other.identity.word or (is_alone and identity.run == other.identity.run):

@@ -192,8 +192,14 @@ class Peer:
         self.disconnect()
         self._asker = self._open()
         identity = self._identify(self._asker)
-        self.has_lost_word = not identity.word and self._known is not None and self._known.run == identity.run
+        is_same = self._known is not None and self._known.run == identity.run
+        self.has_lost_word = is_same and (not identity.word or self.has_lost_word)
         return identity if identity.word else self._leave_word(self._asker, identity)
+
+    def is_copied_as(self, identity: Identity) -> bool:
+        """Whether that is another process, with the memory of the one that this was."""
+        known = self._known
+        return known is not None and known.word == identity.word and known.run != identity.run
 
     def _leave_word(self, connection: Connected, found: Identity) -> Identity:
         """A new one; or, at a process that has had one, the same: somebody has removed it, and what
@@ -223,6 +229,7 @@ class Peer:
             reader = self._proven(identity)
             self._readers.add(reader)
         self.identity = self._known = identity
+        self.has_lost_word = False
 
     def disconnect(self) -> None:
         """Let go of all connections; of those that read, as soon as they have."""

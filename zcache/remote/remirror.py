@@ -49,7 +49,9 @@ class Remirror:
         if not self._next_slot:
             self._count_lost()
             is_short = self._is_short or any(peer.is_gone or copies.room.is_over(peer) for peer in copies.peers)
-            if not (copies.is_mending_due or (is_short and now >= self._next_pass_at and self._is_possible())):
+            # To look needs no room; to copy does.
+            is_due = (is_short and self._is_possible()) or self.has_close or copies.unproven() > 0
+            if not (copies.is_mending_due or (is_due and now >= self._next_pass_at)):
                 return
             self._next_pass_at = now + PASS_SECONDS
             copies.is_mending_due = self._is_short = self._has_met_close = False

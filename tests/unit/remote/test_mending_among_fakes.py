@@ -1,7 +1,9 @@
 """The mender among engines that are dicts: what takes an hour, and what one engine's trouble does
 to the others."""
 
+import errno
 import random
+from collections.abc import Sequence
 from typing import Final
 
 import pytest
@@ -11,6 +13,7 @@ from tests.support.fake_engine import FakeEngine, FakeNetwork
 from zcache.remote.copies import Copies
 from zcache.remote.engines import Engines
 from zcache.remote.mender import Mender
+from zcache.remote.peer import Peer
 from zcache.remote.sweeper import SWEEP_SECONDS
 from zcache.remote.tables import Tables
 from zcache.remote.url import parse_url
@@ -178,6 +181,85 @@ def test_an_engine_that_comes_back_with_another_s_memory_costs_that_one_nothing(
     assert not bench.copies.peers[1].is_up
     assert {key for key in before if key.endswith(b":1")} <= set(first.data)
     assert any("or a copy of it" in trouble for trouble in bench.mender.troubles())
+
+
+def test_nor_does_it_when_that_one_is_away_for_a_moment(bench: Bench, rng: random.Random) -> None:
+    """The copies of the other one are gone, and it has the only ones."""
+    bench.network.at[bench.names[2]].state = "cut"
+    bench.work(20)
+    for slot in range(1, SLOTS + 1):
+        bench.write(slot, rng)
+    first, second = (bench.network.at[name] for name in bench.names[:2])
+    second.snapshot = {key: value for key, value in first.data.items() if key.endswith(b"word")}  # an old one
+    bench.network.restart(bench.names[1], is_from_snapshot=True)
+    bench.work()
+    first.state = "paused"
+    bench.work(6)
+    first.state = "up"
+    bench.work(40)
+    assert bench.copies.peers[0].is_up and not bench.copies.peers[1].is_up
+    assert bench.copies.counters.remote_lost_frames == 0
+    into = memoryview(bytearray(FRAME_BYTES))
+    for slot in range(1, SLOTS + 1):
+        assert bench.copies.fetch([slot], [into])[0] == []
+
+
+def test_to_look_for_copies_needs_no_room(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failover among engines that are full, and the first question fails."""
+    bench = Bench(rng, is_cluster=True)
+    for slot in range(1, SLOTS + 1):
+        bench.write(slot, rng)
+    bench.network.maxmemory = max(engine.used_bytes for engine in bench.network.at.values())
+    bench.work()
+    fails = iter([True])
+    exist = Peer.exist
+
+    def once(peer: Peer, keys: Sequence[bytes]) -> list[bool]:
+        if keys and next(fails, False):
+            raise ConnectionResetError(errno.ECONNRESET, "reset")
+        return exist(peer, keys)
+
+    monkeypatch.setattr(Peer, "exist", once)
+    bench.network.at[bench.names[0]].lag_all()
+    bench.network.fail_over(bench.names[0], is_old_alive=False)
+    bench.work(60)
+    assert bench.copies.unproven() == 0 and not bench.mender.troubles()
+
+
+def test_close_pairs_that_are_gone_are_no_trouble_though_there_is_no_room(rng: random.Random) -> None:
+    bench = Bench(rng, is_cluster=True)
+    for slot in range(1, SLOTS + 1):
+        bench.write(slot, rng)
+    bench.network.take_out(bench.names[2])
+    bench.work(1)
+    nodes = [peer.node for peer in bench.copies.peers]
+    lone = next(peer for peer in bench.copies.peers if nodes.count(peer.node) == 1)
+    host, port = lone.where()[0].sockaddr[:2]
+    bench.network.at[f"{host!s}:{port!s}"].foreign_bytes = 10**9
+    bench.network.maxmemory = 10**8
+    bench.work(40)
+    for slot in range(1, SLOTS + 1):
+        bench.copies.drop(slot)
+    bench.work(60)
+    assert not any("one node" in trouble for trouble in bench.mender.troubles())
+
+
+def test_a_doubt_outlives_a_greeting_that_comes_to_nothing(bench: Bench, rng: random.Random) -> None:
+    """An engine was emptied while it was out of reach."""
+    for slot in range(1, SLOTS + 1):
+        bench.write(slot, rng)
+    engine, peer = bench.network.at[bench.names[0]], bench.copies.peers[0]
+    engine.state = "cut"
+    bench.work()
+    for key in list(engine.data):
+        engine.forget(key)
+    engine.state = "up"
+    peer.greet()  # which leaves the word again; and that is all
+    peer.greet()
+    assert peer.has_lost_word
+    bench.work(60)
+    assert not peer.has_lost_word and not bench.mender.troubles()
+    assert bench.copies.counters.remote_missing_copies == bench.copies.counters.remirrored_frames > 0
 
 
 def test_copies_that_are_yet_to_be_looked_for_are_counted_as_missing(rng: random.Random) -> None:
