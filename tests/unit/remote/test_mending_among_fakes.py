@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.fake_engine import FakeEngine, FakeNetwork
+from zcache.remote.cluster import Node
 from zcache.remote.copies import Copies
 from zcache.remote.engines import Engines
 from zcache.remote.mender import Mender
@@ -211,11 +212,12 @@ def test_to_look_for_copies_needs_no_room(rng: random.Random, monkeypatch: pytes
         bench.write(slot, rng)
     bench.network.maxmemory = max(engine.used_bytes for engine in bench.network.at.values())
     bench.work()
-    fails = iter([True])
+    to_fail = [True]
     exist = Peer.exist
 
     def once(peer: Peer, keys: Sequence[bytes]) -> list[bool]:
-        if keys and next(fails, False):
+        if keys and to_fail:
+            to_fail.clear()
             raise ConnectionResetError(errno.ECONNRESET, "reset")
         return exist(peer, keys)
 
@@ -234,8 +236,9 @@ def test_close_pairs_that_are_gone_are_no_trouble_though_there_is_no_room(rng: r
     bench.work(1)
     nodes = [peer.node for peer in bench.copies.peers]
     lone = next(peer for peer in bench.copies.peers if nodes.count(peer.node) == 1)
-    host, port = lone.where()[0].sockaddr[:2]
-    bench.network.at[f"{host!s}:{port!s}"].foreign_bytes = 10**9
+    node = lone.node
+    assert isinstance(node, Node)
+    bench.network.at[f"{node.host}:{node.port}"].foreign_bytes = 10**9
     bench.network.maxmemory = 10**8
     bench.work(40)
     for slot in range(1, SLOTS + 1):
