@@ -38,7 +38,7 @@ def test_engines_are_killed_and_paused_and_cut_off_under_real_swap(tmp_path: Pat
         disks=() if copies == 2 else (disk,),
         network=True,
         kernel_log=tmp_path / "kernel.log",
-        timeout_seconds=900,
+        timeout_seconds=1800,
         hung_task_panic=True,
     )
     said = tmp_path / "said"
