@@ -21,6 +21,7 @@ GROWTH_BYTES = 1 << 20
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_hundred_thousand_rude_clients(rng: random.Random, tmp_path: Path) -> None:
     store = small_store(budget_frames=16, below_frames=16)
     pages = new_object(store, 16)

@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 from zcache.bench.run.__main__ import judge, kernel_troubles
 from zcache.testvm import VmConfig
 from zcache.testvm.vm import run_in_vm
@@ -42,6 +44,7 @@ def test_the_guest_swaps_to_a_server_inside_it(tmp_path: Path) -> None:
     assert report["keeper_kib"] + report["standby_kib"] < KEEPER_AND_STANDBY_KIB
 
 
+@pytest.mark.thorough
 def test_the_guest_swaps_to_a_server_on_the_host(tmp_path: Path) -> None:
     config = VmConfig(
         memory="400M",

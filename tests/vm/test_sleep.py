@@ -50,6 +50,7 @@ def run_scenes(
     return result, output.getvalue().decode(errors="replace")
 
 
+@pytest.mark.thorough
 def test_suspends_by_hand_under_load_and_a_refused_hibernation(tmp_path: Path) -> None:
     sleep_in_vm(tmp_path, "by_hand:3", systemd=False, kernel_args=SECRET_MEMORY)
 
