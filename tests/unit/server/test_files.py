@@ -1,27 +1,17 @@
 """What a server looks up and opens, by whether there was one before it, and whether that serves."""
 
-import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from zcache.image.signs import HEADER_BYTES, Signs
+from zcache.image.signs import Signs
 from zcache.remote.engines import Engines
 from zcache.remote.tables import Tables
 from zcache.server.files import Files
 from zcache.steps import Steps
-
-
-@pytest.fixture
-def image() -> Iterator[int]:
-    descriptor = os.memfd_create("image")
-    os.truncate(descriptor, HEADER_BYTES)
-    yield descriptor
-    os.close(descriptor)
 
 
 def files_of(*urls: str, image: int | None = None) -> tuple[Files, list[str]]:

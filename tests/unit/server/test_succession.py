@@ -2,22 +2,13 @@
 programs wait."""
 
 import os
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from zcache.image.signs import HEADER_BYTES, Signs
+from zcache.image.signs import Signs
 from zcache.server.assembly import look_at_groups
-
-
-@pytest.fixture
-def image() -> Iterator[int]:
-    descriptor = os.memfd_create("image")
-    os.truncate(descriptor, HEADER_BYTES)
-    yield descriptor
-    os.close(descriptor)
 
 
 def serve_once(image: int) -> None:
