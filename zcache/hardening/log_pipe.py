@@ -19,6 +19,7 @@ gives the thread the time.
 import contextlib
 import fcntl
 import os
+import re
 import select
 import stat
 import sys
@@ -42,6 +43,10 @@ LEAST_BYTES: Final = 64 << 10
 SAID: Final = " (zcache says why)"
 #: nbdkit writes such a line in pieces. Of one whose end found no room in the pipe, this is the end.
 _TORN: Final = ": error:"
+#: And of one whose newline found none, this is what a line of ours may stand behind.
+_TORN_BEFORE_OURS: Final = re.compile(
+    rf"^(?:.*{re.escape(SAID)}|(?:@?(?!debug:)\w*(?:\[\d+\])?: )+)(?=zcache(?: keeper)?: )"
+)
 #: nbdkit calls itself by the command line, whose first letter is changed (`protections.py`,
 #: "shutdown").
 _NAME, _MARKED_NAME = "nbdkit: ", "@bdkit: "
@@ -122,7 +127,7 @@ class LogPipe:
 
     def _take(self, words: bytes) -> str:
         """A line as it is to be written now; "" if it is not."""
-        line = words.decode(errors="replace").rstrip()
+        line = _TORN_BEFORE_OURS.sub("", words.decode(errors="replace").rstrip(), count=1)
         if not line or line.endswith((SAID, _TORN)):
             return ""
         if line.startswith(_MARKED_NAME):

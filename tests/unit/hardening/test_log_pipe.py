@@ -60,6 +60,15 @@ for number in range(1, 301):
 pipe.close()
 """
 
+TORN = """
+import os, sys
+from zcache.hardening.log_pipe import SAID, LogPipe
+pipe = LogPipe()
+pipe.start()
+os.write(2, sys.argv[1].replace("SAID", SAID).encode() + b"zcache: the same again, 799 times in 1 s: x\\n")
+pipe.close()
+"""
+
 DEATH = """
 import os
 from zcache.hardening.log_pipe import LogPipe
@@ -95,8 +104,8 @@ ctypes.CDLL(None).abort()
 """
 
 
-def run(script: str, stderr: int) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", script]
+def run(script: str, stderr: int, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", script, *arguments]
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=60, check=False)
 
 
@@ -144,6 +153,32 @@ def test_what_comes_again_is_counted(tmp_path: Path) -> None:
     assert lines[:4] == ["nbdkit: python[1]: error: client 1 sent nonsense", *events]
     assert len(lines) == 5 and lines[4].startswith("zcache: the same again, 299 times in "), lines
     assert lines[4].endswith(": nbdkit: python[300]: error: client 300 sent nonsense"), lines
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [
+        "nbdkit: ",
+        "nbdkit: [2]: ",
+        "@bdkit: python[2]: error: ",
+        "nbdkit: nbdkit: python: ",
+        "[2]: error: ",
+        ": ",
+        "nbdkit: python[2]: error: plugin.py: pread: error: EIOSAID",
+    ],
+)
+def test_a_line_of_ours_begins_a_line(tmp_path: Path, torn: str) -> None:
+    """nbdkit writes its lines in pieces, and a full pipe takes some of them."""
+    with (tmp_path / "log").open("w") as log:
+        assert run(TORN, log.fileno(), torn).returncode == 0
+    assert (tmp_path / "log").read_text() == "zcache: the same again, 799 times in 1 s: x\n"
+
+
+@pytest.mark.parametrize("before", ["nbdkit: debug: ", "nbdkit: python[1]: debug: ", "nbdkit: no plugin in /opt/"])
+def test_what_only_names_us_is_left_whole(tmp_path: Path, before: str) -> None:
+    with (tmp_path / "log").open("w") as log:
+        assert run(TORN, log.fileno(), before).returncode == 0
+    assert (tmp_path / "log").read_text() == f"{before}zcache: the same again, 799 times in 1 s: x\n"
 
 
 def test_an_heir_says_the_last_words_of_whom_it_succeeds(tmp_path: Path) -> None:
