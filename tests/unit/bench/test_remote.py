@@ -98,13 +98,13 @@ def test_books_are_the_tiers_own() -> None:
 # --------------------------------------------------------------------------------------------------
 
 
-def test_a_relay_adds_its_delay_each_way(server: Server, tmp_path: Path) -> None:
-    with relay(tmp_path, port_of(server), 0.01) as slow:
+def test_a_relay_adds_its_delay_to_a_round_trip(server: Server, tmp_path: Path) -> None:
+    with relay(tmp_path, port_of(server), 0.02) as slow:
         assert ping_seconds(slow.addresses[0], count=5)[0] >= 0.02
 
 
 def test_a_relay_delays_a_batch_once_and_changes_no_byte(server: Server, tmp_path: Path, seed: int) -> None:
-    with relay(tmp_path, port_of(server), 0.05) as slow, contextlib.closing(Bare(slow.addresses[0], 1)) as source:
+    with relay(tmp_path, port_of(server), 0.1) as slow, contextlib.closing(Bare(slow.addresses[0], 1)) as source:
         fill(source, 16)
         begin = time.monotonic()
         found = read(source, 16, Way(1, 8), 0.3, seed, [server, slow])
@@ -130,7 +130,7 @@ def test_a_relay_closes_what_the_engine_closes(server: Server, tmp_path: Path) -
 
 def test_what_a_relay_takes_itself_is_part_of_what_it_adds(server: Server, tmp_path: Path) -> None:
     with relay_adding(tmp_path, port_of(server), 0.005, pings=20) as found:
-        assert found.least_added_seconds > 2 * found.delay_seconds > 0
+        assert found.least_added_seconds > found.delay_seconds > 0
 
 
 # -- measuring

@@ -151,7 +151,7 @@ def _relay_rows(server: Server, relays: Sequence[Relay]) -> list[dict[str, Figur
     return [
         {
             "to be added": seconds * 1e6,
-            "waits, each way": each.delay_seconds * 1e6,
+            "waits": each.delay_seconds * 1e6,
             "PING on loopback": direct,
             "through it": direct + each.added_seconds * 1e6,
             "added, undisturbed": each.least_added_seconds * 1e6,

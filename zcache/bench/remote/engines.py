@@ -102,7 +102,7 @@ def engine(folder: Path, *words: str) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def relay(folder: Path, port: int, delay_seconds: float) -> Iterator[Server]:
-    """A port on loopback that leads to another one, with so much delay each way."""
+    """A port on loopback that leads to another one, with so much delay for what is asked."""
     own = free_port()
     command = [sys.executable, "-m", "zcache.bench.remote.relay", str(own), str(port), str(delay_seconds)]
     with _started(command, sys.executable, folder / f"relay-{own}.log", [at_port(own)]) as server:
@@ -114,7 +114,7 @@ def relay_adding(folder: Path, port: int, round_trip_seconds: float, pings: int 
     """A relay whose delay is such that a PING's round trip takes so much longer, or as near to that
     as can be had, if nothing comes between; so most take more."""
     least, median = ping_seconds(at_port(port), pings)
-    delay_seconds = round_trip_seconds / 2
+    delay_seconds = round_trip_seconds
     tried: list[tuple[float, float]] = []
     for _ in range(_TRIES):
         with relay(folder, port, delay_seconds) as server:
@@ -122,7 +122,7 @@ def relay_adding(folder: Path, port: int, round_trip_seconds: float, pings: int 
         tried.append((abs(excess), delay_seconds))
         if abs(excess) < _NEAR * round_trip_seconds:
             break
-        delay_seconds = max(delay_seconds - excess / 2, 0.0)
+        delay_seconds = max(delay_seconds - excess, 0.0)
     delay_seconds = min(tried)[1]
     with relay(folder, port, delay_seconds) as server:
         through_least, through = ping_seconds(server.addresses[0], pings)

@@ -145,7 +145,7 @@ class FailingEngine:
         self._relay.send_signal(signal.SIGCONT)
 
     def delay(self, seconds: float) -> None:
-        """Its relay waits so long, each way."""
+        """Its relay waits so long with what is asked."""
         self._end_relay()
         command = [sys.executable, "-m", "zcache.bench.remote.relay"]
         command += [str(self._relay_port), str(self.port), str(seconds)]

@@ -45,8 +45,8 @@ BEFORE_SECONDS: Final = 1.0
 MENDED_SECONDS: Final = GONE_SECONDS + 60
 #: A fault that is over sooner may not have been noticed when the next one begins.
 LEAST_FAULT_SECONDS: Final = int(HEARTBEAT_SECONDS) + 1
-#: Each way, of a relay that is slow: twice what the copy that is asked first has time for.
-SLOW_SECONDS: Final = 0.05
+#: Of a relay that is slow: twice what the copy that is asked first has time for.
+SLOW_SECONDS: Final = 0.1
 
 
 class Fault(NamedTuple):
