@@ -132,6 +132,38 @@ def test_a_read_that_meets_a_move_finds_the_frame_where_it_is_then(bench: Bench)
     bench.check()
 
 
+def test_a_frame_that_is_read_wrong_once_moves_on_as_it_is_read_the_second_time(bench: Bench) -> None:
+    bench.fill(WARM - 2)
+    reads: list[int] = []
+
+    def read_wrong(slot: int, frames: Sequence[memoryview]) -> None:
+        frames[0][:] = bytes(len(frames[0]))
+        reads.append(slot)
+
+    bench.warm.read_to_move = read_wrong  # type: ignore[method-assign, assignment]
+    assert bench.demoter.demote_some()
+    assert reads == [*range(1, BATCH_FRAMES + 1)]
+    assert [bench.is_warm(index) for index in range(BATCH_FRAMES)] == [False] * BATCH_FRAMES
+    bench.check()
+
+
+def test_a_read_that_fails_where_the_frame_has_gone_is_that_tier_s_failure(bench: Bench) -> None:
+    bench.fill(WARM - 2)
+
+    def move_and_fail() -> None:
+        assert bench.demoter.demote_some()
+        bench.warm.bad_slots = set(range(1, BATCH_FRAMES + 1))
+        bench.cold.failing_reads = PAGES
+
+    bench.warm.before_read = once(move_and_fail)
+    with pytest.raises(PageDamaged):
+        get(bench.store, bench.thing, 3)
+    warm, cold = (place.health.reading.failures for place in bench.store.below.places)
+    assert cold and not warm
+    bench.cold.failing_reads = 0
+    bench.check()
+
+
 def test_a_disk_that_fails_leaves_them_where_they_are(bench: Bench) -> None:
     bench.fill(WARM - 2)
     bench.cold.failing_writes = 1

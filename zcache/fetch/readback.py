@@ -178,10 +178,13 @@ class Readback:
     def _read_apart(self, place: Place, wanted: list[Job], error: OSError, patience: _Patience) -> None:
         """Each frame of a read that has failed, by itself: until all are there, or those that are
         not are not worth another try. One that is bad costs its neighbours no try of their own."""
-        clock, health = self._clock, place.health
+        clock = self._clock
+        places = dict.fromkeys(wanted, place)  # where each was tried last
         is_owed = patience.owes_a_try(place)
         for pause in (0.0, *RETRY_PAUSES_SECONDS):
-            if (patience.is_over() and not is_owed) or (pause and _is_known_dead(health)):
+            if (patience.is_over() and not is_owed) or (
+                pause and all(_is_known_dead(places[job].health) for job in wanted)
+            ):
                 break
             clock.sleep(pause)
             missing = []
@@ -191,7 +194,7 @@ class Readback:
                         raise error
                     with self._lock:
                         self._statistics.fetch_retries += 1
-                        place = self._look_again(job)
+                        place = places[job] = self._look_again(job)
                     self._transfer(place.read, place.health, job.below, [job.view])
                 except OSError as again:
                     error = again
@@ -203,7 +206,7 @@ class Readback:
         for job in wanted:
             with self._lock:
                 self._damage.last_error = describe(error)
-                health.reading.failed(self._damage.last_error)
+                places[job].health.reading.failed(self._damage.last_error)
             job.failed, job.wrong = f"reading slot {job.below}: {error.strerror}", UNREADABLE
 
     def _verify_again(self, place: Place, job: Job, patience: _Patience) -> None:
@@ -212,10 +215,14 @@ class Readback:
             with self._lock:
                 self._statistics.fetch_retries += 1
                 place = self._look_again(job)
+
+            def again(slot: int, views: list[memoryview]) -> None:
+                place.read_again(slot, views[0], lambda: self._opens(job))
+
             with contextlib.suppress(OSError):
-                self._transfer(place.read_again, place.health, job.below, [job.view])
-                if self._opens(job):
-                    return
+                self._transfer(again, place.health, job.below, [job.view])
+            if job.is_read:
+                return
         job.failed, job.wrong = f"what is in slot {job.below} is not what was sealed", SEAL_BROKEN
 
     def _opens(self, job: Job) -> bool:

@@ -186,13 +186,11 @@ class Demoter:
         for victim, body in zip(victims, self._bodies, strict=False):
             began = self._clock.now()
             try:
-                self._tier.read_to_move(victim.below - self._warm.before, [body])
+                self._read(victim, body)
             except OSError:  # it may be dead by now; if not, whoever asks for it is told
                 if self._clock.now() - began >= SLOW_SECONDS:
                     break  # engines hang: slots of the next tier are not to wait for one after the other
                 continue
-            self._trial[:] = body
-            victim.is_read = self._seal.opens(victim.frame, victim.birth, victim.seal, self._trial)
         if not any(victim.is_read for victim in victims):
             return ""
         try:
@@ -200,6 +198,19 @@ class Demoter:
         except Exception as error:  # as in a flight: whatever it is, this tier is to have a rest
             return describe(error)
         return ""
+
+    def _read(self, victim: _Victim, body: memoryview) -> None:
+        """As it is, if it is what was sealed; or from another copy that is. Raises `OSError`."""
+
+        def is_right() -> bool:
+            self._trial[:] = body
+            victim.is_read = self._seal.opens(victim.frame, victim.birth, victim.seal, self._trial)
+            return victim.is_read
+
+        slot = victim.below - self._warm.before
+        self._tier.read_to_move(slot, [body])
+        if not is_right():
+            self._tier.read_again(slot, body, is_right)
 
     # -- back into RAM
     # ------------------------------------------------------------------------------------------

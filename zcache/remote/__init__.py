@@ -8,8 +8,9 @@ replication is not relied on: what it has acknowledged may be gone after a failo
 
 From the wire up: `wire` and `resp` (RESP2 over preallocated buffers), `url`, `peer` (one engine,
 its connections, whether it is the one that it was), `tables` (what is known of each slot's copies;
-it outlives the server), `copies` (send and fetch), the two tiers, and `mender` (all that can wait;
-`remirror` makes second copies again, `sweeper` removes what is not wanted).
+it outlives the server), `copies` (sent, and who holds which), `reading` (fetched), the two tiers,
+and `mender` (all that can wait; `remirror` makes second copies again, `sweeper` removes what is not
+wanted).
 `engines`, `reach`, `checks` and `cluster` are for the start, and for a Cluster's map; `accounts`
 for the keys that people see.
 

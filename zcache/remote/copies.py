@@ -1,13 +1,8 @@
-"""Copies: frames sent to peers, and fetched from them.
+"""Copies: frames sent to peers, and who holds which.
 
 A frame is one value at each engine that holds it, under a key of its own (`zcache.remote.tables`).
 Nothing here decides how many copies there are to be, or which slots exist: that is the tiers'
 (`remote_tier`, `remote_front`). What has to be set right when a peer is lost is the mender's.
-
-**Reading is bounded.** The copy that promises most is asked for `HEDGE_SECONDS`; then the other
-one for up to `LAST_SECONDS` (if it is in no trouble), and then the first again, until
-`READ_SECONDS` are over. A peer that was too slow once is asked last until it has had its rest. An
-engine that says that it has no such key has lost the copy; it is not asked again.
 
 **Writing** sends to all chosen peers before it waits for the first one's answers, so two copies
 take little longer than one.
@@ -35,13 +30,6 @@ from zcache.remote.room import Room
 from zcache.remote.tables import NOBODY, TAIL_BYTES, Tables
 from zcache.tiers.health import describe
 
-#: For the copy that is asked first, if there is another. On loopback a frame takes 0.1 ms, and with
-#: 1 ms of delay 1.3: who takes 50 ms has met with something else.
-HEDGE_SECONDS: Final = 0.05
-#: For the other one.
-LAST_SECONDS: Final = 1.0
-#: For all of them together.
-READ_SECONDS: Final = 2.0
 #: For a flight to have arrived at its peers.
 WRITE_SECONDS: Final = 2.0
 #: For the answers of one that was sent all of it in time.
@@ -65,7 +53,6 @@ class Copies:
         self.lock = threading.Lock()
         self.counters = Counters()
         self.dead = DeadCopies()
-        self.hedge_seconds = HEDGE_SECONDS
         self._incarnations = Incarnations(tables, self.peers)
         self.at = self._incarnations.at  # how many copies each lane holds
         self.room = Room(self.peers, self.at, self.paid_bytes)
@@ -79,55 +66,8 @@ class Copies:
     # -- frames
     # ---------------------------------------------------------------------------------------------
 
-    def fetch(
-        self,
-        slots: Sequence[int],
-        frames: Sequence[memoryview],
-        bound_seconds: float = READ_SECONDS,
-        is_again: bool = False,
-    ) -> tuple[list[int], str]:
-        """Fill the buffers from whatever copies there are; returns which of them could not be, and
-        why. `is_again`: from the copy that would not have been asked, if there is one."""
-        clock, counters = self.clock, self.counters
-        ends = clock.now() + bound_seconds
-        generations = [self.tables.generation[slot] for slot in slots]
-        candidates = [self._candidates(slot) for slot in slots]
-        if is_again:
-            for others in candidates:
-                others.reverse()
-        left = list(range(len(slots)))
-        why = ""
-        for turn in range(3):
-            for peer, those in self._by_first(candidates, left):
-                # The first is asked again soon if the other one is known to be no better.
-                is_doubtful = not turn or (turn == 1 and (peer.trouble.failures > 0 or not peer.is_up))
-                is_hedged = is_doubtful and any(len(candidates[index]) > 1 for index in those)
-                seconds = min(self.hedge_seconds if is_hedged else LAST_SECONDS, ends - clock.now())
-                if seconds <= 0:
-                    return left, why
-                keys = [self.key_of(peer, slots[index], generations[index]) for index in those]
-                try:
-                    found = peer.get_all(keys, [frames[index][:-TAIL_BYTES] for index in those], seconds)
-                except OSError as error:
-                    why = describe(error)
-                    for index in those:
-                        candidates[index].append(candidates[index].pop(0))
-                    continue
-                for index, is_there in zip(those, found, strict=True):
-                    if is_there:
-                        self.tables.put_tail(slots[index], frames[index])
-                        left.remove(index)
-                        counters.remote_gets += 1
-                        counters.remote_hedged_gets += turn > 0
-                    else:
-                        why = f"{peer.name} does not have it any more"
-                        self.miss(slots[index], candidates[index].pop(0)[1], generations[index])
-            if not left:
-                break
-        return left, why or "no engine is known to have it"
-
     def miss(self, slot: int, number: int, generation: int) -> None:
-        """An engine has lost a copy that it had."""
+        """An engine has lost a copy that it had, or it is wrong."""
         if not self.let_go(slot, number, generation):
             return
         self.counters.remote_missing_copies += 1
@@ -311,7 +251,7 @@ class Copies:
         are being looked for."""
         return self._incarnations.unproven()
 
-    def _candidates(self, slot: int) -> list[tuple[Peer, int]]:
+    def candidates(self, slot: int) -> list[tuple[Peer, int]]:
         """Who may have it, as which incarnation, the one to be asked first before the other; those
         next to each other are asked for together."""
         found = [(peer, number) for number in self.tables.holders_of(slot) if (peer := self.holder(number))]
@@ -322,18 +262,7 @@ class Copies:
 
     def is_prompt(self, slot: int) -> bool:
         """Whether an engine has it that is not known to be slow now."""
-        return any(peer.is_up and not peer.trouble.rest_seconds() for peer, _ in self._candidates(slot))
-
-    @staticmethod
-    def _by_first(
-        candidates: Sequence[Sequence[tuple[Peer, int]]], left: Sequence[int]
-    ) -> list[tuple[Peer, list[int]]]:
-        groups: dict[int, tuple[Peer, list[int]]] = {}
-        for index in left:
-            if candidates[index]:
-                peer = candidates[index][0][0]
-                groups.setdefault(peer.lane, (peer, []))[1].append(index)
-        return list(groups.values())
+        return any(peer.is_up and not peer.trouble.rest_seconds() for peer, _ in self.candidates(slot))
 
     def close(self) -> None:
         """Let go of all connections."""

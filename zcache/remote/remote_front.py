@@ -19,8 +19,9 @@ from typing import Final
 
 from zcache.linux import memory
 from zcache.linux.memory import anonymous_memory
-from zcache.remote.copies import HEDGE_SECONDS, Copies
+from zcache.remote.copies import Copies
 from zcache.remote.peer import Peer
+from zcache.remote.reading import HEDGE_SECONDS, Reading
 from zcache.tiers import Tier
 
 #: Four background flights.
@@ -35,6 +36,7 @@ class RemoteFront:
     def __init__(self, backing: Tier, copies: Copies, limit_slots: int) -> None:
         self.backing = backing
         self.copies = copies
+        self.reading = Reading(copies)
         self.limit_slots = limit_slots
         self.slot_count = backing.slot_count
         frame_bytes = copies.frame_bytes
@@ -113,7 +115,7 @@ class RemoteFront:
         tables = self.copies.tables
         failed: Sequence[int] = range(len(frames))
         if any(tables.holders[slot] and self.copies.is_prompt(slot) for slot in slots):
-            failed, _ = self.copies.fetch(slots, frames, HEDGE_SECONDS)
+            failed, _ = self.reading.fetch(slots, frames, HEDGE_SECONDS)
         if len(failed) == len(frames):  # all of them in one transfer
             generations = [tables.generation[slot] for slot in slots]
             self.backing.read(first_slot, frames)
@@ -124,11 +126,12 @@ class RemoteFront:
             self.backing.read(slots[index], frames[index : index + 1])
             self._stage(slots[index], [generation], frames[index : index + 1])
 
-    def read_again(self, first_slot: int, frames: Sequence[memoryview]) -> None:
-        """What an engine gave was not what was written: from the backing."""
-        for slot in range(first_slot, first_slot + len(frames)):
-            self.copies.drop(slot)
-        self.backing.read(first_slot, frames)
+    def read_again(self, slot: int, frame: memoryview, is_right: Callable[[], bool]) -> None:
+        """See `Tier`: from the backing. If that is right, what an engine has is not."""
+        generation = self.copies.tables.generation[slot]
+        self.backing.read(slot, [frame])
+        if is_right():
+            self.copies.drop(slot, generation)
 
     # Copies, by the mender's thread.
 

@@ -15,6 +15,7 @@ from typing import Final
 
 from zcache.image.flat_array import FlatArray
 from zcache.remote.copies import Copies
+from zcache.remote.reading import Reading
 from zcache.tiers.slot_map import SlotMap
 
 #: Copies of each frame.
@@ -34,6 +35,7 @@ class RemoteTier(SlotMap):
     def __init__(self, slot_count: int, copies: Copies, is_last_resort: Callable[[], bool] = lambda: True) -> None:
         super().__init__(slot_count)
         self.copies = copies
+        self.reading = Reading(copies)
         self.limit_slots = slot_count
         self._is_last_resort = is_last_resort
         self._was_read_table = FlatArray("B", slot_count + 1)
@@ -74,21 +76,20 @@ class RemoteTier(SlotMap):
         self.copies.send(first_slot, frames, peers, least)
 
     def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
-        """From either. Waits for `copies.READ_SECONDS` at most."""
+        """From either. Waits for `reading.READ_SECONDS` at most."""
         self.was_read[first_slot : first_slot + len(frames)] = b"\1" * len(frames)
         self.read_to_move(first_slot, frames)
 
     def read_to_move(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """See `WarmTier.read_to_move`."""
-        failed, why = self.copies.fetch(range(first_slot, first_slot + len(frames)), frames)
+        failed, why = self.reading.fetch(range(first_slot, first_slot + len(frames)), frames)
         if failed:
             self.copies.counters.remote_failed_gets += len(failed)
             raise OSError(errno.EIO, f"{os.strerror(errno.EIO)} ({why})")
 
-    def read_again(self, first_slot: int, frames: Sequence[memoryview]) -> None:
-        """See `Tier.read_again`."""
-        failed, why = self.copies.fetch(range(first_slot, first_slot + len(frames)), frames, is_again=True)
-        if failed:
+    def read_again(self, slot: int, frame: memoryview, is_right: Callable[[], bool]) -> None:
+        """See `Tier.read_again`. A copy that is wrong while another is right is made anew."""
+        if why := self.reading.fetch_right(slot, frame, is_right):
             raise OSError(errno.EIO, f"{os.strerror(errno.EIO)} ({why})")
 
     def fault_ahead(self) -> None:

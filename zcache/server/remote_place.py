@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from zcache.errors import EnvironmentProblem, PageDamaged
 from zcache.image.image import SECRET_BYTES, Image
-from zcache.remote.copies import LAST_SECONDS
+from zcache.remote.reading import LAST_SECONDS
 from zcache.remote.remote import Remote
 from zcache.seals import Seal
 from zcache.server.config import Config
@@ -62,7 +62,7 @@ class RemotePlace:
         steps.begin("trying the engines")
         config = self._config
         remote = self._make(None, os.urandom(SECRET_BYTES), lambda _: None)
-        remote.copies.hedge_seconds = LAST_SECONDS  # a slow one is no reason to refuse, and nobody connects again
+        remote.tier.reading.hedge_seconds = LAST_SECONDS  # a slow one is no reason to refuse, and nobody connects again
         try:
             warm_up(config.codec, config.allocator, config.recompress, remote.tier, seal)
             remote.mender.work()

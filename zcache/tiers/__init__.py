@@ -12,7 +12,7 @@ The contract, which every tier's contract suite runs:
   work, not the tier's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 __all__ = ["Tier", "WarmTier"]
@@ -49,9 +49,9 @@ class Tier(Protocol):
     def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """Fill buffers from consecutive slots."""
 
-    def read_again(self, first_slot: int, frames: Sequence[memoryview]) -> None:
-        """The same, because what was read is not what was written: from another copy, if there is
-        one."""
+    def read_again(self, slot: int, frame: memoryview, is_right: Callable[[], bool]) -> None:
+        """Read one frame again, because what was read is not what was written: from each copy that
+        there is, until `is_right` says so of what is in the buffer. What it says last, holds."""
 
     def fault_ahead(self) -> None:
         """Populate the bookkeeping beyond what is in use; not for the I/O path."""

@@ -9,7 +9,7 @@ Locking: the store's lock, but for `Place.write`, `Place.read`, and looks that m
 nothing on the hot paths; a comparison for each frame that gives its slot back.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from zcache.clock import Clock
 from zcache.image.flat_array import FlatArray
@@ -47,9 +47,9 @@ class Place:
         """From consecutive slots of this tier; raises what the tier does."""
         self.tier.read(first_slot - self.before, frames)
 
-    def read_again(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+    def read_again(self, slot: int, frame: memoryview, is_right: Callable[[], bool]) -> None:
         """What was read is not what was written; raises what the tier does."""
-        self.tier.read_again(first_slot - self.before, frames)
+        self.tier.read_again(slot - self.before, frame, is_right)
 
 
 def rest_seconds(places: Iterable[Place]) -> float:

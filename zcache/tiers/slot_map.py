@@ -8,7 +8,7 @@ C, as fast as that of a bytearray, which would be touched, and so locked, whole.
 each slot up to some way beyond the highest that was used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from zcache.errors import Imbalance
@@ -77,9 +77,10 @@ class SlotMap:
         """See `Tier.read`."""
         raise NotImplementedError
 
-    def read_again(self, first_slot: int, frames: Sequence[memoryview]) -> None:
+    def read_again(self, slot: int, frame: memoryview, is_right: Callable[[], bool]) -> None:
         """See `Tier.read_again`: there is one copy."""
-        self.read(first_slot, frames)
+        self.read(slot, [frame])
+        is_right()
 
     def fault_ahead(self) -> None:
         """Keep the map populated a window beyond what is in use. Not for the I/O path: it may wait

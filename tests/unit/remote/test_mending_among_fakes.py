@@ -15,6 +15,8 @@ from zcache.remote.copies import Copies
 from zcache.remote.engines import Engines
 from zcache.remote.mender import Mender
 from zcache.remote.peer import Peer
+from zcache.remote.reading import Reading
+from zcache.remote.remote_tier import RemoteTier
 from zcache.remote.sweeper import SWEEP_SECONDS
 from zcache.remote.tables import Tables
 from zcache.remote.url import parse_url
@@ -79,6 +81,29 @@ def test_a_copy_that_an_engine_has_lost_without_a_word_is_made_again(bench: Benc
     assert bench.copies.counters.remote_missing_copies == bench.copies.counters.remirrored_frames == 1
 
 
+def test_a_copy_that_is_wrong_is_made_anew_from_the_right_one(bench: Bench, rng: random.Random) -> None:
+    """Or it would be all that there is once the engine of the right one starts again."""
+    tier = RemoteTier(SLOTS, bench.copies)
+    frame, into = memoryview(bytearray(rng.randbytes(FRAME_BYTES))), memoryview(bytearray(FRAME_BYTES))
+    slot, _ = tier.reserve(1)
+    tier.write(slot, [frame])
+    peer, _ = bench.copies.candidates(slot)[0]
+    key = bench.copies.key_of(peer, slot, bench.tables.generation[slot])
+    engine = bench.network.at[bench.names[peer.lane]]
+    engine.data[key] = bytes(FRAME_BYTES - 16)
+    tier.read(slot, [into])
+    assert into != frame
+    tier.read_again(slot, into, lambda: False)
+    bench.work(40)
+    assert engine.data[key] == bytes(FRAME_BYTES - 16), "nobody knows which one is wrong"
+    tier.read_again(slot, into, lambda: into == frame)
+    assert into == frame
+    bench.work(40)
+    holders = bench.with_copy(slot)
+    assert [engine.data[key] == bytes(frame[:-16]) for engine in holders] == [True, True]
+    assert sum(bench.copies.at) == 2 and bench.copies.counters.remote_missing_copies == 1
+
+
 def test_a_frame_that_comes_after_the_sweep_for_it_is_swept_up_within_an_hour(bench: Bench, rng: random.Random) -> None:
     bench.write(1, rng)
     stray = bench.copies.key_of(bench.copies.peers[0], 1, 77)
@@ -139,7 +164,7 @@ def test_when_slots_are_moved_to_one_node_the_copies_there_are_moved_apart(rng: 
     bench.work()
     into = memoryview(bytearray(FRAME_BYTES))
     for slot in range(1, SLOTS + 1):
-        assert bench.copies.fetch([slot], [into])[0] == []
+        assert Reading(bench.copies).fetch([slot], [into])[0] == []
 
 
 def test_lanes_at_one_node_do_not_promise_its_memory_twice(rng: random.Random) -> None:
@@ -202,7 +227,7 @@ def test_nor_does_it_when_that_one_is_away_for_a_moment(bench: Bench, rng: rando
     assert bench.copies.counters.remote_lost_frames == 0
     into = memoryview(bytearray(FRAME_BYTES))
     for slot in range(1, SLOTS + 1):
-        assert bench.copies.fetch([slot], [into])[0] == []
+        assert Reading(bench.copies).fetch([slot], [into])[0] == []
 
 
 def test_to_look_for_copies_needs_no_room(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +324,7 @@ def test_an_engine_over_its_quota_gives_copies_to_one_that_has_room(bench: Bench
     assert sum(key.endswith(b":1") for key in first.data) == 1, "nor is it there"
     into = memoryview(bytearray(FRAME_BYTES))
     for slot in range(1, SLOTS + 1):
-        assert len(bench.with_copy(slot)) == 2 and bench.copies.fetch([slot], [into])[0] == []
+        assert len(bench.with_copy(slot)) == 2 and Reading(bench.copies).fetch([slot], [into])[0] == []
 
 
 def test_a_second_holder_that_has_it_already_is_not_named_twice(bench: Bench, rng: random.Random) -> None:

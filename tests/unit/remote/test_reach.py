@@ -22,6 +22,7 @@ from zcache.remote.engines import LOOK_SECONDS, MAP_SECONDS, MAX_LANES, NODE_SEC
 from zcache.remote.mender import START_SECONDS, Mender
 from zcache.remote.peer import Peer
 from zcache.remote.reach import AGAIN_SECONDS, note, noted
+from zcache.remote.reading import Reading
 from zcache.remote.tables import Tables
 from zcache.remote.url import Address, Url, parse_url
 
@@ -134,7 +135,7 @@ def test_a_name_that_was_looked_up_in_vain_is_looked_up_again_by_the_mender(
     asked = len(names.asked)
     network.clock.seconds += AGAIN_SECONDS
     server.copies.send(1, [frame], server.peers, least=0)
-    server.copies.fetch([1], [frame])
+    Reading(server.copies).fetch([1], [frame])
     assert len(names.asked) == asked, "not on the path of a page"
     names.hosts.update(HOSTS)
     server.work(2 * AGAIN_SECONDS)

@@ -27,8 +27,8 @@ from zcache.bench.remote.load import PAGE_BYTES, Load
 from zcache.bench.report import Figure, Report
 from zcache.bench.served import Served, serve
 from zcache.errors import EnvironmentProblem
-from zcache.remote.copies import READ_SECONDS
 from zcache.remote.mender import GONE_SECONDS, HEARTBEAT_SECONDS
+from zcache.remote.reading import READ_SECONDS
 from zcache.testvm.arguments import whole_number
 from zcache.tiers.backoff import PATIENCE_SECONDS
 
