@@ -41,12 +41,11 @@ LEAST_BYTES: Final = 64 << 10
 #: How a line ends that is not passed on: nbdkit prints one for each callback that fails, which has
 #: said why itself.
 SAID: Final = " (zcache says why)"
-#: nbdkit writes such a line in pieces. Of one whose end found no room in the pipe, this is the end.
-_TORN: Final = ": error:"
-#: And of one whose newline found none, this is what a line of ours may stand behind.
-_TORN_BEFORE_OURS: Final = re.compile(
-    rf"^(?:.*{re.escape(SAID)}|(?:@?(?!debug:)\w*(?:\[\d+\])?: )+)(?=zcache(?: keeper)?: )"
-)
+#: nbdkit writes such a line in pieces, and those that find no room in the pipe are missing. What is
+#: left without the message is no line; without the newline, a line of ours may stand behind it.
+_PIECES: Final = r"(?:[n@]bdkit|python|\[\d+\]|error|: ?)+"
+_TORN: Final = re.compile(_PIECES)
+_TORN_BEFORE_OURS: Final = re.compile(rf"(?:.*{re.escape(SAID)}|{_PIECES})(?=zcache(?: keeper)?: )")
 #: nbdkit calls itself by the command line, whose first letter is changed (`protections.py`,
 #: "shutdown").
 _NAME, _MARKED_NAME = "nbdkit: ", "@bdkit: "
@@ -127,8 +126,10 @@ class LogPipe:
 
     def _take(self, words: bytes) -> str:
         """A line as it is to be written now; "" if it is not."""
-        line = _TORN_BEFORE_OURS.sub("", words.decode(errors="replace").rstrip(), count=1)
-        if not line or line.endswith((SAID, _TORN)):
+        line = words.decode(errors="replace").rstrip()
+        if torn := _TORN_BEFORE_OURS.match(line):
+            line = line[torn.end() :]
+        if not line or line.endswith(SAID) or _TORN.fullmatch(line):
             return ""
         if line.startswith(_MARKED_NAME):
             line = _NAME + line.removeprefix(_MARKED_NAME)

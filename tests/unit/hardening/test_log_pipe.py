@@ -181,6 +181,13 @@ def test_what_only_names_us_is_left_whole(tmp_path: Path, before: str) -> None:
     assert (tmp_path / "log").read_text() == f"{before}zcache: the same again, 799 times in 1 s: x\n"
 
 
+@pytest.mark.parametrize("torn", ["nbdkit:", "nbdkit: python", "@bdkit: nbdkit: python[2]: error:", "[2]: error:"])
+def test_a_line_without_words_is_none(tmp_path: Path, torn: str) -> None:
+    with (tmp_path / "log").open("w") as log:
+        assert run(TORN, log.fileno(), f"{torn}\n").returncode == 0
+    assert (tmp_path / "log").read_text() == "zcache: the same again, 799 times in 1 s: x\n"
+
+
 def test_an_heir_says_the_last_words_of_whom_it_succeeds(tmp_path: Path) -> None:
     """And of nobody else: not what the one before that has said."""
     with (tmp_path / "log").open("w") as log:
