@@ -405,11 +405,9 @@ class FakeConnection:
             stop = _part(len(found), lengths)
             self._send([(b"GET", key) for key in keys[len(found) : stop]])
             for value in self._receive(is_write=False):
-                if isinstance(value, Refused):
+                if isinstance(value, Refused) and value is not _ZSET:
                     refusal = refusal or value
-                elif value is not None:
-                    self._fill(buffers[len(found)], value)
-                found.append(isinstance(value, bytes))
+                found.append(isinstance(value, bytes) and self._fill(buffers[len(found)], value))
         if refusal:
             raise refusal
         return found
@@ -526,11 +524,12 @@ class FakeConnection:
         self._end(is_heard=False)
         raise ConnectionResetError(errno.ECONNRESET, "the engine has closed the connection")
 
-    def _fill(self, buffer: memoryview, value: Reply) -> None:
-        if not isinstance(value, bytes) or len(value) != len(buffer):
+    def _fill(self, buffer: memoryview, value: bytes) -> bool:
+        if len(value) > len(buffer):
             self._end(is_heard=True)
             raise ProtocolError(f"a value of {len(buffer)} bytes was expected")
-        buffer[:] = value
+        buffer[: len(value)] = value
+        return len(value) == len(buffer)
 
     def _end(self, *, is_heard: bool) -> None:
         self._is_open = False

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from zcache.client import remote_tables
 from zcache.client.remote_accounts import Instance, find, remove
 from zcache.client.remote_engines import Engines
 from zcache.errors import BadInput, EnvironmentProblem, ZcacheError
-from zcache.remote.accounts import ROOT, prefix_of, quota_key
+from zcache.remote.accounts import NAME, OWNER, ROOT, prefix_of, quota_key
 from zcache.remote.url import Url, parse_url, read_password
 from zcache.sizes import human, parse_size
 
@@ -39,8 +38,6 @@ OPERATOR_COMMANDS: Final = ("cluster|slots", "get", "hgetall", "info", "memory|u
 WATCH_SECONDS: Final = 5.0
 
 _TO_BE_GIVEN: Final = ">PASSWORD"
-_OWNER: Final = re.compile(r"[\w.@+-]+", re.ASCII)
-_NAME: Final = re.compile(r"[0-9a-f]{12}")
 
 
 def main(words: Sequence[str]) -> int:
@@ -158,7 +155,7 @@ def _status(urls: Sequence[Url], is_json: bool) -> int:
 
 
 def _gc(urls: Sequence[Url], name: str, *, is_sure: bool, is_forced: bool) -> int:
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise BadInput(f"{name!a}: not a name; give one of those that zcache remote status shows")
     with contextlib.closing(_all_engines(urls)) as engines:
         instances = _of_name(engines, name)
@@ -229,6 +226,6 @@ def _quota(urls: Sequence[Url], owner: str, size: str) -> int:
 
 
 def _checked_owner(owner: str) -> str:
-    if not _OWNER.fullmatch(owner) or owner == "quota":  # whose keys would be all quotas
+    if not OWNER.fullmatch(owner) or owner == "quota":  # whose keys would be all quotas
         raise BadInput(f"{owner!a}: no owner; give a user, of letters, digits and . _ @ + -, and not quota")
     return owner

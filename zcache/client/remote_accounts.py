@@ -8,21 +8,23 @@ What the account that asks may not read is left out, and counted.
 Cost: one SCAN of all keys, a batch at a time; other clients are served in between.
 """
 
+import contextlib
 import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from zcache.client.remote_engines import Engine, NotAllowed
-from zcache.remote.accounts import ROOT, quota_key
+from zcache.client.remote_engines import Engine, NotAllowed, OtherKind
+from zcache.remote.accounts import NAME, OWNER, ROOT, quota_key
+from zcache.remote.peer import number_of, shown
 
 #: Not seen for so long is silent: a machine says that it is there every two seconds.
 SILENT_SECONDS: Final = 60
-#: How users and names look in keys.
-_OWNER: Final = rb"[\w.@+-]+"
-_KEY: Final = re.compile(rb"zcache:(%b):([0-9a-f]{12}):(\{[^}]*\}:)?(?:word|account|([0-9]+:[0-9]+))" % _OWNER)
-_QUOTA: Final = re.compile(rb"zcache:quota:(%b)" % _OWNER)
+_NUMBER: Final = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+_LOOKS: Final = OWNER.pattern.encode(), NAME.pattern.encode()
+_KEY: Final = re.compile(rb"zcache:(%b):(%b):(\{[^}]*\}:)?(?:word|account|([0-9]+:[0-9]+))" % _LOOKS)
+_QUOTA: Final = re.compile(rb"zcache:quota:(%b)" % _LOOKS[0])
 
 
 class Lane(NamedTuple):
@@ -110,13 +112,15 @@ def remove(instance: Instance) -> int:
 
 
 def _instance(engine: Engine, lane: Lane, frames: int, sample: bytes | None) -> Instance:
-    """Raises `NotAllowed`."""
-    said: dict[bytes, bytes] = engine.ask("HGETALL", lane.prefix + b"account")
-    account = {field.decode(): value.decode(errors="replace") for field, value in said.items()}
-    numbers = {field: int(value) for field, value in account.items() if value.lstrip("-").isdigit()}
-    held, held_bytes = numbers.get("frames", 0), numbers.get("bytes", 0)
+    """Raises `NotAllowed`. An account is what its machine has written, whatever that is."""
+    said: dict[bytes, bytes] = {}
+    with contextlib.suppress(OtherKind):
+        said = engine.ask("HGETALL", lane.prefix + b"account")
+    account = {field: shown(value.decode(errors="replace")) for field, value in said.items()}
+    numbers = {field: int(value) for field, value in account.items() if _NUMBER.fullmatch(value)}
+    held, held_bytes = numbers.get(b"frames", 0), numbers.get(b"bytes", 0)
     size_bytes: int | None = 0
-    if frames and held:
+    if frames and held > 0 and held_bytes >= 0:
         size_bytes = frames * held_bytes // held
     elif sample:
         size_bytes = _size_bytes(engine, sample, frames)
@@ -125,12 +129,12 @@ def _instance(engine: Engine, lane: Lane, frames: int, sample: bytes | None) -> 
         lane.owner,
         lane.name,
         (lane.prefix,),
-        account.get("host"),
-        account.get("version"),
-        numbers.get("seen"),
+        account.get(b"host"),
+        account.get(b"version"),
+        numbers.get(b"seen"),
         frames,
         size_bytes,
-        None if (limit := numbers.get("limit_bytes", -1)) < 0 else limit,
+        None if (limit := numbers.get(b"limit_bytes", -1)) < 0 else limit,
     )
 
 
@@ -162,9 +166,7 @@ def total(figures: Iterable[int | None]) -> int | None:
 
 def _quotas(engine: Engine, owners: set[str]) -> Iterable[tuple[str, int]]:
     for owner in owners:
-        try:
-            said: Any = engine.ask("GET", quota_key(owner))
-        except NotAllowed:
-            continue
-        if said is not None and said.isdigit():
-            yield owner, int(said)
+        with contextlib.suppress(NotAllowed, OtherKind):
+            quota_bytes = number_of(engine.ask("GET", quota_key(owner)))
+            if quota_bytes is not None:
+                yield owner, quota_bytes

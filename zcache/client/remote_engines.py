@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zcache.errors import BadInput, EnvironmentProblem
 from zcache.remote import checks, cluster
 from zcache.remote.cluster import Shard
+from zcache.remote.peer import shown
 from zcache.remote.url import DEFAULT_USER, Url, tls_context
 
 if TYPE_CHECKING:
@@ -44,10 +45,10 @@ class Engine:
         from redis import Redis
 
         self._client: Any = Redis.from_pool(_pool(url))
-        self.info: dict[str, Any] = self.ask("INFO")
+        self.info = {name: shown(str(value)) for name, value in self.ask("INFO").items()}
 
     def ask(self, *words: bytes | str | int) -> Any:
-        """One command. Raises `NotAllowed` if the account may not."""
+        """One command. Raises `NotAllowed` if the account may not, and `OtherKind`."""
         with self._told():
             return self._client.execute_command(*words)
 
@@ -71,12 +72,17 @@ class Engine:
             yield
         except NoPermissionError as error:
             raise NotAllowed(f"remote={self.name}: {_line(error, self.url)}") from None
-        except (RedisError, OSError) as error:
-            raise EnvironmentProblem(f"remote={self.name}: {_line(error, self.url)}") from None
+        except (RedisError, OSError, ValueError) as error:  # ValueError: what redis-py makes nothing of
+            kind = OtherKind if str(error).startswith("WRONGTYPE") else EnvironmentProblem
+            raise kind(f"remote={self.name}: {_line(error, self.url)}") from None
 
 
 class NotAllowed(EnvironmentProblem):
     """The account that the URL names may not do this, or not with this key."""
+
+
+class OtherKind(EnvironmentProblem):
+    """What somebody has put under this key is not what it is for."""
 
 
 class Engines:
@@ -117,8 +123,7 @@ class Engines:
         except EnvironmentProblem as error:
             self.silent.append(str(error))
             return
-        why = checks.why_not(checks.Said({name: str(v) for name, v in engine.info.items()}, {}), url.is_cluster, True)
-        if why:
+        if why := checks.why_not(engine.info, url.is_cluster, True):
             raise BadInput(f"remote={url.name}: {why}")
         if not url.is_cluster:
             self._keep(engine)
@@ -141,7 +146,7 @@ class Engines:
 
     def _keep(self, engine: Engine) -> bool:
         """False: it was there already, under another URL."""
-        run_id = engine.info["run_id"]
+        run_id = engine.info.get("run_id", engine.name)
         if run_id in self._runs:
             return False
         self._runs.add(run_id)
@@ -185,4 +190,4 @@ def _line(error: Exception, url: Url) -> str:
     if isinstance(cause, TimeoutError) or "Timeout" in str(cause):
         return f"does not answer within {ANSWER_SECONDS:.0f} s"
     text = str(getattr(cause, "strerror", None) or cause).strip() or type(cause).__name__
-    return text.splitlines()[0].replace(url.password or "\0", "…")
+    return shown(text.splitlines()[0].replace(url.password or "\0", "…"))

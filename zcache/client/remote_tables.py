@@ -1,15 +1,20 @@
 """What engines hold of whom, as people read it, and as JSON has it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypedDict
+from typing import Final, TypedDict
 
 from zcache.client.remote_accounts import Instance, total
 from zcache.client.remote_engines import Engine
 from zcache.client.tables import print_table
+from zcache.remote.peer import number_of
 from zcache.sizes import human
 
 #: From the largest down, with the least count that is shown in each.
 _AGES: Final = (("days", 86400, 2), ("h", 3600, 2), ("min", 60, 2), ("s", 1, 0))
+#: What a machine says of itself is cut short in the table: what is wider takes other columns' room.
+#: Linux has no longer names.
+_HOST_CHARS: Final = 64
+_VERSION_CHARS: Final = 16
 
 
 class EngineRow(TypedDict):
@@ -86,8 +91,8 @@ def print_answer(answer: Answer) -> None:
         [
             row["owner"],
             row["name"],
-            row["host"] or "-",
-            row["version"] or "-",
+            (row["host"] or "-")[:_HOST_CHARS],
+            (row["version"] or "-")[:_VERSION_CHARS],
             row["state"],
             age(row["seen_seconds_ago"]),
             str(row["frames"]),
@@ -131,13 +136,13 @@ def _size(size_bytes: int | None) -> str:
     return "-" if size_bytes is None else human(size_bytes)
 
 
-def _engine(name: str, info: Mapping[str, Any]) -> EngineRow:
+def _engine(name: str, info: Mapping[str, str]) -> EngineRow:
     return {
         "engine": name,
-        "version": str(info.get("valkey_version") or info.get("redis_version", "-")),
-        "used_bytes": int(info.get("used_memory", 0)),
-        "max_bytes": int(info.get("maxmemory", 0)),
-        "policy": str(info.get("maxmemory_policy", "-")),
+        "version": info.get("valkey_version") or info.get("redis_version", "-"),
+        "used_bytes": number_of(info.get("used_memory")) or 0,
+        "max_bytes": number_of(info.get("maxmemory")) or 0,
+        "policy": info.get("maxmemory_policy", "-"),
     }
 
 

@@ -12,6 +12,7 @@ when the server is replaced, and a machine that is started anew has another.
 """
 
 import hashlib
+import re
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 #: All keys begin with it.
 ROOT: Final = b"zcache:"
 _NAME_DIGITS: Final = 12
+#: How owners and names look.
+OWNER: Final = re.compile(r"[\w.@+-]+", re.ASCII)
+NAME: Final = re.compile(rf"[0-9a-f]{{{_NAME_DIGITS}}}")
 
 
 def name_of(secret: bytes) -> str:

@@ -10,7 +10,7 @@ neither here and now; so this is asked, not waited for. What an account is not a
 from typing import Final, NamedTuple
 
 from zcache.remote.accounts import prefix_of
-from zcache.remote.peer import Peer, fields_of
+from zcache.remote.peer import fields_of, number_of
 from zcache.remote.readers import Connected
 from zcache.remote.resp import Refused
 
@@ -58,20 +58,14 @@ def try_rights(connection: Connected, owner: str, seconds: float) -> None:
                 raise
 
 
-def ask_peer(peer: Peer) -> Said:
-    """The same of one that was greeted, on its own connection, without settings. Raises
-    `OSError`."""
-    return Said(fields_of(peer.ask("INFO")), {})
-
-
-def why_not(said: Said, is_cluster: bool, may_evict: bool) -> str:
-    """Why it must not hold our frames; "": it may. `may_evict`: what it throws out is somewhere
-    else, too."""
-    info = said.info
+def why_not(info: dict[str, str], is_cluster: bool, may_evict: bool) -> str:
+    """Why it must not hold our frames, by what INFO says; "": it may. `may_evict`: what it throws
+    out is somewhere else, too."""
     version = info.get("valkey_version") or info.get("redis_version", "")
-    if not version.partition(".")[0].isdigit():
+    number = number_of(version.partition(".")[0])
+    if number is None:
         return "does not say what it is; give the URL of a Redis or Valkey"
-    if int(version.partition(".")[0]) < LEAST_VERSION:
+    if number < LEAST_VERSION:
         return f"version {version} is too old; give Redis or Valkey {LEAST_VERSION} or newer"
     if info.get("loading", "0") != "0":
         return "is still loading what it had stored; wait until it has"

@@ -68,6 +68,8 @@ def _parse_node(node: object) -> Node | None:
     follows (Redis 7: names and values in turn)."""
     if not (isinstance(node, list) and len(node) >= 3 and isinstance(node[1], int) and isinstance(node[2], bytes)):
         return None
+    if not 0 < node[1] < 65536:
+        return None
     more = node[3] if len(node) > 3 and isinstance(node[3], list) else []
     ips = [value for name, value in zip(more[::2], more[1::2], strict=False) if name == b"ip"]
     host = next((each.decode() for each in (node[0], *ips) if _is_address(each)), "")

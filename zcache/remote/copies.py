@@ -157,6 +157,15 @@ class Copies:
         with self.lock:
             self.unnamed[peer.lane] |= not self.dead.add(slot, generation, peer.number)
 
+    def remove(self, peer: Peer, keys: Sequence[bytes]) -> None:
+        """What nobody names, at once. Raises `OSError`; what is left is swept up then."""
+        try:
+            peer.unlink(keys)
+        except OSError:
+            self.unnamed[peer.lane] = True
+            raise
+        self.counters.remote_flushes += len(keys)
+
     @staticmethod
     def key_of(peer: Peer, slot: int, generation: int) -> bytes:
         """Of a version of the slot."""

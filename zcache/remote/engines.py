@@ -14,7 +14,7 @@ from zcache.errors import BadInput
 from zcache.remote import checks, cluster
 from zcache.remote.accounts import prefix_of
 from zcache.remote.cluster import Node, Shard
-from zcache.remote.peer import Connect, Peer
+from zcache.remote.peer import Connect, Peer, fields_of
 from zcache.remote.reach import WORDS, Reach, note, noted
 from zcache.remote.readers import Connected
 from zcache.remote.resp import Connection, ProtocolError, Refused
@@ -94,7 +94,7 @@ class Engines:
             for warning in url.warnings:
                 report(f"WARNING: remote={url.name}: {warning}")
             said = self._ask(reach)
-            if why := checks.why_not(said, url.is_cluster, self._may_evict):
+            if why := checks.why_not(said.info, url.is_cluster, self._may_evict):
                 raise BadInput(f"remote={url.name}: {why}")
             if not url.is_cluster and said.run_id in runs:
                 raise BadInput(
@@ -139,7 +139,7 @@ class Engines:
                 said = checks.ask(connection, START_SECONDS)
                 if url.is_cluster and said.info.get("cluster_enabled", "0") != "0":
                     self._read_map(url, connection)
-                if not checks.why_not(said, url.is_cluster, self._may_evict):
+                if not checks.why_not(said.info, url.is_cluster, self._may_evict):
                     checks.try_rights(connection, url.user, START_SECONDS)
             except Refused as error:
                 give = "give a user and a password" if error.word == "NOAUTH" else "see the engine's log and ACL"
@@ -283,9 +283,8 @@ class Engines:
         self._shards = second_best or self._shards  # of nodes that may be cut off from the others
 
     def why_not(self, peer: Peer) -> str:
-        """Why a peer that was just greeted must not hold frames; "": it may."""
-        said = checks.ask_peer(peer)
-        return checks.why_not(said, peer.url.is_cluster, self._may_evict)
+        """Why a peer that was just greeted must not hold frames; "": it may. Raises `OSError`."""
+        return checks.why_not(fields_of(peer.ask("INFO")), peer.url.is_cluster, self._may_evict)
 
     def why_not_any_more(self, memory: dict[str, str]) -> str:
         """Why a peer must be given no more frames, by what it says of its memory now; "": it may

@@ -20,14 +20,14 @@ import contextlib
 import errno
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from zcache.clock import Clock
 from zcache.remote.accounts import account_of, quota_key
 from zcache.remote.copies import Copies
 from zcache.remote.engines import Engines
-from zcache.remote.peer import Changed, Identity, Peer, fields_of
+from zcache.remote.peer import Changed, Identity, Peer, fields_of, number_of
 from zcache.remote.remirror import Remirror
 from zcache.remote.resp import Refused
 from zcache.remote.sweeper import Sweeper
@@ -44,8 +44,6 @@ GONE_SECONDS: Final = 30.0
 START_SECONDS: Final = 3.0
 #: What is missing for less than that is under way.
 MISSING_SECONDS: Final = 1.0
-#: No quota has more digits.
-_MAX_DIGITS: Final = 18
 #: Of an engine's maxmemory, what it is left for itself: buffers, fragmentation.
 SPARE_SHIFT: Final = 5
 
@@ -89,20 +87,15 @@ class Mender:
 
     def work(self) -> None:
         """One turn. Called by one thread, again and again; it outlives whatever it meets."""
-        with self._turn:
-            try:
-                if not self._is_over:
-                    self._take_turn()
-            except Exception as error:
-                what = describe(error)
-                if what != self._unforeseen:
-                    self._report(f"WARNING: what looks after engines met something unforeseen: {what}")
-                self._unforeseen = what
+        with self._turn, self._going_on():
+            if not self._is_over:
+                self._take_turn()
 
     def _take_turn(self) -> None:
         self._see_nodes()
         for peer in sorted(self._copies.peers, key=lambda peer: self._connecting[peer.lane].failures):
-            self._look_after(peer)  # those that answer before those that are waited for
+            with self._going_on():
+                self._look_after(peer)  # those that answer before those that are waited for
             peer.is_gone = self._is_gone(peer)
         ends = self._clock.now() + WORK_SECONDS
         self.also(lambda: self._clock.now() < ends)
@@ -117,11 +110,24 @@ class Mender:
     def connect_all(self) -> None:
         """At the start: one try for each peer, while there is time."""
         ends = self._clock.now() + START_SECONDS
-        self._engines.refresh()  # a successor has no map of the Cluster yet
-        self._see_nodes()
+        with self._going_on():
+            self._engines.refresh()  # a successor has no map of the Cluster yet
+            self._see_nodes()
         for peer in self._copies.peers:
             if self._clock.now() < ends:
-                self._look_after(peer)
+                with self._going_on():
+                    self._look_after(peer)
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Whatever is met here, what comes after it is done; it is noted as not foreseen."""
+        try:
+            yield
+        except Exception as error:
+            what = describe(error)
+            if what != self._unforeseen:
+                self._report(f"WARNING: what looks after engines met something unforeseen: {what}")
+            self._unforeseen = what
 
     def troubles(self) -> list[str]:
         """What is wrong with engines, in words."""
@@ -162,6 +168,7 @@ class Mender:
     # ---------------------------------------------------------------------------------------------
 
     def _look_after(self, peer: Peer) -> None:
+        """Raises what was not foreseen; it is out of reach then, too."""
         lane = peer.lane
         connecting = self._connecting[lane]
         if peer.moved:
@@ -184,8 +191,10 @@ class Mender:
             except Changed:  # greeted anew at once: what it still has can be asked for
                 self._greet(peer)
                 self._hear(peer)
-        except OSError as error:
+        except Exception as error:
             self._is_down(peer, error)
+            if not isinstance(error, OSError):
+                raise
         else:
             connecting.succeeded()
             if not peer.is_up:
@@ -253,7 +262,7 @@ class Mender:
             raise Changed(errno.ESTALE, "it has forgotten what it held")
         memory = fields_of(peer.ask("INFO", "memory"))
         own_bytes = copies.at[lane] * copies.paid_bytes
-        used, most = (_number(memory.get(name, "").encode()) or 0 for name in ("used_memory", "maxmemory"))
+        used, most = (number_of(memory.get(name)) or 0 for name in ("used_memory", "maxmemory"))
         peer.foreign_bytes = max(used - own_bytes, 0)
         limits = []
         if most:
@@ -261,7 +270,7 @@ class Mender:
             sharers = sum(other.node == peer.node for other in copies.peers)
             limits.append(max(own_bytes + (free // sharers if free > 0 else free), 0))
         with contextlib.suppress(Refused):  # not ours to read, or no number
-            quota = _number(self._engines.ask_where_it_is(peer, quota_key(peer.url.user)))
+            quota = number_of(self._engines.ask_where_it_is(peer, quota_key(peer.url.user)))
             if quota is not None:
                 limits.append(quota // self._engines.lanes_of(peer))
         peer.limit_bytes = min(limits, default=None)
@@ -281,7 +290,7 @@ class Mender:
             self._is_wordless[peer.lane] = False
         return word
 
-    def _is_down(self, peer: Peer, error: OSError) -> None:
+    def _is_down(self, peer: Peer, error: Exception) -> None:
         lane = peer.lane
         self._connecting[lane].failed(describe(error))
         self._why_down[lane] = error.text if isinstance(error, Refused) else describe(error)
@@ -296,8 +305,3 @@ class Mender:
         """For so long that its copies are to be made again."""
         since = self._down_since[peer.lane]
         return since is not None and self._clock.now() - since >= GONE_SECONDS
-
-
-def _number(text: object) -> int | None:
-    """What an engine or its operator has written; None: that is no number."""
-    return int(text) if isinstance(text, bytes) and text.isdigit() and len(text) <= _MAX_DIGITS else None

@@ -19,6 +19,7 @@ is the mender's. Cost: 6 connections and their buffers.
 import errno
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
@@ -39,7 +40,13 @@ READERS: Final = 4
 CONNECT_SECONDS: Final = 2.0
 #: For what the mender asks.
 ASK_SECONDS: Final = 2.0
-
+#: As it is left at an engine; none is 0.
+_WORD: Final = re.compile(rb"(?!0{16})[0-9a-f]{16}")
+#: Refusals after which it is looked for elsewhere. A question is refused for more reasons than a
+#: write, whose refusal keeps other writes away until the next heartbeat: while a slot is on its
+#: way (ASK) or some are nobody's (CLUSTERDOWN), reads of the lane may go on.
+_WRITE_MOVED: Final = ("MOVED", "READONLY")
+_MOVED: Final = (*_WRITE_MOVED, "CLUSTERDOWN", "ASK")
 
 _Answer = TypeVar("_Answer")
 
@@ -141,7 +148,7 @@ class Peer:
         self.refusal = next(filter(None, refusals), "")
         if self.trouble.failures:
             self.trouble.succeeded()
-        if self.refusal.startswith(("MOVED", "READONLY")):
+        if self.refusal.startswith(_WRITE_MOVED):
             self.moved = True
         return refusals
 
@@ -154,7 +161,7 @@ class Peer:
     def failed(self, error: OSError) -> None:
         """Something that was asked of it did not succeed."""
         self.trouble.failed(describe(error))
-        if isinstance(error, Refused) and error.word in ("MOVED", "READONLY", "CLUSTERDOWN", "ASK"):
+        if isinstance(error, Refused) and error.word in _MOVED:
             self.moved = True
 
     def takes_frames(self) -> bool:
@@ -214,7 +221,10 @@ class Peer:
             if known is None:
                 raise
             return Identity(found.run, known.word)
-        return self._identify(connection)
+        left = self._identify(connection)
+        if not left.word:  # which would be no incarnation
+            raise OSError(errno.EPROTO, f"{self.name}: does not keep the word that was left there")
+        return left
 
     def connect(self, identity: Identity) -> None:
         """Have all connections, to the engine that it was greeted as. Raises `OSError`; `Changed`
@@ -288,10 +298,11 @@ class Peer:
         run_id = fields_of(info).get("run_id", "")
         word = connection.call("GET", self.prefix + b"word", seconds=ASK_SECONDS)
         run = int.from_bytes(hashlib.blake2b(run_id.encode(), digest_size=8).digest(), "little")
-        try:
-            return Identity(run, int(word, 16) if isinstance(word, bytes) else 0)
-        except ValueError:
-            raise OSError(errno.EPROTO, f"{self.name}: the word there is none of ours") from None
+        if word is None:
+            return Identity(run, 0)
+        if not isinstance(word, bytes) or not _WORD.fullmatch(word):
+            raise OSError(errno.EPROTO, f"{self.name}: the word there is none of ours")
+        return Identity(run, int(word, 16))
 
 
 def fields_of(info: object) -> dict[str, str]:
@@ -299,4 +310,17 @@ def fields_of(info: object) -> dict[str, str]:
     if not isinstance(info, bytes):
         return {}
     lines = info.decode("ascii", "replace").splitlines()
-    return {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
+    return {name: shown(value) for name, colon, value in (line.partition(":") for line in lines) if colon}
+
+
+def shown(text: str) -> str:
+    """What an engine or a machine has written, for a terminal: nothing in it is a command."""
+    return text if text.isprintable() else ascii(text)
+
+
+def number_of(text: object, most_digits: int = 18) -> int | None:
+    """The same as a number; None: it is none, or longer than that. (Python's own idea of a number
+    is a wide one.)"""
+    if not isinstance(text, str | bytes) or len(text) > most_digits or not (text.isascii() and text.isdigit()):
+        return None
+    return int(text)

@@ -174,7 +174,7 @@ class Remirror:
         target = self._target(self._nodes_of(there, leaver), {leaver.lane}) if leaver else None
         if leaver and target and self._copy(slot, generation, leaver, target, leaver.number):
             # At once, and not from the list: it might come back to this engine.
-            leaver.unlink([self._copies.key_of(leaver, slot, generation)])
+            self._copies.remove(leaver, [self._copies.key_of(leaver, slot, generation)])
 
     def _copy(self, slot: int, generation: int, source: Peer, target: Peer, away: int) -> bool:
         """From one peer to another, which holds it in the place of the incarnation that is away, if

@@ -101,7 +101,7 @@ class Connection:
 
     def get_all(self, keys: Sequence[bytes], buffers: Sequence[memoryview], seconds: float) -> list[bool]:
         """Receive the values of `keys` in `buffers`, which are as long as they are; whether each
-        was there. (A buffer whose value was not is as it was.)"""
+        was there. (In a buffer whose value was not may be anything.)"""
         found: list[bool] = []
         with self._exchange(seconds) as deadline:
             lengths = list(map(len, buffers))
@@ -215,19 +215,29 @@ class Connection:
     def _read_line(self, deadline: float) -> bytes:
         """The next one; of an error the text is kept."""
         line = self._wire.read_line(deadline)
-        if line[:1] == b"-" and not self._refusal:
-            text = line[1:].decode(errors="backslashreplace")[:_MAX_TEXT]
-            self._refusal = (text if text.isprintable() else ascii(text)) or "an error without a word"
+        if line[:1] == b"-":
+            self._note_refusal(line)
         return line
 
+    def _note_refusal(self, line: bytes) -> None:
+        """If it is the first of this batch."""
+        if not self._refusal:
+            text = line[1:].decode(errors="backslashreplace")[:_MAX_TEXT]
+            self._refusal = (text if text.isprintable() else ascii(text)) or "an error without a word"
+
     def _read_value(self, target: memoryview, deadline: float) -> bool:
-        line = self._read_line(deadline)
-        if line[:1] == b"-" or line == b"$-1":
+        """False: it is not there, or something else is, which is none of ours."""
+        line = self._wire.read_line(deadline)
+        if line == b"$-1" or line.startswith(b"-WRONGTYPE "):
             return False
-        if line[:1] != b"$" or _number(line) != len(target):
+        if line[:1] == b"-":
+            self._note_refusal(line)
+            return False
+        length = _number(line) if line[:1] == b"$" else -1
+        if not 0 <= length <= len(target):
             raise ProtocolError(f"a value of {len(target)} bytes was expected, not {line[:20]!r}")
-        self._wire.read_value(target, deadline)
-        return True
+        self._wire.read_value(target[:length], deadline)
+        return length == len(target)
 
     def _read_status(self, deadline: float) -> str:
         """An answer to SET: "" or why not. That is no refusal of the whole batch."""

@@ -22,7 +22,7 @@ from typing import Final
 from zcache.clock import Clock
 from zcache.linux.memory import anonymous_memory
 from zcache.remote.copies import Copies
-from zcache.remote.peer import Peer
+from zcache.remote.peer import Peer, number_of
 from zcache.tiers.backoff import Backoff
 from zcache.tiers.health import describe
 
@@ -32,6 +32,8 @@ BATCH_KEYS: Final = 256
 SWEEP_SECONDS: Final = 3600.0
 #: Slots looked at in one go for copies that a sweep has not seen, some 50 us.
 WINDOW_SLOTS: Final = 1024
+#: An engine's cursor is a word of 64 bits.
+_CURSOR_DIGITS: Final = 20
 
 
 class Sweeper:
@@ -59,11 +61,8 @@ class Sweeper:
                 if peer := copies.holder(number):
                     by_lane.setdefault(peer.lane, []).append(copies.key_of(peer, slot, generation))
             for lane, keys in by_lane.items():
-                try:
-                    copies.peers[lane].unlink(keys)
-                    copies.counters.remote_flushes += len(keys)
-                except OSError:
-                    copies.unnamed[lane] = True
+                with contextlib.suppress(OSError):
+                    copies.remove(copies.peers[lane], keys)
             if self._clock.now() >= ends:
                 return
 
@@ -146,8 +145,7 @@ class Sweeper:
         after, keys = self._scan(peer, cursor)
         strays = [key for key in keys if self._is_stray(peer, key)]
         if strays:
-            peer.unlink(strays)
-            self._copies.counters.remote_flushes += len(strays)
+            self._copies.remove(peer, strays)
         return after
 
     @staticmethod
@@ -156,7 +154,9 @@ class Sweeper:
         reply = peer.ask("SCAN", cursor, "MATCH", peer.prefix + b"*", "COUNT", BATCH_KEYS)
         if not (isinstance(reply, list) and len(reply) == 2 and isinstance(reply[1], list)):
             raise OSError(errno.EPROTO, "SCAN was not answered with a list")
-        after = int(reply[0]) if isinstance(reply[0], bytes) and reply[0].isdigit() else 0
+        after = number_of(reply[0], _CURSOR_DIGITS)
+        if after is None:
+            raise OSError(errno.EPROTO, "SCAN was answered without a cursor")
         return after or None, [key for key in reply[1] if isinstance(key, bytes)]
 
     def _is_stray(self, peer: Peer, key: bytes) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from zcache.errors import BadInput
+from zcache.remote.accounts import OWNER
 
 if TYPE_CHECKING:
     import ssl
@@ -29,7 +30,6 @@ FORMS: Final = "redis://HOST, rediss://HOST or unix:///PATH, with USER:PASSWORD@
 
 _FORM: Final = re.compile(r"(rediss?|unix)://(?:([^/?#]*)@)?([^/?#@]*)(/[^?#]*)?(?:\?([^#]*))?")
 _HOST: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+(?:%[\w.-]+)?)\]|([\w.-]+))(?::([0-9]{1,5}))?", re.ASCII)
-_USER: Final = re.compile(r"[\w.@+-]+", re.ASCII)
 _TLS_OPTIONS: Final = ("ca", "cert", "key", "server_name")
 _OPTIONS: Final = ("cluster", "password_file", *_TLS_OPTIONS)
 #: The longest that `sockaddr_un` holds.
@@ -98,7 +98,7 @@ def parse_url(text: str, is_successor: bool = False) -> Url:
     )
     if url.user == "quota":
         raise _bad(shown, "keys of that name are everybody's quotas", "another user")
-    if not _USER.fullmatch(url.user):
+    if not OWNER.fullmatch(url.user):
         raise _bad(shown, "keys are named for the user", "one of letters, digits and . _ @ + -")
     if password:
         url = url._replace(warnings=("a password in a URL is seen in lists of processes; give password_file=PATH",))
@@ -215,6 +215,10 @@ def _options(shown: str, query: str, is_tls: bool) -> dict[str, str]:
             raise _bad(shown, f"{key}= is empty", "it a value, or leave it away")
     if options.get("cluster", "no") not in ("yes", "no"):
         raise _bad(shown, "cluster=: no such choice", "cluster=yes or cluster=no")
+    try:
+        options.get("server_name", "").encode("idna")  # as TLS takes it
+    except UnicodeError:
+        raise _bad(shown, "server_name=: not a name", "a name that a certificate may have") from None
     if "key" in options and "cert" not in options:
         raise _bad(shown, "key= without cert=", "the certificate that the key is for")
     return options

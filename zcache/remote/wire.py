@@ -171,6 +171,8 @@ class Wire:
             self._socket.connect(address.sockaddr)
         except TimeoutError:  # Python's own has no errno
             raise _too_late() from None
+        except (OverflowError, ValueError) as error:
+            raise ProtocolError(f"no address: {error}") from None
 
     def _begin_tls(self, tls: "ssl.SSLContext", server_name: str | None, deadline: float) -> None:
         import ssl  # who has a context has it already
@@ -178,7 +180,11 @@ class Wire:
         self._again = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
         self._waits_for = {ssl.SSLWantReadError: select.POLLIN, ssl.SSLWantWriteError: select.POLLOUT}
         self._tls_errors = (ssl.SSLError,)  # their numbers are OpenSSL's, and would be taken for errno
-        wrapped = tls.wrap_socket(self._socket, server_hostname=server_name, do_handshake_on_connect=False)
+        try:
+            (server_name or "").encode("idna")  # as it does, too late to close the socket
+            wrapped = tls.wrap_socket(self._socket, server_hostname=server_name, do_handshake_on_connect=False)
+        except ValueError as error:
+            raise ProtocolError(f"TLS: server_name={server_name}: {error}") from None
         self._socket = wrapped
         wrapped.settimeout(_left(deadline))
         try:

@@ -24,7 +24,10 @@ def locked(
         descriptor = os.open(record, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not record.exists() or not os.path.samestat(os.fstat(descriptor), record.stat()):
+            try:
+                if not os.path.samestat(os.fstat(descriptor), record.stat()):
+                    continue
+            except FileNotFoundError:
                 continue  # its last holder has removed it while we waited
             try:
                 text = os.pread(descriptor, 1 << 20, 0).partition(b"\n")[0]

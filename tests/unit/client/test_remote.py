@@ -286,6 +286,50 @@ def test_gc_of_a_name_that_is_none_says_so(pair: list[Engine], run: Run, name: s
     assert code == 2 and said in errors and errors.count("\n") == 1
 
 
+SILLY: Final = ("--5", "-", "²", "٣", "9" * 5000, "5\n", "", "\x1b[2J\x1b]0;gone\x07", "[red]x[/red]", "\udcff", "-3")
+
+
+@pytest.mark.usefixtures("quick_gc")
+@pytest.mark.parametrize("value", SILLY)
+def test_whatever_a_machine_writes_of_itself_hides_no_other(pair: list[Engine], run: Run, value: str) -> None:
+    put(pair[0], "alice", ALICES, frames=2, seen=time.time() - 100)
+    put(pair[0], "bob", BOBS, frames=3, seen=time.time() - 100)
+    account = prefix_of("alice", ALICES) + b"account"
+    said = value.encode(errors="surrogateescape")
+    for field in ("host", "version", "seen", "frames", "bytes", "limit_bytes", b"\xff"):
+        pair[0].call("HSET", account, field, said)
+    pair[0].call("SET", "zcache:quota:alice", said)
+    pair[0].call("SET", "zcache:quota:bob", 1 << 20)
+    first, second = status(run, pair[0].url())["instances"]
+    assert (first["owner"], first["frames"], first["quota_bytes"]) == ("alice", 2, None)
+    assert first["size_bytes"] > 2000, "what the engine itself says of one"
+    assert first["host"].isprintable() and first["version"].isprintable()
+    assert (second["host"], second["size_bytes"], second["quota_bytes"]) == ("host-of-bob", 4500, 1 << 20)
+    code, table, errors = run("status", at=[pair[0].url()])
+    assert (code, errors) == (0, "") and table.replace("\n", "").isprintable()
+    assert first["host"] in table or len(value) == 5000
+    assert re.search(rf"^ *bob +{BOBS} +host-of-bob +0\.2\.0 +silent", table, re.MULTILINE)
+    code, asked, errors = run("gc", ALICES, at=[pair[0].url()], typed="yes\n")
+    assert (code, errors) == (0, "") and asked.replace("\n", "").isprintable()
+    assert f"host {first['host'] or 'unknown'})" in asked
+    assert not keys(pair[0], f"zcache:alice:{ALICES}:*") and len(keys(pair[0])) == 7
+
+
+@pytest.mark.usefixtures("quick_gc")
+def test_what_is_no_account_hides_no_other_and_can_be_removed(pair: list[Engine], run: Run) -> None:
+    put(pair[0], "alice", ALICES, frames=2, seen=None)
+    put(pair[0], "bob", BOBS, frames=3, seen=time.time() - 100)
+    pair[0].call("SET", prefix_of("alice", ALICES) + b"account", "x")
+    pair[0].call("HSET", "zcache:quota:alice", "x", "y")
+    rows = status(run, pair[0].url())["instances"]
+    assert [(row["owner"], row["state"], row["frames"]) for row in rows] == [
+        ("alice", "no account", 2),
+        ("bob", "silent", 3),
+    ]
+    assert run("gc", ALICES, "--yes", at=[pair[0].url()])[0] == 0
+    assert len(keys(pair[0])) == 6 and not keys(pair[0], f"zcache:alice:{ALICES}:*")
+
+
 # -- quotas
 # -------------------------------------------------------------------------------------------------
 

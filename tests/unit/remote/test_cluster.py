@@ -97,6 +97,8 @@ def test_what_is_not_understood_of_a_map_is_left_out() -> None:
     good = [0, 100, [b"10.0.0.1", 7000, b"id", []]]
     assert parse_shards([good]) == [Shard(0, 100, (Node("10.0.0.1", 7000, "id"),))]
     assert parse_shards(None) == parse_shards([]) == parse_shards([[1], 7, [0, 1], [b"0", 1, []]]) == []
+    for port in (-1, 0, 65536, 70000, 1 << 62):
+        assert parse_shards([[0, 100, [b"10.0.0.1", port, b"id"], [b"10.0.0.2", 7000, b"replica"]]]) == []
     assert parse_shards([[0, 1, [b"", 7000, b"id"]], [0, 1, [None, 7000, b"id"]], good]) == parse_shards([good])
 
 

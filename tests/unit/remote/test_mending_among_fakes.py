@@ -14,7 +14,7 @@ from zcache.remote.cluster import Node
 from zcache.remote.copies import Copies
 from zcache.remote.engines import Engines
 from zcache.remote.mender import Mender
-from zcache.remote.peer import Peer
+from zcache.remote.peer import Identity, Peer
 from zcache.remote.reading import Reading
 from zcache.remote.remote_tier import RemoteTier
 from zcache.remote.sweeper import SWEEP_SECONDS
@@ -35,15 +35,22 @@ class Bench:
         for name in self.names:
             self.network.add(name)
         form = "redis://{}?cluster=yes" if is_cluster else "unix://{}"
-        urls = [parse_url(form.format(name)) for name in self.names]
-        engines = Engines(urls, 2, may_evict=False, clock=self.clock, connect_to=self.network.connect)
-        engines.resolve(False, print)
-        engines.check(lambda _: None)
+        self.urls = [parse_url(form.format(name)) for name in self.names]
         self.tables = Tables(SLOTS)
-        self.copies = Copies(self.tables, engines.make_peers("name", self.tables, True), FRAME_BYTES, self.clock)
-        self.mender = Mender(self.copies, engines, lambda _: True, 2, self.clock, lambda _: None)
-        self.mender.connect_all()
+        self.said: list[str] = []
+        self.start(is_successor=False)
         self.work()
+
+    def start(self, *, is_successor: bool) -> None:
+        """A server."""
+        engines = Engines(self.urls, 2, may_evict=False, clock=self.clock, connect_to=self.network.connect)
+        engines.resolve(is_successor, print)
+        if not is_successor:
+            engines.check(lambda _: None)
+        peers = engines.make_peers("name", self.tables, not is_successor)
+        self.copies = Copies(self.tables, peers, FRAME_BYTES, self.clock)
+        self.mender = Mender(self.copies, engines, lambda _: True, 2, self.clock, self.said.append)
+        self.mender.connect_all()
 
     def write(self, slot: int, rng: random.Random) -> list[FakeEngine]:
         """A frame; returns who has it."""
@@ -333,3 +340,120 @@ def test_a_second_holder_that_has_it_already_is_not_named_twice(bench: Bench, rn
     assert bench.copies.let_go(1, first, 1, successor=second)
     assert sorted(bench.tables.holders_of(1)) == [0, second]
     assert sum(bench.copies.at) == 1
+
+
+# -- an engine that says what none would
+# -------------------------------------------------------------------------------------------------
+
+
+def made_again_without(bench: Bench, silly: str, rng: random.Random) -> None:
+    """One engine is no use: what it held is at both others in time, so that either may die; and
+    another server starts in spite of it."""
+    lane = bench.names.index(silly)
+    bench.work(80)
+    assert [peer.is_up for peer in bench.copies.peers] == [other != lane for other in range(3)]
+    assert len([engine for engine in bench.with_copy(1) if engine.name != silly]) == 2
+    bench.start(is_successor=True)
+    assert [peer.is_up for peer in bench.copies.peers] == [other != lane for other in range(3)]
+    bench.network.restart(bench.names[lane - 1], is_from_snapshot=False)
+    bench.work(80)
+    assert len([engine for engine in bench.with_copy(1) if engine.name != silly]) == 2
+    assert len(bench.write(2, rng)) == 2
+
+
+@pytest.mark.parametrize(
+    "word",
+    [b"-5", b"0x5", b" 5", b"1_2", b"", b"F" * 16, b"f" * 15, b"f" * 17, b"0" * 16, b"9" * 5000, b"\xb2", b"1\n"],
+)
+def test_a_word_that_is_none_of_ours_costs_nobody_but_its_engine(bench: Bench, rng: random.Random, word: bytes) -> None:
+    engine = bench.write(1, rng)[0]
+    bench.network.restart(engine.name, is_from_snapshot=False)
+    peer = bench.copies.peers[bench.names.index(engine.name)]
+    bench.network.at[engine.name].execute((b"SET", peer.prefix + b"word", word))
+    made_again_without(bench, engine.name, rng)
+    (trouble,) = bench.mender.troubles()
+    assert "the word there is none of ours" in trouble
+
+
+def test_an_engine_that_does_not_keep_its_word_is_not_taken_for_one_that_does(
+    bench: Bench, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = bench.write(1, rng)[0]
+    bench.network.restart(engine.name, is_from_snapshot=False)
+    monkeypatch.setattr(bench.network.at[engine.name], "_do_set", lambda *_: b"OK")
+    made_again_without(bench, engine.name, rng)
+    (trouble,) = bench.mender.troubles()
+    assert "does not keep the word" in trouble
+
+
+def test_whatever_is_met_at_one_engine_the_others_are_looked_after(
+    bench: Bench, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = bench.write(1, rng)[0]
+    bench.network.restart(engine.name, is_from_snapshot=False)
+    greet = Peer.greet
+
+    def surprise(peer: Peer) -> Identity:
+        if bench.names[peer.lane] == engine.name:
+            raise ValueError("a surprise")
+        return greet(peer)
+
+    monkeypatch.setattr(Peer, "greet", surprise)
+    made_again_without(bench, engine.name, rng)
+    first, second = bench.mender.troubles()
+    assert "out of reach" in first and "a surprise" in first and "did not foresee" in second
+    said = [line for line in bench.said if "something unforeseen: ValueError: a surprise" in line]
+    assert len(said) == 2, "by each server once"
+
+
+def test_others_are_looked_after_in_the_turn_that_meets_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = Peer.connect
+
+    def surprise(peer: Peer, identity: Identity) -> None:
+        if not peer.lane:
+            raise ValueError("a surprise")
+        connect(peer, identity)
+
+    monkeypatch.setattr(Peer, "connect", surprise)
+    for peer in bench.copies.peers:
+        peer.disconnect()
+    bench.work(1)
+    assert [peer.is_connected() for peer in bench.copies.peers] == [False, True, True]
+
+
+@pytest.mark.parametrize("cursor", [b"9" * 5000, b"-1", b"x", 7, None])
+def test_a_cursor_that_is_none_costs_nobody_but_its_engine(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, cursor: bytes | int | None
+) -> None:
+    first, second, third = (bench.network.at[name] for name in bench.names)
+    monkeypatch.setattr(first, "_do_scan", lambda *_: [cursor, []])
+    stray = bench.copies.key_of(bench.copies.peers[2], 1, 77)
+    for engine in (second, third):
+        engine.execute((b"SET", stray, bytes(FRAME_BYTES - 16)))
+    bench.clock.seconds += SWEEP_SECONDS
+    bench.work()
+    assert stray not in second.data and stray not in third.data
+    assert all(peer.is_up for peer in bench.copies.peers) and not bench.mender.troubles()
+
+
+def test_a_frame_that_is_not_removed_where_it_was_moved_from_is_swept_up_at_once(
+    bench: Bench, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At an engine that has to give memory back; nobody names it any more."""
+    for slot in range(1, SLOTS + 1):
+        bench.write(slot, rng)
+    first = bench.network.at[bench.names[0]]
+    unlink, to_fail = Peer.unlink, [True]
+
+    def once(peer: Peer, keys: Sequence[bytes]) -> None:
+        if keys and to_fail:
+            to_fail.clear()
+            raise ConnectionResetError(errno.ECONNRESET, "reset")
+        unlink(peer, keys)
+
+    monkeypatch.setattr(Peer, "unlink", once)
+    first.execute((b"SET", b"zcache:quota:default", b"%d" % bench.copies.paid_bytes))
+    bench.work(60)
+    assert not to_fail and bench.copies.at[0] == 1
+    assert sum(key.endswith(b":1") for key in first.data) == 1
+    assert bench.copies.counters.remote_flushes > 0
