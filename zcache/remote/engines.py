@@ -108,6 +108,11 @@ class Engines:
                 if members and members.isdisjoint(found):
                     raise BadInput(f"remote={url.name}: is of another Cluster than those before it; give one Cluster")
                 members |= found
+                if self._copies == 2 and len(cluster.primaries(self._shards)) == 2:
+                    raise BadInput(
+                        f"remote={url.name}: a Cluster of two primaries stops when one is gone, for the other is no "
+                        "majority; give one of three, or two engines that stand alone"
+                    )
                 warnings += checks.cluster_warnings(said, cluster.has_replicas(self._shards))
             for warning in warnings:
                 report(f"WARNING: remote={url.name}: {warning}")

@@ -1,6 +1,7 @@
 """What a start refuses, over real engines: each with one clear line, and no password in it."""
 
 import contextlib
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.engines import Engine, Refused, cluster, engines, wait_until
+from tests.support.fake_engine import FakeNetwork
 from zcache.errors import BadInput
 from zcache.remote.engines import Engines
 from zcache.remote.tables import Tables
@@ -225,3 +227,23 @@ def test_full_coverage_is_warned_of(nodes: list[Engine]) -> None:
     finally:
         nodes[0].call("CONFIG", "SET", "cluster-require-full-coverage", "no")
     assert any("cluster-require-full-coverage yes; set no" in line for line in said)
+
+
+@pytest.mark.parametrize("primaries", [2, 3])
+def test_a_cluster_without_a_majority_after_a_death_is_refused_for_two_copies(
+    rng: random.Random, primaries: int
+) -> None:
+    """It stops then, whole: the one that is left is not more than half."""
+    clock = FakeClock()
+    network = FakeNetwork(clock, rng, is_cluster=True)
+    for n in range(primaries):
+        network.add(f"127.0.0.{n + 1}:7000")
+    url = parse_url("redis://127.0.0.1:7000?cluster=yes")
+    for copies in (1, 2):
+        engines = Engines([url], copies, may_evict=copies == 1, clock=clock, connect_to=network.connect)
+        engines.resolve(False, print)
+        if primaries == 2 == copies:
+            with pytest.raises(BadInput, match="no majority; give one of three, or two engines that stand alone"):
+                engines.check(lambda _: None)
+        else:
+            engines.check(lambda _: None)
