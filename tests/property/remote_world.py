@@ -215,7 +215,8 @@ class RemoteWorld(World):
         is_cluster = rng.random() < 0.25
         self.network = FakeNetwork(clock, rng, is_cluster=is_cluster)
         self.network.latency_seconds = rng.choice([1e-4, 1e-3, 5e-3])
-        count = rng.choice([2, 2, 3, 4])
+        # A Cluster of two has no majority once one is gone: for two copies it is refused.
+        count = rng.choice([3, 4] if is_cluster and self.layout != "front" else [2, 2, 3, 4])
         self.names = [f"127.0.0.{n + 1}:7000" if is_cluster else f"/engine{n}" for n in range(count)]
         for name in self.names:
             self.network.add(name)

@@ -104,7 +104,7 @@ def warnings(said: Said) -> list[str]:
 
 
 def cluster_warnings(said: Said, has_replicas: bool) -> list[str]:
-    """The same of a Cluster as a whole, by one node's settings."""
+    """What should be known of a Cluster as a whole, by one node's settings: each in a few words."""
     found = []
     if said.settings.get("cluster-require-full-coverage", "yes") != "no":
         known = "" if "cluster-require-full-coverage" in said.settings else " (the default; it may not be asked)"

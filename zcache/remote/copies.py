@@ -222,8 +222,8 @@ class Copies:
                 self._drop(slot)
 
     def renew(self, slot: int) -> int:
-        """The same, and what is on its way there finds that it came too late. Returns the slot's
-        generation."""
+        """Drop the slot's copies and count its generation up: a write under way finds that it came
+        too late. Returns the new generation."""
         with self.lock:
             return self._renew(slot)
 

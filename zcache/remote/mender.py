@@ -12,8 +12,11 @@ milliseconds:
   is taken for gone when a third can have the copies; what it held is still asked for if there is
   nothing else.
 
-It waits for engines, one after the other, `peer.ASK_SECONDS` at most each time. Locking: one turn
-at a time, and none after the farewell; `Copies.lock` for moments.
+It waits for engines, one after the other: `peer.ASK_SECONDS` at most for each answer, and for each
+connection `peer.CONNECT_SECONDS` at each address where the engine may be. Where no address is known
+yet, it waits for the name service, for as long as that takes. Locking: one turn at a time, and none
+after the farewell; `Peer.writing` of one peer, while a copy is sent there; `Copies.lock` for
+moments.
 """
 
 import contextlib

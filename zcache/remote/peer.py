@@ -12,8 +12,10 @@ the peer was greeted anew, and it is known which copies it may still have (`zcac
 What fails, or takes too long, closes its connection and begins a *trouble* (`Backoff`): until a
 rest is over others are asked first.
 
-Locking: a reader's connection is lent (`readers`); the writer's is held with `writing`. All else
-is the mender's. Cost: 6 connections and their buffers.
+Locking: a reader's connection is lent (`readers`); the writer's is held with `writing`, also while
+its engine is waited for. `trouble`, `refusal` and `moved` are written by readers and flights, too,
+without a lock: the last word counts, and the mender asks again. All else is the mender's. Cost: 6
+connections and their buffers.
 """
 
 import errno
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 #: Reads at a time of one peer; more wait for their turn. A request reads with one.
 READERS: Final = 4
+#: For the answer of an engine to a read, at least. It is `reading.HEDGE_SECONDS`: who takes longer
+#: is slow.
+TURN_SECONDS: Final = 0.05
 #: For a connection to be there, and for what is asked on it first.
 CONNECT_SECONDS: Final = 2.0
 #: For what the mender asks.
@@ -114,12 +119,18 @@ class Peer:
 
     def get_all(self, keys: Sequence[bytes], buffers: Sequence[memoryview], seconds: float) -> list[bool]:
         """Which of the keys are there; their values are then in the buffers. Raises `OSError` after
-        so many seconds at the latest."""
+        so many seconds at the latest, or `TURN_SECONDS` after a connection was free.
+
+        To wait for a connection costs the peer nothing: it is busy, and not slow. So whoever has
+        had to wait is given time for the engine's answer, too. With what is left of `seconds` a
+        sound connection would be closed, and a sound peer rest. To give the connection back unused
+        would be no better: the next try begins behind all others, and where there is no other copy
+        a read would fail that could succeed."""
         clock = self._clock
         ends = clock.now() + seconds
         with self._readers.reader(seconds) as connection:
             try:
-                found = connection.get_all(keys, buffers, ends - clock.now())
+                found = connection.get_all(keys, buffers, max(ends - clock.now(), TURN_SECONDS))
             except OSError as error:
                 self.failed(error)
                 raise

@@ -108,7 +108,7 @@ class Remirror:
             assert peer
             try:
                 found = peer.exist([copies.key_of(peer, *version) for version in versions])
-            except OSError:  # as above
+            except OSError:  # the peer's trouble; when that is over, they are asked for again
                 self._is_short = True
                 continue
             for (slot, generation), is_there in zip(versions, found, strict=True):

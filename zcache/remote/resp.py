@@ -127,7 +127,8 @@ class Connection:
             self._set = keys, values, self._send_set(keys, values, 0, deadline)
 
     def end_set(self, seconds: float) -> list[str]:
-        """The second half."""
+        """The second half of `set_all`: send what is left, and wait for all answers. For each key
+        "", or why it was refused."""
         answers: list[str] = []
         begun = self._set
         with self._exchange(seconds, begun) as deadline:

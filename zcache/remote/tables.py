@@ -81,14 +81,14 @@ class Tables:
         both = self.holders[slot]
         return both & 0xFF, both >> 8
 
-    def number_of(self, lane: int, word: int, run: int, others: Collection[int] = ()) -> int:
-        """The number of an incarnation, given now if it has none; 0: all are in use. `others` are
-        those of engines that are there, whatever they hold."""
+    def number_of(self, lane: int, word: int, run: int, taken: Collection[int] = ()) -> int:
+        """The number of an incarnation, given now if it has none; 0: all are in use. `taken` are
+        those that hold something, and those of engines that are there, whatever they hold."""
         words, runs, lanes = self.words, self.runs, self.lanes
         for number in range(1, INCARNATIONS):
             if words[number] == word and runs[number] == run and lanes[number] == lane:
                 return number
-        if number := self._unused(others):
+        if number := self._unused(taken):
             words[number] = 0
             lanes[number] = lane
             runs[number] = run
@@ -99,11 +99,16 @@ class Tables:
         """How many copies an incarnation holds."""
         return count_bytes(self.holders.cast("B"), number)
 
-    def _unused(self, others: Collection[int]) -> int:
-        """One that never was; or if there is none, one that holds nothing; 0: all do."""
+    def _unused(self, taken: Collection[int]) -> int:
+        """One that never was; or if there is none, one that is not taken; 0: all are."""
+        # Fresh ones first, though one that holds nothing is at hand. Copies on the list of dead
+        # ones may still go by its number, and would be removed at an engine that has them by right;
+        # and a reader who has asked under it may yet say that the copy is missing. After 255
+        # restarts there is no choice: what is removed wrongly is missed, and made again from the
+        # other copy.
         numbers = range(1, INCARNATIONS)
         fresh = (number for number in numbers if not self.words[number])
-        empty = (number for number in numbers if number not in others and not self.count_of(number))
+        empty = (number for number in numbers if number not in taken)
         return next(fresh, 0) or next(empty, NOBODY)
 
     def tag(self, lane: int) -> bytes:

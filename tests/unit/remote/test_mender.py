@@ -13,6 +13,7 @@ import pytest
 from tests.support.engines import Engine, Refused, engines, wait_until
 from tests.support.remote import Far, frame_of, keys_at, sections
 from zcache.remote.mender import GONE_SECONDS
+from zcache.remote.peer import Identity
 from zcache.remote.tables import INCARNATIONS, Tables
 
 
@@ -484,7 +485,8 @@ def succeed(far: Far, made: Sequence[Engine], image: object) -> Far:
     """A server over the same image; its predecessor was killed."""
     assert callable(image)
     far.close()
-    successor = Far([engine.url() for engine in made], image=image, is_successor=True)
+    urls = [engine.url() for engine in made]
+    successor = Far(urls, far.tier.slot_count, image=image, is_successor=True)
     for slot in far.held:
         successor.tier.take_over(slot)
     successor.held = dict(far.held)
@@ -577,9 +579,7 @@ def test_incarnations_that_hold_nothing_are_used_again() -> None:
     tables = Tables(16)
     numbers = [tables.number_of(0, word, 1) for word in range(1, INCARNATIONS)]
     assert numbers == list(range(1, INCARNATIONS))
-    for slot, number in enumerate(numbers[:16], 1):
-        tables.holders[slot] = number << 8 * (slot & 1)
-    assert tables.number_of(1, 1000, 1) == 17, "the first that holds nothing"
+    assert tables.number_of(1, 1000, 1, set(numbers[:16])) == 17, "the first that holds nothing"
     assert tables.number_of(1, 1000, 1) == 17, "known now"
     assert tables.number_of(0, 3, 1) == 3
 
@@ -587,7 +587,8 @@ def test_incarnations_that_hold_nothing_are_used_again() -> None:
 def test_when_all_incarnations_hold_something_the_engine_waits_until_one_is_given_up(
     pair: list[Engine], rng: random.Random
 ) -> None:
-    far = Far([engine.url() for engine in pair], slot_count=300)
+    image = sections(300)
+    far = Far([engine.url() for engine in pair], slot_count=300, image=image)
     far.fill(rng, 280, at_a_time=8)
     tables, copies = far.copies.tables, far.copies
     live = {peer.number for peer in copies.peers}
@@ -595,10 +596,14 @@ def test_when_all_incarnations_hold_something_the_engine_waits_until_one_is_give
     for slot, number in zip(range(1, 280), spare, strict=False):  # as 253 restarts would leave them
         tables.words[number], tables.lanes[number] = 1 << 40 | number, 1
         tables.holders[slot] = copies.peers[0].number | number << 8
-    assert tables.number_of(0, 7, 7) == 0
+    far = succeed(far, pair, image)
+    assert {peer.number for peer in far.copies.peers} == live
     restart(pair[1])
+    far.copies.settle(far.copies.peers[1], Identity(7, 7))
+    assert far.copies.peers[1].number == 0, "until the copies of others are struck out"
     far.settle()
     agree(far, pair)
+    far.close()
     far.close()
 
 
