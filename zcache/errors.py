@@ -8,6 +8,10 @@ command's for turning swap on or off, and may be either. Our own bugs are assert
 """
 
 import re
+from typing import Final
+
+#: What a `PageDamaged` says of bytes that engines have, and no disk.
+AT_ENGINES: Final = "at the engines"
 
 
 class ZcacheError(Exception):

@@ -9,9 +9,10 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.pages import raw_page
-from tests.support.stores import drop_clean_frames, get, new_object, once, put, small_store
+from tests.support.stores import drop_clean_frames, frame_of, get, new_object, once, put, small_store
 from tests.support.tiers import MemoryTier, WarmMemoryTier
 from zcache.control.check import check
+from zcache.control.reasons import reasons
 from zcache.errors import PageDamaged
 from zcache.pageframes import State
 from zcache.pages.entry import decode_zpage
@@ -358,3 +359,34 @@ def test_a_frame_that_is_spoiled_stays_below(rng: random.Random) -> None:
     bench.demoter.work()
     assert bench.store.statistics.pulled_back_frames == 0
     check(bench.store)
+
+
+def test_what_could_not_be_read_and_has_moved_since_can_be_read(bench: Bench) -> None:
+    """It was seen to be right on its way to the disk, of which nothing is forgotten by itself."""
+    bench.fill(WARM - 2)
+    bench.warm.failing_reads = 1 << 30
+    with pytest.raises(PageDamaged):
+        get(bench.store, bench.thing, 0)
+    assert reasons(bench.store, 0)
+    bench.warm.failing_reads = 0
+    while bench.is_warm(0):  # it was read: it is passed over once
+        bench.fill(1, len(bench.pages))
+        bench.demoter.demote_some()
+    assert not reasons(bench.store, 0)
+    bench.check()
+
+
+def test_what_could_not_be_read_and_has_come_back_into_ram_can_be_read(rng: random.Random) -> None:
+    bench = Roomy(rng)
+    bench.fill(160)
+    assert not bench.store.frames.home[frame_of(bench.thing, 0)]
+    bench.warm.failing_reads = 1 << 30
+    with pytest.raises(PageDamaged):
+        get(bench.store, bench.thing, 0)
+    assert reasons(bench.store, 0)
+    bench.warm.failing_reads = 0
+    for _ in range(8):
+        bench.demoter.work()
+        bench.clock.seconds += QUIET_SECONDS
+    assert bench.store.frames.home[frame_of(bench.thing, 0)]
+    assert not reasons(bench.store, 0)

@@ -202,3 +202,25 @@ def test_what_is_in_one_is_read_while_the_other_is_dead(bench: Bench) -> None:
     bench.warm.failing_reads = 0
     bench.check()
     assert not reasons(bench.store, 0)
+
+
+@pytest.mark.parametrize("has_disk", [False, True])
+def test_whoever_finds_no_room_is_told_of_the_engines_too(rng: random.Random, has_disk: bool) -> None:
+    clock = FakeClock()
+    tiers = [WarmMemoryTier(2, clock=clock), *[MemoryTier(2, clock=clock)][: int(has_disk)]]
+    store = small_store(BUDGET, tiers=tiers, allocator="zbud")
+    thing = new_object(store, PAGES)
+    where = "RAM and the backing are full" if has_disk else "pages: RAM is full"
+    with pytest.raises(StoreFull, match=f"{where}, and the engines take no more .*their maxmemory, quotas"):
+        for index in range(PAGES):
+            put(store, thing, index, raw_page(rng))
+
+
+def test_whoever_finds_no_room_while_engines_fail_is_not_sent_to_a_disk(rng: random.Random) -> None:
+    warm = WarmMemoryTier(PAGES, clock=FakeClock())
+    store = small_store(BUDGET, tiers=[warm], allocator="zbud")
+    thing = new_object(store, PAGES)
+    warm.failing_writes = 1 << 20
+    with pytest.raises(StoreFull, match=r"pages: frames cannot be sent to the engines \(EIO.*; look at the engines"):
+        for index in range(PAGES):
+            put(store, thing, index, raw_page(rng))

@@ -77,6 +77,11 @@ class WarmMemoryTier(MemoryTier):
         super().__init__(slot_count, frame_bytes, clock)
         self.was_read = memoryview(bytearray(slot_count + 1))
         self.capacity_slots = slot_count
+        self.is_reachable = False
+
+    def is_within_reach(self, slot: int) -> bool:
+        assert self.used_map()[slot], f"slot {slot} is not reserved"
+        return self.is_reachable
 
     def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         super().read(first_slot, frames)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from zcache.clock import Clock
-from zcache.errors import BadInput, PageDamaged, PageLost, StoreFull
+from zcache.errors import AT_ENGINES, BadInput, PageDamaged, PageLost, StoreFull
 from zcache.hardening.repeats import Repeats
 
 #: Of what an exception says of itself.
@@ -79,6 +79,8 @@ def _why(error: Exception) -> str:
             return f"{error}; what Linux cannot swap out stays in its RAM"
         case PageLost():
             return "its last write found no room, so there is nothing to read; write or trim it"
+        case PageDamaged() if AT_ENGINES in str(error):
+            return f"{_cut(error)}; look at the engines (`zcache status`)"
         case PageDamaged():
             return f"{_cut(error)}; look at the disk below (`zcache status`, dmesg, smartctl)"
         case MemoryError():

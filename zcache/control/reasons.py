@@ -24,7 +24,7 @@ def reasons(store: Store, lost_pages: int) -> list[str]:
                 f"({_count(writing.failures, 'try', 'tries')}, the last: {writing.last_error}); "
                 f"{_count(frames.queue_length[Queue.PERSISTENT] + frames.in_flight, 'frame')} kept in RAM"
             )
-    for what, count in damage.counts(frames).items():
+    for what, count in damage.counts(frames, store.below.is_within_reach).items():
         least = "at least " if len(damage.frames) == REMEMBERED_FRAMES else ""
         last = "" if what == SEAL_BROKEN else f" (the last: {damage.last_error})"
         found.append(f"{least}{_count(count, 'frame')} below {what}: reads of their pages fail{last}")

@@ -28,6 +28,7 @@ from typing import Final
 
 from zcache.books import Books
 from zcache.clock import Clock
+from zcache.errors import AT_ENGINES
 from zcache.pageframes import PageFrames, State
 from zcache.seals import Seal
 from zcache.tiers.backoff import PATIENCE_SECONDS
@@ -84,6 +85,11 @@ class _Patience:
 def _is_known_dead(health: Health) -> bool:
     """Whether nothing could be read for as long as there is patience."""
     return health.reading.failures > 0 and not health.reading.patience_seconds()
+
+
+def _where(place: Place, job: Job) -> str:
+    """For people."""
+    return f"slot {job.below}" if place.tier.is_prompt else f"slot {job.below} {AT_ENGINES}"
 
 
 class Readback:
@@ -207,7 +213,7 @@ class Readback:
             with self._lock:
                 self._damage.last_error = describe(error)
                 places[job].health.reading.failed(self._damage.last_error)
-            job.failed, job.wrong = f"reading slot {job.below}: {error.strerror}", UNREADABLE
+            job.failed, job.wrong = f"reading {_where(places[job], job)}: {error.strerror}", UNREADABLE
 
     def _verify_again(self, place: Place, job: Job, patience: _Patience) -> None:
         """One frame that was read, and is not what was written: was it the reading?"""
@@ -223,7 +229,7 @@ class Readback:
                 self._transfer(again, place.health, job.below, [job.view])
             if job.is_read:
                 return
-        job.failed, job.wrong = f"what is in slot {job.below} is not what was sealed", SEAL_BROKEN
+        job.failed, job.wrong = f"what is in {_where(place, job)} is not what was sealed", SEAL_BROKEN
 
     def _opens(self, job: Job) -> bool:
         job.is_read = self._seal.opens(job.frame, job.birth, job.seal, job.view)

@@ -82,7 +82,7 @@ class Demoter:
         self._next: Place | None = below.places[1] if len(below.places) > 1 else None
         self._seal = seal
         self._readback = readback
-        self._lock, self._statistics, _, self._clock = books
+        self._lock, self._statistics, self._damage, self._clock = books
         size = frames.frame_bytes
         self._memory = memoryview(anonymous_memory((BATCH_FRAMES + 1) * size))
         self._bodies = [self._memory[index * size : (index + 1) * size] for index in range(BATCH_FRAMES)]
@@ -141,6 +141,7 @@ class Demoter:
             if error == "" and victim.is_read and victim.is_there(self._frames):
                 self._frames.below[victim.frame] = slot
                 self._below.note(slot, victim.frame)
+                self._damage.unmark(victim.frame)
                 self._below.release(victim.below)
                 moved += 1
             else:
@@ -234,6 +235,7 @@ class Demoter:
                     break
                 job.slot = adopt(frames, job.frame, job.slot)
                 self._below.release(keep_in_ram(frames, job.frame))
+                self._damage.unmark(job.frame)
                 came += 1
             self._statistics.pulled_back_frames += came
         return came > 0

@@ -48,7 +48,7 @@ from zcache.reclaim.ouroboros import Ouroboros
 from zcache.reclaim.recompression import Recompressor
 from zcache.reclaim.spare_time import SpareTime
 from zcache.tiers.backoff import FIRST_REST_SECONDS, LAST_REST_SECONDS
-from zcache.tiers.below import Below, rest_seconds
+from zcache.tiers.below import Below, Place, rest_seconds
 from zcache.tiers.health import describe
 
 #: Slots below are short when one in 64 is free.
@@ -118,11 +118,18 @@ class Reclaimer:
 
     def why_full(self) -> str:
         """Under the lock: why there is no room, and what to do, in words."""
-        for place in self._below.failing():
-            error = place.health.writing.last_error
-            return f"the backing cannot be written ({error}); look at the disk (`zcache status`, dmesg)"
-        where = "RAM and the backing are full" if self._below.places else "RAM is full, and there is no backing"
-        return f"{where}; give a larger budget or backing"
+        if failing := self._below.failing():
+            return "; ".join(map(_why_failing, failing))
+        are_prompt = [place.tier.is_prompt for place in self._below.places]
+        if not are_prompt:
+            return "RAM is full, and there is no backing; give a larger budget or backing"
+        where = "RAM and the backing are full" if any(are_prompt) else "RAM is full"
+        if all(are_prompt):
+            return f"{where}; give a larger budget or backing"
+        return (
+            f"{where}, and the engines take no more (`zcache status`); give a larger budget or backing, "
+            "or have the engines hold more (their maxmemory, quotas, remote_budget)"
+        )
 
     def _make_room(self, kind: Kind) -> bool:
         while True:
@@ -307,3 +314,11 @@ class Reclaimer:
     def _recompress(self, work: Callable[[], bool]) -> bool:
         with self.spare_time.spending():
             return work()
+
+
+def _why_failing(place: Place) -> str:
+    """In words, with what to do."""
+    error = place.health.writing.last_error
+    if place.tier.is_prompt:
+        return f"the backing cannot be written ({error}); look at the disk (`zcache status`, dmesg)"
+    return f"frames cannot be sent to the engines ({error}); look at the engines (`zcache status`)"

@@ -68,7 +68,8 @@ class RemoteTier(SlotMap):
         self.copies.drop(slot)
 
     def write(self, first_slot: int, frames: Sequence[memoryview]) -> None:
-        """To two peers at once. Waits for them, for `copies.WRITE_SECONDS` each at most."""
+        """To two peers at once. Waits for them, `copies.WRITE_SECONDS` in all at most, and then
+        `copies.LEAST_SECONDS` for the answers of each."""
         peers = self.copies.room.choose(len(frames), COPIES)
         least = COPIES if not self._is_last_resort() else 1
         if len(peers) < least:
@@ -79,6 +80,10 @@ class RemoteTier(SlotMap):
         """From either. Waits for `reading.READ_SECONDS` at most."""
         self.was_read[first_slot : first_slot + len(frames)] = b"\1" * len(frames)
         self.read_to_move(first_slot, frames)
+
+    def is_within_reach(self, slot: int) -> bool:
+        """See `WarmTier.is_within_reach`."""
+        return self.copies.is_prompt(slot)
 
     def read_to_move(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """See `WarmTier.read_to_move`."""

@@ -19,6 +19,7 @@ from zcache.server.config import Config
 from zcache.server.files import Files
 from zcache.server.upkeep import Upkeep
 from zcache.server.warm_up import warm_up
+from zcache.sizes import human
 from zcache.steps import Steps
 from zcache.tiers import Tier
 
@@ -100,7 +101,18 @@ class RemotePlace:
 
     def troubles(self) -> list[str]:
         """What is wrong with them, in words."""
-        return self._remote.mender.troubles() if self._remote else []
+        remote, config = self._remote, self._config
+        if not remote:
+            return []
+        found = remote.mender.troubles()
+        if remote.is_short and not config.overcommit:  # with which nothing was promised
+            room = human(remote.promised_room() * config.frame_bytes)
+            found.append(
+                f"engines have room for {room} of the {human(config.remote_bytes)} of frames that remote_budget "
+                "promises, each twice: raise their maxmemory and quotas, or take something else out of them "
+                "(`zcache remote status`)"
+            )
+        return found
 
     def farewell(self) -> None:
         """The swap is over, and so are writes: nothing stays there, as far as that can be had."""

@@ -75,5 +75,9 @@ class WarmTier(Tier, Protocol):
     def capacity_slots(self) -> int:
         """How many frames may be there, as things stand; there may be more."""
 
+    def is_within_reach(self, slot: int) -> bool:
+        """Whether somebody has what is there, and may be asked for it now: that it could not be
+        read a while ago says nothing any more. Never blocks."""
+
     def read_to_move(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """As `read`; it does not count as one."""

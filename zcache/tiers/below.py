@@ -27,8 +27,9 @@ class Place:
         self.last = before + tier.slot_count
         self.health = Health(clock)
         self.flights = 0  # under way to it
+        self.warm = tier if isinstance(tier, WarmTier) else None
         #: Which frame each slot is, or was: where frames go on to the next tier.
-        self.owner = FlatArray("I", tier.slot_count + 1) if isinstance(tier, WarmTier) else None
+        self.owner = FlatArray("I", tier.slot_count + 1) if self.warm else None
 
     def has_room(self) -> bool:
         """Whether a slot is free."""
@@ -120,6 +121,12 @@ class Below:
         """The tiers of which it is yet to be seen that writes work again."""
         return [place for place in self.places if place.health.writing.failures]
 
+    def is_within_reach(self, slot: int) -> bool:
+        """Whether a network has what is in this slot, and may be asked for it now. False for a
+        disk: what could not be read there stays so until it is."""
+        place = self.place_of(slot)
+        return place.warm is not None and place.warm.is_within_reach(slot - place.before)
+
     def note(self, slot: int, frame: int) -> None:
         """A frame is in this slot from now on."""
         place = self.place_of(slot)
@@ -142,8 +149,8 @@ class Below:
         """As `Tier.fault_ahead`."""
         for place in self.places:
             place.tier.fault_ahead()
-            if place.owner and isinstance(place.tier, WarmTier):
-                place.owner.fault_ahead(place.tier.next_slot + WINDOW_SLOTS)
+            if place.owner and place.warm:
+                place.owner.fault_ahead(place.warm.next_slot + WINDOW_SLOTS)
 
     def close(self) -> None:
         """Let go of all tiers."""

@@ -1,9 +1,11 @@
 """Damage: frames below that could not be had, until they are read after all, or nothing in them is
-alive any more: their pages were written or trimmed.
+alive any more: their pages were written or trimmed. A network is not a disk: what could not be read
+there is forgotten once whoever has it is within reach again.
 
 Locking: the store's lock.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from zcache.pageframes import PageFrames, State
@@ -35,12 +37,15 @@ class Damage:
         """Whether it could not be had, as it is now."""
         return self.frames.get(frame, (0, ""))[0] == birth
 
-    def counts(self, frames: PageFrames) -> dict[str, int]:
-        """How many are damaged still, by what is wrong with them."""
+    def counts(self, frames: PageFrames, is_within_reach: Callable[[int], bool]) -> dict[str, int]:
+        """How many are damaged still, by what is wrong with them. `is_within_reach` is asked of
+        slots of those that could not be read: see `Below.is_within_reach`."""
         self.frames = {
             frame: (birth, what)
             for frame, (birth, what) in self.frames.items()
-            if frames.birth[frame] == birth and frames.state[frame] != State.FREE
+            if frames.birth[frame] == birth
+            and frames.state[frame] != State.FREE
+            and not (what == UNREADABLE and is_within_reach(frames.below[frame]))
         }
         found = [what for _, what in self.frames.values()]
         return {what: count for what in (SEAL_BROKEN, UNREADABLE) if (count := found.count(what))}

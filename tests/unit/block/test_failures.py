@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from zcache.block.failures import Failures
-from zcache.errors import BadInput, PageDamaged, PageLost, StoreFull
+from zcache.errors import AT_ENGINES, BadInput, PageDamaged, PageLost, StoreFull
 from zcache.hardening.repeats import REST_SECONDS
 
 
@@ -29,6 +29,11 @@ class Told:
         (StoreFull("no room for 1 of 1 pages: RAM is full"), errno.ENOSPC, ["RAM is full", "stays in its RAM"]),
         (PageLost("page 5"), errno.EIO, ["found no room", "write or trim it"]),
         (PageDamaged("slot 3: EIO: Input/output error"), errno.EIO, ["slot 3", "look at the disk"]),
+        (
+            PageDamaged(f"reading slot 3 {AT_ENGINES}: reset"),
+            errno.EIO,
+            ["slot 3", "; look at the engines (`zcache st"],
+        ),
         (OSError(errno.EROFS, "Read-only file system"), errno.EROFS, ["Read-only file system", "look at the disk"]),
         (OSError("?"), errno.EIO, ["a bug in zcache", "OSError: ?"]),
         (MemoryError(), errno.ENOMEM, ["no memory", "free memory"]),

@@ -401,11 +401,11 @@ def test_the_rule_of_an_account_has_nothing_that_is_not_needed(tmp_path: Path, r
 
 
 def test_the_rule_is_whole_for_a_cluster_and_has_nothing_that_is_not_needed(tmp_path: Path, run: Run) -> None:
-    with cluster(tmp_path, primaries=2, users=[user("alice")]) as nodes:
+    with cluster(tmp_path, primaries=3, users=[user("alice")]) as nodes:
         seeds = [url_of(nodes[0], "alice", cluster="yes")]
         with machine(seeds) as swap:
-            wait_until(lambda: is_up(swap), "it is known at both")
-            assert [row["state"] for row in status(run, *seeds)["instances"]] == ["live"] * 2
+            wait_until(lambda: is_up(swap), "it is known at all")
+            assert [row["state"] for row in status(run, *seeds)["instances"]] == ["live"] * 3
         for command in ("cluster|info", "cluster|slots"):
             for node in nodes:
                 node.call("ACL", "SETUSER", *user("alice", without=command).split())

@@ -14,7 +14,7 @@ from tests.support.pages import raw_page
 from tests.support.stores import drop_clean_frames, frame_of, get, new_object, put, small_store
 from tests.support.tiers import MemoryTier, WarmMemoryTier
 from zcache.control.check import check
-from zcache.errors import PageDamaged
+from zcache.errors import AT_ENGINES, PageDamaged
 from zcache.tiers.backoff import PATIENCE_SECONDS
 
 ALWAYS: Final = 1 << 30
@@ -189,3 +189,15 @@ def test_a_disk_that_takes_as_long_is_not_asked_again(rng: random.Random) -> Non
     bench = Bench(rng, MemoryTier)
     bench.gives_up(0, 4)
     assert bench.begins == [0.0] and bench.seconds == PATIENCE_SECONDS
+
+
+@pytest.mark.parametrize(("tier", "where"), [(MemoryTier, "slot 1"), (WarmMemoryTier, f"slot 1 {AT_ENGINES}")])
+def test_an_error_says_whether_engines_have_the_bytes(rng: random.Random, tier: type[MemoryTier], where: str) -> None:
+    """For whoever is told where to look."""
+    bench = Bench(rng, tier)
+    with pytest.raises(PageDamaged, match=f"^reading {where}: injected read error$"):
+        bench.get(0)
+    bench.back_at = 0.0
+    bench.tier.flip_bit(1)
+    with pytest.raises(PageDamaged, match=f"^what is in {where} is not what was sealed$"):
+        bench.get(0)

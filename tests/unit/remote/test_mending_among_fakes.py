@@ -457,3 +457,26 @@ def test_a_frame_that_is_not_removed_where_it_was_moved_from_is_swept_up_at_once
     assert not to_fail and bench.copies.at[0] == 1
     assert sum(key.endswith(b":1") for key in first.data) == 1
     assert bench.copies.counters.remote_flushes > 0
+
+
+def test_a_frame_is_within_reach_while_one_that_has_it_is(bench: Bench, rng: random.Random) -> None:
+    """Whoever was told that it could not be read need not ask for it to know better."""
+    tier = RemoteTier(SLOTS, bench.copies)
+    slot, _ = tier.reserve(1)
+    tier.write(slot, [memoryview(bytearray(rng.randbytes(FRAME_BYTES)))])
+    first, second = bench.with_copy(slot)
+    assert tier.is_within_reach(slot)
+    first.state = second.state = "paused"
+    with pytest.raises(OSError, match="Input/output error"):
+        tier.read(slot, [memoryview(bytearray(FRAME_BYTES))])
+    bench.work(40)
+    assert not tier.is_within_reach(slot)
+    second.state = "up"
+    bench.work(40)
+    assert tier.is_within_reach(slot)
+    for engine in (second, next(each for each in bench.network.at.values() if each not in (first, second))):
+        for key in [key for key in engine.data if key.endswith(b":%d:1" % slot)]:
+            engine.forget(key)
+    with pytest.raises(OSError, match="Input/output error"):
+        tier.read(slot, [memoryview(bytearray(FRAME_BYTES))])
+    assert not tier.is_within_reach(slot), "nobody has it but the one that is out of reach"
