@@ -32,7 +32,8 @@ from zcache.remote.accounts import name_of
 from zcache.remote.copies import Copies
 from zcache.remote.engines import Engines
 from zcache.remote.mender import GONE_SECONDS, Mender
-from zcache.remote.peer import Peer
+from zcache.remote.peer import READERS, Peer
+from zcache.remote.readers import MAX_BUSY, Readers
 from zcache.remote.remote_front import RemoteFront
 from zcache.remote.remote_tier import COPIES, RemoteTier
 from zcache.remote.sweeper import SWEEP_SECONDS
@@ -254,6 +255,8 @@ class RemoteWorld(World):
             urls = [parse_url(f"unix://{name}") for name in self.names]
         engines = Engines(urls, 1 if is_front else COPIES, is_front, self.clock, self.network.connect)
         engines.resolve(True, lambda _: None)
+        # With one thread, a read that comes in the middle of another cannot wait for it.
+        Readers.max_busy = READERS if self.threads == 1 else MAX_BUSY
         is_new = image is None or image.epoch == 1
         if is_new:
             engines.check(lambda _: None)

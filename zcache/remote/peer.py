@@ -36,7 +36,7 @@ from zcache.tiers.health import describe
 if TYPE_CHECKING:
     import ssl
 
-#: Reads at a time of one peer; more wait for their turn. A request reads with one.
+#: Connections for reading, of which one reads at a time (`readers`).
 READERS: Final = 4
 #: For the answer of an engine to a read, at least. It is `reading.HEDGE_SECONDS`: who takes longer
 #: is slow.
@@ -107,7 +107,7 @@ class Peer:
         self.moved = False  # it has told us to ask elsewhere
         self._writer: Connected | None = None
         self._asker: Connected | None = None
-        self._readers = Readers(self.name)
+        self._readers = Readers(self.name, clock, self._read)
 
     @property
     def name(self) -> str:
@@ -126,14 +126,17 @@ class Peer:
         sound connection would be closed, and a sound peer rest. To give the connection back unused
         would be no better: the next try begins behind all others, and where there is no other copy
         a read would fail that could succeed."""
-        clock = self._clock
-        ends = clock.now() + seconds
-        with self._readers.reader(seconds) as connection:
-            try:
-                found = connection.get_all(keys, buffers, max(ends - clock.now(), TURN_SECONDS))
-            except OSError as error:
-                self.failed(error)
-                raise
+        return self._readers.get_all(keys, buffers, seconds)
+
+    def _read(
+        self, connection: Connected, keys: Sequence[bytes], buffers: Sequence[memoryview], ends: float
+    ) -> list[bool]:
+        """With a connection that is lent, for one or for several."""
+        try:
+            found = connection.get_all(keys, buffers, max(ends - self._clock.now(), TURN_SECONDS))
+        except OSError as error:
+            self.failed(error)
+            raise
         if self.trouble.failures:
             self.trouble.succeeded()
         return found
