@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import psutil
 from rich.console import Console
 
 from zcache.bench.remote import baseline, faults, node, plan
@@ -100,6 +101,7 @@ def _frames(report: Report, folder: Path, arguments: argparse.Namespace) -> bool
     with _cells(report, folder, arguments.frames) as cells:
         for cell in cells:
             fill(cell.source, arguments.frames)
+        before = psutil.cpu_times()
         for turn in range(arguments.rounds):
             for cell in reversed(cells) if turn % 2 else cells:
                 for way in WAYS:
@@ -108,6 +110,7 @@ def _frames(report: Report, folder: Path, arguments: argparse.Namespace) -> bool
                     )
                     found.setdefault((cell.place, cell.reader, way), []).append(figures)
             report.console.print(f"round {turn + 1} of {arguments.rounds}")
+        report.console.print(f"the hypervisor took {_stolen(before, psutil.cpu_times()):.1%} of the processors' time")
         medians = {name: of_all(rounds) for name, rounds in found.items()}
     rows = [_row(*name, medians) for name in sorted(medians, key=lambda name: WAYS.index(name[2]))]
     title = (
@@ -159,6 +162,13 @@ def _relay_rows(server: Server, relays: Sequence[Relay]) -> list[dict[str, Figur
         }
         for seconds, each in zip(ROUND_TRIPS_SECONDS, relays, strict=True)
     ]
+
+
+def _stolen(before: Any, after: Any) -> float:
+    """Of `psutil.cpu_times`: which share of what was wanted went to others. It makes p99 what it
+    is."""
+    idle = after.idle + after.iowait - before.idle - before.iowait
+    return float((after.steal - before.steal) / max(sum(after) - sum(before) - idle, 0.01))
 
 
 def of_all(rounds: Sequence[Found]) -> Found:

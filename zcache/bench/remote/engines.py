@@ -111,19 +111,19 @@ def relay(folder: Path, port: int, delay_seconds: float) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def relay_adding(folder: Path, port: int, round_trip_seconds: float, pings: int = PINGS) -> Iterator[Relay]:
-    """A relay whose delay is such that a PING's round trip takes so much longer, or as near to that
+    """A relay whose delay is such that a PING's round trip takes so much longer, or as little more
     as can be had, if nothing comes between; so most take more."""
     least, median = ping_seconds(at_port(port), pings)
     delay_seconds = round_trip_seconds
-    tried: list[tuple[float, float]] = []
+    tried: list[tuple[bool, float, float]] = []  # too short? by how much? with which delay?
     for _ in range(_TRIES):
         with relay(folder, port, delay_seconds) as server:
             excess = ping_seconds(server.addresses[0], pings)[0] - least - round_trip_seconds
-        tried.append((abs(excess), delay_seconds))
+        tried.append((excess < 0, abs(excess), delay_seconds))
         if abs(excess) < _NEAR * round_trip_seconds:
             break
-        delay_seconds = max(delay_seconds - excess, 0.0)
-    delay_seconds = min(tried)[1]
+        delay_seconds = max(delay_seconds - excess / 2, 0.0)
+    delay_seconds = min(tried)[2]
     with relay(folder, port, delay_seconds) as server:
         through_least, through = ping_seconds(server.addresses[0], pings)
         yield Relay(server, delay_seconds, through_least - least, through - median)
