@@ -14,8 +14,8 @@ from zcache.errors import BadInput
 from zcache.remote import checks, cluster
 from zcache.remote.accounts import prefix_of
 from zcache.remote.cluster import Node, Shard
-from zcache.remote.peer import Connect, Peer, fields_of
-from zcache.remote.reach import WORDS, Reach, note, noted
+from zcache.remote.peer import Peer, fields_of
+from zcache.remote.reach import WORDS, Connect, Reach, note, noted
 from zcache.remote.readers import Connected
 from zcache.remote.resp import Connection, ProtocolError, Refused
 from zcache.remote.tables import Tables
@@ -41,8 +41,7 @@ class Engines:
     def __init__(
         self, urls: Sequence[Url], copies: int, may_evict: bool, clock: Clock, connect_to: Connect = Connection
     ) -> None:
-        self._connect_to = connect_to
-        self._reaches = [Reach(url, clock) for url in urls]
+        self._reaches = [Reach(url, clock, connect_to) for url in urls]
         self._copies = copies
         self._may_evict = may_evict
         self._clock = clock
@@ -52,7 +51,6 @@ class Engines:
         self._tags: list[bytes] = []
         self._said: dict[bytes, object] = {}  # by a Cluster, of keys without a tag
         self.peers: list[Peer] = []
-        self._reach_of: list[Reach] = []  # each of them
 
     @property
     def urls(self) -> list[Url]:
@@ -129,7 +127,7 @@ class Engines:
         url, why = reach.url, "nobody is there"
         for address in reach.addresses:
             try:
-                connection = self._connect(reach, address, START_SECONDS)
+                connection = reach.connect(address, START_SECONDS)
             except Refused as error:
                 if error.word in ("WRONGPASS", "NOAUTH", "ERR", "NOPERM"):
                     raise BadInput(
@@ -170,17 +168,6 @@ class Engines:
         if not self._shards or not (isinstance(state, bytes) and b"cluster_state:ok" in state):
             raise ProtocolError("the Cluster is down; wait until `CLUSTER INFO` says cluster_state:ok")
 
-    def _connect(self, reach: Reach, address: Address, seconds: float) -> Connected:
-        reach.check_login()
-        return self._connect_to(
-            address,
-            user=reach.url.user,
-            password=reach.url.password,
-            tls=reach.tls,
-            server_name=reach.url.server_name or reach.url.host,
-            seconds=seconds,
-        )
-
     def is_at(self, address: object) -> bool:
         """Whether an engine is there, by what a socket says of its other end."""
         known = [found.sockaddr for reach in self._reaches for found in reach.addresses]
@@ -211,7 +198,7 @@ class Engines:
             self._mapped_at = -MAP_SECONDS  # there may be others to ask
             self.take_over()
         tags = [tag for tag in map(tables.tag, range(MAX_LANES)) if tag]
-        self.peers, self._reach_of = [], []
+        self.peers = []
         for reach in self._reaches:
             if not reach.url.is_cluster:
                 self._add_peer(reach, self._where_alone(reach), prefix_of(reach.url.user, name))
@@ -222,30 +209,22 @@ class Engines:
         return self.peers
 
     def _add_peer(self, reach: Reach, where: Callable[[], Sequence[Address]], prefix: bytes) -> None:
-        lane = len(self.peers)
-        self.peers.append(Peer(lane, reach.url, where, prefix, self._clock, reach.tls, self._connect_to))
-        self._reach_of.append(reach)
+        self.peers.append(Peer(len(self.peers), reach, where, prefix, self._clock))
 
     def _seed(self) -> Reach | None:
         """Of the Cluster, if there is one: whom its lanes log in as."""
         return next((reach for reach in self._reaches if reach.url.is_cluster), None)
 
-    def _find_again(self, reach: Reach) -> None:
-        """What is missing, if it is time."""
-        reach.find_again()
-        for peer, its in zip(self.peers, self._reach_of, strict=True):
-            peer.url, peer.tls = its.url, its.tls
-
     def _where_alone(self, reach: Reach) -> Callable[[], Sequence[Address]]:
         def where() -> Sequence[Address]:
-            self._find_again(reach)
+            reach.find_again()
             return reach.known_addresses()
 
         return where
 
     def _where_in_cluster(self, seed: Reach, tag: bytes) -> Callable[[], Sequence[Address]]:
         def where() -> Sequence[Address]:
-            self._find_again(seed)
+            seed.find_again()
             seed.check_login()
             node = cluster.primary_of(self._shards, tag)
             return [cluster.address_of(node)] if node else []
@@ -265,7 +244,7 @@ class Engines:
         second_best: list[Shard] = []
         seeds = [reach for reach in self._reaches if reach.url.is_cluster]
         for reach in seeds:
-            self._find_again(reach)
+            reach.find_again()
         known = [cluster.address_of(node) for shard in self._shards for node in shard.nodes]
         asked = [(reach, address) for reach in seeds for address in dict.fromkeys([*reach.addresses, *known])]
         ends = self._mapped_at + LOOK_SECONDS
@@ -273,7 +252,7 @@ class Engines:
             if self._clock.now() >= ends:
                 break
             try:
-                with contextlib.closing(self._connect(reach, address, NODE_SECONDS)) as connection:
+                with contextlib.closing(reach.connect(address, NODE_SECONDS)) as connection:
                     state = connection.call("CLUSTER", "INFO", seconds=NODE_SECONDS)
                     reply = connection.call("CLUSTER", "SLOTS", seconds=NODE_SECONDS)
             except OSError:

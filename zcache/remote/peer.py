@@ -24,17 +24,15 @@ import os
 import re
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from zcache.clock import Clock
+from zcache.remote.reach import Reach
 from zcache.remote.readers import Connected, Readers
-from zcache.remote.resp import Connection, Refused
+from zcache.remote.resp import Refused
 from zcache.remote.url import Address, Url
 from zcache.tiers.backoff import Backoff
 from zcache.tiers.health import describe
-
-if TYPE_CHECKING:
-    import ssl
 
 #: Connections for reading, of which one reads at a time (`readers`).
 READERS: Final = 4
@@ -54,9 +52,6 @@ _WRITE_MOVED: Final = ("MOVED", "READONLY")
 _MOVED: Final = (*_WRITE_MOVED, "CLUSTERDOWN", "ASK")
 
 _Answer = TypeVar("_Answer")
-
-#: Connects to an engine, as `Connection` does.
-Connect = Callable[..., Connected]
 
 
 class Identity(NamedTuple):
@@ -78,19 +73,15 @@ class Peer:
     def __init__(
         self,
         lane: int,
-        url: Url,
+        reach: Reach,
         where: Callable[[], Sequence[Address]],
         prefix: bytes,
         clock: Clock,
-        tls: "ssl.SSLContext | None" = None,
-        connect_to: Connect = Connection,
     ) -> None:
-        self._connect_to = connect_to
         self.lane = lane
-        self.url = url
+        self.reach = reach
         self.where = where
         self.prefix = prefix
-        self.tls = tls
         self._clock = clock
         self.trouble = Backoff(clock)
         self.writing = threading.Lock()
@@ -108,6 +99,11 @@ class Peer:
         self._writer: Connected | None = None
         self._asker: Connected | None = None
         self._readers = Readers(self.name, clock, self._read)
+
+    @property
+    def url(self) -> Url:
+        """By which it is reached."""
+        return self.reach.url
 
     @property
     def name(self) -> str:
@@ -292,17 +288,8 @@ class Peer:
     def _open(self) -> Connected:
         last: OSError = OSError(errno.EHOSTUNREACH, f"{self.name}: nobody knows where it is")
         for address in self.where():
-            if self.url.is_tls and self.tls is None:  # never without, whoever asks
-                raise OSError(errno.EACCES, f"{self.name}: whom to trust over TLS is not known")
             try:
-                return self._connect_to(
-                    address,
-                    user=self.url.user,
-                    password=self.url.password,
-                    tls=self.tls,
-                    server_name=self.url.server_name or self.url.host,
-                    seconds=CONNECT_SECONDS,
-                )
+                return self.reach.connect(address, CONNECT_SECONDS)
             except OSError as error:
                 last = error
         raise last

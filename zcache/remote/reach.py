@@ -18,11 +18,13 @@ import contextlib
 import errno
 import json
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from zcache.clock import Clock
 from zcache.errors import BadInput
+from zcache.remote.readers import Connected
+from zcache.remote.resp import Connection
 from zcache.remote.tables import INCARNATIONS, Tables
 from zcache.remote.url import Address, Url, resolve, tls_context, with_password
 
@@ -35,15 +37,19 @@ AGAIN_SECONDS: Final = 5.0
 #: Words of the tables, of 8 bytes, that are for lanes' tags, and that no lane has.
 WORDS: Final = range(64, INCARNATIONS)
 
+#: Connects to an engine, as `Connection` does.
+Connect = Callable[..., Connected]
+
 
 class Reach:
     """Of one URL; nothing is known at first."""
 
-    def __init__(self, url: Url, clock: Clock) -> None:
+    def __init__(self, url: Url, clock: Clock, connect_to: Connect = Connection) -> None:
         self.url = url  # with its password, once that was read
-        self.tls: ssl.SSLContext | None = None
         self.addresses: list[Address] = []
+        self._connect_to = connect_to
         self._clock = clock
+        self._tls: ssl.SSLContext | None = None
         self._has_login = False
         self._why_no_login = f"remote={url.name}: its files were not read"
         self._why_nowhere = ""
@@ -60,7 +66,7 @@ class Reach:
                 self._why_no_login = str(error)
                 missing.append(self._why_no_login)
             else:  # both of them, or neither
-                self.url, self.tls, self._has_login = url, tls, True
+                self.url, self._tls, self._has_login = url, tls, True
         if not self.addresses:
             try:
                 self.addresses = resolve(self.url, may_ask)
@@ -84,6 +90,19 @@ class Reach:
         """Raises `OSError`: it must not be connected to as long as its files were not read."""
         if not self._has_login:
             raise OSError(errno.EACCES, self._why_no_login)
+
+    def connect(self, address: Address, seconds: float) -> Connected:
+        """To an engine there, by this URL's user. Raises `OSError`, after so many seconds at the
+        latest."""
+        self.check_login()
+        return self._connect_to(
+            address,
+            user=self.url.user,
+            password=self.url.password,
+            tls=self._tls,
+            server_name=self.url.server_name or self.url.host,
+            seconds=seconds,
+        )
 
     def known_addresses(self) -> Sequence[Address]:
         """At least one. Raises `OSError`: none is known, and why."""

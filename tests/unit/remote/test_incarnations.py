@@ -11,6 +11,7 @@ from tests.support.remote import FRAME_BYTES, sections
 from zcache.image.image import Section
 from zcache.remote.copies import Copies
 from zcache.remote.peer import Identity, Peer
+from zcache.remote.reach import Reach
 from zcache.remote.tables import INCARNATIONS, Tables
 from zcache.remote.url import parse_url
 
@@ -22,8 +23,9 @@ Image = Callable[[str], Section]
 
 def server(image: Image) -> Copies:
     """Over an image; it has greeted nobody yet."""
-    clock, url = FakeClock(), parse_url("unix:///engine")
-    peers = [Peer(lane, url, list, b"zcache:", clock) for lane in range(PEERS)]
+    clock = FakeClock()
+    reach = Reach(parse_url("unix:///engine"), clock)
+    peers = [Peer(lane, reach, list, b"zcache:", clock) for lane in range(PEERS)]
     return Copies(Tables(SLOTS, image), peers, FRAME_BYTES, clock)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from zcache.remote.peer import READERS, TURN_SECONDS, Peer
+from zcache.remote.reach import Reach
 from zcache.remote.readers import Connected
 from zcache.remote.reading import HEDGE_SECONDS
 from zcache.remote.resp import Reply
@@ -83,8 +84,9 @@ def peer(clock: LateClock, made: list[Slow]) -> Peer:
         made.append(Slow())
         return made[-1]
 
-    url = parse_url("unix:///engine")
-    peer = Peer(0, url, lambda: [Address(1, "/engine")], b"zcache:", clock, connect_to=connect)
+    reach = Reach(parse_url("unix:///engine"), clock, connect)
+    reach.find(may_ask=False)
+    peer = Peer(0, reach, lambda: [Address(1, "/engine")], b"zcache:", clock)
     peer.connect(peer.greet())
     peer.is_up = True
     return peer

@@ -221,13 +221,16 @@ def test_an_engine_that_is_found_before_its_certificates_are_read_is_not_used(
     assert server.logins == [] and names.asked == [*HOSTS]
 
 
-def test_a_peer_of_its_own_sends_nothing_without_tls_where_that_was_asked_for() -> None:
+def test_nobody_is_connected_to_before_the_files_were_read() -> None:
+    """Whoever asks: it would be without TLS, where that was asked for."""
+
     def connect(*_: object, **__: object) -> Any:
         raise AssertionError("it connects")
 
     url = Url("alpha", 1, password=WORD, is_tls=True)
-    peer = Peer(0, url, lambda: [Address(socket.AF_INET, ("127.0.0.1", 1))], b"p:", FakeClock(), None, connect)
-    with pytest.raises(OSError, match="over TLS") as raised:
+    unread = reach.Reach(url, FakeClock(), connect)
+    peer = Peer(0, unread, lambda: [Address(socket.AF_INET, ("127.0.0.1", 1))], b"p:", FakeClock())
+    with pytest.raises(OSError, match="its files were not read") as raised:
         peer.greet()
     assert raised.value.errno == errno.EACCES
 
@@ -282,7 +285,7 @@ def test_certificates_that_are_back_are_trusted_and_an_engine_has_seen_nothing_b
         clock.seconds += AGAIN_SECONDS
         identity = peer.greet()
         peer.connect(identity)
-        assert peer.is_connected() and peer.tls
+        assert peer.is_connected() and peer.url.is_tls
         peer.disconnect()
 
 

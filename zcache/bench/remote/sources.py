@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import os
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -16,6 +16,7 @@ from zcache.bench.remote.engines import ANSWER_SECONDS
 from zcache.clock import Clock
 from zcache.remote.copies import Copies
 from zcache.remote.peer import Peer
+from zcache.remote.reach import Reach
 from zcache.remote.remote_tier import RemoteTier
 from zcache.remote.resp import Connection
 from zcache.remote.tables import TAIL_BYTES, Tables
@@ -76,7 +77,8 @@ def remote_tier(addresses: Sequence[Address], slot_count: int) -> RemoteTier:
     """A tier whose peers are those engines, all of them up; nobody mends it."""
     clock = Clock()
     prefix = b"zcache:default:%012x:" % next(_NAMES)
-    peers = [Peer(lane, Url(), _where(address), prefix, clock) for lane, address in enumerate(addresses)]
+    reaches = [_reach(address, clock) for address in addresses]
+    peers = [Peer(lane, reach, reach.known_addresses, prefix, clock) for lane, reach in enumerate(reaches)]
     copies = Copies(Tables(slot_count), peers, FRAME_BYTES, clock)
     for peer in peers:
         identity = peer.greet()
@@ -86,8 +88,11 @@ def remote_tier(addresses: Sequence[Address], slot_count: int) -> RemoteTier:
     return RemoteTier(slot_count, copies)
 
 
-def _where(address: Address) -> Callable[[], Sequence[Address]]:
-    return lambda: [address]
+def _reach(address: Address, clock: Clock) -> Reach:
+    made = Reach(Url(), clock)
+    made.addresses = [address]
+    made.find(may_ask=False)
+    return made
 
 
 @contextlib.contextmanager
