@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from tests.nbd.conftest import Serve
-from tests.support.engines import engines
+from tests.support.engines import engines, wait_until
 
 PAGE_BYTES = 4096
 
@@ -21,8 +21,12 @@ def test_a_server_ends_though_engines_stay_connected_and_leaves_nothing_there(
         client = server.connect()
         for index in range(8192):
             client.pwrite(rng.randbytes(PAGE_BYTES), index * PAGE_BYTES)
-        status = server.status()
-        assert status["remote_frames"] > 100 and status["remote_copies"] == 2 * status["remote_frames"]
+
+        def are_there_twice() -> bool:  # none is on its way any more
+            status = server.status()
+            return 100 < int(status["remote_frames"]) == int(status["remote_copies"]) / 2
+
+        wait_until(are_there_twice, "each frame is there twice")
         assert all(int(str(engine.call("DBSIZE"))) > 100 for engine in (first, second))
         client.shutdown()
         assert server.stop() == 0

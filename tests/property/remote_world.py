@@ -265,13 +265,12 @@ class RemoteWorld(World):
         if is_front:
             assert disk
             front = JudgedRemoteFront(disk, self.copies, self.limit_slots)
-            self.mender = Mender(self.copies, engines, front.is_used, 1, self.clock, lambda _: None)
-            self.mender.also = front.send_staged
+            self.mender = Mender(front, engines, self.clock, lambda _: None)
             self.tiers = [front]
             self.is_used = front.is_used
         else:
             tier = JudgedRemoteTier(self, self.remote_slots, self.copies, lambda: not (disk and disk.free_slots))
-            self.mender = Mender(self.copies, engines, tier.is_used, COPIES, self.clock, lambda _: None)
+            self.mender = Mender(tier, engines, self.clock, lambda _: None)
             self.tiers = [tier, *self.disks_below]
             self.is_used = tier.is_used
         self.works = []  # until there is a store

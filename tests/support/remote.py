@@ -52,6 +52,16 @@ def empty_frames(count: int, frame_bytes: int = FRAME_BYTES) -> list[memoryview]
     return [memory[start : start + frame_bytes] for start in range(0, len(memory), frame_bytes)]
 
 
+class EverySlot(RemoteTier):
+    """For frames that a test sends itself: each slot is in use."""
+
+    def is_used(self, _slot: int) -> bool:
+        return True
+
+    def missing_copies(self) -> int:
+        return 0  # who knows
+
+
 class Far:
     """What one server has at engines: its copies, the tier and the mender."""
 
@@ -83,13 +93,10 @@ class Far:
         peers = self.engines.make_peers(self.name, tables, not is_successor)
         self.copies = copies = Copies(tables, peers, frame_bytes, self.clock)
         if backing:
-            front = RemoteFront(backing, copies, limit_slots)
-            self.tier = front
-            self.mender = Mender(copies, self.engines, front.is_used, 1, self.clock, self.said.append)
-            self.mender.also = front.send_staged
+            self.tier = RemoteFront(backing, copies, limit_slots)
         else:
             self.tier = RemoteTier(slot_count, copies, is_last_resort)
-            self.mender = Mender(copies, self.engines, self.tier.is_used, 2, self.clock, self.said.append)
+        self.mender = Mender(self.tier, self.engines, self.clock, self.said.append)
         self.mender.connect_all()
         self.held: dict[int, bytes] = {}  # by slot: what was written
 

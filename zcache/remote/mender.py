@@ -28,8 +28,8 @@ from typing import Final
 
 from zcache.clock import Clock
 from zcache.remote.accounts import account_of, quota_key
-from zcache.remote.copies import Copies
 from zcache.remote.engines import Engines
+from zcache.remote.mended import Mended
 from zcache.remote.peer import Changed, Identity, Peer, fields_of, number_of
 from zcache.remote.remirror import Remirror
 from zcache.remote.resp import Refused
@@ -47,23 +47,40 @@ GONE_SECONDS: Final = 30.0
 START_SECONDS: Final = 3.0
 #: What is missing for less than that is under way.
 MISSING_SECONDS: Final = 1.0
+#: Room that has been too little for less than that is not: copies that are under way, or yet to be
+#: removed, are counted as others'.
+SHORT_SECONDS: Final = 10.0
+#: One in `1 << SHORT_SHIFT` of what was promised may lack room without a word, for the same reason.
+SHORT_SHIFT: Final = 5
 #: Of an engine's maxmemory, what it is left for itself: buffers, fragmentation.
 SPARE_SHIFT: Final = 5
 
 
-class Mender:
-    """Of `copies`; of each slot in use (`is_used`) there are to be so many."""
+class _Lasting:
+    """For how long something has been so without a break."""
 
-    def __init__(
-        self,
-        copies: Copies,
-        engines: Engines,
-        is_used: Callable[[int], bool],
-        wanted_copies: int,
-        clock: Clock,
-        report: Callable[[str], None],
-    ) -> None:
-        self._copies = copies
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._since: float | None = None
+
+    def note(self, is_so: bool) -> None:
+        """Whether it is so now."""
+        if not is_so:
+            self._since = None
+        elif self._since is None:
+            self._since = self._clock.now()
+
+    def has_been_for(self, seconds: float) -> bool:
+        """As far as was noted."""
+        return self._since is not None and self._clock.now() - self._since >= seconds
+
+
+class Mender:
+    """Of the copies of `tier`."""
+
+    def __init__(self, tier: Mended, engines: Engines, clock: Clock, report: Callable[[str], None]) -> None:
+        self._tier = tier
+        self._copies = copies = tier.copies
         self._engines = engines
         self._clock = clock
         self._report = report
@@ -75,15 +92,14 @@ class Mender:
         self._why_down = ["not connected yet"] * count
         self._was_up = [False] * count  # ever
         self._is_wordless = [False] * count  # whose word is missing, and cannot be put back
-        copies.wanted = wanted_copies
-        self._remirror = Remirror(copies, is_used, clock)
-        self._sweeper = Sweeper(copies, is_used, clock)
+        copies.wanted = tier.wanted_copies
+        self._remirror = Remirror(copies, tier.is_used, clock)
+        self._sweeper = Sweeper(copies, tier.is_used, clock)
         self._turn = threading.Lock()
         self._is_over = False
         self._unforeseen = ""  # the last thing that it has met and should not have
-        self.missing: Callable[[], int] = lambda: 0  # how many second copies there are not
-        self._missing_since: float | None = None
-        self.also: Callable[[Callable[[], bool]], None] = lambda _go_on: None  # more to be done in each turn
+        self._missing = _Lasting(clock)  # copies are
+        self._short = _Lasting(clock)  # engines have too little room
 
     # -- a turn
     # ---------------------------------------------------------------------------------------------
@@ -101,14 +117,13 @@ class Mender:
                 self._look_after(peer)  # those that answer before those that are waited for
             peer.is_gone = self._is_gone(peer)
         ends = self._clock.now() + WORK_SECONDS
-        self.also(lambda: self._clock.now() < ends)
+        self._tier.spare_work(lambda: self._clock.now() < ends)
         self._sweeper.remove_dead(ends)
         self._remirror.work(ends)
         self._sweeper.sweep(ends)
-        if self.missing() <= 0:
-            self._missing_since = None
-        elif self._missing_since is None:
-            self._missing_since = self._clock.now()
+        self._missing.note(self._tier.missing_copies() > 0)
+        promised = self._tier.limit_slots
+        self._short.note(self._tier.promised_room() < promised - (promised >> SHORT_SHIFT))
 
     def connect_all(self) -> None:
         """At the start: one try for each peer, while there is time."""
@@ -120,6 +135,11 @@ class Mender:
             if self._clock.now() < ends:
                 with self._going_on():
                     self._look_after(peer)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether engines have had less room than was promised, for a while."""
+        return self._short.has_been_for(SHORT_SECONDS)
 
     @contextlib.contextmanager
     def _going_on(self) -> Iterator[None]:
@@ -148,8 +168,10 @@ class Mender:
                 found.append(f"remote {peer.name}: what it still has is being looked for: stop no other engine yet")
         if self._remirror.has_close:
             found.append("frames may have both copies at one node of the Cluster: stop none of its nodes yet")
-        if self._missing_since is not None and self._clock.now() - self._missing_since >= MISSING_SECONDS:
-            found.append(f"{self.missing()} second copies are missing at engines: stop no other engine yet")
+        if self._missing.has_been_for(MISSING_SECONDS):
+            found.append(
+                f"{self._tier.missing_copies()} second copies are missing at engines: stop no other engine yet"
+            )
         if self._unforeseen:
             found.append(f"what looks after engines met something that it did not foresee ({self._unforeseen})")
         if lost := self._copies.counters.remote_lost_frames:

@@ -32,6 +32,7 @@ class RemoteFront:
     """A `Tier` over another, `backing`, with one copy of `limit_slots` frames at engines."""
 
     is_prompt = True
+    wanted_copies = 1
 
     def __init__(self, backing: Tier, copies: Copies, limit_slots: int) -> None:
         self.backing = backing
@@ -68,6 +69,16 @@ class RemoteFront:
     def free_slots(self) -> int:
         return self.backing.free_slots
 
+    @property
+    def capacity_slots(self) -> int:
+        """How many frames may have a copy."""
+        return self.limit_slots
+
+    @property
+    def held_frames(self) -> int:
+        """How many are at engines."""
+        return sum(self.copies.at)
+
     def reserve(self, count: int) -> tuple[int, int]:
         """See `Tier`."""
         return self.backing.reserve(count)
@@ -84,11 +95,6 @@ class RemoteFront:
     def used_map(self) -> memoryview:
         """See `Tier`."""
         return self.backing.used_map()
-
-    def is_used(self, slot: int) -> bool:
-        """Whether a frame is there."""
-        with self.used_map() as used:
-            return bool(used[slot])
 
     def fault_ahead(self) -> None:
         """See `Tier`."""
@@ -133,10 +139,23 @@ class RemoteFront:
         if is_right():
             self.copies.drop(slot, generation)
 
-    # Copies, by the mender's thread.
+    # Copies, by the mender's thread (`Mended`).
 
-    def send_staged(self, go_on: Callable[[], bool]) -> None:
-        """Send what waits in the buffer, for as long as `go_on` says."""
+    def is_used(self, slot: int) -> bool:
+        """See `Mended`."""
+        with self.used_map() as used:
+            return bool(used[slot])
+
+    def missing_copies(self) -> int:
+        """See `Mended`: none, for the disk has them all."""
+        return 0
+
+    def promised_room(self) -> int:
+        """See `Mended`: what there is no room for, goes."""
+        return self.limit_slots
+
+    def spare_work(self, go_on: Callable[[], bool]) -> None:
+        """See `Mended`: send what waits in the buffer."""
         self._make_room(self.limit_slots)
         for peer in self.copies.peers:
             if peer.limit_bytes is not None:  # somebody may want memory back

@@ -15,6 +15,7 @@ from typing import Final
 
 from zcache.image.flat_array import FlatArray
 from zcache.remote.copies import Copies
+from zcache.remote.peer import Peer
 from zcache.remote.reading import Reading
 from zcache.tiers.slot_map import SlotMap
 
@@ -31,6 +32,7 @@ class RemoteTier(SlotMap):
     else."""
 
     is_prompt = False
+    wanted_copies = COPIES
 
     def __init__(self, slot_count: int, copies: Copies, is_last_resort: Callable[[], bool] = lambda: True) -> None:
         super().__init__(slot_count)
@@ -53,6 +55,11 @@ class RemoteTier(SlotMap):
         there are no two engines."""
         room = self.copies.room
         return min(self.slot_count, pairs_of(room.by_node(lambda peer: room.most(peer, self.slot_count))))
+
+    @property
+    def held_frames(self) -> int:
+        """How many are at engines."""
+        return self.used_slots
 
     def reserve(self, count: int) -> tuple[int, int]:
         """See `Tier.reserve`."""
@@ -108,9 +115,29 @@ class RemoteTier(SlotMap):
         """Let go of all connections."""
         self.copies.close()
 
+    # What the mender asks (`Mended`).
+
     def is_used(self, slot: int) -> bool:
-        """Whether a frame is there."""
+        """See `Mended`."""
         return bool(self._used[slot])
+
+    def missing_copies(self) -> int:
+        """See `Mended`. None are of frames that are lost, which nobody can copy."""
+        copies = self.copies
+        there = self.used_slots - len(copies.in_flight) - len(copies.lost)
+        return COPIES * there - sum(copies.at) + copies.unproven()
+
+    def promised_room(self) -> int:
+        """See `Mended`: each frame twice."""
+
+        def most(peer: Peer) -> int:
+            limit_bytes = peer.limit_bytes
+            return self.slot_count if limit_bytes is None else limit_bytes // self.copies.paid_bytes
+
+        return min(pairs_of(self.copies.room.by_node(most)), self.slot_count)
+
+    def spare_work(self, _go_on: Callable[[], bool]) -> None:
+        """See `Mended`: nothing."""
 
     def _room(self) -> int:
         """In frames, as peers have it now."""

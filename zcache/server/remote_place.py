@@ -67,7 +67,7 @@ class RemotePlace:
         try:
             warm_up(config.codec, config.allocator, config.recompress, remote.tier, seal)
             remote.mender.work()
-            room_frames = remote.room_frames
+            room_frames = remote.tier.capacity_slots
         except PageDamaged as error:
             if may_refuse:
                 raise EnvironmentProblem(
@@ -105,8 +105,8 @@ class RemotePlace:
         if not remote:
             return []
         found = remote.mender.troubles()
-        if remote.is_short and not config.overcommit:  # with which nothing was promised
-            room = human(remote.promised_room() * config.frame_bytes)
+        if remote.mender.is_short and not config.overcommit:  # with which nothing was promised
+            room = human(remote.tier.promised_room() * config.frame_bytes)
             found.append(
                 f"engines have room for {room} of the {human(config.remote_bytes)} of frames that remote_budget "
                 "promises, each twice: raise their maxmemory and quotas, or take something else out of them "

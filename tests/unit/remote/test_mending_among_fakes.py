@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.fake_engine import FakeEngine, FakeNetwork
+from tests.support.remote import EverySlot
 from zcache.remote.cluster import Node
 from zcache.remote.copies import Copies
 from zcache.remote.engines import Engines
@@ -49,7 +50,7 @@ class Bench:
             engines.check(lambda _: None)
         peers = engines.make_peers("name", self.tables, not is_successor)
         self.copies = Copies(self.tables, peers, FRAME_BYTES, self.clock)
-        self.mender = Mender(self.copies, engines, lambda _: True, 2, self.clock, self.said.append)
+        self.mender = Mender(EverySlot(SLOTS, self.copies), engines, self.clock, self.said.append)
         self.mender.connect_all()
 
     def write(self, slot: int, rng: random.Random) -> list[FakeEngine]:
@@ -457,6 +458,15 @@ def test_a_frame_that_is_not_removed_where_it_was_moved_from_is_swept_up_at_once
     assert not to_fail and bench.copies.at[0] == 1
     assert sum(key.endswith(b":1") for key in first.data) == 1
     assert bench.copies.counters.remote_flushes > 0
+
+
+def test_where_all_lanes_are_at_one_node_there_is_room_for_no_frame_twice(bench: Bench) -> None:
+    """However much of it there is."""
+    tier = RemoteTier(SLOTS, bench.copies)
+    assert tier.promised_room() == SLOTS
+    for peer in bench.copies.peers[1:]:
+        peer.node = bench.copies.peers[0].node
+    assert tier.promised_room() == 0
 
 
 def test_a_frame_is_within_reach_while_one_that_has_it_is(bench: Bench, rng: random.Random) -> None:

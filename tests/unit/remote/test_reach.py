@@ -13,7 +13,7 @@ import pytest
 from tests.support.clock import FakeClock
 from tests.support.engines import Engine
 from tests.support.fake_engine import FakeNetwork
-from tests.support.remote import FRAME_BYTES, sections
+from tests.support.remote import FRAME_BYTES, EverySlot, sections
 from zcache.errors import BadInput
 from zcache.image.image import Section
 from zcache.remote import reach
@@ -79,7 +79,7 @@ class Server:
         is_new = not any(tables.words)
         self.peers = self.engines.make_peers("name", tables, is_new)
         self.copies = Copies(tables, self.peers, FRAME_BYTES, self.clock)
-        self.mender = Mender(self.copies, self.engines, lambda _: True, 2, self.clock, self.said.append)
+        self.mender = Mender(EverySlot(SLOTS, self.copies), self.engines, self.clock, self.said.append)
         self.mender.connect_all()
 
     def work(self, seconds: float) -> None:

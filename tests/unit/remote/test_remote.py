@@ -12,8 +12,8 @@ from tests.support.engines import Engine, engines
 from tests.support.remote import FRAME_BYTES, SECRET, frame_of
 from zcache.remote import remote as remote_module
 from zcache.remote.engines import Engines
-from zcache.remote.mender import GONE_SECONDS, HEARTBEAT_SECONDS, MISSING_SECONDS
-from zcache.remote.remote import SHORT_SECONDS, Remote
+from zcache.remote.mender import GONE_SECONDS, HEARTBEAT_SECONDS, MISSING_SECONDS, SHORT_SECONDS
+from zcache.remote.remote import Remote
 from zcache.remote.url import parse_url
 
 FRAMES: Final = 512  # 2 MiB
@@ -68,15 +68,15 @@ def test_of_frames_that_are_lost_no_second_copy_is_missing(
         engine.call("FLUSHALL")
     place.work(MISSING_SECONDS)
     assert remote.mender.troubles() == ["8 frames were at engines that have lost them: reads of their pages fail"]
-    assert remote.mender.missing() == 0
+    assert remote.tier.missing_copies() == 0
     place.write(rng, 1)
     place.work(MISSING_SECONDS)
-    assert remote.mender.missing() == 0
+    assert remote.tier.missing_copies() == 0
     for lost in range(1, 10):
         remote.tier.release(lost)
     place.write(rng, 1)
     place.work()
-    assert remote.mender.missing() == 0 and not remote.mender.troubles()
+    assert remote.tier.missing_copies() == 0 and not remote.mender.troubles()
 
 
 def test_what_one_of_two_has_lost_is_missing_until_it_is_there_again(
@@ -87,23 +87,23 @@ def test_what_one_of_two_has_lost_is_missing_until_it_is_there_again(
     pair[1].start()
     pair[1].call("CONFIG", "SET", "maxmemory", "1mb")  # too little for anything
     place.work()
-    assert place.remote.mender.missing() == 8
+    assert place.remote.tier.missing_copies() == 8
     assert "8 second copies are missing at engines: stop no other engine yet" in place.remote.mender.troubles()
 
 
 def test_engines_that_take_less_than_was_promised_are_short_once_that_lasts(pair: list[Engine], place: Place) -> None:
     remote = place.remote
-    assert not remote.is_short and remote.promised_room() == FRAMES
+    assert not remote.mender.is_short and remote.tier.promised_room() == FRAMES
     for engine in pair:
         engine.call("CONFIG", "SET", "maxmemory", "1mb")
     place.work()
-    assert remote.promised_room() == 0 and not remote.is_short, "it may be over at once"
+    assert remote.tier.promised_room() == 0 and not remote.mender.is_short, "it may be over at once"
     place.work(SHORT_SECONDS)
-    assert remote.is_short
+    assert remote.mender.is_short
     for engine in pair:
         engine.call("CONFIG", "SET", "maxmemory", str(engine.memory_bytes() + (8 << 20)))
     place.work()
-    assert not remote.is_short and remote.promised_room() == FRAMES
+    assert not remote.mender.is_short and remote.tier.promised_room() == FRAMES
 
 
 def test_one_engine_that_takes_less_is_enough_to_be_short(pair: list[Engine], place: Place) -> None:
@@ -111,7 +111,7 @@ def test_one_engine_that_takes_less_is_enough_to_be_short(pair: list[Engine], pl
     pair[1].call("SET", "zcache:quota:default", str(FRAMES // 4 * place.remote.copies.paid_bytes))
     place.work()
     place.work(SHORT_SECONDS)
-    assert place.remote.is_short and place.remote.promised_room() == FRAMES // 4
+    assert place.remote.mender.is_short and place.remote.tier.promised_room() == FRAMES // 4
 
 
 def test_an_engine_that_is_out_of_reach_makes_the_others_not_short(pair: list[Engine], place: Place) -> None:
@@ -122,8 +122,8 @@ def test_an_engine_that_is_out_of_reach_makes_the_others_not_short(pair: list[En
     place.work()
     place.work(GONE_SECONDS)
     place.work(SHORT_SECONDS)
-    assert place.remote.copies.peers[0].is_gone and place.remote.room_frames == 0
-    assert not place.remote.is_short
+    assert place.remote.copies.peers[0].is_gone and place.remote.tier.capacity_slots == 0
+    assert not place.remote.mender.is_short
     assert len(place.remote.mender.troubles()) == 1
 
 
@@ -132,4 +132,4 @@ def test_a_little_too_little_is_not_short(pair: list[Engine], place: Place) -> N
     pair[0].call("SET", "zcache:quota:default", str((FRAMES - FRAMES // 64) * place.remote.copies.paid_bytes))
     place.work()
     place.work(SHORT_SECONDS)
-    assert place.remote.promised_room() == FRAMES - FRAMES // 64 and not place.remote.is_short
+    assert place.remote.tier.promised_room() == FRAMES - FRAMES // 64 and not place.remote.mender.is_short

@@ -20,8 +20,8 @@ from zcache.server.remote_place import RemotePlace
 def test_engines_that_hold_less_than_is_promised_are_a_reason(
     monkeypatch: pytest.MonkeyPatch, is_short: bool, overcommit: bool, said: list[str]
 ) -> None:
-    mender = SimpleNamespace(troubles=lambda: ["remote a: out of reach"])
-    remote = SimpleNamespace(tier=None, mender=mender, is_short=is_short, promised_room=lambda: 1280)
+    mender = SimpleNamespace(troubles=lambda: ["remote a: out of reach"], is_short=is_short)
+    remote = SimpleNamespace(tier=SimpleNamespace(promised_room=lambda: 1280), mender=mender)
     monkeypatch.setattr(remote_place, "Remote", lambda *_, **__: remote)
     config = SimpleNamespace(remote_bytes=256 << 20, frame_bytes=65536, remote_frames=4096, overcommit=overcommit)
     files = SimpleNamespace(engines=SimpleNamespace(refresh=lambda: None), backing=None)
