@@ -145,6 +145,7 @@ class Far:
         """The mender's, after so long."""
         self.clock.seconds += seconds
         self.mender.work()
+        assert not any("unforeseen" in line for line in self.said), self.said
 
     def settle(self, until: Callable[[], bool] | None = None, seconds: float = HEARTBEAT_SECONDS + 0.1) -> None:
         """Turns, until that is so; or until all is connected, mended and swept."""

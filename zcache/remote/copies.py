@@ -76,6 +76,12 @@ class Copies:
             if self.wanted > 1 and not self.tables.holders[slot] and self.tables.generation[slot] == generation:
                 self.lost[slot] = generation
 
+    def take_over(self, slot: int) -> None:
+        """A predecessor's frame is there, and nowhere else. It may have seen all copies lost."""
+        with self.lock:
+            if not self.tables.holders[slot]:
+                self.lost[slot] = self.tables.generation[slot]
+
     def send(
         self,
         first_slot: int,

@@ -18,12 +18,13 @@ without a lock: the last word counts, and the mender asks again. All else is the
 connections and their buffers.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from zcache.clock import Clock
@@ -192,8 +193,19 @@ class Peer:
 
     def unlink(self, keys: Sequence[bytes]) -> None:
         """Remove keys. Raises `OSError`."""
-        try:
+        with self._refusals_count():
             self._asked(lambda asker: asker.unlink_all(keys, ASK_SECONDS))
+
+    def fetch(self, keys: Sequence[bytes], buffers: Sequence[memoryview], seconds: float) -> list[bool]:
+        """As `get_all`, but no page's read waits for it at a connection."""
+        with self._refusals_count():
+            return self._asked(lambda asker: asker.get_all(keys, buffers, seconds))
+
+    @contextlib.contextmanager
+    def _refusals_count(self) -> Iterator[None]:
+        """A question that is refused is no trouble; other things are."""
+        try:
+            yield
         except Refused as error:
             self.failed(error)
             raise

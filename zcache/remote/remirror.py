@@ -7,11 +7,11 @@ or have one where it should not be: at an engine that has to give memory back, o
 one node of a Cluster since slots were moved.
 
 Locking: `Copies.lock`, for moments. What it found may have changed when it acts, so each step names
-the generation that it is for. The mender's thread alone. Cost: one frame's memory.
+the generation that it is for. The mender's thread alone. Cost: the memory of `BATCH_FRAMES` frames.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from zcache.clock import Clock
 from zcache.linux.memory import anonymous_memory
@@ -23,8 +23,19 @@ from zcache.remote.tables import NOBODY, TAIL_BYTES
 WINDOW_SLOTS: Final = 1024
 #: Between two passes that nothing has called for. A million slots take 0.1 s.
 PASS_SECONDS: Final = 5.0
-#: For a frame to be fetched, and to be sent.
+#: Frames that are copied in one go, from one peer to another: a network's delay is paid once.
+BATCH_FRAMES: Final = 8
+#: For those to be fetched, and to be sent.
 COPY_SECONDS: Final = 1.0
+
+
+class _Errand(NamedTuple):
+    """A version of a slot that is to be copied, and the incarnation whose copy it takes the place
+    of (`NOBODY`: none's)."""
+
+    slot: int
+    generation: int
+    away: int
 
 
 class Remirror:
@@ -41,7 +52,10 @@ class Remirror:
         self._has_met_close = False  # in this pass
         self._is_first = True  # this pass looks for what a predecessor has left in slots not in use
         self._is_fine: dict[int, bool] = {}  # what this pass has found of a pair of holders
-        self._frame = memoryview(anonymous_memory(copies.frame_bytes))
+        size = copies.frame_bytes
+        memory = memoryview(anonymous_memory(BATCH_FRAMES * size))
+        self._values = [memory[start : start + size - TAIL_BYTES] for start in range(0, len(memory), size)]
+        self._errands: dict[tuple[Peer, Peer], list[_Errand]] = {}  # from one to the other: fewer than a batch
 
     def work(self, ends: float) -> None:
         """A piece of a pass, if one is due."""
@@ -57,6 +71,19 @@ class Remirror:
             copies.is_mending_due = self._is_short = self._has_met_close = False
             self._is_fine = {}
             self._next_slot = 1
+        try:
+            self._look_on(ends)
+        finally:
+            for source, target in list(self._errands):
+                self._run(source, target)
+        if not self._next_slot:
+            self._is_first = False
+            self.has_close = self._has_met_close or (self.has_close and copies.is_mending_due)
+            self._count_lost()
+
+    def _look_on(self, ends: float) -> None:
+        """Over slots, from where the last piece ended."""
+        copies, now = self._copies, self._clock.now()
         stop = copies.tables.slot_count + 1
         while self._next_slot and now < ends:
             start = self._next_slot
@@ -74,10 +101,6 @@ class Remirror:
                     return
             self._next_slot = end if end < stop else 0
             now = self._clock.now()
-        if not self._next_slot:
-            self._is_first = False
-            self.has_close = self._has_met_close or (self.has_close and copies.is_mending_due)
-            self._count_lost()
 
     def _is_possible(self) -> bool:
         """Whether two engines take frames."""
@@ -142,7 +165,10 @@ class Remirror:
         if not target or not all(peer.is_gone for peer, _ in away):
             self._is_short = True
             return
-        self._copy(slot, generation, there[0], target, away[0][1] if away else NOBODY)
+        errands = self._errands.setdefault((there[0], target), [])
+        errands.append(_Errand(slot, generation, away[0][1] if away else NOBODY))
+        if len(errands) == BATCH_FRAMES:
+            self._run(there[0], target)
 
     def _has_to_move(self, there: Sequence[Peer]) -> bool:
         """Whether one of two copies has to go elsewhere, and can."""
@@ -166,35 +192,56 @@ class Remirror:
 
     def _target(self, nodes: Collection[object], lanes: Collection[int]) -> Peer | None:
         """Who can take a copy: none of these, whose other one is there, or which have it."""
-        able = self._copies.room.choose(1, len(self._copies.peers))
-        return next((peer for peer in able if peer.node not in nodes and peer.lane not in lanes), None)
+        for peer in self._copies.room.choose(1, len(self._copies.peers)):
+            on_the_way = sum(len(errands) for (_, to), errands in self._errands.items() if to is peer)
+            if peer.node not in nodes and peer.lane not in lanes and self._copies.room.of(peer) > on_the_way:
+                return peer
+        return None
 
     def _move(self, slot: int, generation: int, there: Sequence[Peer]) -> None:
         leaver = self._leaver(there)
         target = self._target(self._nodes_of(there, leaver), {leaver.lane}) if leaver else None
-        if leaver and target and self._copy(slot, generation, leaver, target, leaver.number):
+        if leaver and target and self._copy([_Errand(slot, generation, leaver.number)], leaver, target):
             # At once, and not from the list: it might come back to this engine.
             self._copies.remove(leaver, [self._copies.key_of(leaver, slot, generation)])
 
-    def _copy(self, slot: int, generation: int, source: Peer, target: Peer, away: int) -> bool:
-        """From one peer to another, which holds it in the place of the incarnation that is away, if
-        there is one. Whether it does now."""
-        copies, value = self._copies, self._frame[:-TAIL_BYTES]
-        number = source.number
-        if not source.get_all([copies.key_of(source, slot, generation)], [value], COPY_SECONDS)[0]:
-            copies.miss(slot, number, generation)
-            return False
+    def _run(self, source: Peer, target: Peer) -> None:
+        """The errands from one to the other."""
+        try:
+            self._copy(self._errands.pop((source, target)), source, target)
+        except OSError:  # a peer's trouble; when that is over, there is another pass
+            self._is_short = True
+
+    def _copy(self, errands: Sequence[_Errand], source: Peer, target: Peer) -> int:
+        """From one peer to another, which then holds each in the place of the incarnation that is
+        away. How many it does."""
+        copies, number = self._copies, source.number
+        values = self._values[: len(errands)]
+        keys = [copies.key_of(source, slot, generation) for slot, generation, _ in errands]
+        found: list[tuple[_Errand, memoryview]] = []
+        for errand, value, is_there in zip(errands, values, source.fetch(keys, values, COPY_SECONDS), strict=True):
+            if is_there:
+                found.append((errand, value))
+            else:
+                copies.miss(errand.slot, number, errand.generation)
+        if not found:
+            return 0
+        keys = [copies.key_of(target, errand.slot, errand.generation) for errand, _ in found]
         with target.writing:
             number = target.number
             try:
-                target.begin_set([copies.key_of(target, slot, generation)], [(value,)], COPY_SECONDS)
+                target.begin_set(keys, [(value,) for _, value in found], COPY_SECONDS)
                 refusals = target.end_set(COPY_SECONDS)
             except OSError:
                 copies.unnamed[target.lane] = True
                 raise
-        if refusals[0]:
-            self._is_short = True
-            return False
+        self._is_short |= any(refusals)
+        taken = [errand for (errand, _), refusal in zip(found, refusals, strict=True) if not refusal]
+        return sum(self._land(errand, target, number) for errand in taken)
+
+    def _land(self, errand: _Errand, target: Peer, number: int) -> bool:
+        """That incarnation of the target has it. Whether it holds it now."""
+        copies, (slot, generation, away) = self._copies, errand
         is_held = copies.let_go(slot, away, generation, number) if away else copies.hold(slot, number, generation)
         if not is_held:  # it died meanwhile, or was written again
             copies.bury(slot, generation, target)

@@ -68,6 +68,11 @@ class RemoteTier(SlotMap):
         count = min(count, next(filter(None, rooms[1::-1]), 0))  # a flight is at the same two, or at one
         return super().reserve(count) if count else (0, 0)
 
+    def take_over(self, slot: int) -> None:
+        """See `Tier.take_over`: one that no engine held any more is lost still."""
+        super().take_over(slot)
+        self.copies.take_over(slot)
+
     def release(self, slot: int) -> None:
         """See `Tier.release`: its copies are removed in spare time."""
         super().release(slot)

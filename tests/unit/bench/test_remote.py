@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from zcache.bench.remote import node
+from zcache.bench.remote import mirroring, node
 from zcache.bench.remote.__main__ import main
 from zcache.bench.remote.engines import Server, engine, ping_seconds, program, relay, relay_adding
 from zcache.bench.remote.reading import Way, fill, new_frames, read
@@ -177,6 +177,12 @@ def test_the_last_bytes_stay_here_because_of_the_engines_classes(tmp_path: Path)
     assert whole["frame, bytes"] == cut["frame, bytes"] == FRAME_BYTES
     for column in ("MEMORY USAGE", "used_memory", "RSS"):
         assert float(whole[column] or 0) > 1.05 * float(cut[column] or 0)
+
+
+@pytest.mark.usefixtures("server")
+def test_all_second_copies_of_an_engine_that_has_lost_them_are_made_again(tmp_path: Path) -> None:
+    [row] = mirroring.measure(tmp_path, 100, [])
+    assert row["frames"] == 100 and float(row["frames a second"] or 0) > 0
 
 
 @pytest.mark.slow

@@ -335,6 +335,45 @@ def test_an_engine_over_its_quota_gives_copies_to_one_that_has_room(bench: Bench
         assert len(bench.with_copy(slot)) == 2 and Reading(bench.copies).fetch([slot], [into])[0] == []
 
 
+def test_several_are_copied_in_one_go_and_one_that_is_gone_costs_the_others_nothing(
+    bench: Bench, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for slot in range(1, SLOTS + 1):
+        bench.write(slot, rng)
+    fetched, fetch = [], Peer.fetch
+
+    def counted(peer: Peer, keys: Sequence[bytes], buffers: Sequence[memoryview], seconds: float) -> list[bool]:
+        fetched.append(len(keys))
+        return fetch(peer, keys, buffers, seconds)
+
+    monkeypatch.setattr(Peer, "fetch", counted)
+    gone = rng.choice(
+        [slot for slot in range(1, SLOTS + 1) if bench.copies.peers[0].number in bench.tables.holders_of(slot)]
+    )
+    bench.network.restart(bench.names[0], is_from_snapshot=False)
+    (left,) = bench.with_copy(gone)
+    for key in [key for key in left.data if key.endswith(b":%d:1" % gone)]:
+        left.forget(key)
+    lacking = bench.copies.at[0]
+    bench.work()
+    assert sum(fetched) == lacking and len(fetched) == 2, "from each of the others"
+    assert bench.copies.counters.remirrored_frames == lacking - 1
+    assert list(bench.copies.lost) == [gone] and bench.with_copy(gone) == []
+    assert all(len(bench.with_copy(slot)) == 2 for slot in range(1, SLOTS + 1) if slot != gone)
+
+
+def test_no_more_is_copied_than_there_is_room_for(bench: Bench, rng: random.Random) -> None:
+    for slot in range(1, SLOTS + 1):
+        bench.write(slot, rng)
+    bench.network.restart(bench.names[0], is_from_snapshot=False)
+    for lane, name in enumerate(bench.names):
+        room = 1 if lane == 0 else bench.copies.at[lane]
+        bench.network.at[name].execute((b"SET", b"zcache:quota:default", b"%d" % (room * bench.copies.paid_bytes)))
+    bench.work(40)
+    assert bench.copies.at[0] == bench.copies.counters.remirrored_frames == 1
+    assert bench.copies.counters.remote_flushes == 0, "none was taken back"
+
+
 def test_a_second_holder_that_has_it_already_is_not_named_twice(bench: Bench, rng: random.Random) -> None:
     bench.write(1, rng)
     first, second = bench.tables.holders_of(1)

@@ -8,7 +8,8 @@ round by round; a figure is the median of its rounds. An engine is read by the t
 connection alone, which is the floor for it. Exit status 1: a read failed, or the disk of 3,000
 operations was faster than the tier on loopback or at 0.2 ms.
 
-`node`: what an engine pays for a frame, in memory and in CPU.
+`node`: what an engine pays for a frame, in memory and in CPU; and how many second copies one
+machine makes again a second, when an engine has lost them.
 
 `baseline`: from an engine, and from a RAM disk over the kernel's nbd client, in a guest (a minute
 or two more).
@@ -29,7 +30,7 @@ from typing import Any, Final, NamedTuple
 import psutil
 from rich.console import Console
 
-from zcache.bench.remote import baseline, faults, node, plan
+from zcache.bench.remote import baseline, faults, mirroring, node, plan
 from zcache.bench.remote.engines import PINGS, Relay, Server, engine, ping_seconds, relay_adding
 from zcache.bench.remote.reading import Found, Way, fill, read
 from zcache.bench.remote.slow_disk import SlowDisk
@@ -86,6 +87,8 @@ def main(words: Sequence[str]) -> int:
         if "node" in wanted:
             report.table("memory", "an engine's memory for each frame, bytes", node.memory(Path(name)))
             report.table("node", "an engine's CPU for each frame of 64 KiB", node.cpu(Path(name), arguments.seconds))
+            rows = mirroring.measure(Path(name), 4 * arguments.frames, ROUND_TRIPS_SECONDS)
+            report.table("mirroring", "second copies made again by one machine, in spare time", rows)
         if "baseline" in wanted:
             title = "a guest reads frames of 64 KiB over its network card, from memory of the host"
             report.table("baseline", title, baseline.measure(arguments.frames, arguments.seconds, arguments.rounds))
