@@ -78,8 +78,8 @@ class Copies:
 
     def take_over(self, slot: int) -> None:
         """A predecessor's frame is there, and nowhere else. It may have seen all copies lost."""
-        with self.lock:
-            if not self.tables.holders[slot]:
+        if not self.tables.holders[slot]:
+            with self.lock:
                 self.lost[slot] = self.tables.generation[slot]
 
     def send(

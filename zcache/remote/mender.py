@@ -72,7 +72,8 @@ class _Lasting:
 
     def has_been_for(self, seconds: float) -> bool:
         """As far as was noted."""
-        return self._since is not None and self._clock.now() - self._since >= seconds
+        since = self._since  # which may end while somebody asks
+        return since is not None and self._clock.now() - since >= seconds
 
 
 class Mender:

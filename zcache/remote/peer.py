@@ -203,7 +203,7 @@ class Peer:
 
     @contextlib.contextmanager
     def _refusals_count(self) -> Iterator[None]:
-        """A question that is refused is no trouble; other things are."""
+        """Here a refusal is a trouble, too."""
         try:
             yield
         except Refused as error:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
 from zcache.clock import Clock
+from zcache.linux import memory
 from zcache.linux.memory import anonymous_memory
 from zcache.remote.copies import Copies
 from zcache.remote.peer import Peer
@@ -25,8 +26,11 @@ WINDOW_SLOTS: Final = 1024
 PASS_SECONDS: Final = 5.0
 #: Frames that are copied in one go, from one peer to another: a network's delay is paid once.
 BATCH_FRAMES: Final = 8
-#: For those to be fetched, and to be sent.
+#: For those to be fetched, and to be sent. After a failure it is half as many frames: a link may be
+#: too slow for more.
 COPY_SECONDS: Final = 1.0
+#: By so much a piece of a pass may take longer, for batches that did not fill.
+LATE_SECONDS: Final = 0.1
 
 
 class _Errand(NamedTuple):
@@ -52,10 +56,14 @@ class Remirror:
         self._has_met_close = False  # in this pass
         self._is_first = True  # this pass looks for what a predecessor has left in slots not in use
         self._is_fine: dict[int, bool] = {}  # what this pass has found of a pair of holders
-        size = copies.frame_bytes
-        memory = memoryview(anonymous_memory(BATCH_FRAMES * size))
-        self._values = [memory[start : start + size - TAIL_BYTES] for start in range(0, len(memory), size)]
         self._errands: dict[tuple[Peer, Peer], list[_Errand]] = {}  # from one to the other: fewer than a batch
+        self._batch_frames = BATCH_FRAMES  # as things go
+        self._values: list[memoryview] = []
+        if copies.wanted > 1:
+            size = copies.frame_bytes
+            room = memoryview(anonymous_memory(BATCH_FRAMES * size))
+            memory.populate(room)  # not when memory is short
+            self._values = [room[start : start + size - TAIL_BYTES] for start in range(0, len(room), size)]
 
     def work(self, ends: float) -> None:
         """A piece of a pass, if one is due."""
@@ -73,9 +81,13 @@ class Remirror:
             self._next_slot = 1
         try:
             self._look_on(ends)
-        finally:
             for source, target in list(self._errands):
+                if self._clock.now() >= ends + LATE_SECONDS:  # something hangs: the next pass finds them
+                    self._is_short = True
+                    break
                 self._run(source, target)
+        finally:  # a slot that is looked at again is not to be there twice
+            self._errands.clear()
         if not self._next_slot:
             self._is_first = False
             self.has_close = self._has_met_close or (self.has_close and copies.is_mending_due)
@@ -167,7 +179,7 @@ class Remirror:
             return
         errands = self._errands.setdefault((there[0], target), [])
         errands.append(_Errand(slot, generation, away[0][1] if away else NOBODY))
-        if len(errands) == BATCH_FRAMES:
+        if len(errands) >= self._batch_frames:
             self._run(there[0], target)
 
     def _has_to_move(self, there: Sequence[Peer]) -> bool:
@@ -207,10 +219,17 @@ class Remirror:
 
     def _run(self, source: Peer, target: Peer) -> None:
         """The errands from one to the other."""
+        errands = self._errands.pop((source, target))
+        if not target.takes_frames():  # any more
+            self._is_short = True
+            return
         try:
-            self._copy(self._errands.pop((source, target)), source, target)
+            self._copy(errands, source, target)
         except OSError:  # a peer's trouble; when that is over, there is another pass
             self._is_short = True
+            self._batch_frames = max(self._batch_frames // 2, 1)
+        else:
+            self._batch_frames = min(self._batch_frames * 2, BATCH_FRAMES)
 
     def _copy(self, errands: Sequence[_Errand], source: Peer, target: Peer) -> int:
         """From one peer to another, which then holds each in the place of the incarnation that is
@@ -227,17 +246,17 @@ class Remirror:
         if not found:
             return 0
         keys = [copies.key_of(target, errand.slot, errand.generation) for errand, _ in found]
-        with target.writing:
-            number = target.number
-            try:
+        try:
+            with target.writing:
+                number = target.number
                 target.begin_set(keys, [(value,) for _, value in found], COPY_SECONDS)
                 refusals = target.end_set(COPY_SECONDS)
-            except OSError:
-                copies.unnamed[target.lane] = True
-                raise
-        self._is_short |= any(refusals)
-        taken = [errand for (errand, _), refusal in zip(found, refusals, strict=True) if not refusal]
-        return sum(self._land(errand, target, number) for errand in taken)
+            self._is_short |= any(refusals)
+            taken = [errand for (errand, _), refusal in zip(found, refusals, strict=True) if not refusal]
+            return sum(self._land(errand, target, number) for errand in taken)
+        except BaseException:
+            copies.unnamed[target.lane] = True  # it may have some that nobody names
+            raise
 
     def _land(self, errand: _Errand, target: Peer, number: int) -> bool:
         """That incarnation of the target has it. Whether it holds it now."""
@@ -253,11 +272,12 @@ class Remirror:
         return False
 
     def _count_lost(self) -> None:
-        copies = self._copies
-        if copies.lost:
-            generations = copies.tables.generation
-            with copies.lock:
-                for slot, generation in list(copies.lost.items()):
-                    if generations[slot] != generation or not self._is_used(slot):
+        """Those that were written anew or released are lost no more. They may be a million: what
+        reads and writes pages does not wait for the lock meanwhile."""
+        copies, generations = self._copies, self._copies.tables.generation
+        for slot, generation in list(copies.lost.items()):
+            if generations[slot] != generation or not self._is_used(slot):
+                with copies.lock:
+                    if copies.lost.get(slot) == generation:  # and was not lost again
                         del copies.lost[slot]
         copies.counters.remote_lost_frames = len(copies.lost)

@@ -4,7 +4,7 @@ to the others."""
 import errno
 import random
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -27,12 +27,12 @@ SLOTS: Final = 8
 
 
 class Bench:
-    """Three engines, and slots that are all in use."""
+    """Engines, and slots that are all in use."""
 
-    def __init__(self, rng: random.Random, *, is_cluster: bool = False) -> None:
+    def __init__(self, rng: random.Random, *, is_cluster: bool = False, count: int = 3) -> None:
         self.clock = FakeClock()
         self.network = FakeNetwork(self.clock, rng, is_cluster=is_cluster)
-        self.names = [f"127.0.0.{n}:7000" if is_cluster else f"/engine{n}" for n in range(1, 4)]
+        self.names = [f"127.0.0.{n}:7000" if is_cluster else f"/engine{n}" for n in range(1, count + 1)]
         for name in self.names:
             self.network.add(name)
         form = "redis://{}?cluster=yes" if is_cluster else "unix://{}"
@@ -53,9 +53,10 @@ class Bench:
         self.mender = Mender(EverySlot(SLOTS, self.copies), engines, self.clock, self.said.append)
         self.mender.connect_all()
 
-    def write(self, slot: int, rng: random.Random) -> list[FakeEngine]:
+    def write(self, slot: int, rng: random.Random, lanes: Sequence[int] = ()) -> list[FakeEngine]:
         """A frame; returns who has it."""
-        self.copies.send(slot, [memoryview(bytearray(rng.randbytes(FRAME_BYTES)))], self.copies.room.choose(1, 2), 2)
+        peers = [self.copies.peers[lane] for lane in lanes] or self.copies.room.choose(1, 2)
+        self.copies.send(slot, [memoryview(bytearray(rng.randbytes(FRAME_BYTES)))], peers, 2)
         return self.with_copy(slot)
 
     def with_copy(self, slot: int) -> list[FakeEngine]:
@@ -372,6 +373,98 @@ def test_no_more_is_copied_than_there_is_room_for(bench: Bench, rng: random.Rand
     bench.work(40)
     assert bench.copies.at[0] == bench.copies.counters.remirrored_frames == 1
     assert bench.copies.counters.remote_flushes == 0, "none was taken back"
+
+
+def test_what_is_met_while_several_are_copied_names_no_copy_that_is_not_there(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that had not come to it are begun anew, and each once."""
+    bench = Bench(rng, count=4)
+    for slot in range(1, 7):
+        bench.write(slot, rng, lanes=(0, 1 if slot < 4 else 2))
+    bench.network.at[bench.names[0]].state = "cut"
+    fetch, to_fail = Peer.fetch, [True]
+
+    def once(peer: Peer, keys: Sequence[bytes], buffers: Sequence[memoryview], seconds: float) -> list[bool]:
+        if to_fail:
+            to_fail.clear()
+            raise MemoryError
+        return fetch(peer, keys, buffers, seconds)
+
+    monkeypatch.setattr(Peer, "fetch", once)
+    bench.work(160)
+    assert not to_fail and bench.copies.counters.remirrored_frames == 6
+    for slot in range(1, 7):
+        there = {bench.names.index(engine.name) for engine in bench.with_copy(slot)} - {0}
+        named = {peer.lane for peer, _ in bench.copies.candidates(slot)}
+        assert there == named and len(there) == 2
+
+
+def test_engines_that_hang_keep_the_mender_for_no_longer_than_one_does(rng: random.Random) -> None:
+    """It has others to look after."""
+    bench = Bench(rng, count=8)
+    for lane in range(1, 7):
+        bench.write(lane, rng, lanes=(0, lane))
+    bench.network.restart(bench.names[0], is_from_snapshot=False)
+    fetched = []
+
+    def hang(peer: Peer, _keys: object, _buffers: object, seconds: float) -> list[bool]:
+        fetched.append(peer)
+        bench.clock.seconds += seconds
+        raise TimeoutError(errno.ETIMEDOUT, "hangs")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Peer, "fetch", hang)
+        for turn in range(8):
+            bench.clock.seconds += 0.5
+            before = bench.clock.seconds, len(fetched)
+            bench.mender.work()
+            assert len(fetched) <= before[1] + 1 and bench.clock.seconds < before[0] + 1.5, f"turn {turn}"
+    assert fetched
+    bench.work(80)
+    assert all(len(bench.with_copy(slot)) == 2 for slot in range(1, 7))
+
+
+def test_one_that_has_just_failed_is_sent_no_more_in_that_turn(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(rng, count=5)
+    for slot in range(1, 4):
+        bench.write(slot, rng, lanes=(0, slot))
+    begin_set, begun = Peer.begin_set, []
+
+    def fail(peer: Peer, *arguments: Any) -> None:
+        if peer.lane != 4:  # which has nothing, and so is the target of all
+            begin_set(peer, *arguments)
+            return
+        begun.append(turns)
+        peer.failed(ConnectionResetError(errno.ECONNRESET, "reset"))
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+    monkeypatch.setattr(Peer, "begin_set", fail)
+    bench.network.at[bench.names[0]].state = "cut"
+    for turns in range(160):  # noqa: B007 (`fail` looks at it)
+        bench.work(1)
+    assert begun and len(begun) == len(set(begun))
+    assert all(len(set(bench.copies.candidates(slot))) == 2 for slot in range(1, 4))
+
+
+def test_after_a_failure_fewer_are_copied_in_one_go(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that takes longer for eight than they are given would never be done."""
+    bench = Bench(rng, count=2)
+    for slot in range(1, SLOTS + 1):
+        bench.write(slot, rng)
+    fetch = Peer.fetch
+
+    def slow(peer: Peer, keys: Sequence[bytes], buffers: Sequence[memoryview], seconds: float) -> list[bool]:
+        if len(keys) > 2:
+            raise TimeoutError(errno.ETIMEDOUT, "too much for this link")
+        return fetch(peer, keys, buffers, seconds)
+
+    monkeypatch.setattr(Peer, "fetch", slow)
+    bench.network.restart(bench.names[0], is_from_snapshot=False)
+    bench.work(200)
+    assert all(len(bench.with_copy(slot)) == 2 for slot in range(1, SLOTS + 1))
 
 
 def test_a_second_holder_that_has_it_already_is_not_named_twice(bench: Bench, rng: random.Random) -> None:
