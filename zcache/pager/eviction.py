@@ -90,9 +90,9 @@ class Eviction:
                 if self.is_closing:
                     return
             if not self.evict(self._batch):
-                if not self.is_full:
+                was_full, self.is_full = self.is_full, True  # so that who has read it finds it so
+                if not was_full:
                     say(f"zcache: {FULL}")
-                self.is_full = True
                 time.sleep(REST_SECONDS)
             else:
                 self.is_full = False
