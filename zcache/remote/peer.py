@@ -18,13 +18,12 @@ without a lock: the last word counts, and the mender asks again. All else is the
 connections and their buffers.
 """
 
-import contextlib
 import errno
 import hashlib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from zcache.clock import Clock
@@ -185,30 +184,19 @@ class Peer:
 
     def ask(self, *words: bytes | str | int) -> object:
         """One command. Raises `OSError`."""
-        return self._asked(lambda asker: asker.call(*words, seconds=ASK_SECONDS))
+        return self._asked(lambda asker: asker.call(*words, seconds=ASK_SECONDS), may_refuse=True)
 
     def exist(self, keys: Sequence[bytes]) -> list[bool]:
         """Whether each key is there. Raises `OSError`."""
-        return self._asked(lambda asker: asker.exist_all(keys, ASK_SECONDS))
+        return self._asked(lambda asker: asker.exist_all(keys, ASK_SECONDS), may_refuse=True)
 
     def unlink(self, keys: Sequence[bytes]) -> None:
         """Remove keys. Raises `OSError`."""
-        with self._refusals_count():
-            self._asked(lambda asker: asker.unlink_all(keys, ASK_SECONDS))
+        self._asked(lambda asker: asker.unlink_all(keys, ASK_SECONDS))
 
     def fetch(self, keys: Sequence[bytes], buffers: Sequence[memoryview], seconds: float) -> list[bool]:
-        """As `get_all`, but no page's read waits for it at a connection."""
-        with self._refusals_count():
-            return self._asked(lambda asker: asker.get_all(keys, buffers, seconds))
-
-    @contextlib.contextmanager
-    def _refusals_count(self) -> Iterator[None]:
-        """Here a refusal is a trouble, too."""
-        try:
-            yield
-        except Refused as error:
-            self.failed(error)
-            raise
+        """As `get_all`, but no page's read waits for it at a connection. Raises `OSError`."""
+        return self._asked(lambda asker: asker.get_all(keys, buffers, seconds))
 
     def is_connected(self) -> bool:
         """Whether all of its connections are there."""
@@ -274,16 +262,15 @@ class Peer:
             self._asker.close()
         self._asker = None
 
-    def _asked(self, question: Callable[[Connected], _Answer]) -> _Answer:
-        """On the connection that is for this."""
+    def _asked(self, question: Callable[[Connected], _Answer], *, may_refuse: bool = False) -> _Answer:
+        """On the connection that is for this. If the engine `may_refuse`, that is no trouble."""
         if self._asker is None or not self._asker.is_open:
             raise OSError(errno.ENOTCONN, f"{self.name} is not connected")
         try:
             return question(self._asker)
-        except Refused:
-            raise
         except OSError as error:
-            self.failed(error)
+            if not (may_refuse and isinstance(error, Refused)):
+                self.failed(error)
             raise
 
     def _proven(self, identity: Identity) -> Connected:

@@ -159,7 +159,7 @@ class RemoteFront:
         self._make_room(self.limit_slots)
         for peer in self.copies.peers:
             if peer.limit_bytes is not None:  # somebody may want memory back
-                self._make_room(peer.limit_bytes // self.copies.paid_bytes, peer)
+                self._make_room(self.copies.room.limit(peer), peer)
         while self._staged and go_on():
             with self._lock:
                 slot = next(iter(self._staged))

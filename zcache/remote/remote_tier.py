@@ -15,7 +15,6 @@ from typing import Final
 
 from zcache.image.flat_array import FlatArray
 from zcache.remote.copies import Copies
-from zcache.remote.peer import Peer
 from zcache.remote.reading import Reading
 from zcache.tiers.slot_map import SlotMap
 
@@ -134,12 +133,8 @@ class RemoteTier(SlotMap):
 
     def promised_room(self) -> int:
         """See `Mended`: each frame twice."""
-
-        def most(peer: Peer) -> int:
-            limit_bytes = peer.limit_bytes
-            return self.slot_count if limit_bytes is None else limit_bytes // self.copies.paid_bytes
-
-        return min(pairs_of(self.copies.room.by_node(most)), self.slot_count)
+        room = self.copies.room
+        return min(self.slot_count, pairs_of(room.by_node(lambda peer: room.limit(peer, self.slot_count))))
 
     def spare_work(self, _go_on: Callable[[], bool]) -> None:
         """See `Mended`: nothing."""

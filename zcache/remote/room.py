@@ -29,17 +29,19 @@ class Room:
             return 0
         if peer.limit_bytes is None:
             return UNLIMITED
-        return max(peer.limit_bytes // self._paid_bytes - self._at[peer.lane], 0)
+        return max(self.limit(peer) - self._at[peer.lane], 0)
+
+    def limit(self, peer: Peer, unlimited: int = UNLIMITED) -> int:
+        """How many frames it may hold in all, by what it said last; so many if it set no limit."""
+        return unlimited if peer.limit_bytes is None else peer.limit_bytes // self._paid_bytes
 
     def most(self, peer: Peer, unlimited: int) -> int:
-        """How many frames it may hold in all, for as long as it is there."""
-        if peer.is_gone:
-            return 0
-        return unlimited if peer.limit_bytes is None else peer.limit_bytes // self._paid_bytes
+        """The same, for as long as it is there."""
+        return 0 if peer.is_gone else self.limit(peer, unlimited)
 
     def is_over(self, peer: Peer) -> bool:
         """Whether it holds more of ours than it may."""
-        return peer.limit_bytes is not None and self._at[peer.lane] > peer.limit_bytes // self._paid_bytes
+        return self._at[peer.lane] > self.limit(peer)
 
     def by_node(self, figure: Callable[[Peer], int], total: Callable[[list[int]], int] = sum) -> list[int]:
         """A figure of each peer, put together for those that die together."""

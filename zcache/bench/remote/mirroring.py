@@ -18,6 +18,7 @@ from zcache.bench.remote.sources import FRAME_BYTES
 from zcache.bench.report import Figure
 from zcache.clock import Clock
 from zcache.errors import EnvironmentProblem
+from zcache.image.image import SECRET_BYTES
 from zcache.remote.engines import Engines
 from zcache.remote.remote import Remote
 from zcache.remote.url import parse_url
@@ -52,13 +53,14 @@ def _row(place: str, servers: Sequence[Server], ports: Sequence[int], frame_coun
     engines = Engines([parse_url(f"redis://127.0.0.1:{port}") for port in ports], 2, False, Clock())
     engines.resolve(False, lambda _: None)
     engines.check(lambda _: None)
-    secret = os.urandom(16)
+    secret = os.urandom(SECRET_BYTES)
     remote = Remote(engines, frame_count, FRAME_BYTES, None, None, secret, is_front=False, report=lambda _: None)
     try:
         _fill(remote, frame_count)
         with contextlib.closing(servers[1].connect()) as connection:
             connection.call("FLUSHALL", seconds=ANSWER_SECONDS)
-        _work(remote, lambda: remote.tier.missing_copies() > 0)  # until it is noticed
+        # Until it is noticed; the mender begins to copy in its next turn.
+        _work(remote, lambda: remote.tier.missing_copies() > 0)
         before, begin = time.process_time(), time.monotonic()
         _work(remote, lambda: remote.tier.missing_copies() <= 0)
         took = time.monotonic() - begin
