@@ -4,9 +4,11 @@ slots hold something else."""
 
 import errno
 import random
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from tests.support.clock import FakeClock
+from zcache.tiers.backoff import PATIENCE_SECONDS, Backoff
 from zcache.tiers.slot_map import SlotMap
 
 
@@ -69,7 +71,8 @@ class MemoryTier(SlotMap):
 
 
 class WarmMemoryTier(MemoryTier):
-    """One whose coldest frames go on to the next tier."""
+    """One whose coldest frames go on to the next tier. It has engines, each with a trouble of its
+    own: number 0, and those that `engine_of` says of slots."""
 
     is_prompt = False
 
@@ -78,13 +81,29 @@ class WarmMemoryTier(MemoryTier):
         self.was_read = memoryview(bytearray(slot_count + 1))
         self.capacity_slots = slot_count
         self.is_reachable = False
+        self.engine_of: dict[int, int] = {}
+        self._troubles: defaultdict[int, Backoff] = defaultdict(lambda: Backoff(self.clock))
 
     def is_within_reach(self, slot: int) -> bool:
         assert self.used_map()[slot], f"slot {slot} is not reserved"
         return self.is_reachable
 
+    def is_known_dead(self, slot: int) -> bool:
+        return self._trouble_of(slot).seen_seconds() >= PATIENCE_SECONDS
+
+    def _trouble_of(self, slot: int) -> Backoff:
+        return self._troubles[self.engine_of.get(slot, 0)]
+
     def read(self, first_slot: int, frames: Sequence[memoryview]) -> None:
-        super().read(first_slot, frames)
+        troubles = {self._trouble_of(slot) for slot in range(first_slot, first_slot + len(frames))}
+        try:
+            super().read(first_slot, frames)
+        except OSError as error:
+            for trouble in troubles:
+                trouble.failed(str(error))
+            raise
+        for trouble in troubles:
+            trouble.succeeded()
         self.was_read[first_slot : first_slot + len(frames)] = b"\1" * len(frames)
 
     def read_to_move(self, first_slot: int, frames: Sequence[memoryview]) -> None:

@@ -5,18 +5,18 @@ A read that fails kills the task whose page it was, so a frame is not given up a
 it is read again, alone (its neighbours in the run may be sound), at once and then after each of
 `RETRY_PAUSES_SECONDS`. A wrong seal is read again once: a bit that flipped on the way is right on
 the disk. All that begins within `PATIENCE_SECONDS` of the beginning of the first transfer that
-failed, or not at all, so a request is held up by pauses for 3 s at most; and there are none when
-nothing could be read for that long: then the disk is dead, and whoever waits behind this request is
-not helped by waiting. For the same reason, what a request has not begun to read when it gives a
+failed, or not at all, so a request is held up by pauses for 3 s at most; and there are none for
+what is known to be dead (`Place.is_known_dead`): whoever waits behind this request is not helped by
+waiting. For the same reason, what a request has not begun to read when it gives a
 frame up, and has no patience left, is not read: it is an error already. A disk that is slow, and
 does not fail, is waited for.
 
 One try more is owed by a tier that is a network (not `is_prompt`): it gives a read up by itself,
 but may take `PATIENCE_SECONDS` for that, and no patience is left then. So there the frames of the
 request's first read that failed are tried again at once, however late it is, until one of these
-tries fails, too. If all reads time out, a request takes the time of two. Nothing is owed once
-nothing could be read for as long as there is patience. (If frames were read along, the read of the
-others by themselves was the second try.)
+tries fails, too. If all reads time out, a request takes the time of two. Nothing is owed for what
+is known to be dead. (If frames were read along, the read of the others by themselves was the second
+try.)
 """
 
 import contextlib
@@ -77,14 +77,10 @@ class _Patience:
     def is_over(self) -> bool:
         return self._clock.now() >= self._ends
 
-    def owes_a_try(self, place: Place) -> bool:
+    def owes_a_try(self, place: Place, jobs: Sequence[Job]) -> bool:
         """Whether what has just failed there is tried again even if patience is over."""
-        return self._failures == 1 and not place.tier.is_prompt and not _is_known_dead(place.health)
-
-
-def _is_known_dead(health: Health) -> bool:
-    """Whether nothing could be read for as long as there is patience."""
-    return health.reading.failures > 0 and not health.reading.patience_seconds()
+        is_hopeless = all(place.is_known_dead(job.below) for job in jobs)
+        return self._failures == 1 and not place.tier.is_prompt and not is_hopeless
 
 
 def _where(place: Place, job: Job) -> str:
@@ -113,9 +109,10 @@ class Readback:
         """Whether the last read from each tier that these are in succeeded."""
         return not any(self._below.place_of(job.below).health.reading.failures for job in jobs)
 
-    def health_of(self, frame: int) -> Health:
-        """Of the tier that a frame is in."""
-        return self._below.place_of(self._frames.below[frame]).health
+    def is_known_dead(self, frame: int) -> bool:
+        """Whether what a frame is in is not worth waiting for."""
+        slot = self._frames.below[frame]
+        return self._below.place_of(slot).is_known_dead(slot)
 
     @contextlib.contextmanager
     def borrowed(self, wanted: Sequence[int]) -> Iterator[list[Job]]:
@@ -186,10 +183,10 @@ class Readback:
         not are not worth another try. One that is bad costs its neighbours no try of their own."""
         clock = self._clock
         places = dict.fromkeys(wanted, place)  # where each was tried last
-        is_owed = patience.owes_a_try(place)
+        is_owed = patience.owes_a_try(place, wanted)
         for pause in (0.0, *RETRY_PAUSES_SECONDS):
             if (patience.is_over() and not is_owed) or (
-                pause and all(_is_known_dead(places[job].health) for job in wanted)
+                pause and all(places[job].is_known_dead(job.below) for job in wanted)
             ):
                 break
             clock.sleep(pause)

@@ -158,12 +158,11 @@ class Compactor:
         """Under the lock: a frame could not be read: it will not be tried again. Whether others
         may."""
         assert self._readback
-        reading = self._readback.health_of(frame).reading
         self._statistics.checksum_errors += wrong == SEAL_BROKEN
         self._statistics.fetch_errors += wrong == UNREADABLE
         is_new = not self._is_damaged(frame)
         self._damage.mark(frame, birth, wrong)
-        return is_new and self._is_damaged(frame) and not (reading.failures and not reading.patience_seconds())
+        return is_new and self._is_damaged(frame) and not self._readback.is_known_dead(frame)
 
     def _is_damaged(self, frame: int) -> bool:
         return self._damage.is_marked(frame, self._frames.birth[frame])

@@ -279,6 +279,10 @@ class Copies:
         """Whether an engine has it that is not known to be slow now."""
         return any(peer.is_up and not peer.trouble.rest_seconds() for peer, _ in self.candidates(slot))
 
+    def is_known_dead(self, slot: int) -> bool:
+        """Whether no engine that may have it is worth waiting for; or there is none."""
+        return all(peer.is_known_dead() for peer, _ in self.candidates(slot))
+
     def close(self) -> None:
         """Let go of all connections."""
         for peer in self.peers:

@@ -319,6 +319,7 @@ class Mender:
     def _is_down(self, peer: Peer, error: Exception) -> None:
         lane = peer.lane
         self._connecting[lane].failed(describe(error))
+        peer.trouble.failed(describe(error))
         self._why_down[lane] = error.text if isinstance(error, Refused) else describe(error)
         if peer.is_up or self._down_since[lane] is None:
             self._down_since[lane] = self._clock.now()

@@ -31,7 +31,7 @@ from zcache.remote.reach import Reach
 from zcache.remote.readers import Connected, Readers
 from zcache.remote.resp import Refused
 from zcache.remote.url import Address, Url
-from zcache.tiers.backoff import Backoff
+from zcache.tiers.backoff import PATIENCE_SECONDS, Backoff
 from zcache.tiers.health import describe
 
 #: Connections for reading, of which one reads at a time (`readers`).
@@ -173,6 +173,10 @@ class Peer:
         self.trouble.failed(describe(error))
         if isinstance(error, Refused) and error.word in _MOVED:
             self.moved = True
+
+    def is_known_dead(self) -> bool:
+        """Whether it has been seen to fail for as long as anybody waits."""
+        return self.trouble.seen_seconds() >= PATIENCE_SECONDS
 
     def takes_frames(self) -> bool:
         """Whether a write may be tried now."""

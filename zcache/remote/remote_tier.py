@@ -96,6 +96,10 @@ class RemoteTier(SlotMap):
         """See `WarmTier.is_within_reach`."""
         return self.copies.is_prompt(slot)
 
+    def is_known_dead(self, slot: int) -> bool:
+        """See `WarmTier.is_known_dead`."""
+        return self.copies.is_known_dead(slot)
+
     def read_to_move(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """See `WarmTier.read_to_move`."""
         failed, why = self.reading.fetch(range(first_slot, first_slot + len(frames)), frames)

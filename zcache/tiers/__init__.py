@@ -79,5 +79,9 @@ class WarmTier(Tier, Protocol):
         """Whether somebody has what is there, and may be asked for it now: that it could not be
         read a while ago says nothing any more. Never blocks."""
 
+    def is_known_dead(self, slot: int) -> bool:
+        """Whether all who have what is there have failed for as long as anybody waits
+        (`backoff.PATIENCE_SECONDS`), or nobody has it. Never blocks."""
+
     def read_to_move(self, first_slot: int, frames: Sequence[memoryview]) -> None:
         """As `read`; it does not count as one."""

@@ -32,7 +32,7 @@ class Backoff:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._began = 0.0
+        self._began = self._failed_at = 0.0  # the first time, and the last
         self._retry_at = 0.0
         self._try_began: float | None = None
         self.failures = 0  # in a row
@@ -44,6 +44,7 @@ class Backoff:
         if not self.failures:
             self._began = now
         self.failures += 1
+        self._failed_at = now
         self.last_error = error
         self._try_began = None
         self._retry_at = now + self._rest()
@@ -84,6 +85,10 @@ class Backoff:
     def trouble_seconds(self) -> float:
         """How long it has lasted; 0: there is none."""
         return self._clock.now() - self._began if self.failures else 0.0
+
+    def seen_seconds(self) -> float:
+        """How long it has been seen to last, from the first failure to the last one."""
+        return self._failed_at - self._began if self.failures else 0.0
 
     def _rest(self) -> float:
         return min(FIRST_REST_SECONDS * 2.0 ** min(self.failures - 1, 16), LAST_REST_SECONDS)

@@ -52,6 +52,14 @@ class Place:
         """What was read is not what was written; raises what the tier does."""
         self.tier.read_again(slot - self.before, frame, is_right)
 
+    def is_known_dead(self, slot: int) -> bool:
+        """Whether what is in this slot is not worth waiting for, by what is known. A disk is one
+        thing: once nothing could be read for as long as there is patience."""
+        if self.warm:
+            return self.warm.is_known_dead(slot - self.before)
+        reading = self.health.reading
+        return reading.failures > 0 and not reading.patience_seconds()
+
 
 def rest_seconds(places: Iterable[Place]) -> float:
     """Until the first of these may be tried again; 0: now, or there are none."""

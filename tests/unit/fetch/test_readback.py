@@ -174,6 +174,31 @@ def test_once_nothing_could_be_read_for_that_long_they_are_asked_once(bench: Ben
     assert bench.begins == [0.0, PATIENCE_SECONDS], "that outage was over"
 
 
+def at_engine_1(bench: Bench, index: int) -> None:
+    assert isinstance(bench.tier, WarmMemoryTier)
+    bench.tier.engine_of[bench.slot(index)] = 1
+
+
+def test_what_a_dead_engine_has_costs_no_wait_though_others_are_read(bench: Bench) -> None:
+    at_engine_1(bench, 0)
+    bench.gives_up(0)
+    bench.begin_again()
+    bench.back_at = 0.0
+    bench.holds(1)
+    bench.begin_again()
+    bench.back_at = float("inf")
+    bench.gives_up(0)
+    assert bench.begins == [0.0] and bench.seconds == PATIENCE_SECONDS
+
+
+def test_that_one_engine_is_dead_says_nothing_of_the_others(bench: Bench) -> None:
+    at_engine_1(bench, 0)
+    bench.gives_up(0)
+    bench.begin_again()
+    bench.gives_up(1)
+    assert bench.begins == [0.0, PATIENCE_SECONDS]
+
+
 def test_engines_that_fail_at_once_are_tried_for_as_long_as_a_disk(bench: Bench) -> None:
     def fail() -> None:
         bench.begins.append(round(bench.seconds, 3))

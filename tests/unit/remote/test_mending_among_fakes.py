@@ -622,3 +622,39 @@ def test_a_frame_is_within_reach_while_one_that_has_it_is(bench: Bench, rng: ran
     with pytest.raises(OSError, match="Input/output error"):
         tier.read(slot, [memoryview(bytearray(FRAME_BYTES))])
     assert not tier.is_within_reach(slot), "nobody has it but the one that is out of reach"
+
+
+def test_a_frame_is_known_dead_once_all_that_have_it_have_failed_for_long(bench: Bench, rng: random.Random) -> None:
+    """Which the mender sees, if nobody reads; that another engine fails says nothing."""
+    tier = RemoteTier(SLOTS, bench.copies)
+    slot, _ = tier.reserve(1)
+    tier.write(slot, [memoryview(bytearray(rng.randbytes(FRAME_BYTES)))])
+    first, second = bench.with_copy(slot)
+    [third] = [engine for engine in bench.network.at.values() if engine not in (first, second)]
+    assert not tier.is_known_dead(slot)
+    first.state = third.state = "cut"
+    bench.work()
+    assert not tier.is_known_dead(slot)
+    second.state = "cut"
+    with pytest.raises(OSError, match="Input/output error"):
+        tier.read(slot, [memoryview(bytearray(FRAME_BYTES))])
+    assert not tier.is_known_dead(slot), "the second may be back in a moment"
+    bench.work()
+    assert tier.is_known_dead(slot)
+    second.state = "up"
+    bench.work()
+    assert not tier.is_known_dead(slot)
+
+
+def test_a_frame_that_is_lost_is_known_dead(bench: Bench, rng: random.Random) -> None:
+    """To wait for it is no use."""
+    tier = RemoteTier(SLOTS, bench.copies)
+    slot, _ = tier.reserve(1)
+    tier.write(slot, [memoryview(bytearray(rng.randbytes(FRAME_BYTES)))])
+    for engine in bench.with_copy(slot):
+        for key in [key for key in engine.data if key.endswith(b":%d:1" % slot)]:
+            engine.forget(key)
+    assert not tier.is_known_dead(slot)
+    with pytest.raises(OSError, match="Input/output error"):
+        tier.read(slot, [memoryview(bytearray(FRAME_BYTES))])
+    assert tier.is_known_dead(slot)

@@ -25,6 +25,17 @@ def test_without_a_failure_there_is_nothing_to_wait_for(backoff: Backoff) -> Non
     assert backoff.rest_seconds() == backoff.trouble_seconds() == 0
 
 
+def test_a_trouble_is_seen_to_last_from_its_first_failure_to_the_last(backoff: Backoff, clock: FakeClock) -> None:
+    assert backoff.seen_seconds() == 0
+    backoff.failed("EIO")
+    clock.seconds += 60.0
+    assert backoff.seen_seconds() == 0 and backoff.trouble_seconds() == 60.0
+    backoff.failed("EIO")
+    assert backoff.seen_seconds() == 60.0
+    backoff.succeeded()
+    assert backoff.seen_seconds() == 0
+
+
 def test_rests_double_from_the_first_to_the_last(backoff: Backoff, clock: FakeClock) -> None:
     rests = []
     for _ in range(100):
