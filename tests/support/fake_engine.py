@@ -25,7 +25,15 @@ from typing import Final, TypeAlias
 
 from tests.support.clock import FakeClock
 from zcache.remote.cluster import SLOTS, slot_of_tag
-from zcache.remote.resp import MAX_ASKED, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, ProtocolError, Refused, Reply
+from zcache.remote.resp import (
+    MAX_ASKED,
+    MAX_IN_FLIGHT,
+    MAX_IN_FLIGHT_BYTES,
+    MAX_REPLY_BYTES,
+    ProtocolError,
+    Refused,
+    Reply,
+)
 from zcache.remote.url import DEFAULT_USER, Address
 
 #: What each value costs beside its bytes, as `zcache.remote.copies` counts.
@@ -57,6 +65,7 @@ class FakeEngine:
         self.snapshot: dict[bytes, bytes | Hash] = {}  # on its disk
         self.replica: dict[bytes, bytes | Hash] = dict(self.data)
         self._behind: deque[tuple[bytes, bytes | Hash | None]] = deque()  # what the replica lacks
+        self.evicted_keys = 0
         self.lost: set[bytes] = set()  # keys that it had, and nobody has removed
         # Faults of an engine that is up, each with a probability.
         self.resets = self.delays = 0.0
@@ -71,7 +80,7 @@ class FakeEngine:
         inboxes = [*self.late, *(connection.inbox for connection in self.connections)]
         other.late = [deque(inbox) for inbox in inboxes if inbox]
         other.snapshot, other.replica, other._behind = dict(self.snapshot), dict(self.replica), deque(self._behind)
-        other.lost = set(self.lost)
+        other.lost, other.evicted_keys = set(self.lost), self.evicted_keys
         other.resets, other.delays, other.longest_delay_seconds = self.resets, self.delays, self.longest_delay_seconds
         return other
 
@@ -88,10 +97,15 @@ class FakeEngine:
         self.snapshot = dict(self.data)
 
     def forget(self, key: bytes) -> None:
-        """As if it had evicted it."""
+        """As if somebody had removed it."""
         if key in self.data:
             self._remove(key)
             self.lost.add(key)
+
+    def evict(self, key: bytes) -> None:
+        """As a `maxmemory-policy` would have it."""
+        self.forget(key)
+        self.evicted_keys += 1
 
     def give_away(self, key: bytes, other: "FakeEngine") -> None:
         """Its slot belongs to another from now on."""
@@ -205,6 +219,7 @@ class FakeEngine:
             "used_memory": self.used_bytes + self.foreign_bytes,
             "maxmemory": network.maxmemory,
             "maxmemory_policy": "noeviction",
+            "evicted_keys": self.evicted_keys,
             "loading": int(self.is_loading),
             "aof_enabled": 0,
             "role": "master",
@@ -525,10 +540,10 @@ class FakeConnection:
         raise ConnectionResetError(errno.ECONNRESET, "the engine has closed the connection")
 
     def _fill(self, buffer: memoryview, value: bytes) -> bool:
-        if len(value) > len(buffer):
+        if len(value) > MAX_REPLY_BYTES:
             self._end(is_heard=True)
             raise ProtocolError(f"a value of {len(buffer)} bytes was expected")
-        buffer[: len(value)] = value
+        buffer[: len(value)] = value[: len(buffer)]
         return len(value) == len(buffer)
 
     def _end(self, *, is_heard: bool) -> None:

@@ -172,7 +172,7 @@ def _gc(urls: Sequence[Url], name: str, *, is_sure: bool, is_forced: bool) -> in
             if _signs(instances) != _signs(_of_name(engines, name)):
                 raise _alive(instances, "its account has changed just now; its clock differs from this machine's")
         count = sum(map(remove, instances))
-    print(f"removed {name}: {count} frames")
+    print(f"removed {name}: {count} copies")
     return 0
 
 
@@ -199,7 +199,7 @@ def _is_confirmed(instances: list[Instance]) -> bool:
     frames, where = sum(each.frames for each in instances), ", ".join(each.engine.name for each in instances)
     known_bytes = sum(each.size_bytes or 0 for each in instances)
     seen = "never seen" if latest.seen is None else f"last seen {remote_tables.age(latest.age_seconds)} ago"
-    print(f"{_described(instances)}: {frames} frames, {human(known_bytes)}, at {where}; {seen}.")
+    print(f"{_described(instances)}: {frames} copies, {human(known_bytes)}, at {where}; {seen}.")
     print("Remove all of it? If that swap is only asleep, its pages are lost. [y/N]", end=" ", flush=True)
     try:
         return sys.stdin.readline().strip().lower() in ("y", "yes")

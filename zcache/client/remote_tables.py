@@ -119,7 +119,7 @@ def print_answer(answer: Answer) -> None:
             ]
             for row in answer["owners"]
         ]
-        print_table(("OWNER", "INSTANCES", "FRAMES", "SIZE", "QUOTA"), rows)
+        print_table(("OWNER", "INSTANCES", "COPIES", "SIZE", "QUOTA"), rows)
     if answer["hidden_instances"]:
         print(f"not shown, as the account that asks may not read it: {answer['hidden_instances']} instances")
 

@@ -59,6 +59,7 @@ class Copies:
         self.unnamed = [True] * len(self.peers)  # lanes that may hold what is named nowhere: to be swept
         self.is_mending_due = False
         self.doubtful: set[int] = set()  # lanes of which it is yet to be seen what they still have
+        self.doubts = 0  # how often that came up
         self.wanted = 2  # copies of each frame
         self.in_flight: set[int] = set()  # slots that are being written: what is there has no holder yet
         self.lost: dict[int, int] = {}  # slots whose copies are all lost, and their generations
@@ -67,9 +68,12 @@ class Copies:
     # ---------------------------------------------------------------------------------------------
 
     def miss(self, slot: int, number: int, generation: int) -> None:
-        """An engine has lost a copy that it had, or it is wrong."""
+        """An engine has lost a copy that it had, or it is wrong. With that one it may have lost
+        others, and something may be there in its place."""
         if not self.let_go(slot, number, generation):
             return
+        if self.wanted > 1 and (peer := self.holder(number)):
+            self.doubt(peer)
         self.counters.remote_missing_copies += 1
         self.is_mending_due = True
         with self.lock:
@@ -253,13 +257,15 @@ class Copies:
             self._incarnations.met(peer, identity)
             self.unnamed[peer.lane] = True
             self.is_mending_due = True
-        if peer.has_lost_word or before not in (0, peer.number):
+        is_heir = not before and self.wanted > 1 and self.at[peer.lane] > 0  # of what a predecessor may have doubted
+        if is_heir or peer.has_lost_word or before not in (0, peer.number):
             self.doubt(peer)  # it may be a process that we know, and have another's memory by now
 
     def doubt(self, peer: Peer) -> None:
         """It may have lost copies without a word: all of its keys are to be looked through."""
         self.unnamed[peer.lane] = True
         self.doubtful.add(peer.lane)
+        self.doubts += 1
 
     def unproven(self) -> int:
         """Copies that are counted as there, and whose engine has been another process since: they

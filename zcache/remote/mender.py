@@ -21,6 +21,7 @@ moments.
 
 import contextlib
 import errno
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -63,10 +64,12 @@ class _Lasting:
         self._clock = clock
         self._since: float | None = None
 
-    def note(self, is_so: bool) -> None:
-        """Whether it is so now."""
+    def note(self, is_so: bool, is_old: bool = False) -> None:
+        """Whether it is so now. `is_old`: and has been for longer than anybody asks."""
         if not is_so:
             self._since = None
+        elif is_old:
+            self._since = -math.inf
         elif self._since is None:
             self._since = self._clock.now()
 
@@ -92,6 +95,7 @@ class Mender:
         self._down_since: list[float | None] = [clock.now()] * count
         self._why_down = ["not connected yet"] * count
         self._was_up = [False] * count  # ever
+        self._evicted = [0] * count  # keys that each has thrown out, as it said last
         self._is_wordless = [False] * count  # whose word is missing, and cannot be put back
         copies.wanted = tier.wanted_copies
         self._remirror = Remirror(copies, tier.is_used, clock)
@@ -100,6 +104,7 @@ class Mender:
         self._is_over = False
         self._unforeseen = ""  # the last thing that it has met and should not have
         self._missing = _Lasting(clock)  # copies are
+        self._doubts = 0  # of which it has taken note
         self._short = _Lasting(clock)  # engines have too little room
 
     # -- a turn
@@ -122,7 +127,9 @@ class Mender:
         self._sweeper.remove_dead(ends)
         self._remirror.work(ends)
         self._sweeper.sweep(ends)
-        self._missing.note(self._tier.missing_copies() > 0)
+        doubts, is_doubtful = self._copies.doubts, self._has_doubts()
+        self._missing.note(is_doubtful or self._tier.missing_copies() > 0, is_old=is_doubtful)
+        self._doubts = doubts
         promised = self._tier.limit_slots
         self._short.note(self._tier.promised_room() < promised - (promised >> SHORT_SHIFT))
 
@@ -136,6 +143,11 @@ class Mender:
             if self._clock.now() < ends:
                 with self._going_on():
                     self._look_after(peer)
+
+    def _has_doubts(self) -> bool:
+        """Whether what an engine still has is being looked for, or was in this turn. What is found
+        missing then is not just under way."""
+        return bool(self._copies.doubtful) or self._copies.doubts != self._doubts
 
     @property
     def is_short(self) -> bool:
@@ -169,10 +181,9 @@ class Mender:
                 found.append(f"remote {peer.name}: what it still has is being looked for: stop no other engine yet")
         if self._remirror.has_close:
             found.append("frames may have both copies at one node of the Cluster: stop none of its nodes yet")
-        if self._missing.has_been_for(MISSING_SECONDS):
-            found.append(
-                f"{self._tier.missing_copies()} second copies are missing at engines: stop no other engine yet"
-            )
+        missing = self._tier.missing_copies()
+        if missing > 0 and (self._missing.has_been_for(MISSING_SECONDS) or self._has_doubts()):
+            found.append(f"{missing} second copies are missing at engines: stop no other engine yet")
         if self._unforeseen:
             found.append(f"what looks after engines met something that it did not foresee ({self._unforeseen})")
         if lost := self._copies.counters.remote_lost_frames:
@@ -286,7 +297,7 @@ class Mender:
         if not (peer.identity and isinstance(word, bytes) and word == b"%016x" % peer.identity.word):
             peer.identity = None
             raise Changed(errno.ESTALE, "it has forgotten what it held")
-        memory = fields_of(peer.ask("INFO", "memory"))
+        memory = fields_of(peer.ask("INFO", "memory", "stats"))  # several at once: Redis 7
         own_bytes = copies.at[lane] * copies.paid_bytes
         used, most = (number_of(memory.get(name)) or 0 for name in ("used_memory", "maxmemory"))
         peer.foreign_bytes = max(used - own_bytes, 0)
@@ -299,6 +310,10 @@ class Mender:
             quota = number_of(self._engines.ask_where_it_is(peer, quota_key(peer.url.user)))
             if quota is not None:
                 limits.append(quota // self._engines.lanes_of(peer))
+        evicted = number_of(memory.get("evicted_keys")) or 0
+        if evicted > self._evicted[lane] and copies.wanted > 1:
+            copies.doubt(peer)
+        self._evicted[lane] = evicted
         peer.limit_bytes = min(limits, default=None)
         peer.refusal = self._engines.why_not_any_more(memory)
         with contextlib.suppress(Refused):  # it is full, say; what it has can be read

@@ -18,6 +18,7 @@ from zcache.linux import memory
 from zcache.linux.memory import anonymous_memory
 from zcache.remote.copies import Copies
 from zcache.remote.peer import Peer
+from zcache.remote.resp import Refused
 from zcache.remote.tables import NOBODY, TAIL_BYTES
 
 #: Slots that are looked at in one go, some 50 us.
@@ -58,6 +59,7 @@ class Remirror:
         self._is_fine: dict[int, bool] = {}  # what this pass has found of a pair of holders
         self._errands: dict[tuple[Peer, Peer], list[_Errand]] = {}  # from one to the other: fewer than a batch
         self._batch_frames = BATCH_FRAMES  # as things go
+        self._is_cut = False  # a connection, in this piece of a pass
         self._values: list[memoryview] = []
         if copies.wanted > 1:
             size = copies.frame_bytes
@@ -79,6 +81,7 @@ class Remirror:
             copies.is_mending_due = self._is_short = self._has_met_close = False
             self._is_fine = {}
             self._next_slot = 1
+        self._is_cut = False
         try:
             self._look_on(ends)
             for source, target in list(self._errands):
@@ -106,9 +109,9 @@ class Remirror:
                     continue
                 try:
                     self._mend_slot(slot)
-                except OSError:  # the peer's trouble; when that is over, there is another pass
-                    self._is_short = True
-                if self._clock.now() >= ends:
+                except OSError as error:
+                    self._fail(error)
+                if self._is_cut or self._clock.now() >= ends:
                     self._next_slot = slot + 1  # at the end, the next turn finds no more
                     return
             self._next_slot = end if end < stop else 0
@@ -225,11 +228,19 @@ class Remirror:
             return
         try:
             self._copy(errands, source, target)
-        except OSError:  # a peer's trouble; when that is over, there is another pass
-            self._is_short = True
+        except OSError as error:
+            self._fail(error)
             self._batch_frames = max(self._batch_frames // 2, 1)
         else:
             self._batch_frames = min(self._batch_frames * 2, BATCH_FRAMES)
+
+    def _fail(self, error: OSError) -> None:
+        """A peer's trouble; when that is over, there is another pass. Unless it has just said no,
+        its connection is closed, and has to be made again before this pass goes on: or all that
+        comes after one frame that cannot be copied would wait for the next pass, which meets it
+        again."""
+        self._is_short = True
+        self._is_cut |= not isinstance(error, Refused)
 
     def _copy(self, errands: Sequence[_Errand], source: Peer, target: Peer) -> int:
         """From one peer to another, which then holds each in the place of the incarnation that is

@@ -235,8 +235,9 @@ class Connection:
             self._note_refusal(line)
             return False
         length = _number(line) if line[:1] == b"$" else -1
-        if not 0 <= length <= len(target):
+        if not 0 <= length <= MAX_REPLY_BYTES:
             raise ProtocolError(f"a value of {len(target)} bytes was expected, not {line[:20]!r}")
+        self._wire.skip(max(length - len(target), 0), target, deadline)
         self._wire.read_value(target[:length], deadline)
         return length == len(target)
 

@@ -111,8 +111,24 @@ class Wire:
         return line
 
     def read_value(self, target: memoryview, deadline: float) -> None:
-        """As many bytes as there are in `target`, and the line's end after them. What has come is
-        copied; what has not is received in place, and what follows it in the buffer."""
+        """As many bytes as there are in `target`, and the line's end after them."""
+        self._read_bytes(target, deadline)
+        while self._stop - self._start < 2:
+            self._fill(deadline)
+        if not self._buffer.startswith(b"\r\n", self._start, self._stop):
+            raise ProtocolError("a value does not end where it should")
+        self._start += 2
+
+    def skip(self, length: int, room: memoryview, deadline: float) -> None:
+        """So many bytes of a value; they pass through `room`."""
+        while length:
+            part = room[:length]
+            self._read_bytes(part, deadline)
+            length -= len(part)
+
+    def _read_bytes(self, target: memoryview, deadline: float) -> None:
+        """What has come is copied; what has not is received in place, and what follows it in the
+        buffer."""
         held = min(self._stop - self._start, len(target))
         target[:held] = self._view[self._start : self._start + held]
         self._start += held
@@ -120,11 +136,6 @@ class Wire:
             count = self._receive([target[held:], self._view], deadline)
             self._start, self._stop = 0, max(count - (len(target) - held), 0)
             held += count
-        while self._stop - self._start < 2:
-            self._fill(deadline)
-        if not self._buffer.startswith(b"\r\n", self._start, self._stop):
-            raise ProtocolError("a value does not end where it should")
-        self._start += 2
 
     def _fill(self, deadline: float) -> None:
         """More in the buffer."""

@@ -203,7 +203,7 @@ def test_a_cluster_is_all_of_its_primaries_and_has_one_quota(tmp_path: Path, run
         assert sum(bool(keys(node, "zcache:quota:*")) for node in nodes) == 1
         assert run("quota", "alice", "none", at=seeds)[0] == 0
         assert not any(keys(node, "zcache:quota:*") for node in nodes)
-        assert run("gc", ALICES, "--yes", "--force", at=seeds)[:2] == (0, f"removed {ALICES}: 6 frames\n")
+        assert run("gc", ALICES, "--yes", "--force", at=seeds)[:2] == (0, f"removed {ALICES}: 6 copies\n")
         assert not any(keys(node) for node in nodes)
         code, _, errors = run("status", at=[nodes[0].url()])
         assert code == 2 and "is a node of a Cluster; give ?cluster=yes" in errors
@@ -230,9 +230,9 @@ def test_gc_removes_all_that_one_instance_has_everywhere(pair: list[Engine], run
     urls = [engine.url() for engine in pair]
     code, said, errors = run("gc", ALICES, at=urls, typed="y\n")
     assert (code, errors) == (0, "")
-    assert f"{ALICES} (alice, host host-of-alice): 5000 frames, 7.2M, at {pair[0].socket}, {pair[1].socket}" in said
+    assert f"{ALICES} (alice, host host-of-alice): 5000 copies, 7.2M, at {pair[0].socket}, {pair[1].socket}" in said
     assert re.search("; last seen 10[0-9] s ago", said)
-    assert said.endswith(f"removed {ALICES}: 5000 frames\n")
+    assert said.endswith(f"removed {ALICES}: 5000 copies\n")
     assert [keys(engine) for engine in pair] == before
 
 

@@ -13,7 +13,7 @@ from tests.support.engines import Engine
 from tests.support.fake_engine import FakeNetwork
 from zcache.remote.peer import fields_of
 from zcache.remote.readers import Connected
-from zcache.remote.resp import Connection, ProtocolError, Refused
+from zcache.remote.resp import MAX_REPLY_BYTES, Connection, ProtocolError, Refused
 from zcache.remote.url import parse_url, resolve
 
 SECONDS: Final = 5.0
@@ -78,14 +78,17 @@ def test_what_was_unlinked_is_not_there(connection: Connected, rng: random.Rando
 
 def test_what_is_under_a_key_and_is_none_of_ours_is_not_there(connection: Connected, rng: random.Random) -> None:
     connection.call("SET", b"short", b"short", seconds=SECONDS)
+    connection.call("SET", b"long", bytes(len(buffers(1)[0]) * 3 + 1), seconds=SECONDS)
     connection.call("HSET", b"hash", "field", 1, seconds=SECONDS)
-    connection.begin_set([b"key"], [(frame(rng),)], SECONDS)
+    wanted, into = frame(rng), buffers(4)
+    connection.begin_set([b"key"], [(wanted,)], SECONDS)
     connection.end_set(SECONDS)
-    assert connection.get_all([b"short", b"hash", b"key"], buffers(3), SECONDS) == [False, False, True]
+    assert connection.get_all([b"short", b"long", b"hash", b"key"], into, SECONDS) == [False, False, False, True]
+    assert into[3] == wanted
 
 
-def test_a_longer_value_ends_the_connection(connection: Connected) -> None:
-    connection.call("SET", b"key", bytes(len(buffers(1)[0]) + 1), seconds=SECONDS)
+def test_a_value_of_far_too_many_bytes_ends_the_connection(connection: Connected) -> None:
+    connection.call("SET", b"key", bytes(MAX_REPLY_BYTES + 1), seconds=SECONDS)
     with pytest.raises(ProtocolError):
         connection.get_all([b"key"], buffers(1), SECONDS)
     assert not connection.is_open

@@ -357,8 +357,10 @@ def test_an_answer_that_breaks_off_is_an_error(tmp_path: Path, said: bytes) -> N
         assert not connection.is_open
 
 
-@pytest.mark.parametrize("said", [b"$5\r\nabcde\r\n", b"$4\r\nabcdXY", b"$4\r\nabcde\r\n", b"+abcd\r\n"])
-def test_a_value_of_another_length_is_none(tmp_path: Path, said: bytes) -> None:
+@pytest.mark.parametrize(
+    "said", [b"$4\r\nabcdXY", b"$4\r\nabcde\r\n", b"$5\r\nabcd\r\n\n", b"+abcd\r\n", b"$4194305\r\n", b"$-2\r\n"]
+)
+def test_what_is_no_value_closes_the_connection(tmp_path: Path, said: bytes) -> None:
     with fake(tmp_path, said, stays=True) as connection:
         with pytest.raises(ProtocolError):
             connection.get_all(keys_of(1), buffers_of(1, 4), SECONDS)
