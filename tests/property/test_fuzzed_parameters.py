@@ -166,12 +166,12 @@ def check_config(config: Config, ram_bytes: int) -> None:
     min_bytes = chosen.min_budget_frames * chosen.frame_bytes
     needed_bytes = chosen.frames_for(config.size_bytes // 4096) * chosen.frame_bytes
     assert needed_bytes >= config.size_bytes
+    remote_bytes = config.remote_frames * chosen.frame_bytes
     if config.image is None:  # one that another test has left has the budget that it was made with
         assert min_bytes <= config.budget_bytes
         assert config.budget_bytes <= max(needed_bytes, min_bytes) or config.clean
         assert config.budget_bytes <= max(ram_bytes * 9 // 10, min_bytes)
-    remote_bytes = config.remote_frames * chosen.frame_bytes
-    assert config.overcommit or config.backing or needed_bytes <= config.budget_bytes + remote_bytes
+        assert config.overcommit or config.backing or needed_bytes <= config.budget_bytes + remote_bytes
     assert config.budget_frames * chosen.frame_bytes + config.below_bytes + remote_bytes >= needed_bytes
     assert bool(config.remote) is bool(config.remote_bytes) and config.remote_copies in (1, 2)
     assert config.remote_copies == 2 or config.backing or not config.remote
